@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The end of a run: hand the terminal over to OpenSSH, or leave with the documented exit status."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: connect
+type: notification
+short_description: Hand the terminal over to the workspace at the end of a run
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - >-
+    After a successful run that ended in a running workspace, replaces C(ansible-playbook) by C(ssh) into it. Only when
+    standard input and output are terminals, and not with C(connect=false) or C(output=json).
+  - A C(command) is run the same way, also without a terminal. The exit status is the command's.
+  - A failed run with C(output=json) ends with the error's documented code as exit status.
+  - >-
+    Enabled by the checkout's C(ansible.cfg); elsewhere by E(ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect). Put it last:
+    callbacks after it do not see the end of a run that is handed over.
+requirements:
+  - OpenSSH's client
+"""
+
+import os
+import shutil
+import signal
+import sys
+from typing import Any
+
+from ansible import constants as C
+from ansible.plugins.callback import CallbackBase
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible
+
+
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "spt.flow.connect"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._code = 0
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            self._code = _ansible.failure(result.result)["error"]["code"]
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        if _ansible.has_failed(stats):
+            if self._code and _ansible.screen() == "json":
+                # SystemExit passes Ansible's handlers of errors and runs its own cleaning up.
+                raise SystemExit(self._code)
+            return
+        run = _ansible.run_data(stats)
+        if not run or not run.get("connect") or run["output"] == "json":
+            return
+        connect = run["connect"]
+        if connect["always"] or (sys.stdin.isatty() and sys.stdout.isatty()):
+            self._hand_over(connect["argv"], connect["env"])
+
+    def _hand_over(self, argv: list[str], env: dict[str, str]) -> None:
+        """Become ``argv``. What Ansible leaves to ``atexit`` is done here, since ``exec`` skips it (decision C2)."""
+        program = shutil.which(argv[0])
+        if program is None:
+            self._display.error(f"Cannot enter the workspace: {argv[0]} is not installed. Install OpenSSH's client.")
+            return
+        shutil.rmtree(C.DEFAULT_LOCAL_TMP, ignore_errors=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor in (0, 1, 2):
+            os.set_inheritable(descriptor, True)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        # Python ignores these two, and what is ignored stays so in the new program.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        os.execve(program, argv, {**os.environ, **env})

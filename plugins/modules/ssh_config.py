@@ -1,0 +1,58 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ssh_config
+short_description: Let plain SSH enter every workspace by its name
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - >-
+    Writes one block that serves every workspace of this machine's engine to C(~/.config/spt-flow/ssh_config) and one
+    C(Include) line to the top of C(~/.ssh/config). C(ssh), C(scp), C(rsync) and VS Code Desktop's Remote-SSH use it.
+  - V(absent) removes both again and leaves everything else in C(~/.ssh/config) as it is.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+options:
+  state:
+    description: Whether the block is there.
+    type: str
+    choices: [present, absent]
+    default: present
+  output:
+    description: V(json) for one JSON object on standard output instead of text.
+    type: str
+    choices: [text, json]
+    default: text
+seealso:
+  - module: spt.flow.workspace
+"""
+
+EXAMPLES = r"""
+- name: Let ssh and VS Code Desktop enter workspaces
+  spt.flow.ssh_config:
+
+- name: Take it back
+  spt.flow.ssh_config:
+    state: absent
+"""
+
+RETURN = r"""
+paths:
+  description: The files that were looked at.
+  type: list
+  elements: str
+  returned: success
+  sample: [/home/alice/.config/spt-flow/ssh_config, /home/alice/.ssh/config]
+error:
+  description: What went wrong; see M(spt.flow.workspace).
+  type: dict
+  returned: failure
+"""

@@ -1,0 +1,224 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: workspace
+short_description: Manage a workspace
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Creates, starts, stops, restarts or deletes a workspace, a development environment for one repository.
+  - >-
+    A workspace of the same owner and repository is found whatever it is called; only O(state=restarted) applies changed
+    settings or a newer image to one that exists.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+  - spt.flow.values
+  - spt.flow.values.settings
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - O(state=restarted) and O(state=kept) act every time.
+options:
+  state:
+    description:
+      - V(started) creates the workspace if O(create=true), starts it if it is stopped, and waits until its IDE answers.
+      - V(stopped) stops it; its home stays.
+      - V(restarted) replaces the running part, so that the settings and the newest image apply; its home stays.
+      - V(kept) holds off the idle stop of a running workspace for O(hours).
+      - V(absent) deletes it with its home, which needs O(confirm=true).
+    type: str
+    choices: [started, stopped, restarted, kept, absent]
+    default: started
+  create:
+    description: Whether O(state=started) creates a workspace that is not there; V(false) fails instead.
+    type: bool
+    default: true
+  ref:
+    description: Branch, tag or commit that a new clone starts on; by default the repository's own.
+    type: str
+    default: ''
+  dotfiles:
+    description: Repository with dotfiles that a new workspace installs after it is ready.
+    type: str
+    default: ''
+  hours:
+    description: For how long O(state=kept) holds off the idle stop, at most 24; 0 takes it back.
+    type: float
+    default: 8
+  confirm:
+    description: Must be V(true) for O(state=absent).
+    type: bool
+    default: false
+  connect:
+    description:
+      - Whether the run ends in a shell of the workspace where there is a terminal; see P(spt.flow.connect#callback).
+      - With V(false), a clone that needs credentials is tried once with the caller's SSH agent.
+    type: bool
+    default: true
+  command:
+    description: A shell command that the run ends with instead of a shell; see P(spt.flow.connect#callback).
+    type: str
+    default: ''
+seealso:
+  - module: spt.flow.workspace_info
+  - module: spt.flow.workspace_exec
+  - module: spt.flow.ssh_config
+"""
+
+EXAMPLES = r"""
+- name: Bring up a workspace for a repository
+  spt.flow.workspace:
+    repo: https://github.com/ansible-collections/community.docker
+    connect: false
+
+- name: Apply a newer image and more memory
+  spt.flow.workspace:
+    state: restarted
+    workspace: community-docker
+    memory: 16g
+    connect: false
+
+- name: Delete the workspace
+  spt.flow.workspace:
+    state: absent
+    workspace: community-docker
+    confirm: true
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, or would be done in check mode, in words.
+  type: str
+  returned: always
+  sample: Workspace demo is running (unchanged).
+workspace:
+  description: The workspace as it is after the task; V(null) when there is none.
+  type: dict
+  returned: success
+  contains:
+    name:
+      description: Its name.
+      type: str
+      returned: success
+      sample: demo
+    owner:
+      description: Whose it is.
+      type: str
+      returned: success
+      sample: alice
+    repo:
+      description: Identity of the repository.
+      type: str
+      returned: success
+      sample: github.com/o/demo
+    state:
+      description: V(running), V(stopped), V(failed), V(building) or V(unknown).
+      type: str
+      returned: success
+      sample: running
+    outdated:
+      description: What differs from what a new workspace would get, V(settings), V(image).
+      type: list
+      elements: str
+      returned: success
+      sample: [image]
+    url:
+      description: Address of the IDE; empty unless it runs.
+      type: str
+      returned: success
+      sample: http://127.0.0.1:32768
+    steps:
+      description: Steps of the start with V(name), V(state), V(started), V(ended), V(detail).
+      type: list
+      elements: dict
+      returned: success
+    life:
+      description: What keeps it alive (V(reason)) and when it stops (V(stops_at), seconds since the epoch).
+      type: dict
+      returned: success
+session:
+  description: What is needed to enter it. The password is made anew at every start.
+  type: dict
+  returned: when the workspace runs
+  contains:
+    url:
+      description: Address of the IDE.
+      type: str
+      returned: success
+      sample: http://127.0.0.1:32768
+    password:
+      description: Password of the IDE.
+      type: str
+      returned: success
+      sample: 4b825dc642cb6eb9
+    directory:
+      description: Where the clone is, inside.
+      type: str
+      returned: success
+      sample: /home/coder/demo
+    ssh:
+      description: The command that opens a shell in it.
+      type: str
+      returned: success
+      sample: ssh -F /run/user/1000/spt-flow/ssh_config spt-flow-alice-demo
+actions:
+  description: What was done, in order.
+  type: list
+  elements: str
+  returned: success
+  sample: [create, start]
+stages:
+  description: Names and seconds of the stages.
+  type: list
+  elements: list
+  returned: success
+  sample: [[create, 0.6], [ide, 1.1]]
+notes:
+  description: Sentences about what is as it should not be, though nothing failed.
+  type: list
+  elements: str
+  returned: success
+ask:
+  description: Whether a person should be asked before O(state=absent) is done.
+  type: bool
+  returned: with O(state=absent)
+  sample: true
+error:
+  description: What went wrong.
+  type: dict
+  returned: failure
+  contains:
+    code:
+      description: 1 failed, 2 cancelled, 4 no access, 5 timeout, 6 not found, 7 conflict, 8 unhealthy.
+      type: int
+      returned: failure
+      sample: 6
+    kind:
+      description: The code as a word.
+      type: str
+      returned: failure
+      sample: not_found
+    message:
+      description: What was attempted, on what, what happened.
+      type: str
+      returned: failure
+      sample: Cannot find workspace demo of alice.
+    hint:
+      description: What to do.
+      type: str
+      returned: failure
+      sample: "See what there is: ansible-playbook spt.flow.status"
+    details:
+      description: Facts for a program.
+      type: dict
+      returned: failure
+"""

@@ -1,0 +1,75 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: workspace_info
+short_description: Read the workspaces of an owner
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Reads one workspace, or all of an owner's when neither O(workspace) nor O(repo) is given, or what one has written.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+  - spt.flow.attributes.info
+  - spt.flow.values
+options:
+  size:
+    description: Also the sizes of the volumes in bytes, which the engine has to count.
+    type: bool
+    default: false
+  logs:
+    description: Show what one workspace has written instead.
+    type: bool
+    default: false
+  follow:
+    description: With O(logs=true), go on until the workspace stops.
+    type: bool
+    default: false
+  tail:
+    description: With O(logs=true), start with this many last lines; 0 for all.
+    type: int
+    default: 100
+seealso:
+  - module: spt.flow.workspace
+"""
+
+EXAMPLES = r"""
+- name: Read all workspaces of the caller
+  spt.flow.workspace_info:
+  register: mine
+
+- name: Read one with the sizes of its volumes
+  spt.flow.workspace_info:
+    workspace: demo
+    size: true
+
+- name: Show the last lines that one has written
+  spt.flow.workspace_info:
+    workspace: demo
+    logs: true
+    tail: 20
+"""
+
+RETURN = r"""
+workspaces:
+  description: The workspaces, each as M(spt.flow.workspace) returns it.
+  type: list
+  elements: dict
+  returned: success
+lines:
+  description: Lines of the log; not kept with O(follow=true).
+  type: list
+  elements: str
+  returned: with O(logs=true)
+error:
+  description: What went wrong; see M(spt.flow.workspace).
+  type: dict
+  returned: failure
+"""
