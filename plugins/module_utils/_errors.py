@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]*@")
+_CREDENTIALS = re.compile(
+    r"(?P<scheme>ssh://)[^/\s:]*:[^/\s]*@|(?P<other>(?!ssh://)\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE
+)
 
 
 def redact(text: str) -> str:
-    """Replace the user part of every URL in ``text`` by ``***``."""
-    return _CREDENTIALS.sub(r"\g<scheme>***@", text)
+    """Replace the user part of every URL in ``text`` by ``***`` (the user of ``ssh://user@host`` is no secret)."""
+    return _CREDENTIALS.sub(lambda match: f"{match['scheme'] or match['other']}***@", text)
 
 
 class FlowError(Exception):
