@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-full lint unit integration sanity bench docs image build install clean
+MAX = tools/venv --dev --end max --
+MIN = tools/venv --dev --end min --
+export REPO
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: ## A workspace on this machine from nothing: REPO=<url>, without it a small repository made here
+	@tools/quickstart
+
+test: ## What CI runs, at most 30 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
+	@tools/test
+
+test-full: ## Everything, hours allowed: the above with long runs, and ansible-test sanity
+	@tools/test --full
+
+lint: ## Static checks and convention tests, under a minute
+	@$(MAX) tools/lint
+
+unit: ## Unit tests on both ends of ansible-core
+	@$(MAX) pytest -q -n 2 tests/unit
+	@$(MIN) pytest -q -n 2 tests/unit
+
+integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks some
+	@tools/quickstart --engine-only && $(MAX) pytest -q $(or $(TESTS),tests/integration) -m "not full"
+
+sanity: ## ansible-test sanity on a copy of the tree
+	@$(MAX) tools/sanity
+
+bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
+	@$(MAX) tests/bench/bench $(BENCH)
+
+docs: ## Write the generated tables of README.md anew
+	@$(MAX) tools/docs
+
+image: ## Build the workspace image if it is missing
+	@$(MAX) ansible-playbook playbooks/image.yml
+
+build: ## Build the collection's tarball into artifacts/
+	@$(MAX) ansible-galaxy collection build --force --output-path artifacts
+
+install: build ## Install the tarball for this user: ansible-playbook spt.flow.up then works everywhere
+	@$(MAX) ansible-galaxy collection install --force --offline $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
+
+clean: ## Stop the engine that quickstart started, remove environments and generated files; workspaces stay
+	-@tools/quickstart --engine-stop
+	@rm -rf .venv artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis $${XDG_CACHE_HOME:-~/.cache}/spt-flow/venv

@@ -1,0 +1,353 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The house rules of design section 2 and CONTRIBUTING.md, each as a test over the files of the checkout."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ENGINE = CHECKOUT / "plugins/module_utils"
+MODULES = sorted((CHECKOUT / "plugins/modules").glob("[!_]*.py"))
+PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
+ROLES = sorted(path for path in (CHECKOUT / "roles").glob("*") if path.is_dir())
+ON_HOSTS = {"kvm_info"}
+"""Modules that run on hosts, where neither the SDK nor urllib3 is (decision C11)."""
+HTTP_OF_DOCKER = re.compile(r"_docker_|_image|_snapshot_volumes")
+"""Engine files that may know the Docker API."""
+NO_COMMENTS = {".json", ".md5", ".png", ".svg", ".patch", ".pub"}
+NO_HEADER = {"LICENSE", "CHANGELOG.md", ".gitignore", "changelog.yaml"}
+
+
+def tracked() -> list[Path]:
+    """Every file that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [CHECKOUT / name for name in names if name and (CHECKOUT / name).is_file()]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def identity(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def assigned(path: Path) -> dict[str, Any]:
+    """The literal values assigned at the top level and in the classes of a Python file, by name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {}
+    for body in [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]:
+        for node in body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                try:
+                    found[node.targets[0].id] = ast.literal_eval(node.value)
+                except ValueError:
+                    continue
+    return found
+
+
+def documentation(module: Path) -> dict[str, Any]:
+    """A module's DOCUMENTATION with the options and attributes of its fragments merged in, as ansible-doc shows it."""
+    own = yaml.safe_load(assigned(module)["DOCUMENTATION"])
+    merged: dict[str, Any] = {"options": {}, "attributes": {}}
+    for name in own.get("extends_documentation_fragment", []):
+        namespace, collection, fragment, *part = name.split(".")
+        if (namespace, collection) != ("spt", "flow"):
+            continue
+        texts = assigned(CHECKOUT / f"plugins/doc_fragments/{fragment}.py")
+        document = yaml.safe_load(texts[part[0].upper() if part else "DOCUMENTATION"])
+        for key in merged:
+            merged[key].update(document.get(key) or {})
+    for key in merged:
+        merged[key].update(own.get(key) or {})
+    return {**own, **merged}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, whether at the top level) of every import; relative ones keep their dots. What only type checkers run is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from ((base or alias.name, top) for alias in node.names)
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, top and not inside)
+
+    yield from walk(tree, True)
+
+
+def roots(path: Path, top_only: bool = False) -> set[str]:
+    return {name.partition(".")[0] for name, top in imports(path) if not name.startswith(".") and (top or not top_only)}
+
+
+# Values
+
+
+def documented_options() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Documentation of each option name: (module, text) of every module that has it."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for module in MODULES:
+        for name, text in documentation(module)["options"].items():
+            found.setdefault(name, []).append((module.stem, text))
+    return found
+
+
+@pytest.mark.parametrize("name", _settings.OPTIONS)
+def test_every_option_is_documented_with_its_default_and_choices(name: str) -> None:
+    option = _settings.OPTIONS[name]
+    texts = documented_options().get(name, [])
+    assert texts, f"option {name} is in no module's documentation"
+    for module, text in texts:
+        assert set(text.get("choices", ())) == set(option.choices), f"{module}: choices of {name}"
+        assert text["type"] == option.ansible_type, f"{module}: type of {name}"
+        if "default" in text:
+            assert text["default"] == option.default, f"{module}: default of {name}"
+
+
+def test_every_documented_option_of_workspace_is_one_that_exists() -> None:
+    own = {"state"}
+    documented = set(documentation(CHECKOUT / "plugins/modules/workspace.py")["options"]) - own
+    assert documented <= set(_settings.OPTIONS)
+
+
+def test_every_option_is_in_the_readme() -> None:
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in _settings.OPTIONS if f"| `{name}` |" not in text] == []
+
+
+# Plugins and playbooks
+
+
+@pytest.mark.parametrize("module", MODULES, ids=identity)
+def test_module_is_documented(module: Path) -> None:
+    texts, document = assigned(module), documentation(module)
+    examples = yaml.safe_load(texts["EXAMPLES"])
+    assert document["module"] == module.stem
+    assert any(f"spt.flow.{module.stem}" in task for task in examples), "no example calls the module by its full name"
+    assert yaml.safe_load(texts["RETURN"])
+    assert {"check_mode", "diff_mode", "idempotent", "action_group"} <= set(document["attributes"])
+    assert all(text.get("description") for text in document["options"].values())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=identity)
+def test_module_is_in_the_action_group(module: Path) -> None:
+    assert module.stem in load(CHECKOUT / "meta/runtime.yml")["action_groups"]["flow"]
+
+
+def test_action_group_names_only_what_exists() -> None:
+    assert set(load(CHECKOUT / "meta/runtime.yml")["action_groups"]["flow"]) == {module.stem for module in MODULES}
+
+
+def test_every_action_has_a_module_of_its_name() -> None:
+    actions = {path.stem for path in (CHECKOUT / "plugins/action").glob("[!_]*.py")}
+    assert actions <= {module.stem for module in MODULES}
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=identity)
+def test_playbook_says_what_it_does_and_holds_no_logic(playbook: Path) -> None:
+    lines = playbook.read_text(encoding="utf-8").splitlines()
+    assert lines[2].startswith("# "), "line 3 says what the playbook does"
+    assert any(line.startswith("# Values: ") for line in lines[: lines.index("---")])
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert f"`spt.flow.{playbook.stem}`" in readme
+    for play in load(playbook):
+        assert "roles" in play or "import_playbook" in play or len(play["tasks"]) <= 3
+        assert "vars" not in play
+
+
+def test_root_playbooks_only_import() -> None:
+    for shim in CHECKOUT.glob("*.yml"):
+        content = load(shim)
+        if isinstance(content, list):
+            assert all("ansible.builtin.import_playbook" in play for play in content), shim.name
+
+
+# Roles
+
+
+@pytest.mark.parametrize("role", ROLES, ids=identity)
+def test_role_defaults_are_its_argument_specification_and_its_readme(role: Path) -> None:
+    specification = load(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
+    defaults = load(role / "defaults/main.yml") or {}
+    readme = (role / "README.md").read_text(encoding="utf-8")
+    optional = {name for name, option in specification.items() if not option.get("required")}
+    assert set(defaults) == optional
+    for name, value in defaults.items():
+        assert name.startswith((f"{role.name}_", "flow_")), f"{name} lacks the role's prefix"
+        if not (isinstance(value, str) and "{{" in value):
+            assert specification[name].get("default", "") == (value if value is not None else ""), name
+    assert [name for name in specification if f"| `{name}` |" not in readme] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=identity)
+def test_role_speaks_no_http_and_runs_no_client(role: Path) -> None:
+    for path in role.rglob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*-?\s*(ansible\.builtin\.)?uri:", text, re.MULTILINE), relative(path)
+        commands = re.findall(r"(?:command|shell|cmd|argv):\s*[\"'\[]*\s*(?:sudo )?([\w/.-]+)", text)
+        assert not {command.rpartition("/")[2] for command in commands} & {"docker", "coder"}, relative(path)
+
+
+# Data flows one way
+
+
+@pytest.mark.parametrize("path", sorted(ENGINE.glob("*.py")), ids=identity)
+def test_engine_file(path: Path) -> None:
+    assert path.stem.startswith("_"), "engine files are private"
+    every, top = roots(path), roots(path, top_only=True)
+    if path.stem != "_ansible":
+        assert not every & {"ansible", "ansible_collections"}, "only _ansible.py imports Ansible"
+        assert "_ansible" not in {name.lstrip(".") for name, _ in imports(path)}
+    allowed = sys.stdlib_module_names | ({"ansible"} if path.stem == "_ansible" else set())
+    assert top <= allowed, "third-party imports stand inside functions"
+    assert every - allowed <= {"docker", "requests", "urllib3", "yaml"}
+    if not HTTP_OF_DOCKER.match(path.stem):
+        assert not every & {"docker", "http", "requests", "urllib3"}, "only the Docker files know the Docker API"
+
+
+@pytest.mark.parametrize("name", sorted(ON_HOSTS))
+def test_module_for_hosts_needs_nothing_but_the_standard_library(name: str) -> None:
+    """Its own file and the engine files it imports, all the way down."""
+    todo, seen = [CHECKOUT / f"plugins/modules/{name}.py"], set()
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        assert roots(path) <= sys.stdlib_module_names | {"ansible", "ansible_collections"}, relative(path)
+        for module, _ in imports(path):
+            used = ENGINE / f"{module.lstrip('.').rpartition('.')[2]}.py"
+            if used.exists() and used not in seen:
+                todo.append(used)
+
+
+@pytest.mark.parametrize("kind", ["action", "callback", "connection", "inventory", "modules"])
+def test_doors_do_not_know_the_docker_api(kind: str) -> None:
+    for path in (CHECKOUT / "plugins" / kind).glob("*.py"):
+        assert not roots(path) & {"docker", "http", "requests", "urllib3"}, relative(path)
+
+
+def test_nobody_runs_a_shell_with_values() -> None:
+    for path in tracked():
+        if path.suffix == ".py" and "plugins" in path.parts:
+            assert not re.search(r"shell\s*=\s*True|os\.system|os\.popen", path.read_text(encoding="utf-8")), relative(
+                path
+            )
+
+
+# Files
+
+
+def test_every_file_names_its_licence() -> None:
+    missing = []
+    for path in tracked():
+        if path.suffix in NO_COMMENTS or path.name in NO_HEADER or path.stat().st_size == 0:
+            continue
+        head = path.read_bytes()[:600]
+        if b"\0" not in head and b"SPDX-License-Identifier: GPL-3.0-or-later" not in head:
+            missing.append(relative(path))
+    assert missing == []
+
+
+def test_executable_is_what_starts_with_an_interpreter() -> None:
+    wrong = []
+    for path in tracked():
+        if "modules" in path.parts:  # Ansible's modules start with an interpreter line and are never executable
+            continue
+        script = path.read_bytes()[:2] == b"#!"
+        if script != os.access(path, os.X_OK) or (os.geteuid() == 0 and script != bool(path.stat().st_mode & 0o111)):
+            wrong.append(relative(path))
+    assert wrong == []
+
+
+def test_no_file_is_a_link() -> None:
+    assert [relative(path) for path in tracked() if path.is_symlink()] == []
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "image").glob("**/Dockerfile*")), ids=relative)
+def test_dockerfile_is_one_that_the_classic_builder_reads(path: Path) -> None:
+    """Decision B9."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"--mount|<<-?\w|--chmod|--link|^# *syntax=", text, re.MULTILINE)
+    assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text)
+
+
+@pytest.mark.parametrize("name", ["min", "max", "dev"])
+def test_python_packages_are_pinned(name: str) -> None:
+    lines = (CHECKOUT / f"requirements/{name}.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+(; python_version >= \"3\.12\")?", line) for line in lines)
+
+
+def test_image_versions_are_pinned() -> None:
+    text = (CHECKOUT / "image/versions.yml").read_text(encoding="utf-8")
+    assert not re.search(r":\s*[\"']?(latest|stable|main|master|nightly)\b", text)
+
+
+def test_help_lists_every_target() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    listed = set(
+        re.findall(r"^  make (\S+)", subprocess.check_output(["make", "help"], cwd=CHECKOUT, text=True), re.MULTILINE)
+    )
+    wanted = {
+        "quickstart",
+        "test",
+        "test-full",
+        "lint",
+        "unit",
+        "sanity",
+        "bench",
+        "docs",
+        "image",
+        "build",
+        "clean",
+        "help",
+    }
+    assert wanted <= listed == targets
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony and set(phony[1].split()) == targets
+    rules = re.findall(r"^[a-z-]+:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
+    assert max(rule.count("\n") for rule in rules) <= 2
+
+
+def test_ci_runs_make_test() -> None:
+    assert re.search(r"^exec make test\b", (CHECKOUT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_first_screen_of_the_readme_has_the_two_commands() -> None:
+    screen = "\n".join((CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()[:24])
+    assert "make quickstart REPO=" in screen
+    assert "ansible-playbook up.yml -e repo=" in screen
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    text = (CHECKOUT / "docs/promises.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (`[^|]+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    for name, test in re.findall(r"`(tests/[^`:]+)(?:::(\w+))?`", "\n".join(rows)):
+        path = CHECKOUT / name
+        assert path.exists(), f"docs/promises.md: no {name}"
+        assert not test or re.search(rf"^(async )?def {test}\(", path.read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{name}: no {test}"
+        )
