@@ -1,90 +1,136 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Git repositories as users name them (private to the collection): parse, normalise, validate, probe, bundle."""
+"""A repository as a user writes it (private to the collection): parse, normalise, name, ask, bundle.
+
+Nothing that a person typed reaches a program before it has passed ``Repository.parse``, ``validate_ref`` and
+``validate_name``. Messages never repeat an address that may hold credentials.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import unquote
 
-from ._errors import FlowError, InvalidInput, NotFound, redact
+from ._errors import DeadlineExceeded, FlowError, InvalidInput, NotFound, redact
+from ._settings import shown
 
-SLUG_LENGTH = 32
-TEXT_LENGTH = 2048
+NAME_LIMIT = 32
+REPOSITORY_LIMIT = 1024
+REF_LIMIT = 250
 HOME = "/home/coder"
+BUNDLE_LIMIT = 1024**3
+"""Bytes of a bundle that are held in memory at most."""
 
-_HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_PART = re.compile(r"[A-Za-z0-9._~+-]{1,100}")
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+")
-_SCP = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>[^/:@]+):(?P<path>(?!//).+)")
-_EXAMPLE = "Use https://host/owner/name.git, git@host:owner/name.git, ssh://git@host/owner/name.git or a local path."
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._~+,=@%-]+")
+_REF = re.compile(r"[\w./+#@=,%!&-]+")
+_COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
+_HINT = "Use https://host/owner/name, git@host:owner/name, ssh://git@host/owner/name or the path of a folder."
 
 
-def _refuse(what: str, why: str, hint: str = _EXAMPLE) -> InvalidInput:
-    return InvalidInput(f"Cannot use the {what}: {why}.", hint)
+# Names
 
 
-def _clean(text: str, what: str) -> str:
-    """``text`` when it is printable, not empty, not an option and not absurdly long."""
-    if not isinstance(text, str):
-        raise _refuse(what, "it is not text")
-    if not text.strip():
-        raise _refuse(what, "it is empty")
-    if len(text) > TEXT_LENGTH:
-        raise _refuse(what, f"it is longer than {TEXT_LENGTH} characters")
-    if any(not c.isprintable() for c in text) or "\udc80" <= max(text) <= "\udcff":
-        raise _refuse(what, "it holds control characters or is not valid UTF-8")
-    if text.startswith("-"):
-        raise _refuse(what, "it starts with a hyphen and would be read as an option")
-    return text
+def slugify(text: str, fallback: str = "repository") -> str:
+    """``text`` as a name that Docker and Coder take: at most 32 lower-case letters, digits and single hyphens."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:NAME_LIMIT].strip("-") or fallback
+    if slug.endswith("-old"):
+        # `restart` parks the container it replaces under this ending (decision C12).
+        slug = slug[: NAME_LIMIT - 5].rstrip("-") + "-repo"
+    return slug
 
 
-def slugify(text: str, fallback: str = "workspace") -> str:
-    """Lower-case letters, digits and single hyphens, at most 32 characters, starting and ending alphanumeric."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:SLUG_LENGTH].strip("-")
-    return slug or fallback
-
-
-def validate_name(name: str, what: str = "workspace name") -> str:
-    """``name`` when it is legal for Docker and Coder alike; raises ``InvalidInput``."""
-    _clean(name, what)
-    if len(name) > SLUG_LENGTH or not _NAME.fullmatch(name) or name in ("new", "create"):
-        raise _refuse(
-            what,
-            "it must be 1 to 32 lower-case letters and digits with single hyphens between them, and not 'new' or 'create'",
-            f"For example: {slugify(name)}.",
+def validate_name(name: str, what: str = "workspace") -> str:
+    """``name`` if it can be a workspace's or an owner's name."""
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"The name of the {what} is empty.", f"Give one: {what}=my-name.")
+    if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{shown(name)!r} cannot be the name of a{'n' if what[0] in 'aeiou' else ''} {what}.",
+            f"A name has at most {NAME_LIMIT} lower-case letters, digits and single hyphens, none at its ends.",
+        )
+    if name.endswith("-old"):
+        raise InvalidInput(
+            f"{name!r} ends in -old, which is kept for a workspace that is being replaced.", "Choose another."
         )
     return name
 
 
 def validate_ref(ref: str) -> str:
-    """``ref`` when git itself would accept it as a branch, tag or commit (git-check-ref-format(1)); empty is HEAD."""
+    """``ref`` if it can be a branch, a tag or a commit and is harmless everywhere; empty stands for the default."""
+    if not isinstance(ref, str):
+        raise InvalidInput(f"ref must be text, not {type(ref).__name__}.", "Quote it.")
     if ref == "":
         return ref
-    hint = "Give a branch, a tag or a commit, for example ref=main."
-    try:
-        _clean(ref, "ref")
-    except InvalidInput as error:
-        raise InvalidInput(error.message, hint) from None
-    bad = any(c in ref for c in " ~^:?*[\\") or ".." in ref or "@{" in ref or "//" in ref or ref == "@"
     parts = ref.split("/")
-    if bad or ref.endswith(("/", ".")) or any(p == "" or p.startswith((".", "-")) or p.endswith(".lock") for p in parts):
-        raise _refuse("ref", "git does not allow this as the name of a branch, tag or commit", hint)
-    if len(ref) > 255:
-        raise _refuse("ref", "it is longer than 255 characters", hint)
+    legal = (
+        len(ref) <= REF_LIMIT
+        and _REF.fullmatch(ref)
+        and not ref.startswith("-")
+        and not ref.endswith(".")
+        and ref != "@"
+        and ".." not in ref
+        and all(part and not part.startswith((".", "-")) and not part.endswith(".lock") for part in parts)
+    )
+    if not legal:
+        raise InvalidInput(
+            f"{shown(ref)!r} is not accepted as a branch, tag or commit.",
+            "Letters, digits and . / _ + # @ = , % ! & - are, with no empty part, none that starts with . or -, and no '..'.",
+        )
     return ref
+
+
+def validate_host(text: str, what: str = "the host") -> tuple[str, int | None]:
+    """Host in lower case and port of ``host``, ``host:port`` or ``[v6]:port``."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(?::(\d{1,5}))?", text, re.ASCII)
+    host = match[1].lower() if match else ""
+    port = int(match[2]) if match and match[2] else None
+    if not text.isascii() or any(label.startswith("xn--") for label in host.split(".")):
+        raise InvalidInput(
+            f"{what} is spelt with characters beyond ASCII, which can look like another host's.",
+            "Give its plain ASCII name or add an alias for it in ~/.ssh/config.",
+        )
+    if not match or len(host) > 253 or not _is_host(host) or host == "local":
+        raise InvalidInput(f"{shown(text)!r} is no host name ({what}).", _HINT)
+    if port is not None and not 1 <= port <= 65535:
+        raise InvalidInput(f"Port {port} of {host} is out of range.", "Ports go from 1 to 65535.")
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    labels = host.split(".")
+    if host.startswith("[") or re.fullmatch(r"0x[0-9a-f]*|[0-9]*", labels[-1]):
+        import ipaddress
+
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            return False
+        return True
+    return all(_LABEL.fullmatch(label) for label in labels)
+
+
+# Repositories
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository: ``url`` is what git clones (never with a secret), ``identity`` is ``host/owner/name``."""
+    """Where a repository is. ``kind``: https, ssh or local. ``port`` only where it is not the scheme's own.
+
+    ``url`` is what git clones, free of credentials. ``path`` has no slash at its ends unless it is local or an scp-like
+    absolute path needs it; a trailing ``.git`` is kept, since some servers insist on it.
+    """
 
     kind: str
     host: str
@@ -92,103 +138,384 @@ class Repository:
     user: str
     path: str
     url: str
-    identity: str
+
+    @classmethod
+    def parse(cls, text: str, default_host: str = "github.com", what: str = "repo") -> Repository:
+        """``text`` as a repository; ``InvalidInput`` with a sentence that repeats no secret."""
+        text = _plain(text, what)
+        if re.match(r"[A-Za-z0-9+.-]*::", text):
+            raise InvalidInput(f"{what} names a transport helper of git, which can run programs.", _HINT)
+        scheme, separator, rest = text.partition("://")
+        if separator:
+            return _from_url(scheme.lower(), rest, what)
+        if text.startswith(("/", "./", "../", "~/")) or text in (".", "..", "~"):
+            return _local(text)
+        head, colon, path = text.partition(":")
+        if colon and "/" not in head:
+            return _from_scp(head, path, what)
+        return _from_short(text, default_host, what)
 
     @property
-    def name(self) -> str:
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+    def identity(self) -> str:
+        """One text for all addresses of the repository (decision C7): ``host/o/r``, without user and secret."""
+        path = _without_git(self.path.strip("/"))
+        if self.kind == "https" and self.port:
+            return f"{self.host}:{self.port}/{path}"
+        return f"{self.host}/{path}"
 
     @property
     def slug(self) -> str:
-        return slugify(self.name)
+        """Name of its workspace."""
+        return slugify(unquote(self.identity.rpartition("/")[2]))
+
+    def slug_with_suffix(self) -> str:
+        """Name of its workspace when another repository has ``slug``."""
+        digits = hashlib.sha256(self.identity.encode()).hexdigest()[:4]
+        return f"{self.slug[: NAME_LIMIT - 5].rstrip('-')}-{digits}"
 
     @property
     def directory(self) -> str:
-        """Where the workspace keeps the clone."""
+        """Where it is cloned inside a workspace that is named after it."""
         return f"{HOME}/{self.slug}"
 
-    def slug_with_suffix(self) -> str:
-        """The slug for when another repository has taken ``slug``: four hex digits of the identity are added."""
-        digits = hashlib.sha256(self.identity.encode()).hexdigest()[:4]
-        return f"{self.slug[: SLUG_LENGTH - 5].rstrip('-')}-{digits}"
 
-    @classmethod
-    def parse(cls, text: str, default_host: str = "github.com") -> Repository:
-        """Read what a user typed; raises ``InvalidInput`` with a sentence that never repeats a secret."""
-        _clean(text, "repository")
-        text = text.strip()
-        lower = text.lower()
-        if "::" in text.split("/", 1)[0]:
-            raise _refuse("repository", "remote helpers (name::address) can run programs and are not allowed")
-        if lower.startswith(("https://", "ssh://")):
-            return cls._from_url(text)
-        if "://" in text:
-            scheme = redact(lower.split("://", 1)[0])[:20]
-            raise _refuse("repository", f"the protocol {scheme} is not allowed")
-        if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
-            return cls._local(text)
-        match = _SCP.fullmatch(text)
-        if match:
-            return cls._remote("ssh", match["user"] or "git", match["host"], None, match["path"].lstrip("/"))
-        if _SHORT.fullmatch(text):
-            return cls._remote("https", "", default_host, None, text)
-        raise _refuse("repository", "it is neither a URL, owner/name nor a path")
+def _plain(text: str, what: str) -> str:
+    """``text`` without blanks around it, if nothing in it can be mistaken for something else."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"{what} must be text, not {type(text).__name__}.", _HINT)
+    text = text.strip(" ")
+    if not text:
+        raise InvalidInput(f"{what} is empty.", _HINT)
+    if len(text) > REPOSITORY_LIMIT:
+        raise InvalidInput(f"{what} is {len(text)} characters long, at most {REPOSITORY_LIMIT} are allowed.", _HINT)
+    if not text.isprintable():
+        raise InvalidInput(f"{what} holds control or invisible characters, or is not valid UTF-8.", "Type it anew.")
+    if text.startswith("-"):
+        raise InvalidInput(f"{what} starts with '-', which programs read as an option.", _HINT)
+    return text
 
-    @classmethod
-    def _from_url(cls, text: str) -> Repository:
-        scheme, rest = text.split("://", 1)
-        authority, slash, path = rest.partition("/")
-        user, at, hostport = authority.rpartition("@")
-        if not slash or not path.strip("/"):
-            raise _refuse("repository", "the URL names no repository")
-        if at and (scheme.lower() == "https" or ":" in user):
-            raise _refuse(
-                "repository",
-                "the URL holds credentials",
-                "Leave them out: your git credential helper or SSH agent is asked for them.",
+
+def _without_git(path: str) -> str:
+    return path[:-4] if path.endswith(".git") else path
+
+
+def _path(path: str, what: str) -> str:
+    """A path on a server without slashes around it."""
+    if "?" in path or "#" in path:
+        raise InvalidInput(
+            f"{what} has a '?' or '#' part, which no repository's address has.", "Give the address alone."
+        )
+    path = path.strip("/")
+    parts = path.split("/")
+    if not _without_git(path) or path.endswith("/.git"):
+        raise InvalidInput(f"{what} names a host but no repository on it.", _HINT)
+    plain = [_decoded(part) for part in parts]
+    if not all(_SEGMENT.fullmatch(part) for part in parts) or not all(
+        p and p.isprintable() and not p.startswith("-") and p not in (".", "..") and not re.search(r"[/\\%]", p)
+        for p in plain
+    ):
+        raise InvalidInput(
+            f"The path in {what} has an empty part, '.', '..', one that starts with '-', or characters that are not allowed.",
+            "Letters, digits and . _ ~ + , = @ - are; write others as %XX.",
+        )
+    return "/".join(re.sub(r"%..", lambda m: m[0].upper(), part) for part in parts)
+
+
+def _decoded(part: str) -> str:
+    """``part`` without its %XX, or nothing when they are malformed or no UTF-8."""
+    if re.search(r"%(?![0-9A-Fa-f]{2})", part):
+        return ""
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _from_url(scheme: str, rest: str, what: str) -> Repository:
+    if scheme == "file":
+        raise InvalidInput(f"{what} is a file:// address.", "Give the folder's path itself, /path/to/repository.")
+    if scheme == "http":
+        raise InvalidInput(f"{what} is http://, which anybody on the way can change.", "Use https://.")
+    if scheme not in ("https", "ssh"):
+        raise InvalidInput(f"{what} is neither https:// nor ssh://.", _HINT)
+    authority, _slash, path = rest.partition("/")
+    user, at, place = authority.rpartition("@")
+    if scheme == "https" and (at or "@" in path.partition("/")[0]):
+        raise InvalidInput(
+            f"{what} holds a user name or password, which would end up in files and logs.",
+            "Leave it out; git's credential helper or your SSH agent is asked.",
+        )
+    if scheme == "https":
+        host, port = validate_host(place, f"the host in {what}")
+        port = None if port == 443 else port
+        path = _path(path, what)
+        return Repository("https", host, port, "", path, f"https://{_authority(host, port)}/{path}")
+    user = _ssh_user(user if at else "git", what)
+    host, port = validate_host(place, f"the host in {what}")
+    port = None if port == 22 else port
+    path = _path(path, what)
+    return Repository("ssh", host, port, user, path, f"ssh://{user}@{_authority(host, port)}/{path}")
+
+
+def _authority(host: str, port: int | None) -> str:
+    return f"{host}:{port}" if port else host
+
+
+def _ssh_user(user: str, what: str) -> str:
+    if ":" in user:
+        raise InvalidInput(
+            f"{what} holds a password, which would end up in files and logs.", "Leave it out; use a key."
+        )
+    if not _USER.fullmatch(user):
+        raise InvalidInput(f"The user name in {what} is not accepted.", "Most servers' is git: git@host:owner/name.")
+    return user
+
+
+def _from_scp(head: str, path: str, what: str) -> Repository:
+    """``user@host:path``; the path is relative to the user's home there unless it starts with a slash."""
+    user, at, place = head.rpartition("@")
+    if not at:
+        if "@" in path:
+            raise InvalidInput(
+                f"{what} holds a password, which would end up in files and logs.", "Leave it out; use a key."
             )
-        host, colon, port = hostport.partition(":")
-        if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise _refuse("repository", "the port is not a number from 1 to 65535")
-        if "?" in path or "#" in path:
-            raise _refuse("repository", "the URL has a query or a fragment")
-        return cls._remote(scheme.lower(), user or "git", host, int(port) if colon else None, path)
+        raise InvalidInput(f"{what} is neither an address nor a path.", _HINT)
+    user = _ssh_user(user, what)
+    if path[:1] == "/" and path[:2] == "//":
+        raise InvalidInput(f"The path in {what} has an empty part.", _HINT)
+    host, _none = validate_host(place, f"the host in {what}")
+    absolute = "/" if path.startswith("/") else ""
+    path = absolute + _path(path, what)
+    return Repository("ssh", host, None, user, path, f"{user}@{host}:{path}")
 
-    @classmethod
-    def _remote(cls, kind: str, user: str, host: str, port: int | None, path: str) -> Repository:
-        if not host.isascii():
-            raise _refuse(
-                "repository",
-                "the host has letters outside ASCII, which can imitate another name",
-                "Write an internationalised host in its xn-- form.",
-            )
-        if not _HOST.fullmatch(host) or len(host) > 253:
-            raise _refuse("repository", "the host is not a legal name")
-        if kind == "ssh" and not _USER.fullmatch(user):
-            raise _refuse("repository", "the user is not a legal name")
-        path = path.strip("/")
-        path = path[:-4] if path.lower().endswith(".git") else path
-        parts = path.split("/")
-        if any(not _PART.fullmatch(p) or p in (".", "..") or p.startswith("-") for p in parts):
-            raise _refuse("repository", "its path has characters or parts that are not allowed")
-        host = host.lower()
-        if port == {"https": 443, "ssh": 22}[kind]:
-            port = None
-        at = f"{host}:{port}" if port else host
-        url = f"https://{at}/{path}.git" if kind == "https" else f"ssh://{user}@{at}/{path}.git"
-        identity = f"{at if kind == 'https' else host}/{path}"
-        return cls(kind, host, port, user if kind == "ssh" else "", path, url, identity)
 
-    @classmethod
-    def _local(cls, text: str) -> Repository:
-        path = os.path.realpath(os.path.expanduser(text))
-        return cls("local", "", None, "", path, path, f"local{path}")
+def _from_short(text: str, default_host: str, what: str) -> Repository:
+    """``owner/name`` on the default host."""
+    parts = text.rstrip("/").split("/")
+    if len(parts) != 2:
+        hint = (
+            f"Did you mean https://{shown(text)}?" if len(parts) > 2 and "." in parts[0] and text.isascii() else _HINT
+        )
+        raise InvalidInput(
+            f"{what} is neither an address nor owner/name nor a path.", hint if "@" not in text else _HINT
+        )
+    host, port = validate_host(default_host, "default_host")
+    port = None if port == 443 else port
+    path = _path("/".join(parts), what)
+    return Repository("https", host, port, "", path, f"https://{_authority(host, port)}/{path}")
+
+
+def _local(text: str) -> Repository:
+    path = os.path.abspath(os.path.expanduser(text))
+    if os.path.basename(path) == ".git":
+        path = os.path.dirname(path)
+    return Repository("local", "local", None, "", path, path)
+
+
+# Asking the server
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a look at the remote says: ``state`` is open, needs-auth, not-found, host-key-unknown or unreachable."""
+    """What a server says: ``state`` is open, needs-auth, not-found, host-key-unknown or unreachable.
+
+    ``detail`` is a sentence or the server's own words; ``head`` the commit that a clone would start on, where known.
+    """
 
     state: str
     detail: str = ""
     head: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended; ``status`` is ``None`` when its time ran out and it was killed."""
+
+    status: int | None
+    stdout: str
+    stderr: str
+
+
+Runner = Callable[[Sequence[str], Mapping[str, str], float], Outcome]
+
+
+def run_bounded(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> Outcome:
+    """Run ``argv`` without a terminal; at the end of ``timeout`` seconds it and all its children are killed.
+
+    Output goes to files: a daemon that a child leaves behind (a shared SSH connection, a credential cache) would hold a
+    pipe open for ever.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(
+            argv, env=dict(environ), cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+        status: int | None = None
+        try:
+            status = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if status is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read(1024**2).decode("utf-8", "replace"))
+    return Outcome(status, texts[0], texts[1])
+
+
+_SIGNS = (
+    ("host-key-unknown", r"host key verification failed|host identification has changed|no \S+ host key is known"),
+    (
+        "needs-auth",
+        r"permission denied|terminal prompts disabled|could not read (username|password)|authentication failed"
+        r"|returned error: 40[13]|access denied|too many authentication failures|invalid username or",
+    ),
+    (
+        "not-found",
+        r"repository not found|returned error: 404|repository '[^']*' not found|does not appear to be a git repository"
+        r"|project you were looking for could not be found|repository .*does not exist|not a git repository"
+        r"|no such file or directory|info/refs not valid",
+    ),
+)
+"""How git, OpenSSH and the usual servers word it in the C locale; the first that matches counts."""
+
+
+def _classified(stderr: str) -> str:
+    text = "\n".join(line for line in stderr.lower().splitlines() if not line.startswith("warning:"))
+    if re.search(r"cannot run|unable to find remote helper", text):
+        return "unreachable"
+    return next((state for state, signs in _SIGNS if re.search(signs, text)), "unreachable")
+
+
+def _last_words(stderr: str) -> str:
+    """The line of ``stderr`` that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [
+        line for line in lines if re.match(r"(fatal|error|remote|ssh|\S+@\S+|@ *warning|no )", line, re.IGNORECASE)
+    ]
+    vague = ("fatal: could not read from remote", "and the repository exists", "please make sure")
+    telling = [line for line in telling if not line.lower().startswith(vague)] or lines or [""]
+    return redact(telling[0])[:300]
+
+
+@contextmanager
+def _environment(repository: Repository, known_hosts: str, timeout: float) -> Iterator[dict[str, str]]:
+    """The caller's environment with everything that could ask a question switched off."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))}
+    environ.update(
+        LC_ALL="C",
+        LANGUAGE="",
+        GIT_TERMINAL_PROMPT="0",
+        GIT_ASKPASS="",
+        SSH_ASKPASS="",
+        SSH_ASKPASS_REQUIRE="never",
+        GCM_INTERACTIVE="never",
+        GIT_ALLOW_PROTOCOL="https:ssh",
+    )
+    if repository.kind != "ssh":
+        yield environ
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="spt-flow-known-hosts-") as lines:
+        ssh = shlex.split(environ.get("GIT_SSH_COMMAND", "")) or [environ.get("GIT_SSH", "ssh")]
+        options = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "ControlMaster=no",
+            f"ConnectTimeout={max(1, int(timeout))}",
+        ]
+        if known_hosts:
+            lines.write(known_hosts.rstrip("\n") + "\n")
+            lines.flush()
+            options.append(f"GlobalKnownHostsFile=/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2 {lines.name}")
+        environ["GIT_SSH_COMMAND"] = shlex.join([ssh[0], *(f"-o{option}" for option in options), *ssh[1:]])
+        yield environ
+
+
+def probe(
+    repository: Repository, ref: str = "", timeout: float = 10.0, runner: Runner = run_bounded, known_hosts: str = ""
+) -> Probe:
+    """Ask the server with the caller's own credentials; never prompts, never takes longer than ``timeout`` seconds."""
+    validate_ref(ref)
+    if repository.kind == "local":
+        return _probe_local(repository, ref, timeout, runner)
+    names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/tags/{ref}^{{}}"] if ref else ["HEAD"]
+    argv = ["git", "-c", "core.askPass=", "ls-remote", "--", repository.url, *names]
+    try:
+        with _environment(repository, known_hosts, timeout) as environ:
+            outcome = runner(argv, environ, timeout)
+    except FileNotFoundError:
+        return Probe("unreachable", "git is not installed on this machine")
+    except OSError as error:
+        return Probe("unreachable", f"git cannot be run on this machine: {error.strerror}")
+    if outcome.status is None:
+        return Probe("unreachable", f"no answer within {timeout:g} s")
+    if outcome.status != 0:
+        return Probe(_classified(outcome.stderr), _last_words(outcome.stderr))
+    commits = {name: commit for commit, _tab, name in (line.partition("\t") for line in outcome.stdout.splitlines())}
+    head = next((commits[name] for name in reversed(names) if name in commits), "")
+    if ref and not head and not _COMMIT.fullmatch(ref):
+        return Probe("not-found", f"there is no branch or tag {ref} in it")
+    return Probe("open", "", head)
+
+
+# Repositories on this machine
+
+
+def _git(repository: Repository, arguments: Sequence[str], timeout: float, runner: Runner = run_bounded) -> Outcome:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environ.update(LC_ALL="C", LANGUAGE="", GIT_TERMINAL_PROMPT="0", GIT_OPTIONAL_LOCKS="0")
+    return runner(["git", "-C", repository.path, *arguments], environ, timeout)
+
+
+def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runner) -> Probe:
+    if not os.path.isdir(repository.path):
+        return Probe("not-found", "there is no such folder")
+    try:
+        outcome = _git(repository, ["rev-parse", "--is-shallow-repository", "--show-cdup"], timeout, runner)
+        if outcome.status != 0:
+            return Probe("not-found", _last_words(outcome.stderr) or "it is no git repository")
+        shallow, _newline, up = outcome.stdout.partition("\n")
+        if up.strip():
+            return Probe("not-found", "it is a folder inside a repository, not the repository itself")
+        if shallow.strip() == "true":
+            return Probe(
+                "not-found", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
+            )
+        wanted = ref or "HEAD"
+        outcome = _git(
+            repository,
+            ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"],
+            timeout,
+            runner,
+        )
+    except FileNotFoundError:
+        return Probe("unreachable", "git is not installed on this machine")
+    if outcome.status is None:
+        return Probe("unreachable", f"no answer within {timeout:g} s")
+    if outcome.status != 0:
+        return Probe("not-found", f"there is no branch, tag or commit {ref} in it" if ref else "it has no commit yet")
+    return Probe("open", "", outcome.stdout.split()[-1])
+
+
+def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, runner: Runner = run_bounded) -> bytes:
+    """A local repository's branches, tags and HEAD as a git bundle (decision B12)."""
+    validate_ref(ref)
+    answer = _probe_local(repository, ref, timeout, runner)
+    where = f"Cannot copy the repository {repository.path}"
+    if answer.state != "open":
+        raise NotFound(f"{where}: {answer.detail}.", "Give the top folder of a complete clone that has a commit.")
+    with tempfile.TemporaryDirectory(prefix="spt-flow-") as folder:
+        file = os.path.join(folder, "seed.bundle")
+        outcome = _git(
+            repository, ["bundle", "create", "--quiet", file, "HEAD", "--branches", "--tags"], timeout, runner
+        )
+        if outcome.status is None:
+            raise DeadlineExceeded(f"{where}: git took longer than {timeout:g} s.")
+        if outcome.status != 0:
+            raise FlowError(f"{where}: {_last_words(outcome.stderr)}")
+        if os.path.getsize(file) > BUNDLE_LIMIT:
+            raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and give its address.")
+        with open(file, "rb") as bundle:
+            return bundle.read()

@@ -1,219 +1,473 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The settings of a workspace and where a user's values come from (private to the collection)."""
+"""Everything a user can choose (private to the collection): one table, one validation, one precedence.
+
+``OPTIONS`` is the source of module documentation and of the README's table. ``resolve`` turns what people wrote in
+several places into typed values; ``Settings`` holds those that make a workspace and renders them for a target.
+Sizes are bytes, times are seconds, once they are resolved.
+"""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import os
 import re
-import stat
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ._errors import InvalidInput
 
-_TRUE = ("1", "true", "yes", "on", "y", "t")
-_FALSE = ("0", "false", "no", "off", "n", "f", "")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.IGNORECASE)
+PREFIX = "SPT_FLOW_"
+TEXT_LIMIT = 1024
+"""Longest text of an option that is not told otherwise, in characters."""
+MANY_LINES = {"known_hosts": 65536, "command": 131072}
+"""Options that may hold several lines, with their longest text in characters."""
+DAY = 86400
+MEBIBYTE = 1024**2
+GIBIBYTE = 1024**3
 
-
-def as_bool(value: Any, name: str = "value") -> bool:
-    """Ansible's words for true and false; raises ``InvalidInput`` for anything else."""
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise InvalidInput(f"Cannot read {name}: it must be true or false.", f"For example: {name}=true.")
-
-
-def parse_size(value: Any, name: str = "size") -> int:
-    """Bytes from a number or ``8g``, ``512MiB`` (binary units)."""
-    match = _SIZE.fullmatch(str(value).strip())
-    if not match:
-        raise InvalidInput(f"Cannot read {name}: it must be a size.", f"For example: {name}=8g.")
-    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
-    return int(float(match[1]) * 1024**power)
-
-
-def parse_duration(value: Any, name: str = "duration") -> int:
-    """Seconds from a number of seconds or ``2h``, ``90m``, ``1h30m``, ``1d``."""
-    text = str(value).strip()
-    match = _DURATION.fullmatch(text)
-    if not text or not match:
-        raise InvalidInput(f"Cannot read {name}: it must be a length of time.", f"For example: {name}=90m or {name}=2h.")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+_DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))?\s*([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+_TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
+_FALSE = frozenset({"0", "false", "no", "off", "n", "f"})
 
 
 @dataclass(frozen=True)
 class Option:
-    """One value that a user can give. ``group`` is verb, setting or image; ``default`` is as the user would write it."""
+    """One value that a user can give.
+
+    ``type``: str, bool, int, float, duration (text, seconds once resolved) or size (text, bytes once resolved).
+    ``scope``: ``verb`` (asked of one run), ``workspace`` (fixed when the workspace is created or restarted; part of
+    ``Settings.hash``), ``client`` (how this client works) or ``image``. ``low`` and ``high`` bound numbers; 0 passes
+    where ``zero`` gives it a meaning.
+    """
 
     name: str
-    kind: str
+    type: str
     default: Any
-    group: str
-    help: str
+    description: str
+    scope: str = "verb"
     choices: tuple[str, ...] = ()
+    secret: bool = False
+    low: float | None = None
+    high: float | None = None
+    zero: str = ""
+
+    @property
+    def ansible_type(self) -> str:
+        return "str" if self.type in ("duration", "size") else self.type
+
+    @property
+    def environment(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def inventory(self) -> str:
+        return f"flow_{self.name}"
 
 
-def _options() -> dict[str, Option]:
-    rows = [
-        Option("repo", "str", "", "verb", "Repository: URL, owner/name or local path."),
-        Option("ref", "str", "", "verb", "Branch, tag or commit to check out; empty is the remote's HEAD."),
-        Option("workspace", "str", "", "verb", "Name of the workspace; without it the repository's."),
-        Option("owner", "str", "", "verb", "Owner of the workspace; without it the login name."),
-        Option("target", "str", "docker", "verb", "Where workspaces run.", ("docker",)),
-        Option("dotfiles", "str", "", "verb", "Repository with personal settings, applied after the start."),
-        Option("connect", "bool", True, "verb", "Enter the workspace at the end when there is a terminal."),
-        Option("output", "str", "text", "verb", "Text for people or one JSON object.", ("text", "json")),
-        Option("command", "str", "", "verb", "Command to run in the workspace instead of a shell."),
-        Option("confirm", "bool", False, "verb", "Yes to the question that delete asks."),
-        Option("hours", "float", 4.0, "verb", "Hours of keep-alive from now, at most 24; 0 takes it back."),
-        Option("size", "bool", False, "verb", "Also measure the volumes."),
-        Option("follow", "bool", False, "verb", "Follow the log until the workspace stops."),
-        Option("tail", "int", 200, "verb", "Lines of the log to show; 0 for all."),
-        Option("profile", "str", "slim", "setting", "Profile of the workspace image.", ("slim",)),
-        Option("cpus", "float", 4.0, "setting", "CPUs that a workspace may use."),
-        Option("memory", "size", "8g", "setting", "Memory that a workspace may use."),
-        Option("pids", "int", 4096, "setting", "Processes and threads that a workspace may have."),
-        Option("kvm", "str", "auto", "setting", "Whether the workspace gets /dev/kvm.", ("auto", "required", "disabled")),
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            "repo", "str", "", "Repository: https, ssh or git@host:path, owner/name on default_host, or a local path."
+        ),
+        Option("ref", "str", "", "Branch, tag or commit that a new clone starts on; by default the repository's own."),
+        Option("workspace", "str", "", "Name of the workspace; by default made from the name of the repository."),
+        Option("owner", "str", "", "Whose workspace it is; by default the login name."),
+        Option("target", "str", "auto", "Where workspaces run.", choices=("auto", "docker", "coder")),
+        Option("dotfiles", "str", "", "Repository with dotfiles that a new workspace installs after it is ready."),
+        Option("connect", "bool", True, "Whether the run ends in a shell of the workspace where there is a terminal."),
+        Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),
+        Option("command", "str", "", "A shell command that the run ends with instead of a shell."),
+        Option("confirm", "bool", False, "Whether deleting is confirmed."),
+        Option("ttl", "duration", "", "Time after which a CI workspace is deleted.", low=10, high=30 * DAY),
+        Option("hours", "float", 8.0, "For how long keep-alive holds off the idle stop.", low=0, high=24),
+        Option("size", "bool", False, "Whether status measures the sizes of volumes."),
+        Option("follow", "bool", False, "Whether logs goes on until the workspace stops."),
+        Option("tail", "int", 0, "How many of the last lines logs shows.", low=0, high=1_000_000, zero="all"),
+        Option("profile", "str", "slim", "What the image holds.", "workspace", choices=("slim",)),
+        Option("cpus", "float", 4.0, "Processors that a workspace may use.", "workspace", low=0.1, high=1024),
+        Option("memory", "size", "8g", "Memory that a workspace may use.", "workspace", low=256 * MEBIBYTE, high=2**50),
+        Option(
+            "pids", "int", 4096, "Processes and threads that a workspace may have.", "workspace", low=128, high=4194304
+        ),
+        Option(
+            "kvm",
+            "str",
+            "auto",
+            "Whether a workspace gets /dev/kvm.",
+            "workspace",
+            choices=("auto", "required", "disabled"),
+        ),
         Option(
             "docker",
             "str",
             "auto",
-            "setting",
-            "Docker inside the workspace; unsafe allows it on an engine without user-namespace remapping.",
-            ("auto", "required", "disabled", "unsafe"),
+            "Whether Docker runs inside; unsafe allows it on an engine without user namespaces, where a workspace"
+            " can become root on the machine.",
+            "workspace",
+            choices=("auto", "required", "disabled", "unsafe"),
         ),
-        Option("idle_stop", "duration", "2h", "setting", "Stop after this time without activity; 0 never."),
-        Option("ide_port", "int", 0, "setting", "Port of the IDE on this machine; 0 takes a free one."),
-        Option("depth", "int", 0, "setting", "Depth of the clone; 0 is everything."),
-        Option("submodules", "bool", False, "setting", "Clone submodules too."),
-        Option("lfs", "bool", True, "setting", "Fetch Git LFS objects."),
-        Option("clone_cache", "bool", False, "setting", "Keep a cache of clones on the engine's machine."),
-        Option("disk", "size", "0", "setting", "Quota of the workspace's own disk, where the engine can; 0 is none."),
-        Option("tick", "float", 1.0, "setting", "Speed of the start contract's clock (for tests)."),
-        Option("wait_timeout", "duration", "10m", "verb", "How long to wait until the workspace is ready."),
-        Option("default_host", "str", "github.com", "verb", "Host of repositories given as owner/name."),
-        Option("git_name", "str", "", "verb", "Name of the author of commits; without it git's own setting."),
-        Option("git_email", "str", "", "verb", "E-mail address of the author of commits; without it git's own setting."),
-        Option("known_hosts", "str", "", "setting", "Further lines of known_hosts for the workspace."),
-        Option("host_reserve_memory", "size", "1g", "verb", "Memory that workspaces leave to the machine."),
-        Option("image_base", "str", "auto", "image", "Where the base system comes from.", ("auto", "registry", "bootstrap")),
-        Option("mirror_apt", "str", "", "image", "Debian mirror for the image."),
-        Option("mirror_npm", "str", "", "image", "npm registry for the image."),
-        Option("mirror_pypi", "str", "", "image", "PyPI index for the image."),
-        Option("mirror_files", "str", "", "image", "Base URL that replaces the origin of plain files."),
-        Option("ca_bundle", "path", "", "image", "CA certificates to trust while the image is built."),
-    ]
-    return {option.name: option for option in rows}
+        Option(
+            "idle_stop",
+            "duration",
+            "2h",
+            "Time without activity after which a workspace stops.",
+            "workspace",
+            low=60,
+            high=30 * DAY,
+            zero="never",
+        ),
+        Option(
+            "ide_port",
+            "int",
+            0,
+            "Port of this machine for the IDE.",
+            "workspace",
+            low=1024,
+            high=65535,
+            zero="any free one",
+        ),
+        Option(
+            "depth", "int", 0, "Commits of history that a clone fetches.", "workspace", low=1, high=10**6, zero="all"
+        ),
+        Option("submodules", "bool", False, "Whether a clone fetches submodules.", "workspace"),
+        Option("lfs", "bool", True, "Whether a clone fetches files of Git LFS.", "workspace"),
+        Option("clone_cache", "bool", False, "Whether clones share objects in a cache on the machine.", "workspace"),
+        Option("tick", "float", 1.0, "Speed of a workspace's clock, for tests.", "workspace", low=0.01, high=100_000),
+        Option(
+            "disk",
+            "size",
+            "",
+            "Disk that a workspace may use; a hard limit where the engine's file system has quotas.",
+            "workspace",
+            low=GIBIBYTE,
+            high=2**50,
+        ),
+        Option("known_hosts", "str", "", "Lines for known_hosts beside those that the image pins.", "workspace"),
+        Option(
+            "host_reserve_memory",
+            "size",
+            "1g",
+            "Memory of the machine that no workspace may have.",
+            "workspace",
+            low=0,
+            high=2**50,
+        ),
+        Option("git_name", "str", "", "Your name in commits; by default what git says here.", "client"),
+        Option("git_email", "str", "", "Your e-mail address in commits; by default what git says here.", "client"),
+        Option("default_host", "str", "github.com", "The host that owner/name alone stands for.", "client"),
+        Option("wait_timeout", "duration", "10m", "How long to wait until the IDE answers.", "client", low=1, high=DAY),
+        Option(
+            "image_base",
+            "str",
+            "auto",
+            "Where the image's base comes from: a registry, or the distribution's mirror by bootstrap.",
+            "image",
+            choices=("auto", "registry", "bootstrap"),
+        ),
+        Option("mirror_apt", "str", "", "Address of a mirror of the distribution's packages.", "image"),
+        Option("mirror_npm", "str", "", "Address of an npm registry.", "image"),
+        Option("mirror_pypi", "str", "", "Address of a Python package index.", "image"),
+        Option("mirror_files", "str", "", "Address below which released files are mirrored.", "image"),
+        Option("ca_bundle", "str", "", "File with certificates that are trusted beside the system's.", "image"),
+    )
+}
 
 
-OPTIONS = _options()
-"""Every value that a user can give, by name; documentation and argument specs are checked against it."""
+# One value
 
 
-def convert(option: Option, value: Any) -> Any:
-    """``value`` as the option's kind; raises ``InvalidInput`` naming the option. Sizes in bytes, durations in seconds."""
-    converters: dict[str, Callable[[Any], Any]] = {
-        "bool": lambda v: as_bool(v, option.name),
-        "size": lambda v: parse_size(v, option.name),
-        "duration": lambda v: parse_duration(v, option.name),
-        "int": lambda v: _number(v, option.name, int),
-        "float": lambda v: _number(v, option.name, float),
-    }
-    if option.kind in converters:
-        return converters[option.kind](value)
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-        raise InvalidInput(f"Cannot read {option.name}: it must be text.", f"Put quotes around it: {option.name}='…'.")
+def shown(value: Any, limit: int = 60) -> str:
+    """``value`` for a message: no credentials, no control characters, not long."""
+    text = value if isinstance(value, str) else repr(value)
+    if "@" in text:
+        text = "***@" + text.rpartition("@")[2]
+    text = re.sub(r"[?#].*", "?***", text, flags=re.DOTALL)
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def as_bool(value: Any, name: str = "value") -> bool:
+    """A boolean as Ansible, YAML and environments write it; anything else is refused."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise InvalidInput(
+        f"{name} is {shown(value)!r}, which is neither true nor false.", f"Use {name}=true or {name}=false."
+    )
+
+
+def parse_duration(value: Any, name: str = "duration") -> int:
+    """Seconds of ``90``, ``45s``, ``10m``, ``2h``, ``1h30m``, ``1d``."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    if match is None or not any(match.groups()):
+        raise InvalidInput(
+            f"{name} is {shown(value)!r}, which is no duration.", f"Examples: {name}=45s, 10m, 2h, 1h30m."
+        )
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (DAY, 3600, 60, 1), strict=True))
+
+
+def parse_size(value: Any, name: str = "size") -> int:
+    """Bytes of ``512m``, ``8g``, ``1.5GiB``; units are binary, as Docker's are."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidInput(f"{name} is {shown(value)!r}, which is no size.", f"Examples: {name}=512m, 8g.")
+    number = float(f"{match[1]}.{match[2] or 0}")
+    return int(number * 1024 ** " kmgt".index(match[3].lower() or " "))
+
+
+def _number(option: Option, value: Any) -> int | float:
+    text = value if isinstance(value, str) else ("" if isinstance(value, bool) else str(value))
+    pattern = r"-?\d{1,15}" if option.type == "int" else r"-?\d{1,15}(\.\d{1,9})?"
+    if not re.fullmatch(pattern, text.strip(), re.ASCII):
+        kind = "whole number" if option.type == "int" else "number"
+        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is no {kind}.", _range(option))
+    return int(text) if option.type == "int" else float(text)
+
+
+def _range(option: Option) -> str:
+    """A hint with the allowed range in the option's own unit."""
+    if option.low is None or option.high is None:
+        return ""
+    if option.type == "size":
+        low, high = f"{option.low / MEBIBYTE:.0f}m", f"{option.high / GIBIBYTE:.0f}g"
+    elif option.type == "duration":
+        low, high = f"{option.low:.0f}s", f"{option.high / 3600:.0f}h"
+    else:
+        low, high = f"{option.low:g}", f"{option.high:.15g}"
+    zero = f", or 0 for {option.zero}" if option.zero and option.low > 0 else ""
+    return f"Use {option.name} from {low} to {high}{zero}."
+
+
+def _bounded(option: Option, number: float, value: Any) -> None:
+    if option.low is None or option.high is None or (number == 0 and option.zero):
+        return
+    if not math.isfinite(number) or not option.low <= number <= option.high:
+        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is out of range.", _range(option))
+
+
+def _text(option: Option, value: Any) -> str:
+    """A string without what no option may hold."""
+    name = option.name
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        hint = "Quote it, YAML reads the bare word as a boolean." if isinstance(value, bool) else ""
+        raise InvalidInput(f"{name} must be text, not {type(value).__name__}.", hint)
     text = str(value)
-    if option.choices and text not in option.choices:
-        near = difflib.get_close_matches(text, option.choices, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"One of: {', '.join(option.choices)}."
-        raise InvalidInput(f"Cannot use this value of {option.name}.", hint)
+    limit = MANY_LINES.get(name, TEXT_LIMIT)
+    if len(text) > limit:
+        raise InvalidInput(f"{name} is {len(text)} characters long, at most {limit} are allowed.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{name} is not valid UTF-8.", "Check the terminal's or the file's encoding.") from None
+    allowed = "\n\t" if name in MANY_LINES else ""
+    if any(not c.isprintable() and c not in allowed for c in text):
+        raise InvalidInput(f"{name} holds control or invisible characters.", "Type it anew rather than pasting it.")
     return text
 
 
-def _number(value: Any, name: str, kind: Callable[[Any], Any]) -> Any:
-    try:
-        number = kind(str(value).strip())
-    except ValueError:
-        raise InvalidInput(f"Cannot read {name}: it must be a number.", f"For example: {name}=4.") from None
-    if not 0 <= number < 1e12:
-        raise InvalidInput(f"Cannot use {name}: it is out of range.", f"For example: {name}=4.")
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The word of ``words`` that ``word`` was probably meant to be, or nothing."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word.lower().replace("-", "_"), list(words), 1, 0.6)), "")
+
+
+def _chosen(option: Option, text: str) -> str:
+    if text not in option.choices:
+        close = nearest(text, option.choices)
+        hint = f"Use one of {', '.join(option.choices)}" + (f"; did you mean {close}?" if close else ".")
+        raise InvalidInput(f"{option.name} is {shown(text)!r}, which is not known.", hint)
+    return text
+
+
+def convert(option: Option, value: Any) -> Any:
+    """``value`` in the option's resolved type, its bounds and choices checked; else ``InvalidInput`` with a sentence."""
+    if option.type == "bool":
+        return as_bool(value, option.name)
+    if isinstance(value, str) or not isinstance(value, (int, float)):
+        value = _text(option, value)
+        if value == "" and option.default == "":
+            return 0 if option.type in ("duration", "size") else ""
+    if option.type == "str":
+        text = _text(option, value)
+        return _chosen(option, text) if option.choices else text
+    if option.type == "duration":
+        number: float = parse_duration(value, option.name)
+    elif option.type == "size":
+        number = parse_size(value, option.name)
+    else:
+        number = _number(option, value)
+    _bounded(option, number, value)
     return number
 
 
-def check_names(names: Any, source: str) -> None:
-    """Refuse names that no option has, with the nearest that one has."""
-    for name in names:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(str(name), OPTIONS, 1)
-            hint = f"Did you mean {near[0]}?" if near else "The README lists all options."
-            raise InvalidInput(f"{source} has the unknown option {str(name)[:64]!r}.", hint)
+# Texts with a form of their own
 
 
-def resolve(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Values of all options. ``layers`` maps the name of a source to its values, strongest first; defaults come last."""
-    values: dict[str, Any] = {}
-    for option in OPTIONS.values():
-        value = next((layer[option.name] for layer in layers.values() if option.name in layer), option.default)
-        values[option.name] = convert(option, value)
-    return values
+def _check_forms(values: Mapping[str, Any]) -> None:
+    """Refuse names, references, addresses and repositories that nothing may be started with."""
+    from ._repository import Repository, validate_host, validate_name, validate_ref
+
+    for name in ("workspace", "owner"):
+        if values[name]:
+            validate_name(values[name], name)
+    validate_ref(values["ref"])
+    validate_host(values["default_host"], "default_host")
+    if values["repo"]:
+        Repository.parse(values["repo"], values["default_host"])
+    if values["dotfiles"]:
+        dotfiles = Repository.parse(values["dotfiles"], values["default_host"], "dotfiles")
+        if dotfiles.kind == "local":
+            raise InvalidInput(
+                "dotfiles is a local path, which a workspace cannot reach.", "Give the address of a repository."
+            )
+    for name in ("mirror_apt", "mirror_npm", "mirror_pypi", "mirror_files"):
+        _check_address(name, values[name])
+    if values["ca_bundle"] and not os.path.isabs(os.path.expanduser(values["ca_bundle"])):
+        raise InvalidInput("ca_bundle is not an absolute path.", "Give the file's whole path.")
+    if re.search(r"[<>]", values["git_name"] + values["git_email"]) or re.search(r"\s", values["git_email"]):
+        raise InvalidInput("git_name or git_email holds characters that git does not allow there.")
 
 
-def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The layer of ``SPT_FLOW_<OPTION>`` variables; empty ones count as not given."""
-    found = {name: environ.get(f"SPT_FLOW_{name.upper()}", "") for name in OPTIONS}
-    return {name: value for name, value in found.items() if value}
+def _check_address(name: str, text: str) -> None:
+    if not text:
+        return
+    match = re.fullmatch(r"https?://([^/@?#\s]+)(/[A-Za-z0-9._~+%/-]*)?", text)
+    if not match or ".." in text:
+        raise InvalidInput(
+            f"{name} is no plain http or https address.", "User names, passwords and questions have no place in it."
+        )
+    from ._repository import validate_host
+
+    validate_host(match[1], name)
 
 
-def user_settings_file(environ: Mapping[str, str] = os.environ) -> str:
-    """Path of the user's settings file."""
-    base = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+# Several sources
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Values of ``SPT_FLOW_*``; an empty variable counts as absent, so that callers may always set it."""
+    return {o.name: environ[o.environment] for o in OPTIONS.values() if environ.get(o.environment)}
+
+
+def user_settings_file() -> str:
+    """Path of the user's settings file, whether it exists or not."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(base, "spt-flow", "config.yml")
 
 
 def load_user_settings(path: str = "") -> dict[str, Any]:
-    """The layer of the user's settings file; empty when there is none."""
+    """The user's settings file as written, empty when there is none; ``InvalidInput`` when it cannot be trusted."""
     path = path or user_settings_file()
     try:
-        with open(path, encoding="utf-8") as handle:
-            if os.fstat(handle.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise InvalidInput(f"{path} can be written by others.", f"Take the right away: chmod go-w {path}")
-            text = handle.read()
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(MEBIBYTE + 1)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"Cannot read {path}: {error}.", "Correct or remove the file.") from None
+    except OSError as error:
+        raise InvalidInput(f"Cannot read the settings file {path}: {error.strerror}.") from None
+    if status.st_mode & 0o022:
+        raise InvalidInput(f"The settings file {path} can be changed by others.", f"chmod go-w {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise InvalidInput(f"The settings file {path} belongs to somebody else.", "Make one of your own.")
+    if len(raw) > MEBIBYTE:
+        raise InvalidInput(f"The settings file {path} is larger than 1 MiB.")
+    return _known(_yaml(raw, path), f"the settings file {path}")
+
+
+from_file = load_user_settings
+
+
+def _yaml(raw: bytes, path: str) -> Any:
     import yaml
 
     try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError:
-        raise InvalidInput(f"{path} is not valid YAML.", "One line per option: name: value") from None
-    if not isinstance(data, dict):
-        raise InvalidInput(f"{path} does not hold options.", "One line per option: name: value")
-    check_names(data, path)
-    return data
+        return yaml.safe_load(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InvalidInput(f"The settings file {path} is not valid UTF-8.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise InvalidInput(
+            f"The settings file {path} is not valid YAML{where}.", "Write one `option: value` a line."
+        ) from None
+
+
+def _known(values: Any, source: str) -> dict[str, Any]:
+    """``values`` if it is a mapping of known options."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{source[0].upper()}{source[1:]} holds no options.", "Write one `option: value` a line.")
+    for name in values:
+        if name not in OPTIONS:
+            close = nearest(str(name), OPTIONS)
+            hint = f"Did you mean {close}?" if close else "The options are: " + ", ".join(sorted(OPTIONS)) + "."
+            raise InvalidInput(f"There is no option {shown(str(name))!r} ({source}).", hint)
+    return {str(name): value for name, value in values.items()}
+
+
+def resolve(layers: Mapping[str, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Typed values of all options from ``layers``, the first that has one wins; ``None`` counts as absent.
+
+    Everything is checked, also what a higher layer hides, so that a mistake shows when it is made.
+    """
+    if isinstance(layers, Mapping):
+        named = [(str(name), dict(layer)) for name, layer in layers.items()]
+    else:
+        named = [("given values", dict(layer)) for layer in layers]
+    values: dict[str, Any] = {}
+    for source, layer in named:
+        for name, value in _known(layer, source).items():
+            if value is not None:
+                values.setdefault(name, convert(OPTIONS[name], value))
+    for option in OPTIONS.values():
+        if option.name not in values:
+            values[option.name] = convert(option, option.default)
+    _check_forms(values)
+    return values
+
+
+def default_owner() -> str:
+    """The login name as an owner's name."""
+    import getpass
+
+    from ._repository import slugify
+
+    try:
+        return slugify(getpass.getuser(), "user")
+    except (KeyError, OSError):
+        return f"user-{os.getuid()}"
+
+
+# What makes a workspace
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a workspace is given. ``memory`` and ``disk`` in bytes, ``idle_stop`` in seconds (0: never)."""
+    """The resolved options of scope ``workspace``, and how long a client waits.
+
+    ``hash`` stands for what was asked for, so it does not depend on the machine; ``cap`` fits it to one.
+    """
 
     profile: str = "slim"
     cpus: float = 4.0
-    memory: int = 8 << 30
+    memory: int = 8 * GIBIBYTE
     pids: int = 4096
     kvm: str = "auto"
     docker: str = "auto"
@@ -223,57 +477,56 @@ class Settings:
     submodules: bool = False
     lfs: bool = True
     clone_cache: bool = False
-    disk: int = 0
     tick: float = 1.0
+    disk: int = 0
     known_hosts: str = ""
+    host_reserve_memory: int = GIBIBYTE
+    wait_timeout: int = 600
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Settings:
-        """From the result of ``resolve``; raises ``InvalidInput`` for limits that cannot work."""
-        settings = cls(**{name: values[name] for name in cls.__dataclass_fields__})
-        for name, least in (("cpus", 0.1), ("memory", 256 << 20), ("pids", 100)):
-            if getattr(settings, name) < least:
-                raise InvalidInput(f"Cannot use {name}: it is too small to run a workspace.", f"At least {least}.")
-        if settings.ide_port > 65535 or 0 < settings.ide_port < 1024:
-            raise InvalidInput("Cannot use ide_port: it must be 0 or from 1024 to 65535.")
-        return settings
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """From the values that ``resolve`` returned."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def hash(self) -> str:
-        """64 hex digits over everything that is fixed when a workspace is created."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """64 hex digits of what only a new or restarted workspace gets."""
+        fixed = {name: value for name, value in asdict(self).items() if OPTIONS[name].scope == "workspace"}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
-    def cap(self, cpus: int, memory: int, reserve: int) -> tuple[Settings, list[str]]:
-        """The settings a machine of ``cpus`` and ``memory`` bytes can give, less ``reserve`` bytes, and why."""
-        notes = []
-        capped = self
-        if self.cpus > cpus:
-            capped = replace(capped, cpus=float(cpus))
-            notes.append(f"{self.cpus:g} CPUs asked for, {cpus} given: this machine has no more.")
-        most = max(memory - reserve, 256 << 20)
-        if self.memory > most:
-            capped = replace(capped, memory=most)
-            notes.append(
-                f"{self.memory / 2**30:.1f} GiB of memory asked for, {most / 2**30:.1f} GiB given: the machine has "
-                f"{memory / 2**30:.1f} GiB and keeps {reserve / 2**30:.1f} GiB."
-            )
-        return capped, notes
+    def cap(self, cpus: float, memory: int, reserve: int | None = None) -> tuple[Settings, list[str]]:
+        """Settings that fit a machine of ``cpus`` and ``memory`` (bytes) less ``reserve``, and a sentence if they differ."""
+        reserve = self.host_reserve_memory if reserve is None else reserve
+        room = max(memory - reserve, 256 * MEBIBYTE) if memory else self.memory
+        fitted = replace(self, cpus=min(self.cpus, cpus or self.cpus), memory=min(self.memory, room))
+        changes = []
+        machine = []
+        if fitted.cpus < self.cpus:
+            changes.append(f"{fitted.cpus:g} instead of {self.cpus:g} CPUs")
+            machine.append(f"{cpus:g} CPUs")
+        if fitted.memory < self.memory:
+            changes.append(f"{fitted.memory / GIBIBYTE:.1f} instead of {self.memory / GIBIBYTE:.1f} GiB of memory")
+            machine.append(f"{memory / GIBIBYTE:.1f} GiB of memory, of which {reserve / GIBIBYTE:.1f} GiB are reserved")
+        if not changes:
+            return self, []
+        return fitted, [f"The workspace gets {' and '.join(changes)}, because the machine has {' and '.join(machine)}."]
 
     def tmpfs(self) -> dict[str, str]:
-        """Mount point to options of the workspace's memory file systems (decision A10)."""
-        own = "nosuid,nodev,mode=0700,uid=1000,gid=1000,size=64m"
+        """Mount options per path (decision A10); Docker's ``Tmpfs`` and Terraform's map take the same strings."""
+        private = "nosuid,nodev,mode=0700,uid=1000,gid=1000,size=64m"
         return {
-            "/tmp": f"exec,nosuid,nodev,mode=1777,size={self.memory // 4}",
+            "/tmp": f"exec,nosuid,nodev,mode=1777,size={self.memory // 4}",  # noqa: S108  (a mount point inside)
             "/run": "nosuid,nodev,noexec,mode=0755,size=64m",
-            "/run/spt-flow": own,
-            "/run/user/1000": own,
+            "/run/spt-flow": private,
+            "/run/user/1000": private,
         }
 
     def docker_arguments(self) -> dict[str, Any]:
-        """The limits as keys of the Docker API's HostConfig."""
+        """The part of Docker's ``HostConfig`` that settings decide."""
         return {
-            "NanoCpus": int(self.cpus * 1e9),
+            "NanoCpus": round(self.cpus * 1e9),
             "Memory": self.memory,
             "MemorySwap": self.memory,
             "PidsLimit": self.pids,
             "Tmpfs": self.tmpfs(),
+            "PortBindings": {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(self.ide_port)}]},
         }
