@@ -25,7 +25,7 @@ extends_documentation_fragment:
   - default_callback
   - result_format_callback
 requirements:
-  - Be set as stdout callback. The checkout's C(ansible.cfg) does it; elsewhere set E(ANSIBLE_STDOUT_CALLBACK=spt.flow.output).
+  - To be set as stdout callback, which the checkout's C(ansible.cfg) does; elsewhere E(ANSIBLE_STDOUT_CALLBACK=spt.flow.output).
 """
 
 import json
@@ -37,7 +37,6 @@ from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
-
 from ansible_collections.spt.flow.plugins.module_utils import _ansible
 
 
@@ -70,6 +69,11 @@ class CallbackModule(Default):
         self._failure: dict[str, Any] | None = None
         if self._screen != "text":
             self._display = _Screen(self._display, drop=self._screen == "json" and not self._display.verbosity)
+
+    def set_options(self, *args: Any, **options: Any) -> None:
+        super().set_options(*args, **options)
+        if self._screen != "text":
+            self.set_option("display_failed_stderr", True)
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         # The parent prints the whole command line at -vvvv; the values of extra variables may be secret.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Between Ansible and the engine, the only engine file that imports Ansible (private to the collection).
 
-Actions take from here the user's values (``user_layers``), the objects of the engine and results; callbacks take what a run is to
+Actions take from here the user's values , the objects of the engine and results; callbacks take what a run is to
 show and how it ended. Everything of the engine that is not needed by every run is imported where it is used:
 `up` on a running workspace has about a hundred milliseconds above an empty play (decision B1).
 """
@@ -10,23 +10,26 @@ show and how it ended. Everything of the engine that is not needed by every run 
 from __future__ import annotations
 
 import os
+import subprocess
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
-from ansible.parsing.splitter import parse_kv, split_args
+from ansible.parsing.splitter import split_args
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 from . import _settings
-from ._errors import Cancelled, FlowError, InvalidInput, redact
+from ._errors import FlowError, InvalidInput, redact
 from ._progress import Progress
+from ._workspace import WorkspaceSpec
 
+RUNNER_CALLBACK = "awx_display"
 OUTPUT_CALLBACK = "spt.flow.output"
 TEMPLATE_MARKS = ("{{", "{%", "{#")
 ANSIBLE_KEYS = ("ansible_stats", "exception", "failed", "invocation", "warnings", "deprecations")
@@ -85,38 +88,39 @@ def refuse_stray_words(texts: Iterable[Any]) -> None:
             )
 
 
-def user_layers(args: Mapping[str, Any], task_vars: Mapping[str, Any], templar: Any, loader: Any) -> list[Mapping[str, Any]]:
-    """Where values come from, the first that has one wins: task arguments, ``-e``, environment, settings file, inventory."""
+def user_layers(
+    args: Mapping[str, Any], task_vars: Mapping[str, Any], templar: Any, loader: Any
+) -> dict[str, dict[str, Any]]:
+    """Where values come from, strongest first, in the shape that ``_settings.resolve`` takes."""
     refuse_stray_words(context.CLIARGS.get("extra_vars") or ())
     extra = extra_values(loader)
     refuse_templates(extra)
-    inventory = {
-        name: _plain(templar.template(value))
-        for name in _settings.OPTIONS
-        if (value := task_vars.get(f"flow_{name}")) is not None
+    return {
+        "the task": {name: _plain(value) for name, value in args.items() if value is not None},
+        "extra variables": {name: value for name, value in extra.items() if name in _settings.OPTIONS},
+        "the environment": _settings.from_environment(os.environ),
+        "the settings file": _settings.load_user_settings(),
+        "the inventory": {
+            name: _plain(templar.template(task_vars[f"flow_{name}"]))
+            for name in _settings.OPTIONS
+            if task_vars.get(f"flow_{name}") is not None
+        },
     }
-    return [
-        {name: _plain(value) for name, value in args.items() if value is not None},
-        {name: value for name, value in extra.items() if name in _settings.OPTIONS},
-        _settings.from_environment(os.environ),
-        _settings.from_file(),
-        inventory,
-    ]
 
 
 def screen() -> str:
-    """What standard output is for: ``text``, ``json`` (one object) or ``raw`` (the bytes of a command in the workspace).
+    """What standard output is for: ``text``, ``json`` (one object) or ``raw`` (the bytes of a command).
 
-    Callbacks need it before any action has looked at the values, so a wrong value means ``text`` here and is refused there.
+    Callbacks need it before any action looks at the values, so a wrong value means ``text`` here and is refused there.
     """
     if C.DEFAULT_STDOUT_CALLBACK != OUTPUT_CALLBACK:
         return "text"
     try:
-        layers = [extra_values(), _settings.from_environment(os.environ), _settings.from_file()]
+        layers = [extra_values(), _settings.from_environment(os.environ), _settings.load_user_settings()]
     except (AnsibleError, FlowError):
         return "text"
     first = {name: next((layer[name] for layer in layers if layer.get(name)), "") for name in ("output", "command")}
-    if str(first["output"]).strip() == "json":
+    if first["output"] == "json":
         return "json"
     return "raw" if first["command"] else "text"
 
@@ -152,3 +156,127 @@ def is_ours(result: Mapping[str, Any]) -> bool:
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """The lines that tell a person about a failed result of ours."""
     return [line for line in (result["error"]["message"], result["error"]["hint"]) if line]
+
+
+# What actions are made of
+
+
+class FlowAction(ActionBase):
+    """An action of spt.flow: user values in, one engine call, what the engine raises turned into failed results.
+
+    ``OWN`` is the argument spec of what only tasks set, ``VALUES`` the options that are user values as well.
+    """
+
+    OWN: dict[str, Any] = {}
+    VALUES: tuple[str, ...] = ()
+    DOING = "run the task"
+
+    _supports_check_mode = True
+    _supports_async = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        spec = {**self.OWN, **{name: {"type": "raw"} for name in self.VALUES}}
+        _checked, args = self.validate_argument_spec(spec)
+        self.own = {name: args.get(name) for name in self.OWN}
+        self.screen = screen()
+        self.progress = Progress(self.say)
+        try:
+            self.values = self._resolve(task_vars or {})
+            return self.act()
+        except FlowError as error:
+            return failed(error)
+        except AnsibleError:
+            raise
+        except Exception as error:  # noqa: BLE001 - no traceback reaches users
+            display.vvv(redact(traceback.format_exc()))
+            return failed(unexpected(self.DOING, error))
+
+    def act(self) -> dict[str, Any]:
+        """The task's result; raises ``FlowError``."""
+        raise NotImplementedError
+
+    def _resolve(self, task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in self._task.args.items() if name in self.VALUES}
+        values = _settings.resolve(user_layers(given, task_vars, self._templar, self._loader))
+        if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
+            raise InvalidInput(
+                "Cannot print one JSON object: Ansible's standard output is not ours.",
+                f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and give SPT_FLOW_OUTPUT=json or -e output=json.",
+            )
+        return values
+
+    def say(self, line: str) -> None:
+        """One line for people, at once; unless the mode is ``text`` standard output belongs to others (decision C3)."""
+        display.display(redact(line), stderr=self.screen != "text")
+
+    def finish(self, result: dict[str, Any], block: list[str], connect: dict[str, Any] | None = None) -> dict[str, Any]:
+        """``result`` with what the callbacks need at the end of the run; without them the block is shown here."""
+        if C.DEFAULT_STDOUT_CALLBACK != OUTPUT_CALLBACK:
+            for line in block:
+                self.say(line)
+        run = {"result": dict(result), "block": block, "connect": connect, "output": self.values["output"]}
+        return {**result, "ansible_stats": {"data": {"spt_flow": run}, "per_host": False, "aggregate": False}}
+
+
+def failed(error: FlowError, **more: Any) -> dict[str, Any]:
+    """A failed task's result."""
+    return {"failed": True, "changed": False, "msg": str(error), "error": error.to_dict(), **more}
+
+
+def unexpected(doing: str, error: Exception) -> FlowError:
+    """What nobody foresaw, as a sentence; the traceback is shown at -vvv only."""
+    return FlowError(
+        f"Cannot {doing}: {type(error).__name__}: {error}".rstrip(": ") + ".",
+        "This is a fault of spt.flow. Run again with -vvv and report what it prints.",
+    )
+
+
+# What actions ask the engine for
+
+
+def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
+    """The workspace that ``values`` describe; raises ``InvalidInput``."""
+    from . import _repository as repositories
+
+    def repository(name: str) -> repositories.Repository | None:
+        return repositories.Repository.parse(values[name], values["default_host"]) if values[name] else None
+
+    dotfiles = repository("dotfiles")
+    author = git_identity(values)
+    return WorkspaceSpec(
+        owner=owner_of(values),
+        settings=_settings.Settings.of(values),
+        name=repositories.validate_name(values["workspace"]) if values["workspace"] else "",
+        repository=repository("repo"),
+        ref=repositories.validate_ref(values["ref"]) if values["ref"] else "",
+        dotfiles=dotfiles.url if dotfiles else "",
+        git_name=author["name"],
+        git_email=author["email"],
+    )
+
+
+def owner_of(values: Mapping[str, Any]) -> str:
+    """Whose workspaces are meant: the value, else the login name (decision C7)."""
+    from ._repository import validate_name
+
+    return validate_name(values["owner"], "owner") if values["owner"] else _settings.default_owner()
+
+
+def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
+    """``name`` and ``email`` for commits: the user's values, else what the caller's git says."""
+    wanted = {"name": str(values["git_name"]), "email": str(values["git_email"])}
+    if all(wanted.values()):
+        return wanted
+    argv = ["git", "config", "--null", "--get-regexp", r"^user\.(name|email)$"]
+    try:
+        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return wanted
+    for entry in said.decode(errors="replace").split("\0"):
+        key, _newline, value = entry.partition("\n")
+        part = key.removeprefix("user.")
+        if part in wanted and not str(values[f"git_{part}"]):
+            wanted[part] = value
+    return wanted

@@ -91,7 +91,7 @@ def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool 
     lines = []
     for row in rows:
         lines.append("  ".join(row[:3]))
-        lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:])))
+        lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:], strict=True)))
     return lines
 
 
@@ -129,7 +129,8 @@ def _repository(workspace: Workspace) -> str:
     clone = workspace.step("clone")
     if clone.state == "pending" or not workspace.repo:
         return workspace.repo
-    return f"{workspace.repo} (clone: {clone.state}{', ' + clone.detail if clone.state != 'ok' and clone.detail else ''})"
+    detail = f", {clone.detail}" if clone.detail and clone.state != "ok" else ""
+    return f"{workspace.repo} (clone: {clone.state}{detail})"
 
 
 def _stopping(workspace: Workspace, now: float) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 
-ACTION = '''
+ACTION = """
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -30,7 +30,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "changed": False, "msg": args["error"]["message"], "error": args["error"]}
         return {"changed": False, "msg": "done", "ansible_stats": {
             "data": {"spt_flow": args["run"]}, "per_host": False, "aggregate": False}}
-'''
+"""
 
 RUN: dict[str, Any] = {
     "verb": "started",
@@ -39,7 +39,8 @@ RUN: dict[str, Any] = {
     "connect": None,
     "output": "text",
 }
-ERROR = {"code": 6, "kind": "not_found", "message": "Cannot enter demo: it is not there.", "hint": "Create it.", "details": {}}
+MESSAGE = "Cannot enter demo: it is not there."
+ERROR = {"code": 6, "kind": "not_found", "message": MESSAGE, "hint": "Create it.", "details": {}}
 
 
 @pytest.fixture
@@ -54,13 +55,17 @@ def play(tmp_path: Path) -> Any:
         task = {"name": "Task", "stand_in": args}
         (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_"))}
-        env |= {"ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"), "HOME": str(tmp_path)}
-        return [str(Path(sys.executable).parent / "ansible-playbook"), str(tmp_path / "play.yml")], {**env, **environment}
+        env |= {"ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local")}
+        program = Path(sys.executable).parent / "ansible-playbook"
+        return [str(program), str(tmp_path / "play.yml")], {**env, "HOME": str(tmp_path), **environment}
 
     return write
 
 
-def run(play: Any, args: dict[str, Any], *more: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess
+
+
+def run(play: Any, args: dict[str, Any], *more: str, stdin: str = "", **environment: str) -> Done[str]:
     argv, env = play(args, **environment)
     return subprocess.run([*argv, *more], env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
@@ -107,16 +112,16 @@ def test_a_failure_in_json_is_the_same_object_and_leaves_with_its_code(play: Any
 
 
 def test_a_failure_that_is_not_ours_has_the_general_code_in_json(play: Any) -> None:
-    done = run(play, {}, "-e", "output=json")
+    done = run(play, {"stderr": True}, "-e", "output=json")
     result = json.loads(done.stdout)
     assert (result["ok"], result["error"]["code"], done.returncode) == (False, 1, 1)
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_play_without_our_actions_is_an_object_too(play: Any, tmp_path: Path) -> None:
-    argv, env = play({})
+    argv, env = play({}, SPT_FLOW_OUTPUT="json")
     (tmp_path / "play.yml").write_text('[{"hosts": "localhost", "gather_facts": false, "tasks": []}]')
-    done = subprocess.run([*argv, "-e", "output=json"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert json.loads(done.stdout) == {"ok": True, "changed": False}
 
 
@@ -147,7 +152,9 @@ def test_a_terminal_is_handed_over_with_the_shells_status(play: Any, tmp_path: P
 
 
 def test_json_and_a_failure_are_never_handed_over(play: Any) -> None:
-    argv, env = play({**connect("sh", "-c", "exit 9"), "stderr": True})
+    args = connect("sh", "-c", "exit 9")
+    args["run"]["output"] = "json"
+    argv, env = play(args)
     assert pexpect.run(" ".join([*argv, "-e", "output=json"]), env=env, withexitstatus=True, timeout=60)[1] == 0
     argv, env = play({"error": ERROR})
     assert pexpect.run(" ".join(argv), env=env, withexitstatus=True, timeout=60)[1] == 2
