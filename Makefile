@@ -5,6 +5,7 @@
 .PHONY: help quickstart test test-full lint unit integration sanity bench docs image build install clean
 MAX = tools/venv --dev --end max --
 MIN = tools/venv --dev --end min --
+RUN = tools/venv --
 export REPO
 
 help: ## List the targets
@@ -39,13 +40,13 @@ docs: ## Write the generated tables of README.md anew
 	@$(MAX) tools/docs
 
 image: ## Build the workspace image if it is missing
-	@$(MAX) ansible-playbook playbooks/image.yml
+	@$(RUN) ansible-playbook playbooks/image.yml
 
 build: ## Build the collection's tarball into artifacts/
-	@$(MAX) ansible-galaxy collection build --force --output-path artifacts
+	@$(RUN) ansible-galaxy collection build --force --output-path artifacts
 
 install: build ## Install the tarball for this user: ansible-playbook spt.flow.up then works everywhere
-	@$(MAX) ansible-galaxy collection install --force --offline $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
+	@$(RUN) ansible-galaxy collection install --force --offline $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
 
 clean: ## Stop the engine that quickstart started, remove environments and generated files; workspaces stay
 	-@tools/quickstart --engine-stop

@@ -81,7 +81,7 @@ def documentation(module: Path) -> dict[str, Any]:
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """(module, whether at the top level) of every import; relative ones keep their dots. What only type checkers run is left out."""
+    """(module, whether at the top level) of every import but those for type checkers; relative ones keep their dots."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
 
     def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, bool]]:
