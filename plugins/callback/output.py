@@ -25,7 +25,7 @@ extends_documentation_fragment:
   - default_callback
   - result_format_callback
 requirements:
-  - To be set as stdout callback, which the checkout's C(ansible.cfg) does; elsewhere E(ANSIBLE_STDOUT_CALLBACK=spt.flow.output).
+  - To be set as stdout callback. The checkout's C(ansible.cfg) does that; elsewhere E(ANSIBLE_STDOUT_CALLBACK) does.
 """
 
 import json

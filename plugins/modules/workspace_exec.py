@@ -13,7 +13,7 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Runs one command in a running workspace, as its user and in its clone, and shows its output line by line while it runs.
+  - Runs one command in a running workspace, as its user and in its clone, and shows its output line by line.
   - For people at a terminal there is C(ansible-playbook spt.flow.ssh) with C(command).
 extends_documentation_fragment:
   - spt.flow.attributes

@@ -35,7 +35,7 @@ options:
   tail:
     description: With O(logs=true), start with this many last lines; 0 for all.
     type: int
-    default: 100
+    default: 0
 seealso:
   - module: spt.flow.workspace
 """
