@@ -87,7 +87,7 @@ class Target(Protocol):
     ) -> ExecResult:
         """Run ``argv`` inside, as the workspace's user unless told otherwise."""
 
-    def proxy_command(self, workspace: Workspace) -> list[str]:
+    def proxy_command(self, workspace: Workspace) -> Sequence[str]:
         """The command whose stdin and stdout speak SSH with the workspace (decision C1)."""
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
