@@ -86,7 +86,7 @@ def validate_ref(ref: str) -> str:
     if not legal:
         raise InvalidInput(
             f"{shown(ref)!r} is not accepted as a branch, tag or commit.",
-            "Letters, digits and . / _ + # @ = , % ! & - are, with no empty part, none that starts with . or -, and no '..'.",
+            "Letters, digits and . / _ + # @ = , % ! & - are; no part may be empty or start with . or -, and no '..'.",
         )
     return ref
 
@@ -215,7 +215,7 @@ def _path(path: str, what: str) -> str:
         for p in plain
     ):
         raise InvalidInput(
-            f"The path in {what} has an empty part, '.', '..', one that starts with '-', or characters that are not allowed.",
+            f"The path in {what} has an empty part, '.', '..', one that starts with '-', or characters not allowed.",
             "Letters, digits and . _ ~ + , = @ - are; write others as %XX.",
         )
     return "/".join(re.sub(r"%..", lambda m: m[0].upper(), part) for part in parts)

@@ -295,7 +295,7 @@ def _chosen(option: Option, text: str) -> str:
 
 
 def convert(option: Option, value: Any) -> Any:
-    """``value`` in the option's resolved type, its bounds and choices checked; else ``InvalidInput`` with a sentence."""
+    """``value`` in the option's resolved type, bounds and choices checked; raises ``InvalidInput``."""
     if option.type == "bool":
         return as_bool(value, option.name)
     if isinstance(value, str) or not isinstance(value, (int, float)):
@@ -388,9 +388,6 @@ def load_user_settings(path: str = "") -> dict[str, Any]:
     if len(raw) > MEBIBYTE:
         raise InvalidInput(f"The settings file {path} is larger than 1 MiB.")
     return _known(_yaml(raw, path), f"the settings file {path}")
-
-
-from_file = load_user_settings
 
 
 def _yaml(raw: bytes, path: str) -> Any:
@@ -494,7 +491,7 @@ class Settings:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
     def cap(self, cpus: float, memory: int, reserve: int | None = None) -> tuple[Settings, list[str]]:
-        """Settings that fit a machine of ``cpus`` and ``memory`` (bytes) less ``reserve``, and a sentence if they differ."""
+        """Settings for a machine of ``cpus`` and ``memory`` (bytes) less ``reserve``, and a sentence if they differ."""
         reserve = self.host_reserve_memory if reserve is None else reserve
         room = max(memory - reserve, 256 * MEBIBYTE) if memory else self.memory
         fitted = replace(self, cpus=min(self.cpus, cpus or self.cpus), memory=min(self.memory, room))

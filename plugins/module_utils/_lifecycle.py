@@ -1,0 +1,619 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what is there to what is wanted (private to the collection): read, plan, act, wait.
+
+``plan`` is pure; ``changed``, ``diff`` and ``msg`` of a result come from it, so check mode cannot differ.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import queue
+import tarfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import _repository
+from ._errors import (
+    AuthError,
+    Conflict,
+    DeadlineExceeded,
+    FlowError,
+    InvalidInput,
+    NotFound,
+    Unhealthy,
+    redact,
+)
+from ._progress import Progress
+from ._repository import HOME, Probe, Repository
+from ._target import Target
+from ._wait import Waiter
+from ._workspace import STEPS, Life, Result, Step, Workspace, WorkspaceSpec
+
+STATES = ("started", "stopped", "restarted", "kept", "absent")
+FINAL = ("ok", "failed", "skipped", "needs-auth")
+SEED = ".cache/spt-flow/seed.bundle"
+"""Where below the home the bundle of a local repository waits for the first clone (decision B12)."""
+TRIES = 5
+"""How often a run reads again after somebody else was faster."""
+LAST_LINES = 5
+
+ProbeFunction = Callable[[Repository, str], Probe]
+
+
+# Planning
+
+
+@dataclass(frozen=True)
+class Action:
+    """One verb of the target and why it is needed."""
+
+    verb: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. ``before`` and ``after`` are what ``diff`` shows; equal when there is nothing to do."""
+
+    actions: tuple[Action, ...]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    msg: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.actions)
+
+    @property
+    def verbs(self) -> list[str]:
+        return [action.verb for action in self.actions]
+
+    @property
+    def diff(self) -> dict[str, Any]:
+        return {"before": self.before, "after": self.after}
+
+
+def plan(
+    actual: Workspace | None, spec: WorkspaceSpec, state: str, hours: float = 0.0, create: bool = True, name: str = ""
+) -> Plan:
+    """What takes ``actual`` to ``state``; ``name`` is what a new workspace will be called.
+
+    Raises ``InvalidInput`` (unknown state, hours), ``NotFound`` (nothing there that could be changed) and ``Conflict``
+    (the name belongs to another repository, or the workspace is in no state for it).
+    """
+    if state not in STATES:
+        raise InvalidInput(f"There is no state {state!r}.", f"Use one of {', '.join(STATES)}.")
+    if state == "kept" and not (math.isfinite(hours) and 0 <= hours <= 24):
+        raise InvalidInput(
+            f"Cannot keep a workspace alive for {hours:g} hours.", "Use hours from 0 (take it back) to 24."
+        )
+    if actual is None:
+        return _plan_nothing(spec, state, create, name)
+    if spec.repository and actual.repo and spec.repository.identity != actual.repo:
+        raise Conflict(
+            f"Workspace {actual.name} belongs to {actual.repo}, not to {spec.repository.identity}.",
+            "Choose another name, or leave the name out.",
+        )
+    planners = {
+        "started": _plan_started,
+        "stopped": _plan_stopped,
+        "restarted": _plan_restarted,
+        "absent": _plan_absent,
+    }
+    if state == "kept":
+        return _plan_kept(actual, hours)
+    return planners[state](actual)
+
+
+def _seen(workspace: Workspace) -> dict[str, Any]:
+    return {
+        "name": workspace.name,
+        "repo": workspace.repo,
+        "state": workspace.state,
+        "outdated": list(workspace.outdated),
+    }
+
+
+def _plan_nothing(spec: WorkspaceSpec, state: str, create: bool, name: str) -> Plan:
+    title = spec.title or "for this repository"
+    gone = {"state": "absent"}
+    if state == "absent":
+        return Plan((), gone, gone, f"There is no workspace {title} (unchanged).")
+    if state == "started" and create and spec.repository is not None:
+        name = name or spec.name or spec.repository.slug
+        after = {"name": name, "repo": spec.repository.identity, "state": "running", "outdated": []}
+        actions = (Action("create", "there is none for the repository"), Action("start", "it is new"))
+        return Plan(actions, gone, after, f"Workspace {name} created for {spec.repository.identity} and started.")
+    raise NotFound(
+        f"There is no workspace {title} of {spec.owner}.",
+        "See what there is: ansible-playbook spt.flow.status. "
+        "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git",
+        {"owner": spec.owner, "workspace": spec.name},
+    )
+
+
+def _plan_started(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    notes = (_outdated(actual),) if actual.outdated else ()
+    if actual.state == "running":
+        return Plan((), before, before, f"Workspace {actual.name} is running (unchanged).", notes)
+    actions = (Action("start", f"it is {actual.state}"),)
+    if not actual.id:
+        actions = (Action("create", "only its home is left"), *actions)
+    return Plan(actions, before, {**before, "state": "running"}, f"Workspace {actual.name} started.", notes)
+
+
+def _outdated(actual: Workspace) -> str:
+    return (
+        f"Workspace {actual.name} is outdated ({' and '.join(actual.outdated)}); a restart applies what is new: "
+        f"ansible-playbook spt.flow.restart -e workspace={actual.name}"
+    )
+
+
+def _plan_stopped(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    if actual.state in ("stopped", "failed"):
+        return Plan((), before, before, f"Workspace {actual.name} is {actual.state} (unchanged).")
+    if actual.kind == "ci":
+        return Plan(
+            (Action("stop", f"it is {actual.state}"),),
+            before,
+            {"state": "absent"},
+            f"Workspace {actual.name} stopped and with that deleted, as CI workspaces are.",
+        )
+    after = {**before, "state": "stopped"}
+    return Plan((Action("stop", f"it is {actual.state}"),), before, after, f"Workspace {actual.name} stopped.")
+
+
+def _plan_restarted(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    reason = f"its {' and '.join(actual.outdated)} changed" if actual.outdated else "a restart was asked for"
+    after = {**before, "state": "running", "outdated": []}
+    return Plan((Action("restart", reason),), before, after, f"Workspace {actual.name} restarted.")
+
+
+def _plan_absent(actual: Workspace) -> Plan:
+    return Plan(
+        (Action("delete", "it is to be absent"),),
+        _seen(actual),
+        {"state": "absent"},
+        f"Workspace {actual.name} deleted.",
+    )
+
+
+def _plan_kept(actual: Workspace, hours: float) -> Plan:
+    if actual.state != "running":
+        raise Conflict(
+            f"Cannot keep workspace {actual.name} alive: it is {actual.state}.",
+            f"Start it: ansible-playbook spt.flow.up -e workspace={actual.name}",
+        )
+    before = _seen(actual)
+    msg = (
+        f"Workspace {actual.name} kept alive for {hours:g} hours."
+        if hours
+        else (f"Workspace {actual.name} is not kept alive any longer.")
+    )
+    return Plan((Action("keepalive", "it was asked for"),), before, {**before, "keepalive_hours": hours}, msg)
+
+
+# Doing
+
+
+def ensure(
+    target: Target,
+    spec: WorkspaceSpec,
+    state: str = "started",
+    check: bool = False,
+    progress: Progress | None = None,
+    wait_timeout: float | None = None,
+    probe: ProbeFunction | None = None,
+    now: Callable[[], float] = time.time,
+    hours: float = 0.0,
+    by: str = "",
+    create: bool = True,
+    waiter: Waiter | None = None,
+) -> Result:
+    """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
+
+    ``wait_timeout`` is in seconds (default: the spec's), ``hours`` and ``by`` belong to ``state="kept"``. A running
+    workspace costs one read. Raises children of ``FlowError``; what was created until then stays and is taken up by
+    the next run.
+    """
+    waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
+    run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec))
+    if not check:
+        run.sweep(now())
+    for attempt in range(TRIES):
+        actual = target.find(spec)
+        name = _new_name(target, spec) if actual is None and state == "started" else ""
+        planned = plan(actual, spec, state, hours, create, name)
+        run.admit(planned)
+        if check:
+            return Result(
+                planned.changed, planned.msg, actual, planned.verbs, planned.diff, [], [*run.notes, *planned.notes]
+            )
+        try:
+            return run.result(planned, run.act(planned, actual, hours, by))
+        except (Conflict, NotFound) as error:
+            if attempt == TRIES - 1:
+                raise
+            run.joined = True
+            run.progress.note(f"read again: {error.message}")
+            waiter.pause(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:
+    return lambda repository, ref: _repository.probe(repository, ref, known_hosts=spec.settings.known_hosts)
+
+
+def _new_name(target: Target, spec: WorkspaceSpec) -> str:
+    """What a new workspace will be called (decision C7): the slug, unless another repository has it."""
+    if spec.name or spec.repository is None:
+        return spec.name
+    slug = spec.repository.slug
+    taken = any(w.name == slug and w.repo != spec.repository.identity for w in target.list(spec.owner))
+    return spec.repository.slug_with_suffix() if taken else slug
+
+
+class _Run:
+    """One call of ``ensure``: what was learnt and done so far."""
+
+    def __init__(
+        self, target: Target, spec: WorkspaceSpec, progress: Progress, waiter: Waiter, probe: ProbeFunction
+    ) -> None:
+        self.target = target
+        self.spec = spec
+        self.progress = progress
+        self.waiter = waiter
+        self.probe = probe
+        self.notes: list[str] = []
+        self.actions: list[str] = []
+        self.joined = False
+        self._admitted = False
+        self._bundle = b""
+
+    def sweep(self, now: float) -> None:
+        """Delete expired CI workspaces (decision A9); that it fails must not keep anybody from working."""
+        try:
+            gone = sorted(self.target.sweep(now))
+        except FlowError as error:
+            self.notes.append(f"Expired CI workspaces could not be deleted: {error.message}")
+            return
+        if gone:
+            self.notes.append(f"Deleted expired CI workspaces: {', '.join(gone)}.")
+
+    def admit(self, planned: Plan) -> None:
+        """Before anything is created: ask whether the repository can be had."""
+        repository = self.spec.repository
+        new = planned.before.get("state") == "absent"
+        if "create" not in planned.verbs or not new or repository is None or self._admitted:
+            return
+        self.progress.note(f"repository: asking {repository.host if repository.kind != 'local' else 'the folder'}")
+        note = judge(self.probe(repository, self.spec.ref), repository, self.target.name)
+        if note:
+            self.notes.append(note)
+        self._admitted = True
+
+    def act(self, planned: Plan, actual: Workspace | None, hours: float, by: str) -> Workspace | None:
+        """Carry out ``planned``; the workspace afterwards."""
+        workspace = actual
+        boots: frozenset[str] = frozenset()
+        for action in planned.actions:
+            if action.verb == "create":
+                workspace = self._create()
+            elif workspace is None:
+                raise NotFound("The workspace vanished while it was being changed.", "Run the command again.")
+            elif action.verb == "start":
+                boots = _boots(self.target, workspace) if "create" not in planned.verbs else boots
+                workspace = self._start(workspace, "create" in planned.verbs)
+            elif action.verb == "stop":
+                with self.progress.stage("stop", f"stopping {workspace.name}"):
+                    workspace = self.target.stop(workspace)
+                workspace = None if workspace.kind == "ci" else workspace
+            elif action.verb == "restart":
+                workspace = self._timed("restart", f"replacing {workspace.name}", self._restart, workspace)
+            elif action.verb == "keepalive":
+                workspace = self.target.keepalive(workspace, hours, by)
+            elif action.verb == "delete":
+                self._delete(workspace)
+                workspace = None
+            self.actions.append(action.verb)
+        if workspace is not None and {"start", "restart"} & set(planned.verbs):
+            return wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+        if workspace is not None and self.joined and workspace.state == "running":
+            return wait_ready(self.target, workspace, self.progress, self.waiter, None)
+        return workspace
+
+    def _timed(
+        self, name: str, doing: str, function: Callable[[Workspace], Workspace], workspace: Workspace
+    ) -> Workspace:
+        with self.progress.stage(name, doing):
+            return function(workspace)
+
+    def _restart(self, workspace: Workspace) -> Workspace:
+        return self.target.restart(workspace, self.spec, self.progress)
+
+    def _delete(self, workspace: Workspace) -> None:
+        with self.progress.stage("delete", f"deleting {workspace.name}"):
+            try:
+                self.target.delete(workspace)
+            except NotFound:
+                self.progress.note(f"{workspace.name} was already gone")
+
+    def _create(self) -> Workspace:
+        """Create, and time what the target did not time itself."""
+        repository = self.spec.repository
+        if repository is not None and repository.kind == "local" and not self._bundle:
+            with self.progress.stage("bundle", f"copying {repository.path}"):
+                self._bundle = _repository.make_bundle(repository, self.spec.ref)
+        known = len(self.progress.stages)
+        begun = self.progress.elapsed
+        self.progress.note("create: creating the workspace")
+        workspace = self.target.create(self.spec, self.progress)
+        inner = self.progress.stages[known:]
+        if "create" not in [name for name, _seconds in inner]:
+            own = self.progress.elapsed - begun - sum(seconds for _name, seconds in inner)
+            self.progress.done("create", max(0.0, own), workspace.name)
+        return workspace
+
+    def _start(self, workspace: Workspace, created: bool) -> Workspace:
+        repository = self.spec.repository
+        fresh = created or workspace.started is None
+        if repository is not None and repository.kind == "local" and fresh and workspace.state != "running":
+            self._bundle = self._bundle or _repository.make_bundle(repository, self.spec.ref)
+            self.target.put(workspace, HOME, seed_archive(self._bundle))
+        with self.progress.stage("start", f"starting {workspace.name}"):
+            return self.target.start(workspace)
+
+    def result(self, planned: Plan, workspace: Workspace | None) -> Result:
+        notes = [*self.notes, *planned.notes]
+        msg = planned.msg
+        if workspace is not None:
+            notes += [note for note in (*workspace.notes, *_step_notes(workspace)) if note not in notes]
+            predicted = planned.after.get("name")
+            if predicted and predicted != workspace.name:
+                msg = msg.replace(f"Workspace {predicted} ", f"Workspace {workspace.name} ", 1)
+        return Result(bool(self.actions), msg, workspace, self.actions, planned.diff, list(self.progress.stages), notes)
+
+
+def judge(answer: Probe, repository: Repository, target: str) -> str:
+    """A note, or nothing, where a workspace may be created after ``answer``; raises where it may not."""
+    where = f"Cannot create a workspace for {repository.identity}"
+    detail = f" ({answer.detail})" if answer.detail else ""
+    if answer.state == "open":
+        return ""
+    if answer.state == "needs-auth":
+        return (
+            f"{repository.host} asks for credentials{detail}; the clone is finished in your session, "
+            "with your SSH agent or git credential helper."
+        )
+    if answer.state == "unreachable" and target != "docker":
+        return f"{repository.host} could not be asked from here{detail}; the workspace will try by itself."
+    if answer.state == "not-found":
+        raise NotFound(
+            f"{where}: it was not found{detail}.", "Check the address and the branch, and that you may read it."
+        )
+    if answer.state == "host-key-unknown":
+        raise AuthError(
+            f"{where}: the SSH host key of {repository.host} is not known or has changed{detail}.",
+            f"Compare it with what the server's operator publishes, then add it to ~/.ssh/known_hosts "
+            f"(ssh-keyscan {'-p ' + str(repository.port) + ' ' if repository.port else ''}{repository.host}) "
+            "and to the option known_hosts.",
+        )
+    raise Unhealthy(
+        f"{where}: {repository.host} does not answer{detail}.", "Check the network, the proxy and the address."
+    )
+
+
+def seed_archive(bundle: bytes) -> bytes:
+    """A tar, to be unpacked in the home, with ``bundle`` where the clone step looks for it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        parts = SEED.split("/")
+        for depth in range(1, len(parts)):
+            folder = tarfile.TarInfo("/".join(parts[:depth]))
+            folder.type, folder.mode, folder.uid, folder.gid = tarfile.DIRTYPE, 0o755, 1000, 1000
+            tar.addfile(folder)
+        file = tarfile.TarInfo(SEED)
+        file.size, file.mode, file.uid, file.gid = len(bundle), 0o600, 1000, 1000
+        tar.addfile(file, io.BytesIO(bundle))
+    return buffer.getvalue()
+
+
+# Waiting
+
+
+def event(line: str) -> dict[str, Any] | None:
+    """The start contract's event in a log line; ``None`` for every other line."""
+    if not line.startswith("{") or '"spt_flow"' not in line:
+        return None
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) and data.get("spt_flow") == 1 and isinstance(data.get("event"), str) else None
+
+
+def _boots(target: Target, workspace: Workspace) -> frozenset[str]:
+    """Ids of the starts that the log already holds."""
+    events = (event(line) for line in target.logs(workspace))
+    return frozenset(str(e.get("boot")) for e in events if e and e["event"] == "start")
+
+
+class Watch:
+    """What the log of the newest start says so far. ``old`` are ids of starts that do not count."""
+
+    def __init__(self, progress: Progress, old: frozenset[str] = frozenset()) -> None:
+        self.steps: dict[str, Step] = {}
+        self.life = Life()
+        self.tail: deque[str] = deque(maxlen=LAST_LINES)
+        self._progress = progress
+        self._old = old
+        self._current = False
+
+    def feed(self, line: str) -> None:
+        """Take in one line of the log."""
+        data = event(line)
+        if data is None:
+            if self._current or not self._old:
+                self.tail.append(redact(line.rstrip()))
+            return
+        if data["event"] == "start":
+            self._current = str(data.get("boot")) not in self._old
+            self.steps, self.life = {}, Life()
+        elif self._current and data["event"] == "step":
+            self._step(data)
+        elif self._current and data["event"] == "life":
+            known = {name: data[name] for name in Life.__dataclass_fields__ if data.get(name) is not None}
+            self.life = Life(**known)
+
+    def _step(self, data: dict[str, Any]) -> None:
+        step = Step(
+            str(data.get("step", "")),
+            str(data.get("state", "pending")),
+            _seconds(data.get("started")),
+            _seconds(data.get("ended")),
+            redact(str(data.get("detail") or "")),
+        )
+        before = self.steps.get(step.name, Step(step.name))
+        self.steps[step.name] = step
+        if step.state == before.state:
+            return
+        if step.state == "running":
+            self._progress.note(f"{step.name}: {step.detail or 'running'}")
+        elif step.state in FINAL:
+            seconds = max(0.0, step.ended - step.started) if step.ended and step.started else 0.0
+            self._progress.done(step.name, seconds, f"{step.state}{', ' + step.detail if step.detail else ''}")
+
+    def state(self, name: str) -> str:
+        return self.steps.get(name, Step(name)).state
+
+    @property
+    def usable(self) -> bool:
+        """Whether the IDE answers."""
+        return self.state("ide") in ("ok", "skipped")
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left that a client waits for."""
+        return self.usable and self.state("clone") in FINAL
+
+    def apply(self, workspace: Workspace) -> Workspace:
+        order = [*STEPS, *(name for name in self.steps if name not in STEPS)]
+        steps = tuple(self.steps[name] for name in order if name in self.steps)
+        return replace(workspace, steps=steps, life=self.life)
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def wait_ready(
+    target: Target, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
+) -> Workspace:
+    """Follow the log until the IDE answers and the clone is done or given up; the workspace with its steps and life.
+
+    ``old`` are ids of starts before the one that counts; ``None`` when it was started by somebody else: then the last
+    one in the log counts. Raises ``Unhealthy`` when the workspace or its IDE ends, ``DeadlineExceeded`` when the IDE is
+    not there in time. A clone that takes longer is no error.
+    """
+    if waiter.check:
+        return workspace
+    if old is None:
+        seen = [str(e.get("boot")) for e in map(event, target.logs(workspace)) if e and e["event"] == "start"]
+        old = frozenset(seen[:-1])
+    watch = Watch(progress, old)
+    for line in _followed(target, workspace, waiter):
+        if line is not None:
+            watch.feed(line)
+        if watch.complete:
+            return watch.apply(workspace)
+        if watch.state("ide") == "failed":
+            detail = watch.steps["ide"].detail
+            raise Unhealthy(
+                f"The IDE of workspace {workspace.name} did not start: {detail}.", _log_hint(watch, workspace)
+            )
+        if line is None:
+            break
+    if not waiter.expired:
+        raise Unhealthy(
+            f"Workspace {workspace.name} ended while it was starting.", _log_hint(watch, workspace), _log(watch)
+        )
+    if not watch.usable:
+        raise DeadlineExceeded(
+            f"The IDE of workspace {workspace.name} did not answer within {waiter.timeout:g} s.",
+            _log_hint(watch, workspace),
+            _log(watch),
+        )
+    return watch.apply(workspace)
+
+
+def _log(watch: Watch) -> dict[str, Any]:
+    return {"log": list(watch.tail), "steps": {name: step.state for name, step in watch.steps.items()}}
+
+
+def _log_hint(watch: Watch, workspace: Workspace) -> str:
+    command = f"ansible-playbook spt.flow.logs -e workspace={workspace.name}"
+    if not watch.tail:
+        return f"Its log: {command}"
+    return "\n".join([f"The last lines of its log ({command}):", *watch.tail])
+
+
+def _followed(target: Target, workspace: Workspace, waiter: Waiter) -> Iterator[str | None]:
+    """Lines of the log as they come; ``None`` once, at the end of the log or of the time.
+
+    Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.
+    """
+    lines: queue.Queue[str | None | FlowError] = queue.Queue()
+    deaf = threading.Event()
+
+    def read() -> None:
+        try:
+            for line in target.logs(workspace, follow=True):
+                if deaf.is_set():
+                    return
+                lines.put(line)
+            lines.put(None)
+        except FlowError as error:
+            lines.put(error)
+        except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+            lines.put(Unhealthy(f"Cannot follow the log of workspace {workspace.name}: {error}"))
+
+    threading.Thread(target=read, name="spt-flow-log", daemon=True).start()
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=waiter.remaining) if waiter.remaining else lines.get_nowait()
+            except queue.Empty:
+                yield None
+                return
+            if isinstance(line, FlowError):
+                raise line
+            yield line
+            if line is None:
+                return
+    finally:
+        deaf.set()
+
+
+def _step_notes(workspace: Workspace) -> list[str]:
+    """Sentences about steps that are not as they should be though the workspace can be used."""
+    notes = []
+    for step in workspace.steps:
+        detail = f": {step.detail}" if step.detail else ""
+        if step.state == "failed":
+            notes.append(f"Step {step.name} failed{detail}.")
+        elif step.name == "clone" and step.state == "needs-auth":
+            notes.append("The clone needs your credentials; it is finished in your session: spt-workspace clone")
+        elif step.name == "clone" and step.state in ("pending", "running"):
+            notes.append("The clone is not finished yet; it goes on in the workspace.")
+    return notes
