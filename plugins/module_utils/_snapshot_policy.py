@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which snapshots go: the retention policy as pure functions (private to the collection; also installed on hosts).
+
+A day is a step of at least ``DAY`` seconds between two snapshots, never a calendar date, so that time zones,
+daylight saving and
+leap days cannot make two nights one or one night two. Age alone never drops anything: an old snapshot goes when enough
+good ones on enough later days exist. So neither a machine that slept for a month nor a clock that jumps loses history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+DAY = 20 * 3600
+"""Seconds between two nightly snapshots that count as two days: 24 h less one of daylight saving and three of random
+delay."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot of one volume. ``time`` in epoch seconds; ``good`` when everything readable was stored without an
+    error."""
+
+    id: str
+    volume: str
+    time: float
+    good: bool = True
+    size: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def newest_good(snapshots: Iterable[Snapshot], now: float) -> Snapshot | None:
+    """The snapshot to fall back on. One dated after ``now`` was made by a wrong clock and counts only if there is no
+    other."""
+    good = [s for s in snapshots if s.good]
+    past = [s for s in good if s.time <= now]
+    return max(past or good, key=lambda s: s.time, default=None)
+
+
+def days(snapshots: Iterable[Snapshot]) -> int:
+    """How many days ``snapshots`` cover, counted back from the newest in steps of at least ``DAY``."""
+    count, last = 0, float("inf")
+    for moment in sorted((s.time for s in snapshots), reverse=True):
+        if last - moment >= DAY:
+            count, last = count + 1, moment
+    return count
+
+
+def expired(snapshots: Iterable[Snapshot], now: float, keep_days: int = 7) -> list[Snapshot]:
+    """The snapshots of ONE volume to drop, oldest first.
+
+    A snapshot goes when it is older than ``keep_days`` (or dated in the future) and good ones dated up to ``now``
+    that outlive it
+    cover ``keep_days`` days. The newest good one always stays.
+    """
+    everything = sorted(snapshots, key=lambda s: s.time)
+    last = newest_good(everything, now)
+    if last is None or keep_days < 1:
+        return []
+    good = [s for s in everything if s.good and s.time <= now]
+    gone = []
+    for snapshot in everything:
+        if snapshot == last or 0 <= now - snapshot.time <= keep_days * 86400:
+            continue
+        later = good if snapshot.time > now else [s for s in good if s.time > snapshot.time]
+        if days(later) >= keep_days:
+            gone.append(snapshot)
+    return gone
+
+
+def orphaned(snapshots: Iterable[Snapshot], now: float, keep_days: int) -> list[Snapshot]:
+    """The snapshots to drop of a volume that no longer exists: all, ``keep_days`` after the last one; 0 keeps them
+    for ever."""
+    everything = list(snapshots)
+    last = max((s.time for s in everything), default=now)
+    return everything if keep_days > 0 and now - last > keep_days * 86400 else []

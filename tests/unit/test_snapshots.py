@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Retention over many calendars, ages, metrics and the refusals of restore."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _snapshots as snapshots
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._snapshot_policy import (
+    Snapshot,
+    days,
+    expired,
+    newest_good,
+    orphaned,
+)
+from ansible_collections.spt.flow.plugins.module_utils._snapshot_restic import _seconds, label_tag
+from ansible_collections.spt.flow.plugins.module_utils._snapshot_volumes import Volume
+
+WEEK = 7 * 86400
+
+
+def nights(start: str, zone: str, count: int, seed: int, hour: int = 2) -> list[float]:
+    """The moments of ``count`` nightly runs at local ``hour`` plus up to an hour of random delay."""
+    jitter = random.Random(seed)
+    first = datetime.fromisoformat(start)
+    moments = []
+    for day in range(count):
+        local = (first + timedelta(days=day)).replace(hour=hour, tzinfo=ZoneInfo(zone))
+        moments.append(local.astimezone(timezone.utc).timestamp() + jitter.uniform(0, 3600))
+    return moments
+
+
+CALENDARS = [
+    (start, zone, seed)
+    for seed, (start, zone) in enumerate(
+        (start, zone)
+        for start in (
+            "2024-02-20",
+            "2023-02-20",
+            "2024-03-20",
+            "2024-10-15",
+            "2024-12-20",
+            "2025-06-01",
+            "2028-02-25",
+            "2100-02-20",
+        )
+        for zone in ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia")
+    )
+]
+
+
+def simulate(moments: list[float], good: set[int] | None = None) -> list[list[Snapshot]]:
+    """What is kept after each run of the policy."""
+    kept: list[Snapshot] = []
+    history = []
+    for number, moment in enumerate(moments):
+        kept.append(Snapshot(f"{number:08d}", "home", moment, good is None or number in good))
+        gone = expired(kept, moment)
+        assert newest_good(kept, moment) not in gone
+        kept = [s for s in kept if s not in gone]
+        history.append(list(kept))
+    return history
+
+
+def test_there_are_forty_calendars() -> None:
+    assert len(CALENDARS) == 40
+
+
+@pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
+def test_every_night_of_the_last_week_is_kept_and_little_else(start: str, zone: str, seed: int) -> None:
+    moments = nights(start, zone, 30, seed)
+    for number, kept in enumerate(simulate(moments)):
+        now = moments[number]
+        assert {s.time for s in kept} >= {m for m in moments[: number + 1] if now - m <= WEEK}
+        assert len(kept) <= 9
+
+
+@pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
+def test_missed_nights_never_cost_history(start: str, zone: str, seed: int) -> None:
+    chance = random.Random(seed + 1000)
+    moments = [m for m in nights(start, zone, 60, seed) if chance.random() < 0.4]
+    for number, kept in enumerate(simulate(moments)):
+        assert len(kept) >= min(number + 1, 7)
+
+
+@pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
+def test_a_clock_that_jumps_never_takes_the_last_good_one(start: str, zone: str, seed: int) -> None:
+    chance = random.Random(seed + 2000)
+    moments = nights(start, zone, 40, seed)
+    for number in range(10, 40):
+        jump = chance.choice([0, 0, 0, -3600, -86400 * 3, -86400 * 400, 86400 * 30, 86400 * 3650])
+        moments[number] += jump
+    good = {n for n in range(40) if chance.random() < 0.7} | {0}
+    for number, kept in enumerate(simulate(moments, good)):
+        newest = max(n for n in good if n <= number)
+        assert any(s.good for s in kept)
+        if moments[newest] == max(moments[: number + 1]):
+            assert f"{newest:08d}" in {s.id for s in kept}
+
+
+def test_after_a_month_asleep_the_old_week_stays_until_a_new_one_exists() -> None:
+    old = nights("2025-01-01", "UTC", 7, 1)
+    new = nights("2025-02-15", "UTC", 9, 2)
+    history = simulate(old + new)
+    assert len(history[7]) == 7
+    assert {s.time for s in history[-1]}.isdisjoint(old)
+
+
+def test_many_snapshots_of_one_day_count_as_one_day() -> None:
+    burst = [Snapshot(str(n), "home", 1e9 + n * 60) for n in range(50)]
+    assert days(burst) == 1
+    week_old = Snapshot("old", "home", 1e9 - 2 * WEEK)
+    assert expired([week_old, *burst], 1e9 + 4000) == []
+
+
+def test_only_incomplete_snapshots_follow_a_good_one() -> None:
+    good = Snapshot("good", "home", 1e9)
+    bad = [Snapshot(f"bad{n}", "home", 1e9 + n * 86400, good=False) for n in range(1, 60)]
+    assert good not in expired([good, *bad], 1e9 + 60 * 86400)
+
+
+def test_snapshots_dated_in_the_future_go_when_a_true_week_exists() -> None:
+    wrong = Snapshot("wrong", "home", 4e9)
+    few = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(3)]
+    week = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(7)]
+    assert expired([wrong, *few], 1e9 + 3 * 86400) == []
+    assert expired([wrong, *week], 1e9 + 7 * 86400) == [wrong]
+    assert newest_good([wrong, *few], 1e9 + 3 * 86400) == few[-1]
+
+
+def test_a_deleted_volume_keeps_its_snapshots_for_the_time_asked() -> None:
+    left = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(5)]
+    assert orphaned(left, 1e9 + 30 * 86400, 30) == []
+    assert orphaned(left, 1e9 + 36 * 86400, 30) == left
+    assert orphaned(left, 9e9, 0) == []
+
+
+def config(**changes: object) -> snapshots.Config:
+    return snapshots.Config(repository="/nowhere", **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("last", "created", "words"),
+    [
+        (1000 * 3600, 0, ""),
+        (973 * 3600, 0, "27 h old, the limit is 26 h"),
+        (None, 999 * 3600, ""),
+        (None, 900 * 3600, "it has no snapshot and is 100 h old"),
+        (1002 * 3600, 0, "dated in the future"),
+    ],
+)
+def test_a_volume_without_a_fresh_snapshot_is_a_problem(last: float | None, created: float, words: str) -> None:
+    status = {"volumes": {"home": {"last_good": last} if last is not None else {}}, "verify": {}}
+    found = snapshots.assess(config(), status, [Volume("home", "/x", {}, created)], 1000 * 3600)
+    assert bool(found) == bool(words)
+    assert words in "".join(found)
+
+
+def test_metrics_tell_age_and_last_result_per_volume() -> None:
+    status = {
+        "volumes": {
+            "a": {"last_good": 100, "error": "", "size": 5},
+            "b": {"error": "broken"},
+            "gone": {"present": False, "last_good": 1},
+        },
+        "run": {"ok": True},
+        "verify": {},
+    }
+    text = snapshots.metrics(status, 160)
+    assert 'spt_flow_snapshot_age_seconds{volume="a"} 60\n' in text
+    assert 'spt_flow_snapshot_ok{volume="b"} 0\n' in text
+    assert "gone" not in text
+    assert "spt_flow_snapshots_verify_ok 0\n" in text
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "a/../../x", "/etc/passwd", "", "/", "/home/coder/../x", "a\0b", ".", "/home/coder/"]
+)
+def test_paths_that_leave_the_home_are_refused(path: str) -> None:
+    with pytest.raises(InvalidInput, match="does not lie in the home"):
+        snapshots.inner_path(path)
+
+
+def test_paths_of_the_home_are_understood() -> None:
+    assert snapshots.inner_path("/home/coder/a/./b c") == "a/b c"
+    assert snapshots.inner_path("x*[y]") == "x*[y]"
+
+
+def test_restic_times_of_every_zone_are_read() -> None:
+    assert _seconds("2026-11-23T18:00:00.123456789+01:00") == pytest.approx(_seconds("2026-11-23T17:00:00.123456Z"))
+    assert _seconds("2026-11-23T17:00:00Z") == 1795453200
+
+
+def test_a_label_with_a_comma_is_one_tag() -> None:
+    assert "," not in label_tag("spt.flow.repo", "host/a,b")
+
+
+def test_unknown_settings_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "c.json").write_text('{"repository": "/r", "keep_dayz": 1}')
+    with pytest.raises(InvalidInput, match="keep_dayz"):
+        snapshots.Config.load(str(tmp_path / "c.json"))
