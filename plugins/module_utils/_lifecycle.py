@@ -145,10 +145,11 @@ def _plan_started(actual: Workspace) -> Plan:
     notes = (_outdated(actual),) if actual.outdated else ()
     if actual.state == "running":
         return Plan((), before, before, f"Workspace {actual.name} is running (unchanged).", notes)
-    actions = (Action("start", f"it is {actual.state}"),)
+    actions = [Action("start", f"it is {actual.state}")]
     if not actual.id:
-        actions = (Action("create", "only its home is left"), *actions)
-    return Plan(actions, before, {**before, "state": "running"}, f"Workspace {actual.name} started.", notes)
+        actions.insert(0, Action("create", "only its home is left"))
+    after = {**before, "state": "running"}
+    return Plan(tuple(actions), before, after, f"Workspace {actual.name} started.", notes)
 
 
 def _outdated(actual: Workspace) -> str:
