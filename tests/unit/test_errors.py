@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (_errors.FlowError, 1, "failed"),
+        (_errors.InvalidInput, 1, "invalid_input"),
+        (_errors.Cancelled, 2, "cancelled"),
+        (_errors.AuthError, 4, "auth"),
+        (_errors.DeadlineExceeded, 5, "timeout"),
+        (_errors.NotFound, 6, "not_found"),
+        (_errors.Conflict, 7, "conflict"),
+        (_errors.Unhealthy, 8, "unhealthy"),
+    ],
+)
+def test_codes_are_the_documented_ones(error, code, kind):
+    data = error("It failed.", "Do this.", {"a": 1}).to_dict()
+    assert data == {"code": code, "kind": kind, "message": "It failed.", "hint": "Do this.", "details": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:CANARY@host/o/r",
+        "https://CANARY@host/o/r",
+        "HTTPS://user:CANARY@host/o/r",
+        "ssh://git:CANARY@host/o/r",
+        "https://user:p@CANARY@host/o/r",
+    ],
+)
+def test_no_credential_of_a_url_is_in_an_error(url):
+    error = _errors.FlowError(f"Cannot clone {url}.", f"Try {url} again.")
+    assert "CANARY" not in str(error) + repr(error) + repr(error.to_dict())
+    assert "host/o/r" in error.message
+
+
+def test_a_sentence_and_its_hint_make_one_text():
+    assert str(_errors.NotFound("It is not there.")) == "It is not there."
+    assert str(_errors.NotFound("It is not there.", "Make one.")) == "It is not there. Make one."

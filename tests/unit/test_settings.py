@@ -1,0 +1,234 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _errors, _settings
+
+Settings = _settings.Settings
+GIB = _settings.GIBIBYTE
+
+
+def refused(layers) -> _errors.InvalidInput:
+    with pytest.raises(_errors.InvalidInput) as caught:
+        _settings.resolve(layers)
+    return caught.value
+
+
+def test_defaults_of_the_table_and_of_the_dataclass_agree():
+    assert Settings.of(_settings.resolve([])) == Settings()
+
+
+def test_every_option_is_whole():
+    for option in _settings.OPTIONS.values():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", option.name)
+        assert option.description.endswith(".")
+        assert option.type in ("str", "bool", "int", "float", "duration", "size")
+        assert option.scope in ("verb", "workspace", "client", "image")
+        assert not option.choices or option.default in option.choices
+        assert (option.low is None) == (option.high is None)
+        _settings.convert(option, option.default)
+    reserved = {"name", "port", "tags", "timeout", "action", "environment"}
+    assert not reserved & set(_settings.OPTIONS)
+
+
+def test_the_first_layer_wins():
+    layers = {
+        "the task": {"cpus": None},
+        "extra variables": {"cpus": "3"},
+        "the environment": _settings.from_environment({"SPT_FLOW_CPUS": "2", "SPT_FLOW_MEMORY": "4g"}),
+        "the settings file": {"memory": "2g", "pids": 512},
+        "the inventory": {"pids": 1024, "kvm": "disabled"},
+    }
+    values = _settings.resolve(layers)
+    assert (values["cpus"], values["memory"], values["pids"], values["kvm"]) == (3.0, 4 * GIB, 512, "disabled")
+    assert values["docker"] == "auto"
+
+
+def test_an_empty_environment_variable_is_absent():
+    assert _settings.from_environment({"SPT_FLOW_REF": "", "SPT_FLOW_REPO": "o/r", "OTHER": "x"}) == {"repo": "o/r"}
+
+
+def test_an_empty_extra_variable_takes_a_lower_value_away():
+    assert _settings.resolve([{"dotfiles": ""}, {"dotfiles": "o/dotfiles"}])["dotfiles"] == ""
+
+
+def test_a_mistake_that_a_higher_layer_hides_still_shows():
+    assert "memory" in refused([{"memory": "4g"}, {"memory": "lots"}]).message
+
+
+def test_an_unknown_key_names_the_nearest():
+    error = refused({"the settings file": {"memroy": "4g"}})
+    assert "memroy" in error.message and "the settings file" in error.message
+    assert error.hint == "Did you mean memory?"
+
+
+def test_an_unknown_choice_names_the_nearest():
+    error = refused([{"kvm": "requird"}])
+    assert "did you mean required?" in error.hint and "auto, required, disabled" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("45s", 45), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("1d2h3m4s", 93784), (60, 60)],
+)
+def test_durations(text, seconds):
+    assert _settings.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512m", 512 * 2**20), ("8g", 8 * GIB), ("8G", 8 * GIB), ("8GiB", 8 * GIB), ("8gb", 8 * GIB), ("1.5g", 1610612736)]
+    + [("1t", 2**40), ("4096k", 2**22), ("1024", 1024), (1024, 1024)],
+)
+def test_sizes(text, size):
+    assert _settings.parse_size(text) == size
+
+
+@pytest.mark.parametrize("word", ["true", "True", "yes", "on", "1", 1, True, " y "])
+def test_true(word):
+    assert _settings.as_bool(word) is True
+
+
+@pytest.mark.parametrize("word", ["false", "FALSE", "no", "off", "0", 0, False, "n"])
+def test_false(word):
+    assert _settings.as_bool(word) is False
+
+
+def test_never_and_any_are_zero():
+    values = _settings.resolve([{"idle_stop": "0", "ide_port": "0", "depth": 0}])
+    assert (values["idle_stop"], values["ide_port"], values["depth"]) == (0, 0, 0)
+
+
+def test_range_is_in_the_hint():
+    assert refused([{"memory": "8"}]).hint == "Use memory from 256m to 1048576g."
+    assert refused([{"idle_stop": "5"}]).hint == "Use idle_stop from 60s to 720h, or 0 for never."
+    assert refused([{"ide_port": "80"}]).hint == "Use ide_port from 1024 to 65535, or 0 for any free one."
+
+
+# The user's settings file
+
+
+@pytest.fixture
+def settings_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "spt-flow" / "config.yml"
+    file.parent.mkdir()
+
+    def write(content: str | bytes, mode: int = 0o600) -> str:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        file.chmod(mode)
+        return str(file)
+
+    return write
+
+
+def test_no_settings_file(settings_file):
+    assert _settings.load_user_settings() == {}
+
+
+def test_a_settings_file(settings_file):
+    path = settings_file("memory: 4g\ncpus: 2\nconnect: no\n")
+    assert _settings.user_settings_file() == path
+    assert _settings.load_user_settings() == {"memory": "4g", "cpus": 2, "connect": False}
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_settings_file_that_others_can_change(settings_file, mode):
+    path = settings_file("cpus: 2\n", mode)
+    with pytest.raises(_errors.InvalidInput, match="can be changed by others") as caught:
+        _settings.load_user_settings()
+    assert caught.value.hint == f"chmod go-w {path}"
+
+
+def test_a_settings_file_of_somebody_else(settings_file, monkeypatch):
+    path = settings_file("cpus: 2\n")
+    os.chown(path, 12345, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(_errors.InvalidInput, match="belongs to somebody else"):
+        _settings.load_user_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [\n", "not valid YAML in line"),
+        ("- cpus\n", "holds no options"),
+        ("just words\n", "holds no options"),
+        ("memroy: 4g\n", "no option 'memroy'"),
+        ("1: 2\n", "no option '1'"),
+        (b"cpus: \xff\xfe\n", "not valid UTF-8"),
+        ("cpus: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+        ("x" * (2**20 + 1), "larger than 1 MiB"),
+        ("[" * 3000, "not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_settings_file_that_is_wrong(settings_file, content, words):
+    settings_file(content)
+    with pytest.raises(_errors.InvalidInput, match=re.escape(words)):
+        _settings.load_user_settings()
+
+
+def test_an_unreadable_settings_file(settings_file, tmp_path):
+    (tmp_path / "spt-flow" / "config.yml").mkdir()
+    with pytest.raises(_errors.InvalidInput, match="Cannot read the settings file"):
+        _settings.load_user_settings()
+
+
+def test_yaml_booleans_in_disguise_are_explained():
+    error = refused([{"kvm": False}])
+    assert "Quote it" in error.hint
+
+
+# What makes a workspace
+
+
+def test_the_hash_stands_for_what_is_fixed_at_create():
+    base = Settings()
+    digest = base.hash()
+    assert re.fullmatch(r"[0-9a-f]{64}", digest)
+    assert Settings(memory=4 * GIB).hash() != digest
+    assert Settings(kvm="disabled").hash() != digest
+    assert Settings(wait_timeout=5).hash() == digest
+    assert Settings.of(_settings.resolve([{"cpus": 4}])).hash() == digest
+    assert Settings.of(_settings.resolve([{"cpus": "4.0", "memory": "8192m"}])).hash() == digest
+
+
+def test_a_machine_that_is_large_enough_changes_nothing():
+    assert Settings().cap(8, 32 * GIB) == (Settings(), [])
+
+
+def test_limits_are_capped_with_one_line():
+    fitted, notes = Settings().cap(2, 6 * GIB)
+    assert (fitted.cpus, fitted.memory) == (2, 5 * GIB)
+    assert notes == [
+        "The workspace gets 2 instead of 4 CPUs and 5.0 instead of 8.0 GiB of memory, because the machine has 2 CPUs and "
+        "6.0 GiB of memory, of which 1.0 GiB are reserved."
+    ]
+
+
+def test_the_reserve_can_be_given_and_leaves_something():
+    assert Settings().cap(8, 6 * GIB, reserve=2 * GIB)[0].memory == 4 * GIB
+    assert Settings().cap(8, GIB, reserve=2 * GIB)[0].memory == 256 * 2**20
+
+
+def test_docker_arguments():
+    arguments = Settings(cpus=1.5, memory=4 * GIB, pids=512, ide_port=8443).docker_arguments()
+    assert arguments["NanoCpus"] == 1_500_000_000
+    assert arguments["Memory"] == arguments["MemorySwap"] == 4 * GIB
+    assert arguments["PidsLimit"] == 512
+    assert arguments["PortBindings"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8443"}]}
+    assert arguments["Tmpfs"] == {
+        "/tmp": f"exec,nosuid,nodev,mode=1777,size={GIB}",
+        "/run": "nosuid,nodev,noexec,mode=0755,size=64m",
+        "/run/spt-flow": "nosuid,nodev,mode=0700,uid=1000,gid=1000,size=64m",
+        "/run/user/1000": "nosuid,nodev,mode=0700,uid=1000,gid=1000,size=64m",
+    }
+
+
+def test_the_default_owner_is_the_login_name(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "Ada.Lovelace@corp")
+    assert _settings.default_owner() == "ada-lovelace-corp"
