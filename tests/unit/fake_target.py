@@ -141,7 +141,7 @@ class FakeTarget:
 
     def logs(self, workspace: Any, follow: bool = False, tail: int = 0) -> Iterator[str]:
         self._note("logs")
-        yield from list(self.log[workspace.owner, workspace.name])
+        yield from list(self.log.get((workspace.owner, workspace.name), []))
         if follow:
             self.hang.wait(10)
 

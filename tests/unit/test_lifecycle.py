@@ -1,0 +1,443 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+from dataclasses import replace
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import (
+    _errors,
+    _lifecycle,
+    _progress,
+    _repository,
+    _settings,
+    _wait,
+    _workspace,
+)
+from ansible_collections.spt.flow.tests.unit import fake_target
+from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, start_event, step_event
+
+REPO = _repository.Repository.parse("https://host.example/o/demo.git")
+OTHER = _repository.Repository.parse("https://host.example/other/demo")
+SPEC = _workspace.WorkspaceSpec(owner="alice", settings=_settings.Settings(), repository=REPO)
+NAMED = replace(SPEC, repository=None, name="demo")
+RUNNING = _workspace.Workspace(owner="alice", name="demo", repo=REPO.identity, state="running", id="c1")
+
+
+def says(state: str, detail: str = ""):
+    return lambda repository, ref: _repository.Probe(state, detail)
+
+
+def never(repository, ref):
+    raise AssertionError("asked")
+
+
+def ensure(target, spec=SPEC, state="started", probe=says("open"), **more):
+    more.setdefault("wait_timeout", 5)
+    return _lifecycle.ensure(target, spec, state, probe=probe, **more)
+
+
+# Planning
+
+
+def verbs(actual, state, spec=SPEC, **more):
+    return _lifecycle.plan(actual, spec, state, **more).verbs
+
+
+@pytest.mark.parametrize(
+    ("actual", "state", "expected"),
+    [
+        (None, "started", ["create", "start"]),
+        (RUNNING, "started", []),
+        (replace(RUNNING, outdated=("image", "settings")), "started", []),
+        (replace(RUNNING, state="stopped"), "started", ["start"]),
+        (replace(RUNNING, state="failed"), "started", ["start"]),
+        (replace(RUNNING, state="building"), "started", ["start"]),
+        (replace(RUNNING, state="stopped", id=""), "started", ["create", "start"]),
+        (RUNNING, "stopped", ["stop"]),
+        (replace(RUNNING, state="stopped"), "stopped", []),
+        (replace(RUNNING, state="failed"), "stopped", []),
+        (RUNNING, "restarted", ["restart"]),
+        (replace(RUNNING, state="stopped"), "restarted", ["restart"]),
+        (None, "absent", []),
+        (RUNNING, "absent", ["delete"]),
+        (replace(RUNNING, state="stopped", id=""), "absent", ["delete"]),
+    ],
+)
+def test_plan(actual, state, expected):
+    planned = _lifecycle.plan(actual, SPEC, state)
+    assert planned.verbs == expected
+    assert planned.changed is bool(expected)
+    assert (planned.before != planned.after) or not expected or state == "restarted"
+    assert all(action.reason for action in planned.actions)
+    assert ("unchanged" in planned.msg) is not bool(expected)
+
+
+@pytest.mark.parametrize("state", ["stopped", "restarted", "kept"])
+def test_nothing_there_is_an_error_for_verbs_that_need_something(state):
+    with pytest.raises(_errors.NotFound, match="There is no workspace demo of alice") as caught:
+        _lifecycle.plan(None, NAMED, state, hours=1)
+    assert "spt.flow.status" in caught.value.hint
+
+
+def test_nothing_is_created_without_a_repository_or_when_not_wanted():
+    with pytest.raises(_errors.NotFound):
+        _lifecycle.plan(None, NAMED, "started")
+    with pytest.raises(_errors.NotFound):
+        _lifecycle.plan(None, SPEC, "started", create=False)
+
+
+def test_a_name_that_belongs_to_another_repository_is_a_conflict():
+    for state in ("started", "stopped", "restarted", "absent", "kept"):
+        with pytest.raises(_errors.Conflict, match=r"belongs to host.example/o/demo, not to host.example/other/demo"):
+            _lifecycle.plan(RUNNING, replace(SPEC, repository=OTHER, name="demo"), state, hours=1)
+
+
+def test_an_unknown_state_is_refused():
+    with pytest.raises(_errors.InvalidInput, match="no state 'up'"):
+        _lifecycle.plan(None, SPEC, "up")
+
+
+@pytest.mark.parametrize("hours", [-1, 24.5, float("nan"), float("inf")])
+def test_keepalive_is_at_most_a_day(hours):
+    with pytest.raises(_errors.InvalidInput, match="Cannot keep a workspace alive for"):
+        _lifecycle.plan(RUNNING, SPEC, "kept", hours=hours)
+
+
+def test_only_running_workspaces_are_kept_alive():
+    with pytest.raises(_errors.Conflict, match="it is stopped"):
+        _lifecycle.plan(replace(RUNNING, state="stopped"), SPEC, "kept", hours=2)
+
+
+def test_outdated_is_said_with_the_command_and_not_applied():
+    planned = _lifecycle.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
+    assert not planned.changed
+    assert planned.notes == (
+        "Workspace demo is outdated (settings and image); a restart applies what is new: "
+        "ansible-playbook spt.flow.restart -e workspace=demo",
+    )
+
+
+# Doing
+
+
+def test_a_new_workspace_is_created_started_and_waited_for():
+    target, lines = FakeTarget(), []
+    result = ensure(target, progress=_progress.Progress(lines.append))
+    assert result.changed and result.actions == ["create", "start"]
+    assert result.msg == "Workspace demo created for host.example/o/demo and started."
+    assert [(s.name, s.state) for s in result.workspace.steps] == [("home", "ok"), ("clone", "ok"), ("ide", "ok")]
+    assert [name for name, _seconds in result.stages] == ["create", "start", "home", "ide", "clone"]
+    assert dict(result.stages)["ide"] == pytest.approx(1.0)
+    assert any("clone: running" in line for line in lines)
+    assert result.diff["before"] == {"state": "absent"}
+    assert result.diff["after"]["state"] == "running"
+
+
+def test_a_second_run_changes_nothing_and_only_reads_once():
+    target = FakeTarget()
+    ensure(target)
+    target.calls.clear()
+    result = ensure(target, probe=never)
+    assert not result.changed and result.actions == []
+    assert result.msg == "Workspace demo is running (unchanged)."
+    assert target.calls == ["sweep", "find"]
+
+
+def test_the_life_record_is_taken_from_the_log():
+    target = FakeTarget(lambda w, boot: ready_lines(boot)[:1] + [ready_lines(boot)[-1]] + ready_lines(boot)[1:])
+    assert ensure(target).workspace.life.stops_at == 7201.0
+
+
+def test_a_taken_slug_gets_digits():
+    target = FakeTarget()
+    target.add("demo", OTHER.identity)
+    result = ensure(target)
+    assert result.workspace.name == REPO.slug_with_suffix()
+    assert result.diff["after"]["name"] == result.workspace.name
+    assert result.workspace.name in result.msg
+
+
+def test_stop_restart_keep_delete():
+    target = FakeTarget()
+    ensure(target)
+    assert ensure(target, NAMED, "kept", hours=8, by="alice@host").actions == ["keepalive"]
+    assert "keepalive 8 alice@host" in target.calls
+    assert ensure(target, NAMED, "stopped").msg == "Workspace demo stopped."
+    assert not ensure(target, NAMED, "stopped").changed
+    assert ensure(target, NAMED, "restarted").workspace.state == "running"
+    gone = ensure(target, NAMED, "absent")
+    assert gone.changed and gone.workspace is None and gone.diff["after"] == {"state": "absent"}
+    again = ensure(target, NAMED, "absent")
+    assert not again.changed and again.msg == "There is no workspace demo (unchanged)."
+
+
+def test_a_home_without_container_is_brought_back_without_asking_the_server():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, "stopped", id="")
+    result = ensure(target, probe=never)
+    assert result.actions == ["create", "start"] and result.msg == "Workspace demo started."
+
+
+def test_restart_applies_what_is_new():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, outdated=("image",))
+    result = ensure(target, state="restarted")
+    assert result.workspace.outdated == () and not any("outdated" in note for note in result.notes)
+
+
+# Asking the server first
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ("not-found", _errors.NotFound, "it was not found (gone)"),
+        ("host-key-unknown", _errors.AuthError, "SSH host key of host.example is not known or has changed (gone)"),
+        ("unreachable", _errors.Unhealthy, "host.example does not answer (gone)"),
+    ],
+)
+def test_a_refusal_creates_nothing(state, error, words):
+    target = FakeTarget()
+    for check in (True, False):
+        with pytest.raises(error) as caught:
+            ensure(target, probe=says(state, "gone"), check=check)
+        assert words in caught.value.message and caught.value.hint
+    assert target.writes == [] and target.workspaces == {}
+
+
+def test_needs_auth_goes_on_with_a_note():
+    target = FakeTarget(lambda w, boot: ready_lines(boot, "needs-auth"))
+    result = ensure(target, probe=says("needs-auth"))
+    assert result.workspace.step("clone").state == "needs-auth"
+    assert any("asks for credentials" in note for note in result.notes)
+    assert any("spt-workspace clone" in note for note in result.notes)
+
+
+def test_unreachable_from_here_is_a_note_where_the_workspace_is_elsewhere():
+    target = FakeTarget()
+    target.name = "coder"
+    assert any("will try by itself" in note for note in ensure(target, probe=says("unreachable")).notes)
+
+
+def test_only_what_will_be_created_is_asked_for():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, "stopped")
+    assert ensure(target, probe=never).actions == ["start"]
+
+
+# Check mode
+
+
+@pytest.mark.parametrize("state", _lifecycle.STATES)
+@pytest.mark.parametrize("present", ["none", "running", "stopped", "home only", "outdated"])
+def test_check_mode_writes_nothing_and_says_what_a_real_run_says(state, present):
+    def make(read_only: bool) -> FakeTarget:
+        target = FakeTarget(read_only=read_only)
+        if present != "none":
+            more = {"home only": {"id": "", "state": "stopped"}, "outdated": {"outdated": ("image",)}}
+            target.add("demo", REPO.identity, **more.get(present, {"state": present}))
+        return target
+
+    def outcome(target: FakeTarget, check: bool):
+        try:
+            result = ensure(target, state=state, hours=2, check=check)
+        except _errors.FlowError as error:
+            return error.to_dict()
+        return result.changed, result.msg, result.diff, result.actions
+
+    assert outcome(make(True), True) == outcome(make(False), False)
+
+
+# Waiting
+
+
+def test_lines_of_an_earlier_start_do_not_count():
+    target = FakeTarget(
+        lambda w, boot: [start_event(boot), step_event("clone", "ok"), step_event("ide", "failed", detail="no")]
+    )
+    target.add("demo", REPO.identity, "stopped")
+    target.log["alice", "demo"] = ready_lines("yesterday")
+    with pytest.raises(_errors.Unhealthy, match="The IDE of workspace demo did not start: no"):
+        ensure(target)
+
+
+def test_an_ide_that_does_not_come_is_an_error_with_the_last_lines():
+    target = FakeTarget(lambda w, boot: [start_event(boot), *(f"line {n}" for n in range(9))])
+    target.hang.clear()
+    with pytest.raises(_errors.DeadlineExceeded, match=r"did not answer within 0.2 s") as caught:
+        ensure(target, wait_timeout=0.2)
+    target.hang.set()
+    assert caught.value.details["log"] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
+    assert "line 8" in caught.value.hint and "spt.flow.logs -e workspace=demo" in caught.value.hint
+
+
+def test_a_clone_that_takes_longer_is_no_error():
+    target = FakeTarget(
+        lambda w, boot: [start_event(boot), step_event("clone", "running"), step_event("ide", "ok", 1, 2)]
+    )
+    target.hang.clear()
+    result = ensure(target, wait_timeout=0.2)
+    target.hang.set()
+    assert result.changed and any("not finished yet" in note for note in result.notes)
+
+
+def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
+    target = FakeTarget(lambda w, boot: [start_event(boot), "cannot write: https://u:CANARY@host/o/r"])
+    with pytest.raises(_errors.Unhealthy, match="ended while it was starting") as caught:
+        ensure(target)
+    assert "cannot write" in caught.value.hint
+    assert "CANARY" not in repr(caught.value.to_dict())
+
+
+def test_a_failed_clone_is_a_note():
+    target = FakeTarget(lambda w, boot: ready_lines(boot, "failed"))
+    assert "Step clone failed." in ensure(target).notes
+
+
+def test_lines_that_only_look_like_events_are_log():
+    odd = ['{"spt_flow": 1', '{"spt_flow": 2, "event": "step"}', "[1]", '{"spt_flow": 1, "event": 5}', "", "{}"]
+    assert [_lifecycle.event(line) for line in odd] == [None] * len(odd)
+    target = FakeTarget(lambda w, boot: [*odd, *ready_lines(boot)])
+    assert ensure(target).changed
+
+
+def test_a_log_that_cannot_be_read_is_an_error():
+    target = FakeTarget()
+
+    def broken(workspace, follow=False, tail=0):
+        yield start_event("b")
+        raise _errors.Unhealthy("The engine went away.")
+
+    target.logs = broken
+    with pytest.raises(_errors.Unhealthy, match="engine went away"):
+        ensure(target)
+
+
+def test_joining_a_start_of_somebody_else_counts_its_last_start_only():
+    target = FakeTarget()
+    workspace = target.add("demo", REPO.identity)
+    target.log["alice", "demo"] = [*ready_lines("old", "failed"), *ready_lines("new")]
+    waiter = _wait.Waiter(5)
+    ready = _lifecycle.wait_ready(target, workspace, _progress.Progress(), waiter, None)
+    assert ready.step("clone").state == "ok"
+
+
+# Somebody else at the same time
+
+
+def test_who_loses_the_race_continues_as_unchanged():
+    target = FakeTarget()
+
+    def other():
+        if not target.workspaces:
+            target._boot(target.add("demo", REPO.identity))
+
+    target.before["create"] = other
+    result = ensure(target)
+    assert not result.changed and result.msg == "Workspace demo is running (unchanged)."
+    assert result.workspace.step("ide").state == "ok"
+
+
+def test_a_conflict_that_stays_is_raised():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, "stopped")
+
+    def taken():
+        raise _errors.Conflict("Port 8443 is taken.")
+
+    target.before["start"] = taken
+    with pytest.raises(_errors.Conflict, match="Port 8443"):
+        ensure(target, waiter=_wait.Waiter(5, sleep=lambda seconds: None))
+    assert target.calls.count("start") == _lifecycle.TRIES
+
+
+def test_what_somebody_else_deleted_is_gone():
+    target = FakeTarget()
+    target.add("demo", REPO.identity)
+
+    def other():
+        target.workspaces.clear()
+        raise _errors.NotFound("No such container.")
+
+    target.before["delete"] = other
+    assert ensure(target, state="absent").workspace is None
+
+
+def test_expired_ci_workspaces_are_swept_first_and_failing_to_is_a_note():
+    target = FakeTarget()
+    target.expired = ["ci-2", "ci-1"]
+    assert "Deleted expired CI workspaces: ci-1, ci-2." in ensure(target).notes
+    assert target.calls[0] == "sweep"
+
+    def broken():
+        raise _errors.Unhealthy("The engine is slow.")
+
+    target.before["sweep"] = broken
+    assert any("could not be deleted: The engine is slow." in note for note in ensure(target).notes)
+
+
+def test_every_single_fault_leaves_something_that_the_next_run_completes():
+    for verb, count in itertools.product(("create", "start", "logs"), (1, 2)):
+        target = FakeTarget()
+        left = itertools.count(1)
+
+        def fault(left=left, count=count):
+            if next(left) == count:
+                raise _errors.Unhealthy("The engine went away.")
+
+        target.before[verb] = fault
+        for _attempt in range(3):
+            try:
+                result = ensure(target)
+            except _errors.Unhealthy:
+                continue
+        assert result.workspace.state == "running"
+        assert len(target.workspaces) == 1
+
+
+# Repositories on this machine
+
+
+@pytest.fixture
+def bundled(monkeypatch):
+    monkeypatch.setattr(_repository, "make_bundle", lambda repository, ref="": b"BUNDLE")
+    return replace(SPEC, repository=_repository.Repository.parse("/srv/demo"))
+
+
+def test_a_local_repository_travels_between_create_and_start(bundled):
+    target = FakeTarget()
+    ensure(target, bundled)
+    assert [call for call in target.calls if call in ("create", "put", "start")] == ["create", "put", "start"]
+    [(directory, archive)] = target.puts
+    assert directory == "/home/coder"
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert [(m.name, m.uid, m.gid) for m in tar] == [
+            (".cache", 1000, 1000),
+            (".cache/spt-flow", 1000, 1000),
+            (".cache/spt-flow/seed.bundle", 1000, 1000),
+        ]
+        assert tar.extractfile(_lifecycle.SEED).read() == b"BUNDLE"
+
+
+def test_a_run_that_was_killed_before_the_bundle_arrived_is_made_good(bundled):
+    target = FakeTarget()
+    target.add("demo", bundled.repository.identity, "stopped", started=None)
+    assert ensure(target, bundled, probe=never).actions == ["start"]
+    assert len(target.puts) == 1
+
+
+def test_a_local_repository_that_was_started_before_is_not_copied_again(bundled):
+    target = FakeTarget()
+    target.add("demo", bundled.repository.identity, "stopped")
+    ensure(target, bundled)
+    assert target.puts == []
+
+
+def test_the_fake_refuses_writes_when_it_is_told_to():
+    with pytest.raises(AssertionError, match="create is a write"):
+        FakeTarget(read_only=True).create(SPEC, None)
+    assert set(fake_target.WRITES) >= {"create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep"}
