@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -31,7 +31,7 @@ def nights(start: str, zone: str, count: int, seed: int, hour: int = 2) -> list[
     moments = []
     for day in range(count):
         local = (first + timedelta(days=day)).replace(hour=hour, tzinfo=ZoneInfo(zone))
-        moments.append(local.astimezone(timezone.utc).timestamp() + jitter.uniform(0, 3600))
+        moments.append(local.astimezone(UTC).timestamp() + jitter.uniform(0, 3600))
     return moments
 
 
