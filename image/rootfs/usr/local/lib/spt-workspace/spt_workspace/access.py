@@ -1,0 +1,237 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Getting in (decision C1): one sshd per session over the target's own channel, and who git says that you are."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .contract import Contract, Failure, Paths, reason, write_file
+from .record import tell
+
+KNOWN_HOSTS = Path(__file__).resolve().parent.parent / "known_hosts"
+SSHD = "/usr/sbin/sshd"
+KEY_TYPES = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "ssh-rsa",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+)
+# What a login sets itself, and what is the contract's own business.
+_NOT_PASSED = re.compile(
+    r"SPT_FLOW_.*|HOME|PWD|OLDPWD|SHLVL|HOSTNAME|USER|LOGNAME|SHELL|TERM|MAIL|_|SSH_.*|GIT_.*|(HASHED_)?PASSWORD"
+)
+
+
+def user_environment(environ: Mapping[str, str], contract: Contract, paths: Paths) -> dict[str, str]:
+    """What programs of the user find in their environment, in the IDE and through SSH alike."""
+    env = {
+        name: value
+        for name, value in environ.items()
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and not _NOT_PASSED.fullmatch(name) and value.isprintable()
+    }
+    env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    env.setdefault("LANG", "C.UTF-8")
+    env["XDG_RUNTIME_DIR"] = str(paths.runtime)
+    env["GIT_CONFIG_SYSTEM"] = str(paths.run / "gitconfig")
+    if contract.docker:
+        env["DOCKER_HOST"] = f"unix://{paths.docker_socket}"
+    return env
+
+
+def _quoted(text: str) -> str:
+    """``text`` for a line of sshd_config or gitconfig."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def gitconfig(contract: Contract, paths: Paths) -> str:
+    """Read as git's system configuration: whatever the user sets in ``~/.gitconfig`` wins."""
+    known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
+    lines = ["[include]", "path = /etc/gitconfig"]
+    if contract.git_name or contract.git_email:
+        lines.append("[user]")
+        lines += [
+            f"{key} = {_quoted(''.join(c for c in value if c.isprintable()))}"
+            for key, value in (("name", contract.git_name), ("email", contract.git_email))
+            if value
+        ]
+    command = _quoted(f"ssh -o 'GlobalKnownHostsFile={known}'")
+    lines += ["[credential]", 'helper = "!spt-workspace credential"', "[core]", f"sshCommand = {command}"]
+    if contract.directory:
+        lines += ["[safe]", f"directory = {_quoted(contract.directory)}"]
+    lines += ['[protocol "ext"]', "allow = never"]
+    if shutil.which("git-lfs"):
+        lines += ['[filter "lfs"]', "required = true"]
+        lines += [f"{name} = git-lfs {name} -- %f" for name in ("clean", "smudge")]
+        lines.append("process = git-lfs filter-process")
+    return "\n".join(lines) + "\n"
+
+
+def sshd_config(env: Mapping[str, str], paths: Paths) -> str:
+    """One configuration for every session; the key that may log in comes with the session."""
+    settings = {
+        "HostKey": str(paths.run / "host_key"),
+        "PidFile": "none",
+        "UsePAM": "no",
+        "StrictModes": "no",
+        "AuthenticationMethods": "publickey",
+        "PubkeyAuthentication": "yes",
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "AuthorizedKeysFile": "none",
+        "AllowAgentForwarding": "yes",
+        "AllowTcpForwarding": "yes",
+        "AllowStreamLocalForwarding": "yes",
+        "StreamLocalBindUnlink": "yes",
+        "GatewayPorts": "no",
+        "X11Forwarding": "no",
+        "PermitTunnel": "no",
+        "PermitUserEnvironment": "no",
+        "PermitUserRC": "no",
+        "AcceptEnv": "LANG LC_* COLORTERM TERM_PROGRAM TERM_PROGRAM_VERSION",
+        "PrintMotd": "no",
+        "LoginGraceTime": "30",
+        "MaxSessions": "64",
+        "ClientAliveInterval": "60",
+        "ClientAliveCountMax": "3",
+        "LogLevel": "FATAL",
+        "Subsystem": "sftp internal-sftp",
+        # sshd reads the first SetEnv line only.
+        "SetEnv": " ".join(_quoted(f"{name}={value}") for name, value in sorted(env.items())),
+    }
+    return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def prepare(contract: Contract, paths: Paths, env: Mapping[str, str]) -> None:
+    """Write what sessions and git need, below the tmpfs; the host key is a new one at every start."""
+    paths.sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pinned = KNOWN_HOSTS.read_text() if KNOWN_HOSTS.exists() else ""
+    write_file(paths.run / "known_hosts", pinned + contract.known_hosts.rstrip("\n") + "\n")
+    write_file(paths.run / "gitconfig", gitconfig(contract, paths))
+    write_file(paths.run / "sshd_config", sshd_config(env, paths), 0o600)
+    key = paths.run / "host_key"
+    key.unlink(missing_ok=True)
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(key)]
+    made = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    if made.returncode:
+        raise Failure("The SSH host key could not be made; nobody can get in by SSH.")
+
+
+def host_key(paths: Paths) -> str:
+    """``ssh-ed25519 AAAA…``, or nothing before the start has come that far."""
+    try:
+        return " ".join((paths.run / "host_key.pub").read_text().split()[:2])
+    except OSError:
+        return ""
+
+
+def known_hosts_line(name: str, paths: Paths) -> str:
+    """What ``KnownHostsCommand`` wants for the host that the client calls ``name``. Raises ``Failure``."""
+    if not re.fullmatch(r"[][A-Za-z0-9._:-]{1,255}", name):
+        raise Failure("The host's name has characters that no host has.", 2)
+    key = _patiently(paths)
+    return f"{name} {key}"
+
+
+def _patiently(paths: Paths) -> str:
+    until = time.monotonic() + 10
+    while not host_key(paths):
+        if time.monotonic() > until:
+            raise Failure("The workspace has not made its host key yet. Is it starting? See its log.")
+        time.sleep(0.05)
+    return host_key(paths)
+
+
+def check_key(text: str) -> str:
+    """The one line for authorized_keys: type and key, no options, no comment. Raises ``Failure``."""
+    parts = text.strip(" \n").split(" ")
+    if len(text) > 8192 or not text.strip(" \n").isprintable() or len(parts) < 2 or parts[0] not in KEY_TYPES:
+        raise Failure("That is no public key in OpenSSH's format (type, key).", 2)
+    try:
+        blob = base64.b64decode(parts[1], validate=True)
+        (length,) = struct.unpack(">I", blob[:4])
+    except (binascii.Error, struct.error, ValueError):
+        raise Failure("That public key is damaged.", 2) from None
+    if blob[4 : 4 + length] != parts[0].encode() or len(blob) <= 4 + length:
+        raise Failure("That public key is not of the type that it names.", 2)
+    return f"{parts[0]} {parts[1]}\n"
+
+
+def session(text: str, paths: Paths) -> int:
+    """Speak SSH on stdin and stdout with the holder of the key ``text`` until its client ends; sshd's status."""
+    key = check_key(text)
+    _patiently(paths)
+    name = secrets.token_hex(6)
+    # Made aside and renamed: the life loop removes what nobody holds.
+    new, place = paths.run / f"session-{name}", paths.sessions / name
+    try:
+        new.mkdir(mode=0o700)
+        write_file(new / "authorized_keys", key, 0o600)
+        lock = os.open(new / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(new, place)
+    except OSError as error:
+        raise Failure(f"The session cannot be opened below {paths.run}: {reason(error)}.") from None
+    argv = [SSHD, "-i", "-e", "-f", str(paths.run / "sshd_config"), "-o", f"AuthorizedKeysFile={place}/authorized_keys"]
+    try:
+        daemon = subprocess.Popen(argv)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda got, _frame: daemon.send_signal(got))
+        tell(paths, {})
+        return daemon.wait()
+    except OSError as error:
+        raise Failure(f"{SSHD} cannot be started: {reason(error)}.") from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+        tell(paths, {})
+
+
+def credential(action: str, paths: Paths) -> int:
+    """git's credential helper: ask the newest session's client, keep nothing."""
+    request = sys.stdin.read(16384)
+    if action != "get":
+        return 0
+    sockets = sorted(paths.sessions.glob("*/git.sock"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for place in sockets:
+        answer = _ask(place, request)
+        if answer:
+            sys.stdout.write(answer)
+            return 0
+    return 0
+
+
+def _ask(place: Path, request: str) -> str:
+    """The answer of the client behind ``place``; nothing when it has gone or has none."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        answer = b""
+        try:
+            client.connect(str(place))
+            client.sendall(request.rstrip("\n").encode() + b"\n\n")
+            client.shutdown(socket.SHUT_WR)
+            while len(answer) < 65536:
+                part = client.recv(4096)
+                if not part:
+                    break
+                answer += part
+        except OSError:
+            return ""
+    return answer.decode(errors="replace")

@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How long a workspace lives (decision C8): activity is what changed between two samples, never a time of day."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .contract import Contract, Failure, Paths, write_file
+from .record import printable
+
+SAMPLE = 30.0
+RECENT = 300.0
+LONGEST_KEEPALIVE = 24.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample: live SSH sessions, the IDE heartbeat's time (ns), each terminal's time of the last input."""
+
+    sessions: int = 0
+    heartbeat: int = 0
+    terminals: dict[str, float] = field(default_factory=dict)
+    keepalive: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``record`` is the life record, ``stop`` the sentence to stop with or empty, ``wait`` seconds to the next sample."""
+
+    record: dict[str, Any]
+    stop: str
+    wait: float
+
+
+class Life:
+    """Decides from samples. ``boot`` is ``CLOCK_BOOTTIME`` (it runs on while a machine is suspended), ``wall`` the epoch.
+
+    Contract seconds are turned into real ones here, by the contract's tick.
+    """
+
+    def __init__(self, contract: Contract, boot: float, wall: float) -> None:
+        tick = contract.tick
+        self._idle = contract.idle_stop / tick
+        self._recent = min(RECENT / tick, self._idle / 4) if self._idle else RECENT / tick
+        self._sample = max(0.2, SAMPLE / tick)
+        self._longest = LONGEST_KEEPALIVE * 3600 / tick
+        self._deadline = contract.deadline
+        # A clock that is put back must not lengthen a strict time to live.
+        self._deadline_boot = boot + contract.deadline - wall if contract.deadline else math.inf
+        self._active = boot
+        self._why = "just started"
+        self._since = wall
+        self._shown = ""
+        self._before: Seen | None = None
+        self._keep_text = ""
+        self._keep_until = 0.0
+        self._keep_wall = 0.0
+        self._keep_by = ""
+
+    def sample(self, boot: float, wall: float, seen: Seen) -> Verdict:
+        """Take one sample and say what follows from it."""
+        why = self._activity(seen)
+        self._before = seen
+        if why:
+            self._active, self._why = boot, why
+        self._read_keepalive(boot, wall, seen.keepalive)
+        kept = max(0.0, self._keep_until - boot)
+        left = self._active + self._idle - boot if self._idle else math.inf
+        left = max(left, kept)
+        if seen.sessions:
+            left = math.inf
+        deadline = min(self._deadline - wall, self._deadline_boot - boot) if self._deadline else math.inf
+        record = self._record(boot, wall, bool(seen.sessions), kept, min(left, deadline))
+        wait = min(self._sample, max(0.05, min(left, deadline)))
+        if deadline <= 0:
+            return Verdict({**record, "reason": "the deadline has come"}, "The deadline has come.", 0.0)
+        if left <= 0:
+            return Verdict({**record, "reason": "idle for too long"}, "Nobody used the workspace for too long.", 0.0)
+        return Verdict(record, "", wait)
+
+    def _activity(self, seen: Seen) -> str:
+        """The reason why ``seen`` counts as use, or nothing."""
+        if seen.sessions:
+            return "an SSH session is open"
+        if self._before is None:
+            return ""
+        if seen.heartbeat != self._before.heartbeat and seen.heartbeat:
+            return "the IDE is in use"
+        if any(self._before.terminals.get(name) != when for name, when in seen.terminals.items()):
+            return "a terminal is in use"
+        return ""
+
+    def _read_keepalive(self, boot: float, wall: float, text: str) -> None:
+        """Judge a grant by the time of day once, when it is first seen; from then on by the clock that never jumps."""
+        if text == self._keep_text:
+            return
+        self._keep_text, self._keep_until, self._keep_by = text, 0.0, ""
+        grant = valid_keepalive(text, wall, self._longest)
+        if grant:
+            self._keep_until = boot + grant["until"] - wall
+            self._keep_wall = grant["until"]
+            self._keep_by = printable(str(grant.get("by", "")))[:64]
+
+    def _record(self, boot: float, wall: float, session: bool, kept: float, left: float) -> dict[str, Any]:
+        quiet = not session and boot - self._active > self._recent
+        why = self._why if not quiet else ("kept alive" if kept else "idle")
+        if quiet and not self._idle and not kept:
+            why = "runs until it is stopped" if not self._deadline else "runs until its deadline"
+        if why != self._shown:
+            self._shown = why
+            self._since = wall - (boot - self._active)
+        # While somebody works the moment moves on with every sample: it is told when it stands.
+        moving = not quiet and why != "just started" and not (self._deadline and left < self._idle)
+        return {
+            "reason": why,
+            "since": round(self._since),
+            "stops_at": None if moving or math.isinf(left) else round(wall + left),
+            "keepalive_until": round(self._keep_wall) if kept else None,
+            "keepalive_by": self._keep_by if kept else "",
+        }
+
+    @staticmethod
+    def changed(old: dict[str, Any], new: dict[str, Any]) -> bool:
+        """Whether ``new`` tells more than rounding."""
+        for key in {*old, *new}:
+            a, b = old.get(key), new.get(key)
+            close = isinstance(a, (int, float)) and isinstance(b, (int, float)) and abs(a - b) <= 2
+            if a != b and not close:
+                return True
+        return False
+
+
+def valid_keepalive(text: str, wall: float, longest: float) -> dict[str, Any] | None:
+    """The grant in ``text`` if it holds now: not past, not more than 24 h ahead, not granted in the future."""
+    try:
+        grant = json.loads(text)
+        until, granted = float(grant["until"]), float(grant["granted_at"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return {**grant, "until": until} if granted <= wall + 60 and wall < until <= wall + longest + 60 else None
+
+
+def look(paths: Paths, terminals: Path) -> Seen:
+    """Take a sample of the machine."""
+    inputs = {}
+    for terminal in terminals.glob("[0-9]*"):
+        try:
+            inputs[terminal.name] = terminal.stat().st_atime
+        except OSError:
+            continue
+    try:
+        heartbeat = paths.heartbeat.stat().st_mtime_ns
+    except OSError:
+        heartbeat = 0
+    try:
+        keepalive = paths.keepalive.read_text()[:4096]
+    except (OSError, ValueError):
+        keepalive = ""
+    return Seen(live_sessions(paths), heartbeat, inputs, keepalive)
+
+
+def live_sessions(paths: Paths) -> int:
+    """SSH sessions whose process lives (it holds a lock); what killed ones left is removed."""
+    live = 0
+    for lock in paths.sessions.glob("*/lock"):
+        try:
+            descriptor = os.open(lock, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            live += 1
+        else:
+            shutil.rmtree(lock.parent, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+    return live
+
+
+def grant_keepalive(paths: Paths, contract: Contract, hours: float, by: str) -> dict[str, Any]:
+    """Hold off the idle stop for ``hours`` from now; 0 takes it back. Raises ``Failure``."""
+    if not 0 <= hours <= LONGEST_KEEPALIVE:
+        raise Failure(f"A workspace can be kept alive for 0 to {LONGEST_KEEPALIVE:.0f} hours, not {hours:g}.", 2)
+    now = time.time()
+    try:
+        if hours == 0:
+            paths.keepalive.unlink(missing_ok=True)
+            return {"granted_at": now, "until": None, "by": ""}
+        grant = {"granted_at": now, "until": now + hours * 3600 / contract.tick, "by": printable(by)[:64]}
+        paths.state.mkdir(parents=True, exist_ok=True)
+        write_file(paths.keepalive, json.dumps(grant))
+    except OSError as error:
+        raise Failure(f"The keep-alive could not be written to {paths.keepalive}: {error.strerror}.") from None
+    return grant
