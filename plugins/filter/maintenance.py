@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters that tell roles whether a disruptive step may run now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible_collections.spt.flow.plugins.module_utils import _maintenance
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+def _moment(now: Any) -> datetime:
+    return datetime.fromtimestamp(float(now), UTC) if now is not None else datetime.now(UTC)
+
+
+def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool:
+    """Whether a disruptive step may run: outside the business hours, or when asked for."""
+    try:
+        return boolean(override) or _maintenance.is_open(str(hours), _moment(now))
+    except FlowError as error:
+        raise AnsibleFilterError(str(error))
+
+
+def maintenance_pending(hours: str, step: str, now: Any = None) -> str:
+    """The sentence about a step that waits for the end of the business hours."""
+    try:
+        return _maintenance.pending(step, str(hours), _moment(now))
+    except FlowError as error:
+        raise AnsibleFilterError(str(error))
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"maintenance_open": maintenance_open, "maintenance_pending": maintenance_pending}
