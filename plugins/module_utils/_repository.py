@@ -57,12 +57,12 @@ def validate_name(name: str, what: str = "workspace") -> str:
         raise InvalidInput(f"The name of the {what} is empty.", f"Give one: {what}=my-name.")
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
         raise InvalidInput(
-            f"{shown(name)!r} cannot be the name of a{'n' if what[0] in 'aeiou' else ''} {what}.",
+            f"The name {shown(name)!r} is not accepted for the {what}.",
             f"A name has at most {NAME_LIMIT} lower-case letters, digits and single hyphens, none at its ends.",
         )
     if name.endswith("-old"):
         raise InvalidInput(
-            f"{name!r} ends in -old, which is kept for a workspace that is being replaced.", "Choose another."
+            f"The name {name!r} ends in -old, which is kept for a workspace that is being replaced.", "Choose another."
         )
     return name
 
@@ -85,7 +85,7 @@ def validate_ref(ref: str) -> str:
     )
     if not legal:
         raise InvalidInput(
-            f"{shown(ref)!r} is not accepted as a branch, tag or commit.",
+            f"The ref {shown(ref)!r} is not accepted as a branch, tag or commit.",
             "Letters, digits and . / _ + # @ = , % ! & - are; no part may be empty or start with . or -, and no '..'.",
         )
     return ref
@@ -98,11 +98,11 @@ def validate_host(text: str, what: str = "the host") -> tuple[str, int | None]:
     port = int(match[2]) if match and match[2] else None
     if not text.isascii() or any(label.startswith("xn--") for label in host.split(".")):
         raise InvalidInput(
-            f"{what} is spelt with characters beyond ASCII, which can look like another host's.",
+            f"The host's name has characters beyond ASCII, which can look like another host's ({what}).",
             "Give its plain ASCII name or add an alias for it in ~/.ssh/config.",
         )
     if not match or len(host) > 253 or not _is_host(host) or host == "local":
-        raise InvalidInput(f"{shown(text)!r} is no host name ({what}).", _HINT)
+        raise InvalidInput(f"The name {shown(text)!r} is no host's ({what}).", _HINT)
     if port is not None and not 1 <= port <= 65535:
         raise InvalidInput(f"Port {port} of {host} is out of range.", "Ports go from 1 to 65535.")
     return host, port
@@ -393,7 +393,9 @@ def _last_words(stderr: str) -> str:
     """The line of ``stderr`` that says most."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [
-        line for line in lines if re.match(r"(fatal|error|remote|ssh|\S+@\S+|@ *warning|no )", line, re.IGNORECASE)
+        line
+        for line in lines
+        if re.match(r"(fatal|error|remote|ssh|[\w.-]+@[\w.-]+:|@ *warning|no )", line, re.IGNORECASE)
     ]
     vague = ("fatal: could not read from remote", "and the repository exists", "please make sure")
     telling = [line for line in telling if not line.lower().startswith(vague)] or lines or [""]

@@ -264,7 +264,7 @@ def _text(option: Option, value: Any) -> str:
     name = option.name
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         hint = "Quote it, YAML reads the bare word as a boolean." if isinstance(value, bool) else ""
-        raise InvalidInput(f"{name} must be text, not {type(value).__name__}.", hint)
+        raise InvalidInput(f"{name} must be a single value as text, not {type(value).__name__}.", hint)
     text = str(value)
     limit = MANY_LINES.get(name, TEXT_LIMIT)
     if len(text) > limit:
@@ -349,7 +349,7 @@ def _check_address(name: str, text: str) -> None:
     match = re.fullmatch(r"https?://([^/@?#\s]+)(/[A-Za-z0-9._~+%/-]*)?", text)
     if not match or ".." in text:
         raise InvalidInput(
-            f"{name} is no plain http or https address.", "User names, passwords and questions have no place in it."
+            f"{name} is no plain http or https address.", "User names, passwords and queries have no place in it."
         )
     from ._repository import validate_host
 

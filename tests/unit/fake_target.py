@@ -20,9 +20,8 @@ def start_event(boot: str, started: float = 1.0) -> str:
 
 
 def step_event(step: str, state: str, started: float | None = 1.0, ended: float | None = None, detail: str = "") -> str:
-    return json.dumps(
-        {"spt_flow": 1, "event": "step", "step": step, "state": state, "started": started, "ended": ended, "detail": detail}
-    )
+    times = {"started": started, "ended": ended}
+    return json.dumps({"spt_flow": 1, "event": "step", "step": step, "state": state, **times, "detail": detail})
 
 
 def ready_lines(boot: str, clone: str = "ok") -> list[str]:
@@ -113,7 +112,8 @@ class FakeTarget:
             if not spec.name and (spec.owner, name) in self.workspaces and present is None:
                 name = spec.repository.slug_with_suffix()
             identity = spec.repository.identity if spec.repository else ""
-            return self._save(_workspace.Workspace(owner=spec.owner, name=name, repo=identity, state="stopped", id="c1"))
+            new = _workspace.Workspace(owner=spec.owner, name=name, repo=identity, state="stopped", id="c1")
+            return self._save(new)
 
     def start(self, workspace: Any) -> _workspace.Workspace:
         self._note("start")

@@ -35,9 +35,9 @@ def never(repository, ref):
     raise AssertionError("asked")
 
 
-def ensure(target, spec=SPEC, state="started", probe=says("open"), **more):
+def ensure(target, spec=SPEC, state="started", probe=None, **more):
     more.setdefault("wait_timeout", 5)
-    return _lifecycle.ensure(target, spec, state, probe=probe, **more)
+    return _lifecycle.ensure(target, spec, state, probe=probe or says("open"), **more)
 
 
 # Planning

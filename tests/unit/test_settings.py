@@ -73,7 +73,8 @@ def test_an_unknown_choice_names_the_nearest():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("45s", 45), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("1d2h3m4s", 93784), (60, 60)],
+    [("90", 90), ("45s", 45), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("1d2h3m4s", 93784)]
+    + [(60, 60)],
 )
 def test_durations(text, seconds):
     assert _settings.parse_duration(text) == seconds
@@ -205,8 +206,8 @@ def test_limits_are_capped_with_one_line():
     fitted, notes = Settings().cap(2, 6 * GIB)
     assert (fitted.cpus, fitted.memory) == (2, 5 * GIB)
     assert notes == [
-        "The workspace gets 2 instead of 4 CPUs and 5.0 instead of 8.0 GiB of memory, because the machine has 2 CPUs and "
-        "6.0 GiB of memory, of which 1.0 GiB are reserved."
+        "The workspace gets 2 instead of 4 CPUs and 5.0 instead of 8.0 GiB of memory, because the machine has 2 CPUs "
+        "and 6.0 GiB of memory, of which 1.0 GiB are reserved."
     ]
 
 
