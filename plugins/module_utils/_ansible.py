@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import subprocess
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ansible import constants as C
@@ -25,12 +26,14 @@ from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 from . import _settings
-from ._errors import FlowError, InvalidInput, redact
+from ._errors import FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
-from ._workspace import WorkspaceSpec
+from ._target import Target
+from ._workspace import Workspace, WorkspaceSpec
 
 RUNNER_CALLBACK = "awx_display"
 OUTPUT_CALLBACK = "spt.flow.output"
+EXAMPLE_UP = "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git"
 TEMPLATE_MARKS = ("{{", "{%", "{#")
 ANSIBLE_KEYS = ("ansible_stats", "exception", "failed", "invocation", "warnings", "deprecations")
 """Keys of a task's result that are Ansible's own."""
@@ -233,6 +236,16 @@ def unexpected(doing: str, error: Exception) -> FlowError:
     )
 
 
+def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run ``argv`` without input, tell ``say`` each line as it comes; the exit status (128 + signal when killed)."""
+    with subprocess.Popen(
+        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
+    ) as child:
+        for line in child.stdout or ():
+            say(line.rstrip("\r\n"))
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
 # What actions ask the engine for
 
 
@@ -243,6 +256,9 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     def repository(name: str) -> repositories.Repository | None:
         return repositories.Repository.parse(values[name], values["default_host"]) if values[name] else None
 
+    from . import _image
+
+    image = _image.identity(values["profile"], image_options(values))
     dotfiles = repository("dotfiles")
     author = git_identity(values)
     return WorkspaceSpec(
@@ -254,6 +270,8 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
         dotfiles=dotfiles.url if dotfiles else "",
         git_name=author["name"],
         git_email=author["email"],
+        image=image.tag,
+        image_hash=image.hash,
     )
 
 
@@ -280,3 +298,89 @@ def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
         if part in wanted and not str(values[f"git_{part}"]):
             wanted[part] = value
     return wanted
+
+
+def open_target(values: Mapping[str, Any]) -> Target:
+    """The target that ``values`` name; nothing is asked yet."""
+    if values["target"] not in ("auto", "docker"):
+        raise InvalidInput(
+            f"Target {values['target']} is not offered by this version of spt.flow.",
+            "Leave target away, or use target=docker.",
+        )
+    from ._docker_target import DockerTarget
+
+    return DockerTarget()
+
+
+class ImageFirst:
+    """A target that builds the image before it creates or restarts a workspace; everything else passes through."""
+
+    def __init__(self, target: Target, values: Mapping[str, Any]) -> None:
+        self._target = target
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        self._ensure(progress)
+        return self._target.create(spec, progress)
+
+    def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        self._ensure(progress)
+        return self._target.restart(workspace, spec, progress)
+
+    def _ensure(self, progress: Progress) -> None:
+        from . import _image
+
+        options = image_options(self._values)
+        image = _image.identity(self._values["profile"], options)
+        with progress.stage("image", f"looking for {image.tag}"):
+            _image.ensure(image, options, progress)
+
+
+def image_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that say how an image is built."""
+    return {o.name: values[o.name] for o in _settings.OPTIONS.values() if o.scope == "image"}
+
+
+def read_workspaces(values: Mapping[str, Any]) -> list[Workspace]:
+    """The workspace that ``values`` name, else all of the owner's, each with what is outdated about it."""
+    target = open_target(values)
+    spec = make_spec(values)
+    found = target.list(spec.owner, details=True, sizes=values["size"])
+    if spec.name or spec.repository:
+        identity = spec.repository.identity if spec.repository else ""
+        found = [w for w in found if (w.name == spec.name if spec.name else w.repo == identity)]
+        if not found:
+            raise NotFound(f"There is no workspace {spec.title} of {spec.owner}.", EXAMPLE_UP)
+    wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
+    return [replace(w, outdated=differing(w, wanted)) for w in sorted(found, key=lambda w: w.name)]
+
+
+def differing(workspace: Workspace, wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """Which of the hashes that a workspace was created with are not the ``wanted`` ones."""
+    has = {"settings": workspace.settings_hash, "image": workspace.image_hash}
+    return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
+
+
+def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
+    """The workspace that ``values`` name, or the owner's only one; raises ``NotFound`` or ``InvalidInput``."""
+    spec = make_spec(values)
+    if spec.name or spec.repository:
+        found = target.find(spec)
+        if found is None:
+            raise NotFound(
+                f"There is no workspace {spec.title} of {spec.owner}.",
+                "See what there is: ansible-playbook spt.flow.status",
+            )
+        return found
+    mine = target.list(spec.owner)
+    if not mine:
+        raise NotFound(f"{spec.owner} has no workspace.", EXAMPLE_UP)
+    if len(mine) > 1:
+        names = ", ".join(sorted(w.name for w in mine))
+        raise InvalidInput(
+            f"{spec.owner} has {len(mine)} workspaces: {names}.", f"Say which: -e workspace={mine[0].name}"
+        )
+    return mine[0]

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `ssh_config`: one block for plain SSH and one line that includes it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
+    VALUES = ("output",)
+    DOING = "write the SSH configuration"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _settings, _ssh
+
+        present = self.own["state"] == "present"
+        block = Path(_settings.user_settings_file()).with_name("ssh_config")
+        main = Path("~/.ssh/config").expanduser()
+        include = f'Include "{block}"'
+        wanted = {
+            block: _ssh.config_text() if present else "",
+            main: included(read(main), include) if present else excluded(read(main), include),
+        }
+        changes = {path: (read(path), text) for path, text in wanted.items() if read(path) != text}
+        if not self._task.check_mode:
+            for path, (_before, text) in changes.items():
+                write(path, text)
+        what = "lets plain SSH enter workspaces" if present else "leaves workspaces out"
+        msg = f"The SSH configuration {what}{'' if changes else ' (unchanged)'}."
+        diff = [
+            {"before_header": str(path), "after_header": str(path), "before": before, "after": after}
+            for path, (before, after) in changes.items()
+        ]
+        answer = {"changed": bool(changes), "msg": msg, "paths": [str(path) for path in wanted], "diff": diff}
+        return self.finish(answer, ["", msg])
+
+
+def read(path: Path) -> str:
+    """The file's text; empty when there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise FlowError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def included(text: str, line: str) -> str:
+    """``text`` with ``line`` first: inside a `Host` block an `Include` would count for that host only."""
+    return text if line in text.splitlines() else f"{line}\n{text}"
+
+
+def excluded(text: str, line: str) -> str:
+    return "".join(kept for kept in text.splitlines(keepends=True) if kept.strip() != line)
+
+
+def write(path: Path, text: str) -> None:
+    """Put ``text`` there at once, for the user's eyes only; an empty one removes the file. A link is followed."""
+    path = Path(os.path.realpath(path))
+    try:
+        if not text:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FlowError(f"Cannot write {path}: {error.strerror}.") from None

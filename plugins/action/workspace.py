@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `workspace`: bring a workspace to a state, then say or show how to get in."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from dataclasses import replace
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+
+STATES = ["started", "stopped", "restarted", "kept", "absent"]
+FINISH_CLONE = 'spt-workspace clone; exec "${SHELL:-/bin/bash}" -l'
+NOT_OURS = ("ttl", "size", "follow", "tail")
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {
+        "state": {"type": "str", "choices": STATES, "default": "started"},
+        "create": {"type": "bool", "default": True},
+    }
+    VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
+    DOING = "manage the workspace"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+
+        if self.values["command"] and self.screen == "json":
+            raise InvalidInput(
+                "Cannot run a command and print one JSON object on the same standard output.",
+                "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
+            )
+        state = self.own["state"]
+        target = _ansible.open_target(self.values)
+        spec = self._spec(target)
+        if state == "absent":
+            self._refuse_unconfirmed()
+        check = bool(self._task.check_mode)
+        result = _lifecycle.ensure(
+            _ansible.ImageFirst(target, self.values),
+            spec,
+            state,
+            check,
+            self.progress,
+            hours=self.values["hours"],
+            by=spec.owner,
+            create=self.own["create"],
+        )
+        return self._answer(target, result, state, check)
+
+    def _spec(self, target: Any) -> WorkspaceSpec:
+        """What is wanted; a verb that names nothing means the owner's only workspace."""
+        spec = _ansible.make_spec(self.values)
+        if spec.name or spec.repository:
+            return spec
+        state = self.own["state"]
+        if state == "started" and self.own["create"]:
+            raise InvalidInput("There is no repository to bring up a workspace for.", _ansible.EXAMPLE_UP)
+        if state == "absent":
+            raise InvalidInput(
+                "There is no workspace named to delete.",
+                "Say which: ansible-playbook spt.flow.delete -e workspace=name",
+            )
+        return replace(spec, name=_ansible.find_one(target, self.values).name)
+
+    def _refuse_unconfirmed(self) -> None:
+        if not self.values["confirm"] and not self._task.check_mode:
+            raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
+
+    def _answer(self, target: Any, result: Result, state: str, check: bool) -> dict[str, Any]:
+        if check and result.changed:
+            result.msg = f"Check mode: {result.msg}"
+        answer: dict[str, Any] = {
+            "changed": result.changed,
+            "msg": result.msg,
+            "workspace": result.workspace.to_dict() if result.workspace else None,
+            "actions": result.actions,
+            "diff": result.diff,
+            "stages": [list(stage) for stage in result.stages],
+            "notes": result.notes,
+        }
+        if state == "absent":
+            answer["ask"] = result.changed and not self.values["confirm"] and self.screen != "json"
+            return self.finish(answer, [] if check else ["", result.msg])
+        if check or state not in ("started", "restarted") or result.workspace is None:
+            return self.finish(answer, ["", result.msg, *(f"  note: {note}" for note in result.notes)])
+        return self._enter(target, result, result.workspace, answer)
+
+    def _enter(self, target: Any, result: Result, workspace: Workspace, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
+        from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
+
+        if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
+            answer |= self._finish_clone(result, workspace)
+        session = target.session(workspace)
+        enter = shlex.join(_ssh.argv(workspace))
+        answer["session"] = {
+            "url": session.url,
+            "password": session.password,
+            "directory": session.directory,
+            "ssh": enter,
+        }
+        block = _report.closing(result, session, enter, _ssh.alias(workspace), self.progress.elapsed, time.time())
+        return self.finish(answer, block, self._connect(workspace))
+
+    def _connect(self, workspace: Workspace) -> dict[str, Any] | None:
+        """What the run ends in: the command, else a shell, which first finishes a clone that needs credentials."""
+        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+
+        if not self.values["connect"]:
+            return None
+        command = self.values["command"]
+        if command:
+            return {"argv": _ssh.argv(workspace, command), "env": {}, "always": True}
+        unfinished = workspace.step("clone").state == "needs-auth"
+        argv = _ssh.argv(workspace, FINISH_CLONE, terminal=True) if unfinished else _ssh.argv(workspace)
+        return {"argv": argv, "env": {}, "always": False}
+
+    def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
+        """Clone with the caller's SSH agent in a session of its own (decision D7); what changes in the answer."""
+        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+
+        hint = f"Finish it by entering: ansible-playbook spt.flow.ssh -e workspace={workspace.name}"
+        result.notes = [note for note in result.notes if "spt-workspace clone" not in note]
+        if not os.environ.get("SSH_AUTH_SOCK"):
+            error = AuthError(
+                "The clone needs credentials and there is no SSH agent here; the workspace is kept.", hint
+            )
+        else:
+            with self.progress.stage("clone", "with your SSH agent"):
+                status = _ansible.stream(_ssh.argv(workspace, "spt-workspace clone"), self.say)
+            if status == 0:
+                steps = tuple(replace(s, state="ok", detail="") if s.name == "clone" else s for s in workspace.steps)
+                result.workspace = replace(workspace, steps=steps)
+                return {"changed": True, "notes": result.notes, "workspace": result.workspace.to_dict()}
+            error = AuthError("The clone did not work with the keys of your SSH agent; the workspace is kept.", hint)
+        result.notes.append(str(error))
+        return {"notes": result.notes, "error": error.to_dict()}

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `workspace_exec`: a command in a workspace, its output line by line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
+
+BATCH_BYTES = 4096
+BATCH_SECONDS = 0.5
+KEPT_LINES = 10_000
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {"argv": {"type": "list", "elements": "str"}}
+    VALUES = ("workspace", "repo", "owner", "target", "output", "default_host", "command")
+    DOING = "run a command in the workspace"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+
+        command = self._command()
+        workspace = _ansible.find_one(_ansible.open_target(self.values), self.values)
+        if workspace.state != "running":
+            raise Conflict(
+                f"Cannot run a command in workspace {workspace.name}: it is {workspace.state}.",
+                f"Start it: ansible-playbook spt.flow.up -e workspace={workspace.name}",
+            )
+        if self._task.check_mode:
+            return self.finish({"changed": True, "msg": f"Check mode: a command would run in {workspace.name}."}, [])
+        lines = Lines(self.say, batch="AWX_ISOLATED_DATA_DIR" in os.environ)
+        status = _ansible.stream(_ssh.argv(workspace, command), lines.add)
+        lines.flush()
+        answer = {"changed": True, "rc": status, "stdout_lines": lines.kept}
+        if status:
+            error = FlowError(f"The command in workspace {workspace.name} ended with status {status}.")
+            return _ansible.failed(error, **{**answer, "changed": True})
+        return self.finish({**answer, "msg": f"The command in workspace {workspace.name} ended well."}, [])
+
+    def _command(self) -> str:
+        argv, command = self.own["argv"], self.values["command"]
+        given = self._task.args.get("command")
+        if argv and given:
+            raise InvalidInput("Only one of argv and command can be given.", "Leave one of them out.")
+        if not argv and not command:
+            raise InvalidInput("There is no command to run.", "Give argv or command.")
+        return shlex.join(argv) if argv else str(command)
+
+
+class Lines:
+    """Shows lines as they come, under ansible-runner in batches, since each call is a file there (decision C4)."""
+
+    def __init__(self, say: Any, batch: bool) -> None:
+        self.kept: list[str] = []
+        self._say = say
+        self._batch = batch
+        self._waiting: list[str] = []
+        self._since = time.monotonic()
+
+    def add(self, line: str) -> None:
+        self.kept.append(line)
+        del self.kept[:-KEPT_LINES]
+        self._waiting.append(line)
+        due = sum(map(len, self._waiting)) >= BATCH_BYTES or time.monotonic() - self._since >= BATCH_SECONDS
+        if due or not self._batch:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._say("\n".join(self._waiting))
+        self._waiting = []
+        self._since = time.monotonic()
