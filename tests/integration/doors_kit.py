@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of the doors share: an owner of their own, a small repository, whole `ansible-playbook` processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[2]
+TIMEOUT = 300
+
+
+def git(*argv: str, cwd: Path) -> str:
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.com")
+    done = subprocess.run(["git", *identity, *argv], cwd=cwd, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
+def make_repository(path: Path) -> Path:
+    """A repository with one commit."""
+    path.mkdir(parents=True)
+    git("init", "--quiet", "--initial-branch=main", cwd=path)
+    (path / "hello.txt").write_text("hello\n")
+    git("add", "hello.txt", cwd=path)
+    git("commit", "--quiet", "-m", "first", cwd=path)
+    return path
+
+
+@dataclass
+class Doors:
+    """Runs playbooks for one owner; ``name`` is the workspace's, ``repository`` a local path."""
+
+    owner: str
+    repository: Path
+    home: Path
+    programs: Path = Path(sys.executable).parent
+    cwd: Path = CHECKOUT
+    installed: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.repository.name
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A clean one with its own home, so that no setting of the machine's user counts."""
+        kept = ("PATH", "LANG", "LC_ALL", "TERM", "DOCKER_HOST", "XDG_RUNTIME_DIR")
+        base = {name: os.environ[name] for name in kept if name in os.environ}
+        base |= {"HOME": str(self.home), "SPT_FLOW_OWNER": self.owner, "SPT_FLOW_MEMORY": "2g", "SPT_FLOW_CPUS": "2"}
+        if self.installed:
+            base |= {
+                "ANSIBLE_COLLECTIONS_PATH": str(self.installed),
+                "ANSIBLE_STDOUT_CALLBACK": "spt.flow.output",
+                "ANSIBLE_CALLBACKS_ENABLED": "spt.flow.connect",
+                "ANSIBLE_LOCALHOST_WARNING": "false",
+                "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
+            }
+        return {**base, "PATH": f"{self.programs}:{base['PATH']}", **more}
+
+    def argv(self, verb: str, *more: str) -> list[str]:
+        place = f"spt.flow.{verb}" if self.installed or verb != "up" else "up.yml"
+        return [str(self.programs / "ansible-playbook"), place, *more]
+
+    def run(self, verb: str, *more: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.argv(verb, *more),
+            cwd=self.cwd,
+            env=self.environment(**environment),
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        assert "Traceback" not in out + err, out + err
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def json(self, verb: str, *more: str, **environment: str) -> dict[str, Any]:
+        """The one object that a verb prints; a run that fails is an object too."""
+        done = self.run(verb, *more, SPT_FLOW_OUTPUT="json", **environment)
+        try:
+            result: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise AssertionError(f"no JSON: {done.stdout}\n{done.stderr}") from None
+        assert result["ok"] == (done.returncode == 0), (done.returncode, result)
+        return {**result, "status": done.returncode, "stderr": done.stderr}
+
+    def up(self, **environment: str) -> dict[str, Any]:
+        result = self.json("up", SPT_FLOW_REPO=str(self.repository), **environment)
+        assert result["ok"], result
+        return result
+
+
+def docker(*argv: str) -> str:
+    return subprocess.run(["docker", *argv], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def belongings(owner: str) -> list[str]:
+    """Names of everything on the engine that carries the owner's label."""
+    label = f"label=spt.flow.owner={owner}"
+    containers = docker("ps", "--all", "--filter", label, "--format", "{{.Names}}").split()
+    volumes = docker("volume", "ls", "--filter", label, "--format", "{{.Name}}").split()
+    return sorted([*containers, *volumes])
+
+
+def remove(owner: str) -> None:
+    """Take away what a test left, by label of its owner only."""
+    label = f"label=spt.flow.owner={owner}"
+    for container in docker("ps", "--all", "--quiet", "--filter", label).split():
+        subprocess.run(
+            ["docker", "rm", "--force", "--volumes", container], capture_output=True, timeout=60, check=False
+        )
+    for volume in docker("volume", "ls", "--quiet", "--filter", label).split():
+        subprocess.run(["docker", "volume", "rm", "--force", volume], capture_output=True, timeout=60, check=False)
+
+
+@contextmanager
+def doors(folder: Path, **more: Any) -> Iterator[Doors]:
+    """Doors for an owner that nobody else has; what is left of it afterwards is removed."""
+    owner = f"doors-{secrets.token_hex(3)}"
+    home = folder / "home"
+    home.mkdir(parents=True)
+    repository = make_repository(folder / f"repo-{secrets.token_hex(2)}")
+    try:
+        yield Doors(owner, repository, home, **more)
+    finally:
+        remove(owner)

@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A secret that is put into every input is found nowhere: output, processes, engine, image, volumes, logs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+
+CANARY = f"canary{secrets.token_hex(8)}"
+TOKENS = ("CODER_SESSION_TOKEN", "GITHUB_TOKEN", "GH_TOKEN", "GITLAB_TOKEN", "AWS_SECRET_ACCESS_KEY", "VAULT_TOKEN")
+TOKENS += ("ANSIBLE_VAULT_PASSWORD", "DOCKER_AUTH_CONFIG", "NPM_TOKEN", "SPT_FLOW_UNKNOWN", "BORG_PASSPHRASE")
+URL = f"https://user:{CANARY}@git.example.com/o/r.git"
+
+
+class Processes(threading.Thread):
+    """Looks at every command line of the machine ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.found: set[str] = set()
+        self._stop_now = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_now.wait(0.1):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes()
+                except OSError:
+                    continue
+                if CANARY.encode() in line:
+                    self.found.add(line.replace(b"\0", b" ").decode(errors="replace"))
+
+    def stop(self) -> set[str]:
+        self._stop_now.set()
+        self.join()
+        return self.found
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """A caller whose environment, git and login folder hold secrets."""
+    with doors_kit.doors(tmp_path_factory.mktemp("canary")) as house:
+        header = f'[http "https://git.example.com/"]\n\textraHeader = Authorization: Bearer {CANARY}\n'
+        (house.home / ".gitconfig").write_text(f"{header}[credential]\n\thelper = store\n")
+        (house.home / ".git-credentials").write_text(f"{URL}\n")
+        (house.home / ".netrc").write_text(f"machine git.example.com login user password {CANARY}\n")
+        (house.home / ".docker").mkdir()
+        auth = {"auths": {"registry.example.com": {"identitytoken": CANARY}}}
+        (house.home / ".docker/config.json").write_text(json.dumps(auth))
+        yield house
+
+
+def environment() -> dict[str, str]:
+    return dict.fromkeys(TOKENS, CANARY)
+
+
+def test_nothing_of_a_whole_life_shows_it(house: Doors) -> None:
+    watcher = Processes()
+    watcher.start()
+    said = ""
+    try:
+        for verb, values in (
+            ("up", {"SPT_FLOW_REPO": str(house.repository)}),
+            ("up", {"SPT_FLOW_REPO": str(house.repository), "SPT_FLOW_OUTPUT": "json"}),
+            ("status", {}),
+            ("logs", {}),
+            ("ssh", {"SPT_FLOW_COMMAND": "env; cat /proc/self/environ"}),
+            ("restart", {"SPT_FLOW_WORKSPACE": house.name}),
+        ):
+            done = house.run(verb, "-vvvv", **environment(), **values)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout + done.stderr
+        time.sleep(0.3)
+    finally:
+        found = watcher.stop()
+    assert CANARY not in said
+    assert found == set()
+
+
+def test_the_engine_and_the_workspace_do_not_know_it(house: Doors) -> None:
+    name = f"spt-flow-{house.owner}-{house.name}"
+    image = doors_kit.docker("inspect", "--format", "{{.Image}}", name)
+    for argv in (
+        ["inspect", name],
+        ["volume", "inspect", f"{name}-home"],
+        ["image", "inspect", image],
+        ["history", "--no-trunc", image],
+        ["logs", name],
+        ["top", name, "-eo", "pid,args"],
+    ):
+        assert CANARY not in doors_kit.docker(*argv)
+    find = ["grep", "-rlFs", "--devices=skip", "--exclude-dir=proc", "--exclude-dir=sys", "-f", "-", "/"]
+    argv = ["docker", "exec", "-i", "--user", "0", name, *find]
+    done = subprocess.run(argv, input=CANARY + "\n", capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "", done.stdout
+
+
+@pytest.mark.parametrize("option", ["repo", "dotfiles", "mirror_npm"])
+@pytest.mark.parametrize("way", ["environment", "extra", "file", "inventory"])
+def test_credentials_in_a_url_are_refused_without_a_word_of_them(
+    house: Doors, tmp_path: Path, option: str, way: str
+) -> None:
+    values = {"repo": str(house.repository), option: URL}
+    before = doors_kit.belongings(house.owner)
+    variables, more = {}, []
+    if way == "environment":
+        variables = {f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}
+    elif way == "extra":
+        (tmp_path / "values.json").write_text(json.dumps(values))
+        more = ["-e", f"@{tmp_path / 'values.json'}"]
+    elif way == "file":
+        (tmp_path / "spt-flow").mkdir(mode=0o700)
+        (tmp_path / "spt-flow/config.yml").write_text(json.dumps(values))
+        variables = {"XDG_CONFIG_HOME": str(tmp_path)}
+    else:
+        (tmp_path / "hosts.json").write_text(
+            json.dumps({"all": {"hosts": {"localhost": {f"flow_{n}": v for n, v in values.items()}}}})
+        )
+        more = ["-i", str(tmp_path / "hosts.json")]
+    done = house.run("up", "-vvvv", *more, **variables)
+    assert done.returncode == 2
+    assert CANARY not in done.stdout + done.stderr
+    assert doors_kit.belongings(house.owner) == before
+
+
+def test_an_unknown_option_in_the_settings_file_keeps_its_value_to_itself(house: Doors, tmp_path: Path) -> None:
+    (tmp_path / "spt-flow").mkdir(mode=0o700)
+    (tmp_path / "spt-flow/config.yml").write_text(f"password: {CANARY}\n")
+    done = house.run("up", "-vvvv", XDG_CONFIG_HOME=str(tmp_path))
+    assert done.returncode == 2 and "password" in done.stdout
+    assert CANARY not in done.stdout + done.stderr

@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every verb as a user types it, on the real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """One workspace that the tests of this file share, in their order."""
+    with doors_kit.doors(tmp_path_factory.mktemp("doors")) as house:
+        yield house
+
+
+def test_up_creates_a_workspace_with_an_open_ide(house: Doors) -> None:
+    result = house.up(SPT_FLOW_GIT_NAME="Ada", SPT_FLOW_GIT_EMAIL="ada@example.com")
+    assert result["changed"] and result["actions"] == ["create", "start"]
+    workspace = result["workspace"]
+    assert (workspace["name"], workspace["state"]) == (house.name, "running")
+    assert {name for name, _seconds in result["stages"]} >= {"create", "home", "clone", "ide"}
+    with urllib.request.urlopen(f"{result['session']['url']}/healthz", timeout=10) as answer:
+        assert answer.status == 200
+    assert result["session"]["password"]
+    assert "clone: " in result["stderr"]
+    assert f"spt-flow-{house.owner}-{house.name}" in result["session"]["ssh"]
+
+
+def test_up_again_changes_nothing_and_says_so(house: Doors) -> None:
+    done = house.run("up", SPT_FLOW_REPO=str(house.repository), SPT_FLOW_CONNECT="false")
+    assert "changed=0" in done.stdout and "(unchanged)" in done.stdout
+    block = done.stdout.split("PLAY RECAP")[1]
+    for word in ("IDE", "http://127.0.0.1:", "password", "ssh -F ", "VS Code", "stops"):
+        assert word in block
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+
+
+def test_check_mode_says_what_would_happen_and_does_nothing(house: Doors, tmp_path: Path) -> None:
+    before = doors_kit.belongings(house.owner)
+    other = doors_kit.make_repository(tmp_path / "other")
+    done = house.run("up", "--check", "--diff", SPT_FLOW_REPO=str(other))
+    assert "changed=1" in done.stdout and "Check mode: Workspace other created" in done.stdout
+    assert '"state": "running"' in done.stdout or "state: running" in done.stdout
+    for verb in ("stop", "restart", "delete"):
+        done = house.run(verb, "--check", "-e", f"workspace={house.name}")
+        assert (done.returncode, "changed=1" in done.stdout or "changed=2" in done.stdout) == (0, True), done.stdout
+    assert doors_kit.belongings(house.owner) == before
+    assert house.json("status")["workspaces"][0]["state"] == "running"
+
+
+def test_status_shows_the_one_workspace(house: Doors) -> None:
+    done = house.run("status")
+    for word in (house.name, "running", "snapshot", "stops"):
+        assert word in done.stdout
+    (workspace,) = house.json("status", SPT_FLOW_SIZE="true")["workspaces"]
+    assert (workspace["name"], workspace["outdated"]) == (house.name, [])
+    assert workspace["life"]["stops_at"] > time.time()
+    assert workspace["size"]
+
+
+def test_other_settings_make_it_outdated_until_a_restart(house: Doors) -> None:
+    (workspace,) = house.json("status", SPT_FLOW_PIDS="2048")["workspaces"]
+    assert workspace["outdated"] == ["settings"]
+    result = house.json("restart", SPT_FLOW_PIDS="2048", SPT_FLOW_WORKSPACE=house.name)
+    assert result["changed"] and result["workspace"]["outdated"] == []
+    name = f"spt-flow-{house.owner}-{house.name}"
+    assert doors_kit.docker("inspect", "--format", "{{.HostConfig.PidsLimit}}", name) == "2048"
+    assert house.json("ssh", SPT_FLOW_CONNECT="false", SPT_FLOW_PIDS="2048")["changed"] is False
+
+
+def test_a_command_has_raw_streams_and_its_own_status(house: Doors) -> None:
+    command = 'cat; printf "\\0\\377"; git -C "$SPT_FLOW_DIRECTORY" log --format=%s; echo oops >&2; exit 37'
+    argv = house.argv("ssh", "-e", f"workspace={house.name}")
+    env = house.environment(SPT_FLOW_COMMAND=command)
+    done = subprocess.run(
+        argv, cwd=house.cwd, env=env, input=b"in\x00put", capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 37, done
+    assert done.stdout == b"in\x00put\x00\xfffirst\n"
+    assert b"oops" in done.stderr
+    assert list((house.home / ".ansible/tmp").glob("*")) == []
+
+
+def test_a_command_in_extra_variables_is_quoted_or_refused(house: Doors) -> None:
+    done = house.run("ssh", "-e", "command=ls -la /tmp")
+    assert done.returncode == 2 and "SPT_FLOW_COMMAND='…'" in done.stderr + done.stdout
+    done = house.run("ssh", "-e", "command='echo a  b'")
+    assert (done.returncode, done.stdout) == (0, "a  b\n")
+
+
+def test_without_a_terminal_ssh_prints_the_one_command(house: Doors) -> None:
+    done = house.run("ssh", "-e", f"workspace={house.name}")
+    assert done.returncode == 0
+    line = next(line for line in done.stdout.splitlines() if " shell " in line)
+    command = [*line.split()[1:], "cat", "hello.txt"]
+    env = house.environment()
+    there = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert there.returncode in (0, 1) and "denied" not in there.stderr, there
+
+
+def test_a_hostile_branch_name_runs_nothing(house: Doors, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    hostile = f"a{{{{lookup('pipe','touch {mark}')}}}}"
+    done = house.run("up", "-e", json.dumps({"ref": hostile, "repo": str(house.repository)}))
+    assert done.returncode == 2 and "SPT_FLOW_REF" in done.stdout
+    house.run("up", SPT_FLOW_REF=hostile, SPT_FLOW_REPO=str(house.repository), SPT_FLOW_CONNECT="false")
+    assert not mark.exists()
+
+
+def test_keepalive_shows_in_status_and_is_taken_back(house: Doors) -> None:
+    result = house.json("keepalive", SPT_FLOW_HOURS="3", SPT_FLOW_WORKSPACE=house.name)
+    assert result["changed"]
+    (workspace,) = house.json("status")["workspaces"]
+    assert workspace["life"]["keepalive_until"] == pytest.approx(time.time() + 3 * 3600, abs=120)
+    assert "keep-alive until" in house.run("status").stdout
+    house.json("keepalive", SPT_FLOW_HOURS="0")
+    assert house.json("keepalive", SPT_FLOW_HOURS="25")["error"]["code"] == 1
+
+
+def test_logs_show_what_it_has_written(house: Doors) -> None:
+    result = house.json("logs", SPT_FLOW_TAIL="5")
+    assert result["ok"] and 0 < len(result["lines"]) <= 5
+    assert '"spt_flow"' in house.run("logs").stdout
+
+
+def test_following_logs_ends_when_the_workspace_stops(house: Doors) -> None:
+    env = house.environment(SPT_FLOW_FOLLOW="true")
+    with subprocess.Popen(house.argv("logs"), cwd=house.cwd, env=env, stdout=subprocess.PIPE, text=True) as follower:
+        time.sleep(3)
+        assert follower.poll() is None
+        result = house.json("stop", SPT_FLOW_WORKSPACE=house.name)
+        assert result["changed"] and result["workspace"]["state"] == "stopped"
+        assert follower.wait(timeout=60) == 0
+
+
+def test_stop_again_changes_nothing_and_keepalive_is_refused(house: Doors) -> None:
+    assert house.json("stop", SPT_FLOW_WORKSPACE=house.name)["changed"] is False
+    result = house.json("keepalive", SPT_FLOW_WORKSPACE=house.name)
+    assert (result["status"], result["error"]["code"]) == (7, 7)
+
+
+def test_ssh_starts_what_is_stopped_and_keeps_the_home(house: Doors) -> None:
+    done = house.run(
+        "ssh", "-e", f"workspace={house.name}", SPT_FLOW_COMMAND="cat hello.txt 2>/dev/null || cat */hello.txt"
+    )
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+
+
+def test_ssh_to_nothing_is_a_sentence_with_its_code(house: Doors) -> None:
+    result = house.json("ssh", SPT_FLOW_WORKSPACE="nowhere")
+    assert (result["status"], result["error"]["code"]) == (6, 6)
+    assert "spt.flow.up" in result["error"]["hint"]
+
+
+def test_the_ssh_configuration_serves_plain_ssh_and_is_taken_back(house: Doors) -> None:
+    (house.home / ".ssh").mkdir(mode=0o700)
+    config = house.home / ".ssh/config"
+    config.write_text("Host example\n  User somebody\n")
+    assert house.json("ssh_config", "--check")["changed"] and "Include" not in config.read_text()
+    assert house.json("ssh_config")["changed"]
+    assert house.json("ssh_config")["changed"] is False
+    first, rest = config.read_text().split("\n", 1)
+    assert first.startswith("Include ") and rest == "Host example\n  User somebody\n"
+    argv = ["ssh", "-F", str(config), f"spt-flow-{house.owner}-{house.name}", "echo in"]
+    there = subprocess.run(argv, env=house.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert there.stdout == "in\n", there
+
+
+def test_delete_asks_for_confirmation_and_removes_everything_of_it(house: Doors) -> None:
+    before = doors_kit.belongings(house.owner)
+    assert len(before) >= 2
+    done = house.run("delete", "-e", f"workspace={house.name}")
+    assert done.returncode == 2 and "confirm=true" in done.stdout
+    result = house.json("delete", SPT_FLOW_WORKSPACE=house.name)
+    assert (result["status"], result["error"]["kind"]) == (2, "cancelled")
+    assert doors_kit.belongings(house.owner) == before
+    assert house.json("delete", SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true")["changed"]
+    assert doors_kit.belongings(house.owner) == []
+    assert house.json("delete", SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true")["changed"] is False
+    assert os.path.isdir(house.repository)

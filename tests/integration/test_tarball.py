@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The installed collection does the same job as the checkout, from any folder, on both ends of ansible-core."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.tests.integration import doors_kit
+
+GALAXY = Path(sys.executable).parent / "ansible-galaxy"
+
+
+def galaxy(*argv: str, cwd: Path) -> str:
+    done = subprocess.run([str(GALAXY), *argv], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tarball")
+    galaxy("collection", "build", "--output-path", str(folder), cwd=doors_kit.CHECKOUT)
+    (built,) = folder.glob("spt-flow-*.tar.gz")
+    return built
+
+
+def programs(end: str) -> Path:
+    """The folder with `ansible-playbook` of one pinned end."""
+    argv = [str(doors_kit.CHECKOUT / "tools/venv"), "--dev", "--end", end]
+    return Path(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600).stdout.strip()) / "bin"
+
+
+def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> None:
+    with tarfile.open(tarball) as tar:
+        names = set(tar.getnames())
+        big = [member.name for member in tar.getmembers() if member.size > 5_000_000]
+    assert {"playbooks/up.yml", "plugins/action/workspace.py", "image/Dockerfile", "meta/runtime.yml"} <= names
+    assert not [name for name in names if name.split("/")[0] in (".git", ".ansible", ".venv", "artifacts", ".ci")]
+    assert not [name for name in names if name.endswith((".pyc", ".tar.gz"))]
+    assert big == []
+
+
+@pytest.mark.parametrize("end", ["max", "min"])
+def test_the_installed_collection_does_the_whole_job(tarball: Path, tmp_path: Path, end: str) -> None:
+    installed = tmp_path / "collections"
+    galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
+    with doors_kit.doors(tmp_path, programs=programs(end), cwd=tmp_path, installed=installed) as house:
+        assert house.up()["changed"]
+        assert house.up()["changed"] is False
+        done = house.run("ssh", SPT_FLOW_COMMAND="exit 5")
+        assert (done.returncode, done.stdout) == (5, "")
+        assert house.name in house.run("status").stdout
+        assert house.json("stop", SPT_FLOW_WORKSPACE=house.name)["changed"]
+        assert house.json("delete", SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true")["changed"]
+        assert doors_kit.belongings(house.owner) == []
+
+
+def test_without_our_callbacks_up_still_prints_how_to_get_in(tarball: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "collections"
+    galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
+    with doors_kit.doors(tmp_path, cwd=tmp_path, installed=installed) as house:
+        plain = {"ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_CALLBACKS_ENABLED": ""}
+        done = house.run("up", SPT_FLOW_REPO=str(house.repository), **plain)
+        assert done.returncode == 0 and "ssh -F " in done.stdout and "password" in done.stdout
+        done = house.run("status", SPT_FLOW_OUTPUT="json", **plain)
+        assert done.returncode == 2 and "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in done.stdout
