@@ -7,12 +7,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import queue
-import tarfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -43,6 +39,8 @@ SEED = ".cache/spt-flow/seed.bundle"
 TRIES = 5
 """How often a run reads again after somebody else was faster."""
 LAST_LINES = 5
+YOUNG = 30.0
+"""Seconds after its start in which a running workspace may still be somebody else's that is not ready yet."""
 
 ProbeFunction = Callable[[Repository, str], Probe]
 
@@ -225,7 +223,7 @@ def ensure(
     """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
 
     ``wait_timeout`` is in seconds (default: the spec's), ``hours`` and ``by`` belong to ``state="kept"``. A running
-    workspace costs one read. Raises children of ``FlowError``; what was created until then stays and is taken up by
+    workspace costs one read, unless it was started a moment ago: then it is waited for as well. Raises children of ``FlowError``; what was created until then stays and is taken up by
     the next run.
     """
     waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
@@ -242,6 +240,7 @@ def ensure(
                 planned.changed, planned.msg, actual, planned.verbs, planned.diff, [], [*run.notes, *planned.notes]
             )
         try:
+            run.joined = run.joined or (actual is not None and abs(now() - (actual.started or 0)) < YOUNG)
             return run.result(planned, run.act(planned, actual, hours, by))
         except (Conflict, NotFound) as error:
             if attempt == TRIES - 1:
@@ -330,7 +329,7 @@ class _Run:
             self.actions.append(action.verb)
         if workspace is not None and {"start", "restart"} & set(planned.verbs):
             return wait_ready(self.target, workspace, self.progress, self.waiter, boots)
-        if workspace is not None and self.joined and workspace.state == "running":
+        if workspace is not None and self.joined and not planned.actions and workspace.state == "running":
             return wait_ready(self.target, workspace, self.progress, self.waiter, None)
         return workspace
 
@@ -417,6 +416,9 @@ def judge(answer: Probe, repository: Repository, target: str) -> str:
 
 def seed_archive(bundle: bytes) -> bytes:
     """A tar, to be unpacked in the home, with ``bundle`` where the clone step looks for it."""
+    import io
+    import tarfile
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         parts = SEED.split("/")
@@ -574,6 +576,9 @@ def _followed(target: Target, workspace: Workspace, waiter: Waiter) -> Iterator[
 
     Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.
     """
+    import queue
+    import threading
+
     lines: queue.Queue[str | None | FlowError] = queue.Queue()
     deaf = threading.Event()
 

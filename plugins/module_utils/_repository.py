@@ -3,22 +3,17 @@
 """A repository as a user writes it (private to the collection): parse, normalise, name, ask, bundle.
 
 Nothing that a person typed reaches a program before it has passed ``Repository.parse``, ``validate_ref`` and
-``validate_name``. Messages never repeat an address that may hold credentials.
+``validate_name``. Messages never repeat an address that may hold credentials. Standard modules that only some verbs
+need are imported there: clients that list workspaces have milliseconds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shlex
-import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from ._errors import DeadlineExceeded, FlowError, InvalidInput, NotFound, redact
 from ._settings import shown
@@ -166,10 +161,14 @@ class Repository:
     @property
     def slug(self) -> str:
         """Name of its workspace."""
+        from urllib.parse import unquote
+
         return slugify(unquote(self.identity.rpartition("/")[2]))
 
     def slug_with_suffix(self) -> str:
         """Name of its workspace when another repository has ``slug``."""
+        import hashlib
+
         digits = hashlib.sha256(self.identity.encode()).hexdigest()[:4]
         return f"{self.slug[: NAME_LIMIT - 5].rstrip('-')}-{digits}"
 
@@ -223,8 +222,12 @@ def _path(path: str, what: str) -> str:
 
 def _decoded(part: str) -> str:
     """``part`` without its %XX, or nothing when they are malformed or no UTF-8."""
+    if "%" not in part:
+        return part
     if re.search(r"%(?![0-9A-Fa-f]{2})", part):
         return ""
+    from urllib.parse import unquote
+
     try:
         return unquote(part, errors="strict")
     except UnicodeDecodeError:
@@ -345,6 +348,10 @@ def run_bounded(argv: Sequence[str], environ: Mapping[str, str], timeout: float)
     Output goes to files: a daemon that a child leaves behind (a shared SSH connection, a credential cache) would hold a
     pipe open for ever.
     """
+    import signal
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
             argv, env=dict(environ), cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
@@ -419,6 +426,9 @@ def _environment(repository: Repository, known_hosts: str, timeout: float) -> It
     if repository.kind != "ssh":
         yield environ
         return
+    import shlex
+    import tempfile
+
     with tempfile.NamedTemporaryFile("w", prefix="spt-flow-known-hosts-") as lines:
         ssh = shlex.split(environ.get("GIT_SSH_COMMAND", "")) or [environ.get("GIT_SSH", "ssh")]
         options = [
@@ -503,6 +513,8 @@ def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runne
 
 def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, runner: Runner = run_bounded) -> bytes:
     """A local repository's branches, tags and HEAD as a git bundle (decision B12)."""
+    import tempfile
+
     validate_ref(ref)
     answer = _probe_local(repository, ref, timeout, runner)
     where = f"Cannot copy the repository {repository.path}"

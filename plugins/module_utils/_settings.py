@@ -9,8 +9,6 @@ Sizes are bytes, times are seconds, once they are resolved.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -487,6 +485,9 @@ class Settings:
 
     def hash(self) -> str:
         """64 hex digits of what only a new or restarted workspace gets."""
+        import hashlib
+        import json
+
         fixed = {name: value for name, value in asdict(self).items() if OPTIONS[name].scope == "workspace"}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 

@@ -342,6 +342,16 @@ def test_who_loses_the_race_continues_as_unchanged():
     assert result.workspace.step("ide").state == "ok"
 
 
+def test_a_workspace_that_somebody_else_started_a_moment_ago_is_waited_for():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, started=1000.0)
+    target.log["alice", "demo"] = ready_lines("theirs")
+    assert ensure(target, now=lambda: 1005.0).workspace.step("ide").state == "ok"
+    target.calls.clear()
+    ensure(target, now=lambda: 1100.0)
+    assert target.calls == ["sweep", "find"]
+
+
 def test_a_conflict_that_stays_is_raised():
     target = FakeTarget()
     target.add("demo", REPO.identity, "stopped")
