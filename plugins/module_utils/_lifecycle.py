@@ -223,8 +223,8 @@ def ensure(
     """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
 
     ``wait_timeout`` is in seconds (default: the spec's), ``hours`` and ``by`` belong to ``state="kept"``. A running
-    workspace costs one read, unless it was started a moment ago: then it is waited for as well. Raises children of ``FlowError``; what was created until then stays and is taken up by
-    the next run.
+    workspace costs one read, unless it was started a moment ago: then it is waited for as well. Raises children of
+    ``FlowError``; what was created until then stays and is taken up by the next run.
     """
     waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
     run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec))
