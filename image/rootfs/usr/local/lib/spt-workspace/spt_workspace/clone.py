@@ -73,6 +73,7 @@ _WORDS = {
         "operation too slow",
         "empty reply",
         "broken pipe",
+        "tls connection",
     ),
 }
 
@@ -148,7 +149,7 @@ class Cloner:
     def run(self) -> str:
         """Clone unless it is there. Returns a sentence; raises ``Failure`` (state failed or needs-auth)."""
         target = self.target
-        if not self.contract.directory or not target.is_absolute() or self.paths.home not in target.parents:
+        if not self.contract.directory or not target.is_absolute() or self.paths.home not in target.parents or ".." in target.parts:
             raise Failure(f"The directory {printable(self.contract.directory)!r} is not below {self.paths.home}.")
         seed = Path(self.contract.seed) if self.contract.seed else None
         try:
@@ -234,6 +235,8 @@ class Cloner:
         self._env = git_environment(self.environ, self.paths, "file")
         with self._aside() as temporary:
             outcome = self._git("clone", "--no-checkout", "--", str(seed), str(temporary))
+            if outcome.status and classify(outcome.text) != "disk":
+                raise Failure(f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace, start anew.")
             if outcome.status:
                 raise self._refusal(outcome)
             origin = self.contract.repo
@@ -388,9 +391,7 @@ class Cloner:
     def _refusal(self, outcome: Outcome) -> Failure:
         """The sentence for a git that failed."""
         name, kind = self._name, classify(outcome.text)
-        words = printable(
-            next((line for line in reversed(outcome.lines) if re.match(r"(fatal|error|ERROR)", line)), "")
-        )
+        words = _words(outcome)
         playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
         command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
         if kind == "auth":
@@ -406,6 +407,12 @@ class Cloner:
             "network": f"The server of {name} cannot be reached from the workspace, {TRIES} attempts: {words}",
         }.get(kind, f"git could not clone {name}: {words or f'exit status {outcome.status}'}")
         return Failure(sentence, 1)
+
+
+def _words(outcome: Outcome) -> str:
+    """git's own last complaint, as one line ending in a full stop."""
+    words = printable(next((line for line in reversed(outcome.lines) if re.match(r"(fatal|error|ERROR)", line)), ""))
+    return f"{words.rstrip('.')}." if words else ""
 
 
 def _short(ref: str) -> str:

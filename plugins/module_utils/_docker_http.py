@@ -1,0 +1,241 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A small client of the Docker Engine API (private to the collection), standard library only.
+
+The Docker SDK costs 0.4 s to import, this 0.05 s (decision B1). Paths and shapes are those of Docker's API reference, version 1.41,
+which every engine from 20.10 on speaks. Knows ``DOCKER_HOST`` as unix://, tcp:// (TLS by ``DOCKER_TLS_VERIFY`` and
+``DOCKER_CERT_PATH``) and ssh:// (through ``docker system dial-stdio``, as Docker's own client does).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from ._errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
+
+API = "/v1.41"
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+_FRAME = struct.Struct(">BxxxL")
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over whatever ``DOCKER_HOST`` names."""
+
+    def __init__(self, host: str, timeout: float) -> None:
+        super().__init__("docker", timeout=timeout)
+        self._url = urlsplit(host)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def connect(self) -> None:
+        if self._url.scheme == "unix":
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._url.path)
+        elif self._url.scheme == "ssh":
+            self._connect_ssh()
+        else:
+            self._connect_tcp()
+
+    def _connect_tcp(self) -> None:
+        tls = bool(os.environ.get("DOCKER_TLS_VERIFY"))
+        address = (self._url.hostname or "", self._url.port or (2376 if tls else 2375))
+        plain = socket.create_connection(address, self.timeout)
+        if not tls:
+            self.sock = plain
+            return
+        import ssl
+
+        folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+        context = ssl.create_default_context(cafile=os.path.join(folder, "ca.pem"))
+        context.load_cert_chain(os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
+        self.sock = context.wrap_socket(plain, server_hostname=address[0])
+
+    def _connect_ssh(self) -> None:
+        where = f"{self._url.username}@{self._url.hostname}" if self._url.username else str(self._url.hostname)
+        port = ["-p", str(self._url.port)] if self._url.port else []
+        ours, theirs = socket.socketpair()
+        argv = ["ssh", "-T", "-o", "BatchMode=yes", *port, "--", where, "docker", "system", "dial-stdio"]
+        with theirs:
+            self._child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+        ours.settimeout(self.timeout)
+        self.sock = ours
+
+    def close(self) -> None:
+        super().close()
+        if self._child is not None:
+            self._child.terminate()
+            self._child.wait()
+            self._child = None
+
+
+class Engine:
+    """One engine; a connection per request, which on a local socket costs less than a millisecond."""
+
+    def __init__(self, host: str = "") -> None:
+        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+
+    @property
+    def local(self) -> bool:
+        return self.host.startswith("unix://")
+
+    def get_json(self, path: str, query: Mapping[str, Any] | None = None, timeout: float = 60.0) -> Any:
+        """The JSON answer to a GET; errors as in ``request``."""
+        return self.request_json("GET", path, query, timeout=timeout)
+
+    def request_json(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        timeout: float = 60.0,
+    ) -> Any:
+        """The JSON answer, ``None`` when there is none. Raises NotFound, Conflict, DeadlineExceeded, Unhealthy or FlowError."""
+        connection, answer = self.request(method, path, query, body, timeout)
+        try:
+            data = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(method, path, error) from None
+        finally:
+            connection.close()
+        if not data:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise self._broken(method, path, "its answer is not JSON") from None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        timeout: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        """Send a request; connection (the caller closes it) and answer with a good status."""
+        connection = _Connection(self.host, timeout)
+        data, kind = (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
+        send = {"Content-Type": kind, **(headers or {})} if body is not None else dict(headers or {})
+        try:
+            connection.request(method, _url(path, query), data if body is not None else None, send)
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                raise self._refused(method, path, answer.status, answer.read())
+        except FlowError:
+            connection.close()
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._broken(method, path, error) from None
+        return connection, answer
+
+    def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
+        try:
+            said = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            said = body[:200].decode(errors="replace") or f"status {status}"
+        kind = {404: NotFound, 409: Conflict}.get(status, FlowError)
+        return kind(f"The Docker engine refused {method} {path}: {said}.", details={"status": status, "said": said})
+
+    def _broken(self, method: str, path: str, error: Any) -> FlowError:
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded(
+                f"The Docker engine at {self.host} did not answer {method} {path} in time.",
+                "See whether it is overloaded or hangs: docker info",
+            )
+        if isinstance(error, PermissionError):
+            return Unhealthy(
+                f"This user may not use the Docker engine at {self.host}.",
+                "Join the group docker (sudo usermod -aG docker $USER) and log in again.",
+            )
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Unhealthy(
+            f"The Docker engine at {self.host} does not answer ({reason}).",
+            "Start it (sudo systemctl start docker), or let `make quickstart` set one up.",
+        )
+
+    # Streams
+
+    def frames(self, answer: http.client.HTTPResponse, multiplexed: bool = True) -> Iterator[tuple[int, bytes]]:
+        """(stream, bytes) of logs and attached execs: 1 is stdout, 2 stderr (Docker's "stream format")."""
+        try:
+            while True:
+                if not multiplexed:
+                    block = answer.read1(65536)
+                    if not block:
+                        return
+                    yield 1, block
+                    continue
+                head = _exactly(answer, _FRAME.size)
+                if head is None:
+                    return
+                stream, size = _FRAME.unpack(head)
+                block = _exactly(answer, size)
+                if block is None:
+                    return
+                yield stream, block
+        except (http.client.HTTPException, OSError) as error:
+            raise self._broken("GET", "stream", error) from None
+
+    def run(
+        self, container: str, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
+    ) -> tuple[int, bytes, bytes]:
+        """Run ``argv`` in ``container``; (exit status, stdout, stderr)."""
+        options = {"Cmd": list(argv), "User": user, "AttachStdout": True, "AttachStderr": True, "AttachStdin": bool(stdin)}
+        made = self.request_json("POST", f"/containers/{quote(container)}/exec", body=options, timeout=timeout)
+        upgrade = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        path = f"/exec/{made['Id']}"
+        connection, answer = self.request("POST", f"{path}/start", body={"Detach": False}, timeout=timeout, headers=upgrade)
+        output = {1: bytearray(), 2: bytearray()}
+        try:
+            stream = connection.sock if answer.status == 101 else None
+            if stream is not None:
+                if stdin:
+                    stream.sendall(stdin)
+                    stream.shutdown(socket.SHUT_WR)
+                source: Any = answer.fp
+            else:
+                source = answer
+            while head := _exactly(source, _FRAME.size):
+                which, size = _FRAME.unpack(head)
+                output.setdefault(which, bytearray()).extend(_exactly(source, size) or b"")
+        except OSError as error:
+            raise self._broken("POST", f"{path}/start", error) from None
+        finally:
+            connection.close()
+        status = self.get_json(f"{path}/json", timeout=timeout)["ExitCode"]
+        return int(status or 0), bytes(output[1]), bytes(output[2])
+
+
+def _exactly(source: Any, size: int) -> bytes | None:
+    """``size`` bytes, or ``None`` when the stream ends before."""
+    parts = b""
+    while len(parts) < size:
+        block = source.read(size - len(parts))
+        if not block:
+            return None
+        parts += block
+    return parts
+
+
+def _url(path: str, query: Mapping[str, Any] | None) -> str:
+    words = {
+        name: json.dumps(value) if isinstance(value, (dict, list)) else str(value).lower() if isinstance(value, bool) else value
+        for name, value in (query or {}).items()
+    }
+    return f"{API}{path}" + (f"?{urlencode(words)}" if words else "")
+
+
+def connect(host: str = "") -> Engine:
+    """The engine that ``host``, ``DOCKER_HOST`` or Docker's default names; nothing is asked yet."""
+    return Engine(host)
