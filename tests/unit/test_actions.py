@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import pytest
 from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _lifecycle, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Session
+from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
 
 CHECKOUT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -140,6 +144,205 @@ def test_a_failed_result_shows_no_secret() -> None:
     assert "secret" not in json.dumps(foreign)
 
 
+# Whole actions, in this process, with a target in memory
+
+
+class Target(FakeTarget):
+    def session(self, workspace: Any) -> Session:
+        return Session("http://127.0.0.1:1", "pass", "ssh-ed25519 AAAA", f"/home/coder/{workspace.name}")
+
+
+@pytest.fixture
+def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
+    """Run an action with values from the environment; ``act.target`` holds the workspaces, ``act.said`` the lines."""
+    target = Target()
+    image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64)
+    engine = "ansible_collections.spt.flow.plugins.module_utils"
+    for name, stub in {
+        "_image": {"identity": lambda profile, options: image, "ensure": lambda *args: False},
+        "_ssh": {"argv": _argv, "alias": lambda w: f"spt-flow-{w.key}", "config_text": lambda: "Host spt-flow-*\n"},
+    }.items():
+        module = types.ModuleType(f"{engine}.{name}")
+        vars(module).update(stub)
+        monkeypatch.setitem(sys.modules, f"{engine}.{name}", module)
+        monkeypatch.setattr(importlib.import_module(engine), name, module, raising=False)
+    monkeypatch.setattr(_ansible, "open_target", lambda values: target)
+    monkeypatch.setattr(_lifecycle._repository, "probe", lambda *args, **more: _lifecycle.Probe("open"))
+    monkeypatch.setenv("SPT_FLOW_OWNER", "alice")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(name: str, args: dict[str, Any] | None = None, check: bool = False, **values: str) -> dict[str, Any]:
+        for option, text in values.items():
+            monkeypatch.setenv(f"SPT_FLOW_{option.upper()}", text)
+        task = types.SimpleNamespace(args=args or {}, check_mode=check, async_val=0, action=name)
+        connection = types.SimpleNamespace(_shell=types.SimpleNamespace(tmpdir="/nowhere"))
+        action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule(
+            task, connection, None, None, Templar(), None
+        )
+        monkeypatch.setattr(type(action), "_early_needs_tmp_path", lambda self: False)
+        monkeypatch.setattr(type(action), "say", lambda self, line: run.said.append(line))
+        result: dict[str, Any] = action.run(None, {})
+        json.dumps(result)
+        return result
+
+    run.target = target
+    run.said = []
+    return run
+
+
+def _argv(workspace: Any, command: str = "", terminal: bool | None = None) -> list[str]:
+    return ["ssh", f"spt-flow-{workspace.key}", *([command] if command else [])]
+
+
+def left(result: dict[str, Any]) -> dict[str, Any]:
+    """What the action left for the callbacks."""
+    data: dict[str, Any] = result["ansible_stats"]["data"]["spt_flow"]
+    return data
+
+
+def test_up_creates_and_hands_over(act: Any) -> None:
+    result = act("workspace", repo="https://example.com/o/demo")
+    assert (result["changed"], result["workspace"]["name"]) == (True, "demo")
+    assert left(result)["connect"] == {"argv": ["ssh", "spt-flow-alice-demo"], "env": {}, "always": False}
+    assert left(result)["result"]["session"]["password"] == "pass"
+    assert any("ssh spt-flow-alice-demo" in line for line in left(result)["block"])
+
+
+def test_up_again_is_unchanged(act: Any) -> None:
+    act("workspace", repo="https://example.com/o/demo")
+    result = act("workspace")
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert "(unchanged)" in result["msg"]
+
+
+def test_check_mode_writes_nothing_and_never_connects(act: Any) -> None:
+    act.target.read_only = True
+    result = act("workspace", check=True, repo="https://example.com/o/demo")
+    assert result["changed"] and result["msg"].startswith("Check mode: ")
+    assert result["diff"]["before"] != result["diff"]["after"]
+    assert left(result)["connect"] is None
+
+
+def test_up_without_a_repository_shows_the_command(act: Any) -> None:
+    result = act("workspace")
+    assert result["failed"] and "-e repo=https://" in result["msg"]
+    assert act.target.calls == []
+
+
+def test_a_verb_without_a_name_means_the_only_workspace(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    assert act("workspace", {"state": "stopped"})["workspace"]["state"] == "stopped"
+    act.target.add("other", "example.com/o/other")
+    result = act("workspace", {"state": "stopped"})
+    assert result["error"]["kind"] == "invalid_input" and "demo, other" in result["msg"]
+
+
+def test_ssh_never_creates(act: Any) -> None:
+    result = act("workspace", {"create": False}, repo="https://example.com/o/demo")
+    assert (result["error"]["code"], act.target.writes) == (6, [])
+
+
+def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    result = act("workspace", {"create": False}, command="make test")
+    assert left(result)["connect"] == {"argv": ["ssh", "spt-flow-alice-demo", "make test"], "env": {}, "always": True}
+
+
+def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    assert act("workspace", {"state": "absent"}, confirm="true")["error"]["kind"] == "invalid_input"
+    assert act("workspace", {"state": "absent"}, confirm="false", workspace="demo")["error"]["code"] == 2
+    plan = act("workspace", {"state": "absent"}, check=True, workspace="demo", confirm="false")
+    assert plan["ask"] is True and act.target.writes == []
+    assert act("workspace", {"state": "absent", "confirm": True})["changed"]
+    assert act.target.workspaces == {}
+    assert act("workspace", {"state": "absent"}, check=True)["ask"] is False
+
+
+def test_a_clone_without_access_and_without_an_agent_is_kept_with_code_4(
+    act: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
+    result = act("workspace", repo="git@example.com:o/demo", connect="false")
+    assert "failed" not in result and result["error"]["code"] == 4
+    assert "spt.flow.ssh -e workspace=demo" in result["notes"][-1]
+    assert act.target.workspaces
+
+
+@pytest.mark.parametrize(("program", "state"), [("true", "ok"), ("false", "needs-auth")])
+def test_a_clone_without_access_is_tried_with_the_agent(
+    act: Any, monkeypatch: pytest.MonkeyPatch, program: str, state: str
+) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/somewhere")
+    act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
+    monkeypatch.setattr(sys.modules[_lifecycle.__name__.replace("_lifecycle", "_ssh")], "argv", lambda *a: [program])
+    result = act("workspace", repo="git@example.com:o/demo", connect="false")
+    clone = next(step for step in result["workspace"]["steps"] if step["name"] == "clone")
+    assert clone["state"] == state
+    assert ("error" in result) == (state != "ok")
+
+
+def test_a_shell_first_finishes_the_clone(act: Any) -> None:
+    act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
+    result = act("workspace", repo="git@example.com:o/demo")
+    assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; exec ")
+
+
+def test_status_tells_outdated_ones_apart(act: Any) -> None:
+    act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=_settings.Settings().hash())
+    act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=_settings.Settings().hash())
+    result = act("workspace_info")
+    assert [(w["name"], w["outdated"]) for w in result["workspaces"]] == [("new", ()), ("old", ("image",))]
+    assert act("workspace_info", workspace="gone")["error"]["code"] == 6
+
+
+def test_logs_are_shown_line_by_line(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    act.target.log["alice", "demo"] = ["one", "two"]
+    assert act("workspace_info", {"logs": True})["lines"] == ["one", "two"]
+    assert act.said == ["one", "two"]
+
+
+def test_exec_streams_lines_and_fails_with_the_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    ssh = sys.modules[_lifecycle.__name__.replace("_lifecycle", "_ssh")]
+    monkeypatch.setattr(ssh, "argv", lambda workspace, command: ["sh", "-c", command])
+    result = act("workspace_exec", {"argv": ["sh", "-c", "echo a b; echo c >&2; exit 3"]})
+    assert (result["rc"], result["stdout_lines"], result["failed"]) == (3, ["a b", "c"], True)
+    assert act.said == ["a b", "c"]
+    assert act("workspace_exec", {"argv": ["true"]}, check=True)["changed"]
+    assert act("workspace_exec")["error"]["kind"] == "invalid_input"
+
+
+def test_a_fault_inside_is_a_sentence(act: Any) -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    act.target.before["list"] = broken
+    result = act("workspace_info")
+    assert result["failed"] and "KeyError" in result["msg"] and "Traceback" not in json.dumps(result)
+
+
+def test_one_object_needs_our_callback(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ansible.C, "DEFAULT_STDOUT_CALLBACK", "default")
+    result = act("workspace_info", output="json")
+    assert "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in result["msg"]
+
+
+def test_ssh_config_adds_one_line_and_takes_it_back(act: Any, tmp_path: Path) -> None:
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / "real").write_text("Host a\n")
+    config = tmp_path / ".ssh/config"
+    config.symlink_to(tmp_path / "real")
+    assert act("ssh_config", check=True)["changed"] and config.read_text() == "Host a\n"
+    assert act("ssh_config")["changed"] and not act("ssh_config")["changed"]
+    assert config.is_symlink() and config.read_text().endswith('ssh_config"\nHost a\n')
+    assert act("ssh_config", {"state": "absent"})["changed"]
+    assert config.read_text() == "Host a\n"
+    assert not (tmp_path / "spt-flow/ssh_config").exists()
+
+
 def documentation(name: str) -> dict[str, Any]:
     argv = [str(BIN / "ansible-doc"), "-j", f"spt.flow.{name}"]
     said = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, check=True, timeout=60).stdout
@@ -149,8 +352,6 @@ def documentation(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "ssh_config"])
 def test_documentation_is_what_the_action_takes(name: str) -> None:
-    import importlib
-
     action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule
     options = documentation(name)["options"]
     assert set(options) == {*action.OWN, *action.VALUES}
