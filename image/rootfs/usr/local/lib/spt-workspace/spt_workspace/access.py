@@ -50,7 +50,6 @@ def user_environment(environ: Mapping[str, str], contract: Contract, paths: Path
     env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     env.setdefault("LANG", "C.UTF-8")
     env["XDG_RUNTIME_DIR"] = str(paths.runtime)
-    env["GIT_CONFIG_SYSTEM"] = str(paths.run / "gitconfig")
     if contract.docker:
         env["DOCKER_HOST"] = f"unix://{paths.docker_socket}"
     return env
@@ -62,9 +61,9 @@ def _quoted(text: str) -> str:
 
 
 def gitconfig(contract: Contract, paths: Paths) -> str:
-    """Read as git's system configuration: whatever the user sets in ``~/.gitconfig`` wins."""
+    """Included by the image's /etc/gitconfig: whatever the user sets in ``~/.gitconfig`` wins."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
-    lines = ["[include]", "path = /etc/gitconfig"]
+    lines = []
     if contract.git_name or contract.git_email:
         lines.append("[user]")
         lines += [
@@ -77,10 +76,6 @@ def gitconfig(contract: Contract, paths: Paths) -> str:
     if contract.directory:
         lines += ["[safe]", f"directory = {_quoted(contract.directory)}"]
     lines += ['[protocol "ext"]', "allow = never"]
-    if shutil.which("git-lfs"):
-        lines += ['[filter "lfs"]', "required = true"]
-        lines += [f"{name} = git-lfs {name} -- %f" for name in ("clean", "smudge")]
-        lines.append("process = git-lfs filter-process")
     return "\n".join(lines) + "\n"
 
 

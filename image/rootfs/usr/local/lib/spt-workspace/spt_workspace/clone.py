@@ -110,11 +110,15 @@ def _identity(address: str) -> str:
 def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "https:ssh") -> dict[str, str]:
     """For a git that never asks, never trusts a new host key and speaks only ``protocols``."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
-    env = {name: value for name, value in environ.items() if not name.startswith("GIT_") and name != "SSH_ASKPASS"}
+    kept = ("GIT_CONFIG_SYSTEM",)
+    env = {
+        name: value
+        for name, value in environ.items()
+        if name in kept or (not name.startswith("GIT_") and name != "SSH_ASKPASS")
+    }
     env.update(
         HOME=str(paths.home),
         LC_ALL="C.UTF-8",
-        GIT_CONFIG_SYSTEM=str(paths.run / "gitconfig"),
         GIT_ALLOW_PROTOCOL=protocols,
         GIT_TERMINAL_PROMPT="0",
         GIT_LFS_SKIP_SMUDGE="1",
@@ -149,7 +153,12 @@ class Cloner:
     def run(self) -> str:
         """Clone unless it is there. Returns a sentence; raises ``Failure`` (state failed or needs-auth)."""
         target = self.target
-        if not self.contract.directory or not target.is_absolute() or self.paths.home not in target.parents or ".." in target.parts:
+        if (
+            not self.contract.directory
+            or not target.is_absolute()
+            or self.paths.home not in target.parents
+            or ".." in target.parts
+        ):
             raise Failure(f"The directory {printable(self.contract.directory)!r} is not below {self.paths.home}.")
         seed = Path(self.contract.seed) if self.contract.seed else None
         try:
@@ -236,7 +245,9 @@ class Cloner:
         with self._aside() as temporary:
             outcome = self._git("clone", "--no-checkout", "--", str(seed), str(temporary))
             if outcome.status and classify(outcome.text) != "disk":
-                raise Failure(f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace, start anew.")
+                raise Failure(
+                    f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace, start anew."
+                )
             if outcome.status:
                 raise self._refusal(outcome)
             origin = self.contract.repo

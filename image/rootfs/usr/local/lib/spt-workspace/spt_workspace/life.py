@@ -34,7 +34,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``record`` is the life record, ``stop`` the sentence to stop with or empty, ``wait`` seconds to the next sample."""
+    """The life record, the sentence to stop with (or none), and the seconds to the next sample."""
 
     record: dict[str, Any]
     stop: str
@@ -42,7 +42,7 @@ class Verdict:
 
 
 class Life:
-    """Decides from samples. ``boot`` is ``CLOCK_BOOTTIME`` (it runs on while a machine is suspended), ``wall`` the epoch.
+    """Decides from samples. ``boot`` is ``CLOCK_BOOTTIME`` (it runs on in a suspended machine), ``wall`` the epoch.
 
     Contract seconds are turned into real ones here, by the contract's tick.
     """
@@ -79,7 +79,7 @@ class Life:
         if seen.sessions:
             left = math.inf
         deadline = min(self._deadline - wall, self._deadline_boot - boot) if self._deadline else math.inf
-        record = self._record(boot, wall, bool(seen.sessions), kept, min(left, deadline))
+        record = self._record(boot, wall, bool(seen.sessions), kept, left, deadline)
         wait = min(self._sample, max(0.05, min(left, deadline)))
         if deadline <= 0:
             return Verdict({**record, "reason": "the deadline has come"}, "The deadline has come.", 0.0)
@@ -110,7 +110,9 @@ class Life:
             self._keep_wall = grant["until"]
             self._keep_by = printable(str(grant.get("by", "")))[:64]
 
-    def _record(self, boot: float, wall: float, session: bool, kept: float, left: float) -> dict[str, Any]:
+    def _record(
+        self, boot: float, wall: float, session: bool, kept: float, left: float, deadline: float
+    ) -> dict[str, Any]:
         quiet = not session and boot - self._active > self._recent
         why = self._why if not quiet else ("kept alive" if kept else "idle")
         if quiet and not self._idle and not kept:
@@ -119,11 +121,13 @@ class Life:
             self._shown = why
             self._since = wall - (boot - self._active)
         # While somebody works the moment moves on with every sample: it is told when it stands.
-        moving = not quiet and why != "just started" and not (self._deadline and left < self._idle)
+        if not quiet and why != "just started":
+            left = math.inf
+        left = min(left, deadline)
         return {
             "reason": why,
             "since": round(self._since),
-            "stops_at": None if moving or math.isinf(left) else round(wall + left),
+            "stops_at": None if math.isinf(left) else round(wall + left),
             "keepalive_until": round(self._keep_wall) if kept else None,
             "keepalive_by": self._keep_by if kept else "",
         }

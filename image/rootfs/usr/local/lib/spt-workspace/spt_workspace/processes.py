@@ -76,7 +76,7 @@ class Children:
         cwd: str = "/",
         keep: int = -1,
     ) -> Outcome:
-        """Run ``argv`` to its end, pass on each line that it prints; killed with its group after ``timeout`` seconds."""
+        """Run ``argv`` to its end, pass on each line that it prints; killed with its group after ``timeout`` s."""
         child = self.start(argv, env, cwd=cwd, keep=keep)
         late = threading.Event()
 

@@ -1,0 +1,284 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keys, sessions, git's identity and the dotfiles of a workspace."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _contract_kit as kit
+from spt_workspace import access, contract, home, processes
+
+ED = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = kit.Machine(tmp_path / "m")
+    yield machine
+    machine.kill_rest()
+
+
+@pytest.mark.parametrize("text", [ED, f"{ED} me@host", f"  {ED} a comment with words \n"])
+def test_a_public_key_becomes_one_plain_line(text):
+    assert access.check_key(text) == f"{ED}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ssh-ed25519",
+        f'command="id" {ED}',
+        f"no-pty {ED}",
+        f"{ED}\n{ED}",
+        f"{ED}\r\nssh-rsa AAAA",
+        f"{ED}\x00",
+        "ssh-dss AAAAB3NzaC1kc3MAAACB",
+        "ssh-ed25519 !!!!",
+        "ssh-ed25519 AAAA",
+        "ssh-rsa " + ED.split()[1],
+        "cert-authority " + ED,
+        "-oProxyCommand=x y",
+        ED + "A" * 9000,
+        ED.replace(" ", "\t"),
+    ],
+)
+def test_what_is_no_public_key_opens_nothing(machine, text):
+    with pytest.raises(contract.Failure) as caught:
+        access.check_key(text)
+    assert caught.value.status == 2 and caught.value.sentence.isprintable()
+
+
+def test_known_hosts_line_names_the_asked_host_and_nothing_else(machine):
+    machine.start()
+    machine.wait("home", "ok")
+    done = machine.command("hostkey", "spt-flow-me-demo")
+    assert done.stdout.startswith("spt-flow-me-demo ssh-ed25519 AAAA") and done.stdout.count("\n") == 1
+    assert done.stdout.split()[2] == machine.status()["host_key"].split()[1]
+    for bad in ("a b", "a\nb", "*", "a,b", "!x", ""):
+        assert machine.command("hostkey", bad).returncode == 2
+
+
+def test_identity_is_there_at_the_first_commit_and_the_users_own_settings_win(machine):
+    nasty = 'Zoë "Z"\\ # ; $(id)'
+    machine.start(SPT_FLOW_GIT_NAME=nasty, SPT_FLOW_GIT_EMAIL="z@example.org")
+    machine.wait("home", "ok")
+    env = {
+        "HOME": str(machine.paths.home),
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_SYSTEM": str(machine.paths.run / "gitconfig"),
+    }
+
+    def ask(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], env=env, cwd=machine.paths.home, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert ask("config", "user.name") == nasty and ask("config", "user.email") == "z@example.org"
+    assert ask("config", "credential.helper") == "!spt-workspace credential"
+    assert "known_hosts" in ask("config", "core.sshCommand")
+    ask("init", "-q", "x")
+    ask("-C", "x", "commit", "-q", "--allow-empty", "-m", "first")
+    assert ask("-C", "x", "log", "-1", "--format=%an <%ae>") == f"{nasty} <z@example.org>"
+    ask("config", "--global", "user.name", "Other")
+    assert ask("config", "user.name") == "Other" and nasty not in (machine.paths.home / ".gitconfig").read_text()
+
+
+def test_a_name_with_line_breaks_cannot_add_settings(machine):
+    values = contract.Contract(git_name="x\n[core]\n\tsshCommand = touch /tmp/x", git_email="a\r\nb")
+    text = access.gitconfig(values, machine.paths)
+    assert text.count("\n[core]\n") == 1 and "\n\tsshCommand" not in text
+
+
+def test_known_hosts_are_the_pinned_ones_and_the_extra_lines(machine):
+    machine.start(SPT_FLOW_KNOWN_HOSTS=f"git.example.org {ED}\n")
+    machine.wait("home", "ok")
+    text = (machine.paths.run / "known_hosts").read_text()
+    assert f"git.example.org {ED}\n" in text and "github.com ssh-ed25519" in text
+    for line in access.KNOWN_HOSTS.read_text().splitlines():
+        if not line.startswith("#"):
+            access.check_key(line.split(" ", 1)[1])
+
+
+def test_sshd_config_is_accepted_and_says_what_was_decided(machine):
+    machine.start(SPT_FLOW_DOCKER="on", WEIRD='a"b\\c d', MULTI="a\nb")
+    machine.wait("home", "ok")
+    text = (machine.paths.run / "sshd_config").read_text()
+    for line in (
+        "UsePAM no",
+        "StrictModes no",
+        "StreamLocalBindUnlink yes",
+        "PidFile none",
+        "PermitUserEnvironment no",
+    ):
+        assert f"{line}\n" in text
+    assert text.count("SetEnv") == 1 and "MULTI" not in text and "SPT_FLOW" not in text
+    if not os.path.exists(access.SSHD):
+        pytest.skip("this machine has no sshd to check the file with")
+    done = subprocess.run(
+        [access.SSHD, "-T", "-f", str(machine.paths.run / "sshd_config")], capture_output=True, text=True
+    )
+    assert "allowagentforwarding yes" in done.stdout, done.stderr
+
+
+def test_a_session_waits_for_a_start_but_not_for_ever(machine, monkeypatch):
+    monkeypatch.setattr(access.time, "monotonic", iter([0.0, 5.0, 11.0, 12.0]).__next__)
+    with pytest.raises(contract.Failure, match="has not made its host key yet"):
+        access.session(ED, machine.paths)
+
+
+def test_a_session_is_private_counts_as_life_and_is_gone_afterwards(machine, monkeypatch):
+    stub = machine.bin / "sshd"
+    stub.write_text(f'#!/bin/sh\necho "$@" > {machine.root}/sshd.argv\nread line\nexit 7\n')
+    stub.chmod(0o755)
+    machine.start()
+    machine.wait("ide", "ok")
+    program = kit.COMMAND.replace(
+        "from spt_workspace.main",
+        f"from spt_workspace import access\naccess.SSHD = {str(stub)!r}\nfrom spt_workspace.main",
+    )
+    argv = [sys.executable, "-c", program.format(library=str(kit.LIBRARY), root=str(machine.root)), "session", ED]
+    client = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    kit.wait_for(lambda: machine.status()["life"]["reason"] == "an SSH session is open", 5)
+    (place,) = machine.paths.sessions.iterdir()
+    assert (place / "authorized_keys").read_text() == f"{ED}\n"
+    assert (place / "authorized_keys").stat().st_mode & 0o777 == 0o600 and place.stat().st_mode & 0o777 == 0o700
+    assert f"AuthorizedKeysFile={place}/authorized_keys" in (machine.root / "sshd.argv").read_text()
+    client.communicate(b"\n")
+    assert client.returncode == 7
+    assert not list(machine.paths.sessions.iterdir())
+    client = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    kit.wait_for(lambda: list(machine.paths.sessions.iterdir()))
+    time.sleep(0.3)
+    client.kill()
+    client.wait()
+    kit.wait_for(lambda: not list(machine.paths.sessions.iterdir()), 5)
+
+
+def test_credential_asks_the_newest_live_session_and_keeps_nothing(machine):
+    for name in ("old", "new"):
+        (machine.paths.sessions / name).mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(machine.paths.sessions / "old/git.sock"))
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(machine.paths.sessions / "new/git.sock"))
+    server.listen()
+    asked = []
+
+    def answer() -> None:
+        peer, _ = server.accept()
+        asked.append(peer.recv(4096))
+        peer.sendall(b"username=u\npassword=p\n")
+        peer.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    done = machine.command("credential", "get", stdin="protocol=https\nhost=h\n\n")
+    assert done.stdout == "username=u\npassword=p\n" and asked == [b"protocol=https\nhost=h\n\n"]
+    server.close()
+    for action in ("get", "store", "erase"):
+        done = machine.command("credential", action, stdin="protocol=https\nhost=h\npassword=canary\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    place = tmp_path_factory.mktemp("dotfiles")
+    with kit.https_git(place, place) as (prefix, certificate, _handler):
+        yield place, prefix, certificate
+
+
+def publish(served, name: str, files: dict[str, str], branch: str = "main") -> str:
+    work = served[0] / f"{name}.work"
+    kit.git("init", "-q", "-b", branch, str(work))
+    for path, text in files.items():
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        (work / path).write_text(text)
+        (work / path).chmod(0o755 if text.startswith("#!") else 0o644)
+    kit.git("add", ".", cwd=work)
+    kit.git("commit", "-q", "-m", "x", cwd=work)
+    kit.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
+    return f"{served[1]}/{name}.git"
+
+
+def start_with(machine, served, url: str, **extra: str) -> dict:
+    machine.trust(served[2])
+    machine.start(SPT_FLOW_DOTFILES=url, **extra)
+    return machine.wait("dotfiles")
+
+
+def test_dotfiles_script_runs_after_the_rest_and_again_at_the_next_start(machine, served):
+    script = "#!/bin/sh\necho told to the log\necho $PWD >> ~/ran\n"
+    url = publish(served, "script", {"install.sh": script, "setup.sh": "#!/bin/sh\ntouch ~/wrong\n", ".vimrc": "x"})
+    step = start_with(machine, served, url)
+    assert (step["state"], step["detail"]) == ("ok", "install.sh ran")
+    assert step["started"] >= machine.step("ide")["ended"]
+    assert not (machine.paths.home / "wrong").exists() and not (machine.paths.home / ".vimrc").exists()
+    assert "told to the log" in (machine.paths.state / "dotfiles.log").read_text()
+    assert "told to the log" not in machine.log.read_text()
+    machine.end()
+    assert start_with(machine, served, url)["state"] == "ok"
+    assert (machine.paths.home / "ran").read_text().count("\n") == 2
+
+
+def test_dotfiles_without_a_script_are_linked_and_what_was_there_is_kept(machine, served):
+    url = publish(served, "plain", {".vimrc": "theirs", ".config/a": "b", "README.md": "x", ".gitignore": "y"})
+    (machine.paths.home / ".vimrc").write_text("mine")
+    assert start_with(machine, served, url)["detail"] == "2 files linked"
+    assert (machine.paths.home / ".vimrc").read_text() == "theirs"
+    assert (machine.paths.home / ".vimrc.bak").read_text() == "mine"
+    assert not (machine.paths.home / "README.md").exists() and not (machine.paths.home / ".gitignore").exists()
+    machine.end()
+    assert start_with(machine, served, url)["detail"] == "0 files linked"
+
+
+def test_dotfiles_of_a_branch(machine, served):
+    url = publish(served, "branch", {".one": "1"}, "special")
+    assert start_with(machine, served, f"{url}#special")["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({"install": "#!/bin/sh\nexit 9\n"}, "install ended with status 9"), (None, "could not be cloned")],
+)
+def test_dotfiles_that_fail_are_a_sentence_with_the_log_and_nothing_more(machine, served, files, said):
+    url = publish(served, "fails", files) if files else f"{served[1]}/nothing.git"
+    step = start_with(machine, served, url)
+    assert step["state"] == "failed" and said in step["detail"] and "dotfiles.log" in step["detail"]
+    assert machine.step("ide")["state"] == "ok" and machine.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "url", ["-x", "ext::id", "/etc", "https://user:secret@h/x", "https://h/x#--upload-pack=x", "https://h/x#a b"]
+)
+def test_hostile_dotfiles_are_refused(machine, served, url):
+    step = start_with(machine, served, url)
+    assert step["state"] == "failed" and "secret" not in machine.log.read_text()
+
+
+def test_endless_dotfiles_are_given_up(machine, served, monkeypatch):
+    url = publish(served, "endless", {"install": "#!/bin/sh\nsleep 600\n"})
+    machine.trust(served[2])
+    machine.paths.run.mkdir(parents=True)
+    monkeypatch.setattr(home, "DOTFILES_SECONDS", 2.0)
+    began = time.monotonic()
+    with pytest.raises(contract.Failure, match="more than 2 s"):
+        home.Dotfiles(url, machine.paths, processes.Children(), machine.environ).run()
+    assert time.monotonic() - began < 6
+
+
+def test_foreign_directory_at_dotfiles_is_left_alone(machine, served):
+    (machine.paths.home / ".dotfiles").mkdir()
+    (machine.paths.home / ".dotfiles/precious").touch()
+    step = start_with(machine, served, publish(served, "mine", {".a": "b"}))
+    assert step["state"] == "failed" and "left untouched" in step["detail"]
+    assert (machine.paths.home / ".dotfiles/precious").exists()

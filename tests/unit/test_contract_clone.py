@@ -1,0 +1,394 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The clone step against a real HTTPS git server: whole or nothing, never a question, never a deletion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _contract_kit as kit
+from spt_workspace import clone, contract, processes
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(URL prefix, certificate, handler, head of o/r.git, its bare directory)."""
+    place = tmp_path_factory.mktemp("served")
+    head = kit.make_repository(place / "o/r.git")
+    kit.make_repository(place / "o/other.git", 1)
+    kit.git("init", "-q", "--bare", str(place / "o/empty.git"))
+    with kit.https_git(place, place) as (prefix, certificate, handler):
+        yield prefix, certificate, handler, head, place / "o/r.git"
+
+
+@pytest.fixture
+def machine(tmp_path, served):
+    machine = kit.Machine(tmp_path / "m")
+    machine.trust(served[1])
+    machine.environ["SPT_FLOW_REPO"] = f"{served[0]}/o/r.git"
+    machine.environ["SPT_FLOW_REPO_ID"] = f"{served[0][8:]}/o/r"
+    yield machine
+    machine.kill_rest()
+
+
+def here(machine: kit.Machine) -> Path:
+    return machine.paths.home / "demo"
+
+
+def leftovers(machine: kit.Machine) -> list[str]:
+    return [p.name for p in machine.paths.home.iterdir() if p.name.startswith(clone.LEFTOVER)]
+
+
+def attempt(machine: kit.Machine, **extra: str) -> str:
+    """The clone step alone, in this process; its sentence."""
+    machine.paths.run.mkdir(parents=True, exist_ok=True)
+    (machine.paths.run / "known_hosts").touch()
+    environ = {**machine.environ, **extra}
+    values = contract.Contract.from_environment(environ)
+    return clone.Cloner(values, machine.paths, processes.Children(), environ, lambda line: None).run()
+
+
+def refused(machine: kit.Machine, **extra: str) -> contract.Failure:
+    with pytest.raises(contract.Failure) as caught:
+        attempt(machine, **extra)
+    assert not leftovers(machine)
+    return caught.value
+
+
+def test_clone_is_whole_and_a_second_start_leaves_it_alone(machine, served):
+    machine.start()
+    assert machine.wait("clone")["state"] == "ok"
+    machine.end()
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    assert kit.git("status", "--porcelain", cwd=here(machine)) == ""
+    assert kit.git("config", "remote.origin.url", cwd=here(machine)) == machine.environ["SPT_FLOW_REPO"]
+    (here(machine) / "mine").write_text("work in progress\n")
+    kit.git("remote", "set-url", "origin", "https://example.org/my/fork.git", cwd=here(machine))
+    machine.start()
+    assert "left untouched" in machine.wait("clone", "ok")["detail"]
+    assert (here(machine) / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("ref", "branch", "commit"),
+    [
+        ("topic/one", "topic/one", "topic/one"),
+        ("refs/heads/topic/one", "topic/one", "topic/one"),
+        ("v1", "", "v1"),
+        ("refs/tags/v1", "", "v1"),
+        ("{first}", "", "v1"),
+        ("{short}", "", "v1"),
+    ],
+)
+@pytest.mark.parametrize("depth", ["0", "1"])
+def test_branch_tag_and_commit_with_and_without_depth(machine, served, ref, branch, commit, depth):
+    first = kit.git("rev-parse", "v1", cwd=served[4])
+    if ref == "{short}" and depth == "1":
+        pytest.skip("no server gives a shortened commit alone")
+    attempt(machine, SPT_FLOW_REF=ref.format(first=first, short=first[:10]), SPT_FLOW_DEPTH=depth)
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", commit, cwd=served[4])
+    assert kit.git("branch", "--show-current", cwd=here(machine)) == branch
+    if branch:
+        assert kit.git("rev-parse", "--abbrev-ref", "@{u}", cwd=here(machine)) == f"origin/{branch}"
+    if depth == "1":
+        assert kit.git("rev-list", "--count", "HEAD", cwd=here(machine)) == "1"
+
+
+def test_empty_repository_is_cloned_and_said_so(machine, served):
+    said = attempt(machine, SPT_FLOW_REPO=f"{served[0]}/o/empty.git", SPT_FLOW_REPO_ID="")
+    assert said.endswith("the repository is empty") and (here(machine) / ".git").is_dir()
+
+
+def test_empty_directory_is_taken(machine):
+    here(machine).mkdir()
+    assert attempt(machine).startswith("cloned to")
+
+
+@pytest.mark.parametrize("content", ["file", "other", "is-file"])
+def test_other_content_is_refused_and_kept(machine, served, content):
+    if content == "is-file":
+        here(machine).write_text("precious")
+    elif content == "file":
+        here(machine).mkdir()
+        (here(machine) / "precious").write_text("x")
+    else:
+        attempt(machine, SPT_FLOW_REPO=f"{served[0]}/o/other.git", SPT_FLOW_REPO_ID="host/o/other")
+    before = kit.git("hash-object", "--", str(Path(__file__)))
+    failure = refused(machine)
+    assert failure.status == 7 and str(here(machine)) in failure.sentence and "nothing was deleted" in failure.sentence
+    assert here(machine).exists() and before
+
+
+def test_https_without_a_login_is_needs_auth_at_once_and_the_rest_goes_on(machine, served):
+    secret = "hunter2-canary"
+    (machine.paths.home / ".netrc.unused").write_text(secret)
+    began = time.monotonic()
+    machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git", GIT_ASKPASS="/bin/false")
+    step = machine.wait("clone")
+    assert step["state"] == "needs-auth" and time.monotonic() - began < 10
+    assert "ansible-playbook spt.flow.ssh -e workspace=demo" in step["detail"] and step["detail"].count("\n") == 0
+    assert machine.wait("ide")["state"] == "ok"
+    assert not here(machine).exists() and not leftovers(machine)
+
+
+def test_needs_auth_is_finished_by_the_command_through_the_sessions_credential_socket(machine, served):
+    """What the client's helper does on its side: answers git's question, once, from memory."""
+    import socket
+
+    machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git")
+    machine.wait("clone", "needs-auth")
+    assert machine.command("clone").returncode == 4
+    place = machine.paths.sessions / "abc"
+    place.mkdir()
+    with socket.socket(socket.AF_UNIX) as helper:
+        helper.bind(str(place / "git.sock"))
+        helper.listen()
+
+        def answer() -> None:
+            peer, _ = helper.accept()
+            asked = peer.recv(4096).decode()
+            assert "protocol=https" in asked and asked.endswith("\n\n")
+            peer.sendall(b"username=u\npassword=p\n\n")
+            peer.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        # The helper that gitconfig names, looking below this test's root.
+        program = kit.COMMAND.format(library=str(kit.LIBRARY), root=str(machine.root))
+        machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+        done = machine.command("clone")
+        thread.join(5)
+    assert done.returncode == 0, done.stderr
+    kit.wait_for(lambda: machine.step("clone")["state"] == "ok", 5)
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    assert "password" not in (here(machine) / ".git/config").read_text()
+
+
+def test_network_failures_are_tried_again_and_then_told(machine, served):
+    served[2].failures = 2
+    assert attempt(machine).startswith("cloned to")
+    served[2].failures = 0
+    said = refused(
+        machine,
+        SPT_FLOW_REPO=f"https://localhost:{kit.free_port()}/o/r.git",
+        SPT_FLOW_DIRECTORY=f"{machine.paths.home}/x",
+    )
+    assert "cannot be reached from the workspace, 4 attempts" in said.sentence and said.state == "failed"
+
+
+def test_missing_repository_ref_and_untrusted_server_have_their_own_sentences(machine, served):
+    assert "no repository" in refused(machine, SPT_FLOW_REPO=f"{served[0]}/o/nothing.git", SPT_FLOW_REPO_ID="").sentence
+    for depth in ("0", "1"):
+        said = refused(machine, SPT_FLOW_REF="nope", SPT_FLOW_DEPTH=depth).sentence
+        assert "has no branch, tag or commit 'nope'" in said
+    (machine.paths.home / ".gitconfig").unlink()
+    assert "could not be verified" in refused(machine).sentence
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "-x",
+        "--upload-pack=touch /tmp/spt-owned",
+        "ext::sh -c 'touch /tmp/spt-owned'",
+        "file:///etc",
+        "/etc",
+        "http://example.org/o/r.git",
+        "git://example.org/o/r.git",
+        "ssh://-oProxyCommand=touch${IFS}/tmp/spt-owned/x",
+        "-oProxyCommand=x@host:o/r",
+        "git@-oProxyCommand=x:o/r",
+        "git@host:-x",
+        "https://user:secret@example.org/o/r.git",
+        "https://example.org/o/r\n.git",
+        "https://example.org/o/r\x00.git",
+        "https://-example/x",
+        "https://example.org/" + "a" * 5000,
+        "ssh://git@host",
+        "host:path",
+        "transport::https://example.org/x",
+    ],
+)
+def test_hostile_urls_never_reach_git(machine, url):
+    machine.stub("git", "#!/bin/sh\ntouch /tmp/spt-owned\n")
+    environ = dict(machine.environ)
+    environ["SPT_FLOW_REPO"] = url
+    values = contract.Contract.from_environment(environ)
+    machine.paths.run.mkdir(parents=True)
+    with pytest.raises(contract.Failure) as caught:
+        clone.Cloner(values, machine.paths, processes.Children(), environ, lambda line: None).run()
+    assert "secret" not in caught.value.sentence and caught.value.sentence.isprintable()
+    assert not os.path.exists("/tmp/spt-owned")
+
+
+@pytest.mark.parametrize(
+    "ref", ["-x", "--upload-pack=x", "a..b", "a@{1}", "a b", "a\nb", "a:b", "a^", "/a", "a.lock", "$(id);`x`:"]
+)
+def test_hostile_refs_are_refused(machine, ref):
+    assert "not allow" in refused(machine, SPT_FLOW_REF=ref).sentence
+
+
+@pytest.mark.parametrize("ref", ["a{{lookup('pipe','touch${IFS}x')}}", "a;b$(id)`id`", "ünï"])
+def test_odd_but_legal_refs_are_plain_names(machine, served, ref):
+    kit.git("branch", "-f", ref, "v1", cwd=served[4])
+    try:
+        attempt(machine, SPT_FLOW_REF=ref)
+    finally:
+        kit.git("branch", "-D", ref, cwd=served[4])
+    assert kit.git("branch", "--show-current", cwd=here(machine)) == ref
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", "v1", cwd=served[4])
+
+
+@pytest.mark.parametrize("directory", ["", "/etc/x", "relative", "{home}", "{home}/../../x"])
+def test_directories_outside_the_home_are_refused(machine, directory):
+    failure = refused(machine, SPT_FLOW_DIRECTORY=directory.format(home=machine.paths.home))
+    assert "is not below" in failure.sentence
+
+
+COMMANDS = ("clone", "check-ref-format", "for-each-ref", "checkout", "rev-parse", "fsck")
+BOUNDARIES = [f"{when}:{command}" for command in COMMANDS for when in ("before", "during", "after")]
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_kill_at_any_boundary_leaves_nothing_or_a_whole_clone(machine, served, boundary):
+    machine.start(KILL_AT=boundary, SPT_FLOW_REF="topic/one").wait(20)
+    assert machine.process.returncode == -9
+    assert not here(machine).exists() or kit.git("fsck", cwd=here(machine)) == ""
+    machine.start(SPT_FLOW_REF="topic/one")
+    assert machine.wait("clone")["state"] == "ok"
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", "topic/one", cwd=served[4])
+    assert kit.git("fsck", cwd=here(machine)) == "" and kit.git("status", "--porcelain", cwd=here(machine)) == ""
+    assert not leftovers(machine)
+
+
+def test_kill_between_rename_and_the_note_of_it(machine, served, monkeypatch):
+    """The narrowest moment: renamed, but the state file was not written."""
+    attempt(machine)
+    (machine.paths.state / "clone").unlink()
+    assert "left untouched" in attempt(machine)
+
+
+def test_stop_during_a_slow_clone_is_quick_and_leaves_nothing(machine, served):
+    machine.start(SPT_FLOW_REPO=f"{served[0]}/slow/o/r.git")
+    kit.wait_for(lambda: leftovers(machine))
+    began = time.monotonic()
+    assert machine.end() == 0
+    assert time.monotonic() - began < 8 and not here(machine).exists()
+
+
+def test_two_clones_at_once_do_not_disturb_each_other(machine, served):
+    machine.start(SPT_FLOW_REPO=f"{served[0]}/slow/o/r.git")
+    kit.wait_for(lambda: leftovers(machine))
+    done = machine.command("clone")
+    assert done.returncode == 0 and "left untouched" in done.stderr
+    assert machine.wait("clone")["state"] == "ok"
+
+
+def bundle(machine, served, origin="/home/me/project"):
+    seed = machine.paths.home / ".cache/spt-flow/seed.bundle"
+    seed.parent.mkdir(parents=True)
+    kit.git("bundle", "create", "-q", str(seed), "HEAD", "--branches", "--tags", cwd=served[4])
+    return {"SPT_FLOW_SEED": str(seed), "SPT_FLOW_REPO": origin, "SPT_FLOW_REPO_ID": "local/home/me/project"}
+
+
+def test_local_repository_comes_as_a_bundle_that_is_gone_afterwards(machine, served):
+    extra = bundle(machine, served)
+    machine.start(**extra)
+    assert machine.wait("clone")["state"] == "ok"
+    assert not Path(extra["SPT_FLOW_SEED"]).exists()
+    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    assert kit.git("config", "remote.origin.url", cwd=here(machine)) == "/home/me/project"
+    machine.end()
+    machine.start(**extra)
+    assert "left untouched" in machine.wait("clone", "ok")["detail"]
+
+
+def test_damaged_or_missing_bundle_is_a_sentence(machine, served):
+    extra = bundle(machine, served)
+    seed = Path(extra["SPT_FLOW_SEED"])
+    seed.write_bytes(seed.read_bytes()[:-40])
+    assert refused(machine, **extra).sentence.startswith("The copy of local/home/me/project is damaged: ")
+    assert seed.exists()
+    seed.unlink()
+    assert "is not there" in refused(machine, **extra).sentence
+
+
+def test_submodules_only_when_asked_and_never_from_a_file(machine, served):
+    work = served[4].parent / "with-sub.work"
+    if not work.exists():
+        kit.git("init", "-q", "-b", "main", str(work))
+        (work / ".gitmodules").write_text(f'[submodule "s"]\n\tpath = s\n\turl = {served[0]}/o/r.git\n')
+        kit.git("add", ".", cwd=work)
+        kit.git("update-index", "--add", "--cacheinfo", f"160000,{served[3]},s", cwd=work)
+        kit.git("commit", "-q", "-m", "sub", cwd=work)
+        kit.git("clone", "-q", "--bare", str(work), str(served[4].parent / "with-sub.git"))
+    extra = {"SPT_FLOW_REPO": f"{served[0]}/o/with-sub.git", "SPT_FLOW_REPO_ID": ""}
+    attempt(machine, **extra)
+    assert not list((here(machine) / "s").iterdir())
+    other = f"{machine.paths.home}/other"
+    attempt(machine, **extra, SPT_FLOW_SUBMODULES="1", SPT_FLOW_DIRECTORY=other)
+    assert kit.git("rev-parse", "HEAD", cwd=Path(other) / "s") == served[3]
+
+
+def test_clone_cache_is_filled_used_and_not_needed(machine, served, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("one", "two"):
+        attempt(machine, SPT_FLOW_CLONE_CACHE=str(cache), SPT_FLOW_DIRECTORY=f"{machine.paths.home}/{name}")
+    stored = list(cache.glob("*.git"))
+    assert len(stored) == 1 and kit.git("rev-parse", "main", cwd=stored[0]) == served[3]
+    kit.subprocess.run(["rm", "-r", str(cache)], check=True)
+    assert kit.git("fsck", cwd=machine.paths.home / "two") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.", "auth"),
+        ("fatal: could not read Username for 'https://h': terminal prompts disabled", "auth"),
+        ("Host key verification failed.\nfatal: Could not read from remote repository.", "host-key"),
+        ("ssh: connect to host h port 22: Connection refused\nfatal: Could not read from remote", "network"),
+        ("fatal: unable to access 'https://h/': Could not resolve host: h", "network"),
+        ("ERROR: Repository not found.\nfatal: Could not read from remote repository.", "missing"),
+        ("error: unable to write file x: No space left on device", "disk"),
+        ("fatal: something new", "other"),
+    ],
+)
+def test_what_git_says(text, kind):
+    assert clone.classify(text) == kind
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://H.org/o/r.git", "git@h.org:o/r", True),
+        ("ssh://git@h.org:2222/o/r.git", "git@h.org:/o/r.git", True),
+        ("https://h.org/o/r", "https://h.org/o/R", False),
+        ("", "", False),
+        ("https://h.org/o/r", "https://i.org/o/r", False),
+    ],
+)
+def test_addresses_of_one_repository(one, other, same):
+    assert clone.same_repository(one, other) is same
+
+
+def test_disk_full_is_a_sentence(machine, tmp_path):
+    small = tmp_path / "m/home/coder"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True)
+    if done.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        machine.trust(Path(machine.environ.get("CERT", "/dev/null")))
+        (small / ".gitconfig").write_text("[http]\n\tsslVerify = false\n")
+        (small / "fill").write_bytes(b"x" * 40_000)
+        assert "no space left" in refused(machine).sentence
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

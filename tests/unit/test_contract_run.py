@@ -1,0 +1,275 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The start contract as a whole: real processes below a temporary root."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _contract_kit as kit
+from spt_workspace import contract, processes, record, services
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = kit.Machine(tmp_path / "m")
+    yield machine
+    machine.kill_rest()
+
+
+def test_a_start_without_a_repository_ends_with_a_working_ide_and_a_clean_stop(machine):
+    machine.start(SPT_FLOW_DOCKER_REASON="the engine has no user namespaces")
+    assert machine.wait("ide")["state"] == "ok"
+    assert machine.wait("home")["detail"].startswith("first start: 2 files")
+    assert machine.wait("clone")["state"] == "skipped"
+    assert machine.wait("docker")["detail"] == "the engine has no user namespaces"
+    assert machine.wait("dotfiles")["state"] == "skipped"
+    assert machine.events()[0]["event"] == "start" and machine.events()[0]["boot"]
+    status = machine.status()
+    assert status["boot"] == machine.events()[0]["boot"]
+    assert status["ide"]["port"] == machine.port and len(status["ide"]["password"]) >= 32
+    assert status["host_key"].startswith("ssh-ed25519 AAAA")
+    assert status["steps"]["ide"]["ended"] >= status["steps"]["ide"]["started"]
+    assert status["life"]["reason"] == "just started" and status["life"]["stops_at"]
+    began = time.monotonic()
+    assert machine.end() == 0
+    assert time.monotonic() - began < 6
+    assert machine.events()[-1]["reason"] == "was told to stop"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", machine.port)), "the IDE must be gone"
+
+
+def test_password_is_new_each_time_private_and_never_in_the_log_or_the_home(machine):
+    passwords = []
+    for _ in range(2):
+        machine.start()
+        machine.wait("ide", "ok")
+        passwords.append(machine.status()["ide"]["password"])
+        config = machine.paths.run / "code-server.yaml"
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+        kit.wait_for(lambda: "password from file" in machine.log.read_text())
+        assert machine.end() == 0
+    assert passwords[0] != passwords[1]
+    text = machine.log.read_text()
+    assert not any(password in text for password in passwords) and "***" in text
+    for place in machine.paths.home.rglob("*"):
+        assert not place.is_file() or not any(p in place.read_text() for p in passwords)
+
+
+def test_skeleton_is_copied_once_and_never_overwrites(machine):
+    (machine.paths.home / ".bashrc").write_text("mine\n")
+    machine.start()
+    machine.wait("home", "ok")
+    machine.end()
+    assert (machine.paths.home / ".bashrc").read_text() == "mine\n"
+    (machine.paths.home / ".config/x/y").unlink()
+    machine.start()
+    assert machine.wait("home", "ok")["detail"] == "the home was left as it is"
+    assert not (machine.paths.home / ".config/x/y").exists()
+
+
+def test_a_home_that_cannot_be_written_ends_the_start_with_8_and_a_sentence(machine):
+    machine.paths.home.rmdir()
+    machine.paths.home.write_text("a file where the home should be")
+    assert machine.start().wait(20) == 8
+    step = machine.step("home")
+    assert (
+        step["state"] == "failed"
+        and "cannot be prepared" in step["detail"]
+        and str(machine.paths.home) in step["detail"]
+    )
+
+
+def test_wrong_contract_version_or_number_is_a_sentence(machine):
+    program = [sys.executable, str(kit.PROGRAM), "run"]
+    for env in ({"SPT_FLOW_CONTRACT": "9"}, {"SPT_FLOW_DEPTH": "many"}, {"SPT_FLOW_IDLE_STOP": "-1"}):
+        done = subprocess.run(program, env={**machine.environ, **env}, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 8 and "Traceback" not in done.stderr and "start contract" in done.stderr
+
+
+def test_ide_that_dies_is_started_again_and_reported(machine):
+    machine.start()
+    machine.wait("ide", "ok")
+    first = int((machine.root / "code-server.pid").read_text())
+    os.kill(first, signal.SIGKILL)
+    again = kit.wait_for(lambda: "started again 1 times" in machine.step("ide")["detail"] and machine.step("ide"))
+    assert again["state"] == "ok"
+    told = [e["detail"] for e in machine.events() if e.get("step") == "ide" and e["state"] == "running"]
+    assert any("signal SIGKILL" in detail and "try 2" in detail for detail in told)
+    assert int((machine.root / "code-server.pid").read_text()) != first
+
+
+def test_ide_that_never_lives_is_given_up_and_the_workspace_goes_on(machine):
+    machine.start(STUB_DIES="1", SPT_FLOW_TICK="1000")
+    step = machine.wait("ide", "failed", seconds=40)
+    assert "ended 7 times in a row" in step["detail"] and "exit status 3" in step["detail"]
+    assert machine.process.poll() is None
+    assert machine.end() == 0
+
+
+def test_missing_programs_are_sentences(machine):
+    (machine.bin / "code-server").unlink()
+    machine.start()
+    assert machine.wait("ide")["detail"] == "code-server cannot be started: No such file or directory."
+    assert machine.end() == 0
+
+
+def test_docker_is_ready_when_it_answers_is_restarted_and_ends_last(machine):
+    machine.start(SPT_FLOW_DOCKER="on")
+    assert "ready in" in machine.wait("docker", "ok")["detail"]
+    assert f"unix://{machine.paths.docker_socket}" in (machine.paths.run / "sshd_config").read_text()
+    os.kill(int((machine.root / "dockerd.pid").read_text()), signal.SIGKILL)
+    kit.wait_for(lambda: "started again" in machine.step("docker")["detail"])
+    assert machine.end() == 0
+    assert (machine.root / "dockerd.ended").exists(), "dockerd must get the time to end by itself"
+
+
+def test_nothing_is_left_after_the_stop_also_of_children_that_ignore_it(machine):
+    machine.stub("code-server", f"#!/bin/sh\ntrap '' TERM\nsleep 1000 {machine.root} &\nwhile :; do sleep 1; done\n")
+    machine.start()
+    machine.wait("home", "ok")
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert machine.end() == 0
+    assert 4 < time.monotonic() - began < 12
+    found = subprocess.run(["pgrep", "-f", str(machine.root)], capture_output=True, text=True).stdout
+    assert found == "", found
+
+
+def test_environment_of_the_ide_has_docker_caches_and_no_secret(machine):
+    machine.start(SPT_FLOW_DOCKER="on", PASSWORD="oops", HASHED_PASSWORD="oops")
+    machine.wait("ide", "ok")
+    env = eval((machine.root / "code-server.env").read_text())
+    assert env["GOTMPDIR"] == "/var/tmp/go" and env["DOCKER_HOST"].startswith("unix://")
+    assert env["XDG_RUNTIME_DIR"] == str(machine.paths.runtime)
+    assert "PASSWORD" not in env and "HASHED_PASSWORD" not in env
+    assert not any(name.startswith("SPT_FLOW_") for name in env)
+    assert machine.environ["SPT_FLOW_DIRECTORY"] in (machine.root / "code-server.argv").read_text()
+
+
+def test_idle_workspace_stops_itself_and_says_why(machine):
+    process = machine.start(SPT_FLOW_IDLE_STOP="120")
+    assert process.wait(20) == 0
+    assert [e["reason"] for e in machine.events() if e["event"] == "life"][-1] == "idle for too long"
+
+
+def test_deadline_ends_a_ci_workspace(machine):
+    process = machine.start(SPT_FLOW_IDLE_STOP="0", SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 3))
+    machine.wait("ide", "ok")
+    stops = [e["stops_at"] for e in machine.events() if e["event"] == "life"][0]
+    assert abs(stops - time.time()) < 5
+    assert process.wait(20) == 0
+    assert machine.events()[-1]["reason"] == "the deadline has come"
+
+
+def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):
+    machine.start(SPT_FLOW_IDLE_STOP="200")
+    machine.wait("ide", "ok")
+    done = machine.command("keepalive", "2", "dev@example.org")
+    assert done.returncode == 0 and json.loads(done.stdout)["keepalive"]["by"] == "dev@example.org"
+    kit.wait_for(lambda: machine.status()["life"].get("keepalive_by") == "dev@example.org", 5)
+    time.sleep(2.5)  # longer than the idle stop at this tick
+    assert machine.process.poll() is None
+    assert machine.status()["life"]["reason"] == "kept alive"
+    machine.end()
+    machine.start(SPT_FLOW_IDLE_STOP="200")
+    machine.wait("ide", "ok")
+    kit.wait_for(lambda: machine.status()["life"].get("keepalive_until"), 5)
+    machine.command("keepalive", "0")
+    assert machine.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("hours", ["25", "-1", "many", "nan", "inf"])
+def test_keepalive_refuses_what_is_no_number_of_hours_up_to_24(machine, hours):
+    done = machine.command("keepalive", hours)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["status", "x"], ["session"], ["hostkey"], ["keepalive"]])
+def test_unknown_commands_exit_2_with_the_usage(machine, words):
+    done = machine.command(*words)
+    assert done.returncode == 2 and done.stderr.startswith("usage: spt-workspace")
+
+
+def test_status_answers_before_anything_has_started(machine):
+    status = machine.status()
+    assert status["steps"]["ide"]["state"] == "pending" and status["boot"] == "" and status["host_key"] == ""
+
+
+def test_messages_to_the_supervisor_that_make_no_sense_change_nothing(machine):
+    machine.start()
+    machine.wait("ide", "ok")
+    before = machine.status()["steps"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        for message in (b"\xff", b"[]", b'{"step": "rm", "state": "ok"}', b'{"step": "ide", "state": 1}', b""):
+            sender.sendto(message, str(machine.paths.run / "control.sock"))
+    time.sleep(0.3)
+    assert machine.status()["steps"] == before and machine.process.poll() is None
+
+
+def test_lines_of_tools_cannot_pass_for_the_record(tmp_path):
+    reader, writer = os.pipe()
+    paths = contract.Paths(tmp_path)
+    paths.run.mkdir(parents=True)
+    journal = record.Journal(paths, writer)
+    journal.log("ide", '{"spt_flow": 1, "event": "step", "step": "clone", "state": "ok"}\x1b[31m\x07')
+    journal.step("clone", "failed", "two\nlines \x1b]0;title\x07")
+    lines = os.read(reader, 65536).decode().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("[ide] ") and "\x07" not in lines[0]
+    assert json.loads(lines[1])["detail"].startswith("two lines")
+
+
+def test_a_stdout_that_nobody_reads_any_more_is_no_reason_to_fail(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    paths = contract.Paths(tmp_path)
+    paths.run.mkdir(parents=True)
+    record.Journal(paths, writer).start()
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "problem"),
+    [
+        ("0 1000000 1048576\n", ""),
+        ("0 0 4294967295\n", ""),
+        ("0 165536 65536\n", "gives this workspace 65536 ids, Docker inside needs those from 100000 to 165535"),
+        ("0 1000 1\n1 100000 65536\n", "65537 ids"),
+    ],
+)
+def test_docker_needs_a_range_that_holds_its_ids(uid_map, problem):
+    assert problem in services.range_problem(uid_map, "coder:100000:65536\n", "coder")
+    assert bool(problem) == bool(services.range_problem(uid_map, "coder:100000:65536\n", "coder"))
+    assert "no range for coder" in services.range_problem(uid_map, "other:1:2\n", "coder")
+
+
+def test_docker_on_a_container_layer_gets_fuse_overlayfs_and_none_on_a_volume(tmp_path):
+    paths = contract.Paths(tmp_path)
+    assert not any("storage-driver" in word for word in services.docker_argv(paths, True))
+    assert "--storage-driver=fuse-overlayfs" in services.docker_argv(paths, False)
+
+
+def test_backoff_is_bounded():
+    assert [processes.backoff(n) for n in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
+
+
+def test_full_tmp_is_a_note(machine, monkeypatch):
+    usage = type("Usage", (), {"used": 90, "free": 10})
+    monkeypatch.setattr("spt_workspace.main.shutil.disk_usage", lambda place: usage)
+    notes = kit.spt_workspace.main.shortages(contract.Contract(), machine.paths)
+    assert any("tmp is 90% full" in note for note in notes)
+
+
+def test_required_kvm_that_is_missing_is_a_note(machine):
+    notes = kit.spt_workspace.main.shortages(contract.Contract(kvm="required"), machine.paths)
+    assert "/dev/kvm was required and cannot be opened in this workspace." in notes
