@@ -9,7 +9,6 @@ import binascii
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -39,6 +38,14 @@ _NOT_PASSED = re.compile(
     r"SPT_FLOW_.*|HOME|PWD|OLDPWD|SHLVL|HOSTNAME|USER|LOGNAME|SHELL|TERM|MAIL|_|SSH_.*|GIT_.*|(HASHED_)?PASSWORD"
 )
 
+# What may grow large goes to the container's disk: /tmp is memory (decision A10).
+CACHES = {
+    "GOTMPDIR": "/var/tmp/coder",
+    "CARGO_TARGET_DIR": "/var/tmp/coder/cargo-target",
+    "PIP_CACHE_DIR": "/var/tmp/coder/pip",
+    "npm_config_cache": "/var/tmp/coder/npm",
+}
+
 
 def user_environment(environ: Mapping[str, str], contract: Contract, paths: Paths) -> dict[str, str]:
     """What programs of the user find in their environment, in the IDE and through SSH alike."""
@@ -49,6 +56,7 @@ def user_environment(environ: Mapping[str, str], contract: Contract, paths: Path
     }
     env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     env.setdefault("LANG", "C.UTF-8")
+    env = {**CACHES, **env}
     env["XDG_RUNTIME_DIR"] = str(paths.runtime)
     if contract.docker:
         env["DOCKER_HOST"] = f"unix://{paths.docker_socket}"
@@ -137,6 +145,15 @@ def host_key(paths: Paths) -> str:
         return ""
 
 
+def ide_password(paths: Paths) -> str:
+    """This start's password, read back from where only the workspace's user can; empty before it is made."""
+    try:
+        lines = (paths.run / "code-server.yaml").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split('"')[1] for line in lines if line.startswith("password: ")), "")
+
+
 def known_hosts_line(name: str, paths: Paths) -> str:
     """What ``KnownHostsCommand`` wants for the host that the client calls ``name``. Raises ``Failure``."""
     if not re.fullmatch(r"[][A-Za-z0-9._:-]{1,255}", name):
@@ -173,7 +190,7 @@ def session(text: str, paths: Paths) -> int:
     """Speak SSH on stdin and stdout with the holder of the key ``text`` until its client ends; sshd's status."""
     key = check_key(text)
     _patiently(paths)
-    name = secrets.token_hex(6)
+    name = os.urandom(6).hex()
     # Made aside and renamed: the life loop removes what nobody holds.
     new, place = paths.run / f"session-{name}", paths.sessions / name
     try:

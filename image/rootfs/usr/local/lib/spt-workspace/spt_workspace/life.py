@@ -20,6 +20,7 @@ from .record import printable
 SAMPLE = 30.0
 RECENT = 300.0
 LONGEST_KEEPALIVE = 24.0
+SESSION = "an SSH session is open"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Life:
     def _activity(self, seen: Seen) -> str:
         """The reason why ``seen`` counts as use, or nothing."""
         if seen.sessions:
-            return "an SSH session is open"
+            return SESSION
         if self._before is None:
             return ""
         if seen.heartbeat != self._before.heartbeat and seen.heartbeat:
@@ -113,7 +114,8 @@ class Life:
     def _record(
         self, boot: float, wall: float, session: bool, kept: float, left: float, deadline: float
     ) -> dict[str, Any]:
-        quiet = not session and boot - self._active > self._recent
+        # The end of a session is known to the moment, that of other use only by its absence.
+        quiet = not session and (self._why == SESSION or boot - self._active > self._recent)
         why = self._why if not quiet else ("kept alive" if kept else "idle")
         if quiet and not self._idle and not kept:
             why = "runs until it is stopped" if not self._deadline else "runs until its deadline"

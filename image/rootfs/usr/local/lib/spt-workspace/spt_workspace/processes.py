@@ -210,13 +210,13 @@ class Service:
     def _watch(self, child: subprocess.Popen[bytes], began: float, failures: int) -> None:
         warned = False
         while child.poll() is None and not self._children.stopping.is_set():
-            waited = time.monotonic() - began
             if self._ready():
+                waited = time.monotonic() - began
                 again = f", started again {failures} times" if failures else ""
                 self._report("ok", f"ready in {waited:.1f} s{again}")
                 self.settled.set()
                 return
-            if waited > self._patience and not warned:
+            if time.monotonic() - began > self._patience and not warned:
                 warned = True
                 self._report("failed", f"{self.name} did not answer within {self._patience:.0f} s; it is still tried.")
                 self.settled.set()

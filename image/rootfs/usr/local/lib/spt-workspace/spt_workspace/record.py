@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import socket
 import threading
 import time
@@ -34,7 +33,7 @@ class Journal:
         self._stdout = stdout
         self._lock = threading.Lock()
         self._secrets: list[str] = []
-        self.boot = secrets.token_hex(8)
+        self.boot = os.urandom(8).hex()
         self.steps: dict[str, dict[str, Any]] = {
             name: {"state": "pending", "started": None, "ended": None, "detail": ""} for name in STEPS
         }

@@ -37,15 +37,6 @@ def ide_config(contract: Contract, password: str) -> str:
     )
 
 
-def ide_password(paths: Paths) -> str:
-    """This start's password, read back from where only the workspace's user can; empty before it is made."""
-    try:
-        lines = (paths.run / "code-server.yaml").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split('"')[1] for line in lines if line.startswith("password: ")), "")
-
-
 def ide(contract: Contract, paths: Paths, env: Mapping[str, str], children: Children, journal: Journal) -> Service:
     """code-server, with a password made for this start and kept in memory only."""
     password = secrets.token_urlsafe(24)
@@ -134,6 +125,7 @@ def docker_argv(paths: Paths, volume: bool) -> list[str]:
         f"--exec-root={paths.runtime / 'docker'}",
         f"--pidfile={paths.runtime / 'docker.pid'}",
         "--shutdown-timeout=10",
+        "--log-level=warn",
     ]
     if not volume:
         daemon.append("--storage-driver=fuse-overlayfs")

@@ -1,0 +1,190 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The supervisor behind ``run``: steps side by side, then life until something ends it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from . import access, home, life, services
+from .clone import Cloner
+from .contract import Contract, Failure, Paths, reason
+from .processes import Children, Service
+from .record import Journal, hear
+
+
+class Supervisor:
+    """One start of a workspace. ``run`` returns the exit status of the container's main process."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        paths: Paths,
+        environ: Mapping[str, str],
+        terminals: Path = Path("/dev/pts"),
+        skeletons: tuple[str, ...] = home.SKELETONS,
+        docker_argv: Sequence[str] = (),
+        stdout: int = 1,
+    ) -> None:
+        self.contract = contract
+        self.paths = paths
+        self.children = Children()
+        self.journal = Journal(paths, stdout)
+        self._environ = environ
+        self._env = access.user_environment(environ, contract, paths)
+        self._terminals = terminals
+        self._skeletons = skeletons
+        self._docker_argv = docker_argv
+        self._services: dict[str, Service] = {}
+        self._cloned = threading.Event()
+
+    def run(self) -> int:
+        wake, wakes = os.pipe()
+        os.set_blocking(wakes, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: _poke(wakes))
+        try:
+            control = self._prepare()
+            self._home()
+        except (Failure, OSError) as error:
+            sentence = error.sentence if isinstance(error, Failure) else f"The workspace cannot start: {reason(error)}."
+            self.journal.step("home", "failed", sentence)
+            return 8
+        self._begin("clone", self._clone, self._cloned.set)
+        self._begin("docker", self._docker)
+        self._begin("ide", self._ide)
+        self._begin("dotfiles", self._dotfiles)
+        self._live(wake, control)
+        self._stop()
+        return 0
+
+    def _prepare(self) -> socket.socket:
+        for directory in (self.paths.run, self.paths.runtime):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.journal.start()
+        self.contract.save(self.paths)
+        place = self.paths.run / "control.sock"
+        place.unlink(missing_ok=True)
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        control.bind(str(place))
+        os.chmod(place, 0o600)
+        control.setblocking(False)
+        access_thread = threading.Thread(target=self._access, daemon=True)
+        access_thread.start()
+        # git's configuration must be there before the clone; the host key takes as long as the home does.
+        self._access_ready = access_thread
+        return control
+
+    def _access(self) -> None:
+        try:
+            access.prepare(self.contract, self.paths, self._env)
+        except (Failure, OSError) as error:
+            self.journal.note(error.sentence if isinstance(error, Failure) else f"No way in by SSH: {reason(error)}.")
+
+    def _home(self) -> None:
+        self.journal.step("home", "running")
+        said = home.prepare_home(self.paths, self._skeletons)
+        self._access_ready.join(30)
+        self.journal.step("home", "ok", said)
+
+    def _begin(
+        self, name: str, work: Callable[[], tuple[str, str]], after: Callable[[], object] = lambda: None
+    ) -> None:
+        """Run a step in a thread; ``work`` returns (state, sentence), an empty state when it reported itself."""
+
+        def body() -> None:
+            try:
+                state, sentence = work()
+            except Failure as failure:
+                state, sentence = failure.state, failure.sentence
+            except Exception as error:  # noqa: BLE001 - one step's surprise must not end the others
+                state, sentence = "failed", f"The step {name} failed unexpectedly: {type(error).__name__}: {error}."
+            try:
+                if state and not self.children.stopping.is_set():
+                    self.journal.step(name, state, sentence)
+            finally:
+                after()
+
+        threading.Thread(target=body, name=name, daemon=True).start()
+
+    def _clone(self) -> tuple[str, str]:
+        if not self.contract.repo and not self.contract.seed:
+            if self.contract.directory:
+                Path(self.contract.directory).mkdir(parents=True, exist_ok=True)
+            return "skipped", "no repository was named"
+        self.journal.step("clone", "running")
+        say = lambda line: self.journal.log("clone", line)  # noqa: E731
+        cloner = Cloner(self.contract, self.paths, self.children, self._environ, say, self.children.stopping.wait)
+        return "ok", cloner.run()
+
+    def _docker(self) -> tuple[str, str]:
+        if not self.contract.docker:
+            return "skipped", self.contract.docker_reason or "switched off"
+        if not self._docker_argv:
+            services.check_docker(self.paths)
+        return self._serve(
+            services.docker(self.contract, self.paths, self._env, self.children, self.journal, self._docker_argv)
+        )
+
+    def _ide(self) -> tuple[str, str]:
+        return self._serve(services.ide(self.contract, self.paths, self._env, self.children, self.journal))
+
+    def _serve(self, service: Service) -> tuple[str, str]:
+        self._services[service.name] = service
+        service.supervise()
+        return "", ""
+
+    def _dotfiles(self) -> tuple[str, str]:
+        if not self.contract.dotfiles:
+            return "skipped", "none were named"
+        while not self._cloned.wait(1) and not self.children.stopping.is_set():
+            continue
+        while "ide" not in self._services or not self._services["ide"].settled.wait(1):
+            if self.children.stopping.is_set() or self.journal.steps["ide"]["state"] == "failed":
+                break
+            self.children.stopping.wait(0.05)
+        self.journal.step("dotfiles", "running")
+        return "ok", home.Dotfiles(self.contract.dotfiles, self.paths, self.children, self._env).run()
+
+    def _live(self, wake: int, control: socket.socket) -> None:
+        """Sample until something ends the workspace."""
+        clock = life.Life(self.contract, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+        watched: list[int | socket.socket] = [wake, control]
+        while True:
+            seen = life.look(self.paths, self._terminals)
+            verdict = clock.sample(time.clock_gettime(time.CLOCK_BOOTTIME), time.time(), seen)
+            if life.Life.changed(self.journal.life, verdict.record):
+                self.journal.record_life(verdict.record)
+            if verdict.stop:
+                self.journal.log("life", verdict.stop)
+                return
+            ready, _w, _x = select.select(watched, [], [], verdict.wait)
+            if wake in ready:
+                record = {**verdict.record, "reason": "was told to stop", "since": round(time.time()), "stops_at": None}
+                self.journal.record_life(record)
+                return
+            if control in ready:
+                message = hear(control)
+                if message:
+                    self.journal.step(message["step"], message["state"], message.get("detail", ""))
+
+    def _stop(self) -> None:
+        docker = self._services.get("docker")
+        self.children.stop(
+            docker.process if docker else None,
+            lambda: services.ask_docker_to_end(docker, self.paths) if docker else None,
+        )
+
+
+def _poke(descriptor: int) -> None:
+    try:
+        os.write(descriptor, b"x")
+    except BlockingIOError:
+        return  # the pipe is full of earlier wake-ups

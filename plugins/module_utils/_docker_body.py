@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What target docker asks the engine for (private to the collection): pure, from a spec and the engine's facts.
+
+``Plan.of`` decides what this engine can give and says why where it is less than asked for; ``container_body`` renders it as the body of
+``POST /containers/create`` (Docker Engine API 1.41).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ._errors import FlowError
+from ._settings import Settings
+from ._target import EngineFacts
+from ._workspace import CONTRACT, WorkspaceSpec
+
+LABEL = "spt.flow."
+NETWORK = "spt-flow"
+RUNTIME = "spt-flow"
+HOME = "/home/coder"
+DOCKER_DATA = "/var/lib/spt-flow-docker"
+SEED = f"{HOME}/.cache/spt-flow/seed.bundle"
+SECCOMP = Path(__file__).resolve().parents[2] / "image" / "seccomp.json"
+APPARMOR = "spt-flow-workspace"
+LEAST_RANGE = 262144
+"""Ids that a remapped range must have for rootless Docker inside (decision A3)."""
+IDE_PORT = 8080
+GRACE = 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a workspace gets on this engine. ``unmasked``: /proc without Docker's masks, only with ``docker``."""
+
+    settings: Settings
+    facts: EngineFacts
+    docker: bool
+    docker_reason: str
+    devices: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, spec: WorkspaceSpec, facts: EngineFacts, local: bool, exists: Callable[[str], bool] = os.path.exists
+    ) -> Plan:
+        """Raises ``FlowError`` where something is required that this engine does not have."""
+        settings, notes = spec.settings.cap(facts.cpus, facts.memory)
+        docker, reason = _docker(settings.docker, facts)
+        if reason:
+            notes = [*notes, reason]
+        devices, reason = _devices(settings.kvm, docker, local, exists)
+        notes = [*notes, reason] if reason else notes
+        if settings.disk and not _has_quota(facts):
+            notes = [*notes, f"The engine's storage ({facts.storage_driver}) has no quota; disk use is only watched."]
+        return cls(settings, facts, docker, "" if docker else _docker(settings.docker, facts)[1], devices, tuple(notes))
+
+
+def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
+    """Whether Docker works inside, and the sentence that says why not or what it costs (decisions A1, A3)."""
+    if wanted == "disabled":
+        return False, ""
+    if not facts.remapped:
+        if wanted == "unsafe":
+            return True, "docker=unsafe: the workspace's root can become root on this machine."
+        why = (
+            "Docker inside the workspace is off: this engine has no user-namespace remapping, "
+            "without which a workspace's root could become root on this machine."
+        )
+    elif 0 <= facts.remap_size < LEAST_RANGE:
+        why = (
+            f"Docker inside the workspace is off: the engine's remapped range has {facts.remap_size} ids, "
+            f"{LEAST_RANGE} are needed."
+        )
+    else:
+        return True, ""
+    if wanted == "required":
+        raise FlowError(
+            f"Cannot create the workspace with docker=required. {why}",
+            "Use an engine prepared by the role spt.flow.host_docker, or docker=auto.",
+        )
+    return False, why
+
+
+def _devices(kvm: str, docker: bool, local: bool, exists: Callable[[str], bool]) -> tuple[tuple[str, ...], str]:
+    """Devices to pass on; what a remote engine's machine has cannot be seen from here, so all are asked for there."""
+    wanted = ["/dev/kvm"] if kvm != "disabled" else []
+    wanted += ["/dev/fuse", "/dev/net/tun"] if docker else []
+    found = tuple(device for device in wanted if not local or exists(device))
+    if "/dev/kvm" in found or kvm == "disabled":
+        return found, ""
+    if kvm == "required":
+        raise FlowError(
+            "Cannot create the workspace with kvm=required: this machine has no /dev/kvm.",
+            "Switch virtualisation on in the firmware or the outer hypervisor, or use kvm=auto (software emulation).",
+        )
+    return found, "This machine has no /dev/kvm: virtual machines in the workspace run in software emulation."
+
+
+def _has_quota(facts: EngineFacts) -> bool:
+    return facts.storage_driver in ("btrfs", "zfs", "devicemapper")
+
+
+def volume_labels(spec: WorkspaceSpec, part: str) -> dict[str, str]:
+    """Labels of a volume; those of the home are the record of identity and never change (decision C7)."""
+    labels = {
+        f"{LABEL}owner": spec.owner,
+        f"{LABEL}workspace": spec.name,
+        f"{LABEL}repo": spec.repository.identity if spec.repository else "",
+        f"{LABEL}kind": spec.kind,
+        f"{LABEL}created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        f"{LABEL}contract": CONTRACT,
+        f"{LABEL}part": part,
+    }
+    if part == "home" and spec.repository:
+        labels |= {f"{LABEL}url": spec.repository.url, f"{LABEL}ref": spec.ref}
+    return labels
+
+
+def _container_labels(spec: WorkspaceSpec) -> dict[str, str]:
+    labels = volume_labels(spec, "container")
+    # What was asked for, not what this machine could give: so that `outdated` means the same everywhere.
+    labels |= {f"{LABEL}settings": spec.settings.hash(), f"{LABEL}image": spec.image_hash}
+    if spec.deadline is not None:
+        labels[f"{LABEL}deadline"] = str(spec.deadline)
+    return labels
+
+
+def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
+    """The start contract's values (design, section 5); the same names on every target."""
+    settings, repository = plan.settings, spec.repository
+    return {
+        "SPT_FLOW_CONTRACT": CONTRACT,
+        "SPT_FLOW_OWNER": spec.owner,
+        "SPT_FLOW_WORKSPACE": spec.name,
+        "SPT_FLOW_KIND": spec.kind,
+        "SPT_FLOW_REPO": repository.url if repository else "",
+        "SPT_FLOW_REPO_ID": repository.identity if repository else "",
+        "SPT_FLOW_REF": spec.ref,
+        "SPT_FLOW_DIRECTORY": repository.directory if repository else HOME,
+        "SPT_FLOW_SEED": SEED if repository and repository.kind == "local" else "",
+        "SPT_FLOW_DEPTH": str(settings.depth),
+        "SPT_FLOW_SUBMODULES": str(int(settings.submodules)),
+        "SPT_FLOW_LFS": str(int(settings.lfs)),
+        "SPT_FLOW_CLONE_CACHE": "/var/cache/spt-flow-clones" if settings.clone_cache else "",
+        "SPT_FLOW_DOTFILES": spec.dotfiles,
+        "SPT_FLOW_GIT_NAME": spec.git_name,
+        "SPT_FLOW_GIT_EMAIL": spec.git_email,
+        "SPT_FLOW_IDE_BIND": "0.0.0.0",  # noqa: S104  (published on the host's loopback only, decision A8)
+        "SPT_FLOW_IDE_PORT": str(IDE_PORT),
+        "SPT_FLOW_IDLE_STOP": str(settings.idle_stop),
+        "SPT_FLOW_DEADLINE": str(spec.deadline or ""),
+        "SPT_FLOW_DOCKER": "on" if plan.docker else "off",
+        "SPT_FLOW_DOCKER_REASON": plan.docker_reason,
+        "SPT_FLOW_KVM": settings.kvm,
+        "SPT_FLOW_KNOWN_HOSTS": settings.known_hosts,
+        "SPT_FLOW_TICK": f"{settings.tick:g}",
+    }
+
+
+def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
+    """Body of ``POST /containers/create``."""
+    dev = spec.kind == "dev"
+    key = f"spt-flow-{spec.owner}-{spec.name}"
+    volumes = {f"{key}-home": HOME, f"{key}-docker": DOCKER_DATA} if dev else {}
+    if plan.settings.clone_cache:
+        volumes[f"spt-flow-{spec.owner}-clones"] = "/var/cache/spt-flow-clones"
+    host = {
+        **replace(plan.settings, ide_port=plan.settings.ide_port).docker_arguments(),
+        "NetworkMode": NETWORK,
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": not dev,
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
+        "CapDrop": ["MKNOD"],
+        "SecurityOpt": _security(plan),
+        "Devices": [{"PathOnHost": d, "PathInContainer": d, "CgroupPermissions": "rw"} for d in plan.devices],
+        "Mounts": [{"Type": "volume", "Source": name, "Target": path} for name, path in volumes.items()],
+        **_masks(plan),
+    }
+    if plan.settings.disk and _has_quota(plan.facts):
+        host["StorageOpt"] = {"size": str(plan.settings.disk)}
+    return {
+        "Image": spec.image,
+        "Hostname": spec.name,
+        "User": "1000:1000",
+        "Env": [f"{name}={value}" for name, value in environment(spec, plan).items()],
+        "Labels": _container_labels(spec),
+        "ExposedPorts": {f"{IDE_PORT}/tcp": {}},
+        "StopTimeout": GRACE,
+        "HostConfig": host,
+    }
+
+
+def _security(plan: Plan) -> list[str]:
+    """Docker's own profiles unless Docker is to run inside, which needs ours (decisions A4, B7)."""
+    if not plan.docker:
+        return []
+    options = []
+    if plan.facts.seccomp:
+        options.append(f"seccomp={json.dumps(json.loads(SECCOMP.read_text(encoding='utf-8')), separators=(',', ':'))}")
+    if plan.facts.apparmor:
+        options.append(f"apparmor={APPARMOR}")
+    return options
+
+
+def _masks(plan: Plan) -> dict[str, Any]:
+    """Docker inside mounts a /proc of its own, which the kernel allows only where nothing of the outer one is hidden (A1)."""
+    if not plan.docker:
+        return {}
+    if plan.facts.runtime and plan.facts.remapped:
+        return {"Runtime": RUNTIME}
+    return {"MaskedPaths": [], "ReadonlyPaths": []}

@@ -1,0 +1,532 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Target docker (private to the collection): workspaces as containers of one Docker engine.
+
+The home volume, created first, is the record of identity; names are the lock (decision C7). Shapes of requests and answers are those of
+Docker's Engine API 1.41.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import _docker_http
+from ._docker_body import LABEL, NETWORK, Plan, container_body, volume_labels
+from ._errors import Conflict, FlowError, NotFound, Unhealthy
+from ._progress import Progress
+from ._target import EngineFacts, ExecResult
+from ._workspace import Session, Workspace, WorkspaceSpec
+
+PREFIX = "spt-flow-"
+OLD = "-old"
+USER = "1000:1000"
+GRACE = 30
+"""Seconds between SIGTERM and SIGKILL (decision D5)."""
+DETAILS_DEADLINE = 1.0
+READERS = 16
+LEFTOVER_AGE = 600.0
+"""Seconds that a replaced container may stay beside its running successor before it counts as left over."""
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2592000}
+
+
+class DockerTarget:
+    """Implements ``_target.Target`` on the engine that ``host`` (or ``DOCKER_HOST``) names."""
+
+    name = "docker"
+
+    def __init__(self, host: str = "") -> None:
+        self._engine = _docker_http.connect(host)
+        self._facts: EngineFacts | None = None
+
+    # Reading
+
+    def probe_engine(self) -> EngineFacts:
+        if self._facts is None:
+            self._facts = engine_facts(self._engine.get_json("/info"), self._engine.local)
+        return self._facts
+
+    def find(self, spec: WorkspaceSpec) -> Workspace | None:
+        identity = spec.repository.identity if spec.repository else ""
+
+        def wanted(workspace: Workspace) -> bool:
+            return workspace.name == spec.name if spec.name else workspace.repo == identity
+
+        found = next(filter(wanted, self._containers(spec.owner)), None)
+        if found is None:
+            found = next(filter(wanted, self._homes(spec.owner)), None)
+        return replace(found, outdated=_outdated(found, spec)) if found and found.id else found
+
+    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Workspace]:
+        found = self._containers(owner)
+        names = {workspace.key for workspace in found}
+        found += [home for home in self._homes(owner) if home.key not in names]
+        if kind:
+            found = [workspace for workspace in found if workspace.kind == kind]
+        if details:
+            found = self._with_details(found)
+        return self._with_sizes(found) if sizes else found
+
+    def _containers(self, owner: str = "", key: str = "") -> list[Workspace]:
+        """One list request; a container set aside by ``restart`` counts only when nothing has taken its place."""
+        label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
+        filters = {"label": [label]} | ({"name": [f"^/{PREFIX}{re.escape(key)}({OLD})?$"]} if key else {})
+        found: dict[str, Workspace] = {}
+        for entry in sorted(
+            self._engine.get_json("/containers/json", {"all": True, "filters": filters}),
+            key=lambda entry: entry["Names"][0].endswith(OLD),
+        ):
+            workspace = from_container(entry, time.time())
+            if workspace is not None:
+                found.setdefault(workspace.key, workspace)
+        return list(found.values())
+
+    def _homes(self, owner: str) -> list[Workspace]:
+        label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
+        answer = self._engine.get_json("/volumes", {"filters": {"label": [label]}})
+        return [from_home(entry) for entry in answer.get("Volumes") or [] if entry["Name"].endswith("-home")]
+
+    def _read(self, workspace: Workspace) -> Workspace:
+        found = self._containers(workspace.owner, workspace.key)
+        if not found:
+            raise NotFound(f"Workspace {workspace.name} has no container any more.", "Run the command again.")
+        return found[0]
+
+    def _with_details(self, workspaces: list[Workspace]) -> list[Workspace]:
+        """Steps and life from the end of each running workspace's log, many at once, with one deadline for all."""
+        from concurrent.futures import ThreadPoolExecutor, wait
+
+        running = [workspace for workspace in workspaces if workspace.state == "running"]
+        if not running:
+            return workspaces
+        pool = ThreadPoolExecutor(min(READERS, len(running)))
+        tasks = {workspace.id: pool.submit(self._detailed, workspace) for workspace in running}
+        wait(tasks.values(), DETAILS_DEADLINE)
+        pool.shutdown(wait=False, cancel_futures=True)
+        done = {
+            key: task.result() for key, task in tasks.items() if task.done() and not task.cancelled() and not task.exception()
+        }
+        return [done.get(workspace.id, workspace) for workspace in workspaces]
+
+    def _detailed(self, workspace: Workspace) -> Workspace:
+        lines = self._log_lines(workspace.id, follow=False, tail=80, timeout=DETAILS_DEADLINE)
+        return with_events(workspace, lines)
+
+    def _with_sizes(self, workspaces: list[Workspace]) -> list[Workspace]:
+        volumes = self._engine.get_json("/system/df", {"type": "volume"}).get("Volumes") or []
+        sizes = {volume["Name"]: int((volume.get("UsageData") or {}).get("Size", -1)) for volume in volumes}
+
+        def measured(workspace: Workspace) -> dict[str, int]:
+            parts = {part: sizes.get(f"{PREFIX}{workspace.key}-{part}", -1) for part in ("home", "docker")}
+            return {part: size for part, size in parts.items() if size >= 0}
+
+        return [replace(workspace, size=measured(workspace)) for workspace in workspaces]
+
+    # Creating
+
+    def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        spec = self._named(spec) if spec.kind == "dev" else replace(spec, name=spec.title)
+        plan = Plan.of(spec, self.probe_engine(), self._engine.local)
+        if spec.kind == "dev":
+            labels = {**volume_labels(spec, "docker"), f"{LABEL}snapshot": "no"}
+            self._volume(f"{PREFIX}{spec.owner}-{spec.name}-docker", labels)
+        self._ensure_network()
+        self._create_container(container_name(spec.owner, spec.name), spec, plan)
+        workspace = self._read(Workspace(spec.owner, spec.name, ""))
+        return replace(workspace, notes=(*plan.notes, *self._disk_note()))
+
+    def _named(self, spec: WorkspaceSpec) -> WorkspaceSpec:
+        """Claim a name by making its home volume; the labels that come back tell who has it (decision C7)."""
+        repository = spec.repository
+        names = [spec.name] if spec.name else [repository.slug, repository.slug_with_suffix()] if repository else []
+        owner = ""
+        for name in names:
+            claimed = replace(spec, name=name)
+            labels = volume_labels(claimed, "home")
+            has = self._volume(f"{PREFIX}{spec.owner}-{name}-home", labels)
+            owner = has.get(f"{LABEL}repo", "")
+            if repository is None or owner in ("", repository.identity):
+                return claimed
+        raise Conflict(
+            f"Cannot create workspace {names[-1] if names else ''}: the name belongs to {owner}.",
+            "Choose another name: -e workspace=name",
+        )
+
+    def _volume(self, name: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """Create the volume, or find it as somebody else made it; its labels."""
+        body = {"Name": name, "Driver": "local", "Labels": dict(labels)}
+        made = self._engine.request_json("POST", "/volumes/create", body=body)
+        has = made.get("Labels") or {}
+        if has.get(f"{LABEL}owner") != labels[f"{LABEL}owner"]:
+            raise Conflict(
+                f"The volume {name} exists and was not made by spt.flow.", "Choose another name: -e workspace=name"
+            )
+        return dict(has)
+
+    def _ensure_network(self) -> None:
+        """The bridge of decision A8: neighbours do not see each other."""
+        try:
+            self._engine.get_json(f"/networks/{NETWORK}")
+            return
+        except NotFound:
+            pass
+        options = {
+            "com.docker.network.bridge.name": "spt-flow0",
+            "com.docker.network.bridge.enable_icc": "false",
+        }
+        body = {"Name": NETWORK, "CheckDuplicate": True, "Driver": "bridge", "Options": options, "Labels": {f"{LABEL}network": "1"}}
+        try:
+            self._engine.request_json("POST", "/networks/create", body=body)
+        except Conflict:
+            pass
+
+    def _create_container(self, name: str, spec: WorkspaceSpec, plan: Plan) -> None:
+        try:
+            self._engine.request_json("POST", "/containers/create", {"name": name}, container_body(spec, plan))
+        except Conflict:
+            return
+        except NotFound as error:
+            if "image" not in error.details.get("said", "").lower():
+                raise
+            raise NotFound(
+                f"Cannot create workspace {spec.name}: the engine does not have the image {spec.image}.",
+                "Build it: ansible-playbook spt.flow.image",
+            ) from None
+
+    def _disk_note(self) -> tuple[str, ...]:
+        """A warning while there is still room (only a local engine's disk can be seen)."""
+        if not self._engine.local:
+            return ()
+        folder = self._engine.get_json("/info")["DockerRootDir"]
+        try:
+            disk = os.statvfs(folder)
+        except OSError:
+            return ()
+        free = disk.f_bavail / max(1, disk.f_blocks)
+        if free >= 0.1:
+            return ()
+        room = disk.f_bavail * disk.f_frsize / 2**30
+        return (f"The engine's disk is nearly full: {room:.1f} GiB ({free:.0%}) are left in {folder}.",)
+
+    # Running
+
+    def start(self, workspace: Workspace) -> Workspace:
+        if workspace.id and self._is_old(workspace.id):
+            self._rename(workspace.id, container_name(workspace.owner, workspace.name))
+        try:
+            self._engine.request_json("POST", f"/containers/{workspace.id}/start")
+        except FlowError as error:
+            raise self._start_error(workspace, error) from None
+        return replace(self._read(workspace), notes=workspace.notes)
+
+    def _start_error(self, workspace: Workspace, error: FlowError) -> FlowError:
+        said = str(error.details.get("said", error.message))
+        if "address already in use" in said or "port is already allocated" in said:
+            port = re.search(r":(\d+)\b", said)
+            return Conflict(
+                f"Cannot start workspace {workspace.name}: port {port[1] if port else ''} of this machine is taken.",
+                "Free it, or take another one: -e ide_port=0, then restart.",
+            )
+        if isinstance(error, NotFound):
+            return error
+        if "status" not in error.details:
+            return error
+        return Unhealthy(
+            f"Cannot start workspace {workspace.name}: {said}.",
+            "Its home is untouched. See `docker info`, or restart it: ansible-playbook spt.flow.restart",
+        )
+
+    def stop(self, workspace: Workspace) -> Workspace:
+        self._stop(workspace.id)
+        if workspace.kind == "ci":
+            self._gone(workspace.id)
+            return replace(workspace, state="stopped")
+        return self._read(workspace)
+
+    def _stop(self, identifier: str) -> None:
+        self._engine.request_json("POST", f"/containers/{identifier}/stop", {"t": GRACE}, timeout=GRACE + 60)
+
+    def _gone(self, identifier: str, seconds: float = 30.0) -> None:
+        """Wait until the engine has removed a container that removes itself."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                self._engine.get_json(f"/containers/{identifier}/json")
+            except NotFound:
+                return
+            time.sleep(0.1)
+        self._remove(identifier)
+
+    def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        """Stop, set aside, create, start, wait, remove the old one; any failure puts the old one back (decision C12)."""
+        name = container_name(workspace.owner, workspace.name)
+        spec = self._completed(workspace, spec)
+        if not workspace.id:
+            return self.start(self.create(spec, progress))
+        plan = Plan.of(spec, self.probe_engine(), self._engine.local)
+        self._stop(workspace.id)
+        if not self._is_old(workspace.id):
+            self._remove(name + OLD)
+            self._rename(workspace.id, name + OLD)
+        try:
+            self._ensure_network()
+            self._create_container(name, spec, plan)
+            fresh = self.start(self._read(workspace))
+            self._until_usable(fresh, spec)
+        except BaseException:
+            self._remove(name)
+            self._rename(workspace.id, name)
+            self._engine.request_json("POST", f"/containers/{workspace.id}/start")
+            raise
+        self._remove(workspace.id)
+        return replace(fresh, notes=plan.notes)
+
+    def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
+        from ._lifecycle import wait_ready
+        from ._wait import Waiter
+
+        wait_ready(self, workspace, Progress(), Waiter(spec.settings.wait_timeout, False))
+
+    def _completed(self, workspace: Workspace, spec: WorkspaceSpec) -> WorkspaceSpec:
+        """``spec`` with what only the first ``up`` was told (repository, ref, dotfiles, author), read from the old one."""
+        from ._repository import Repository
+
+        known: dict[str, str] = {}
+        if workspace.id:
+            config = self._engine.get_json(f"/containers/{workspace.id}/json")["Config"]
+            known = dict(word.split("=", 1) for word in config.get("Env") or [] if "=" in word)
+        url = known.get("SPT_FLOW_REPO", "")
+        repository = spec.repository or (Repository.parse(url) if url else None)
+        return replace(
+            spec,
+            name=workspace.name,
+            kind=workspace.kind,
+            deadline=workspace.deadline,
+            repository=repository,
+            ref=spec.ref or known.get("SPT_FLOW_REF", ""),
+            dotfiles=spec.dotfiles or known.get("SPT_FLOW_DOTFILES", ""),
+            git_name=spec.git_name or known.get("SPT_FLOW_GIT_NAME", ""),
+            git_email=spec.git_email or known.get("SPT_FLOW_GIT_EMAIL", ""),
+        )
+
+    def _is_old(self, identifier: str) -> bool:
+        return str(self._engine.get_json(f"/containers/{identifier}/json")["Name"]).endswith(OLD)
+
+    def _rename(self, identifier: str, name: str) -> None:
+        self._engine.request_json("POST", f"/containers/{identifier}/rename", {"name": name})
+
+    def _remove(self, identifier: str) -> None:
+        """Remove a container; that it is gone, or somebody else is removing it, is as good."""
+        try:
+            self._engine.request_json("DELETE", f"/containers/{identifier}", {"force": True}, timeout=120)
+        except (NotFound, Conflict):
+            pass
+
+    def delete(self, workspace: Workspace) -> None:
+        """Container, then inner Docker's volume, then the home, which is the record that there is anything (C7)."""
+        name = container_name(workspace.owner, workspace.name)
+        for container in (name, name + OLD):
+            if self._is_ours(f"/containers/{container}/json", workspace, "Config"):
+                self._remove(container)
+        for part in ("docker", "home"):
+            volume = f"{PREFIX}{workspace.key}-{part}"
+            if self._is_ours(f"/volumes/{volume}", workspace, ""):
+                self._engine.request_json("DELETE", f"/volumes/{volume}", timeout=600)
+
+    def _is_ours(self, path: str, workspace: Workspace, inner: str) -> bool:
+        try:
+            found = self._engine.get_json(path)
+        except NotFound:
+            return False
+        labels = (found.get(inner) if inner else found).get("Labels") or {}
+        return labels.get(f"{LABEL}owner") == workspace.owner and labels.get(f"{LABEL}workspace") == workspace.name
+
+    def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
+        done = self.exec(workspace, ["spt-workspace", "keepalive", f"{hours:g}", by])
+        if done.status:
+            raise FlowError(
+                f"Cannot keep workspace {workspace.name} alive: {(done.stderr or done.stdout).strip()}",
+                "See ansible-playbook spt.flow.logs",
+            )
+        return self._detailed(workspace)
+
+    def session(self, workspace: Workspace) -> Session:
+        done = self.exec(workspace, ["spt-workspace", "status"])
+        try:
+            data = json.loads(done.stdout)
+            ide = data.get("ide") or {}
+            return Session(workspace.url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""))
+        except (ValueError, AttributeError):
+            raise Unhealthy(
+                f"Workspace {workspace.name} does not answer: {(done.stderr or done.stdout).strip()[:200]}",
+                f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+            ) from None
+
+    # Reaching inside
+
+    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
+        return self._log_lines(workspace.id, follow, tail, None if follow else 60.0)
+
+    def _log_lines(self, identifier: str, follow: bool, tail: int, timeout: float | None) -> Iterator[str]:
+        if not identifier:
+            return
+        query = {"stdout": True, "stderr": True, "follow": follow, "tail": tail or "all"}
+        connection, answer = self._engine.request("GET", f"/containers/{identifier}/logs", query, timeout=timeout)
+        rest = b""
+        try:
+            for _stream, block in self._engine.frames(answer):
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="replace").rstrip("\r")
+        finally:
+            connection.close()
+        if rest:
+            yield rest.decode(errors="replace")
+
+    def exec(
+        self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
+    ) -> ExecResult:
+        status, out, err = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
+        return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
+
+    def proxy_command(self, workspace: Workspace) -> list[str]:
+        return ["docker", "exec", "-i", "-u", USER, container_name(workspace.owner, workspace.name), "spt-workspace", "session"]
+
+    def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
+        path = f"/containers/{workspace.id}/archive"
+        self._engine.request_json("PUT", path, {"path": directory}, body=tar, timeout=600)
+
+    # Cleaning
+
+    def sweep(self, now: float) -> Iterable[str]:
+        """Expired CI workspaces (decision A9), and what a killed ``restart`` left beside its running successor."""
+        entries = self._engine.get_json("/containers/json", {"all": True, "filters": {"label": [f"{LABEL}owner"]}})
+        names = {entry["Names"][0].lstrip("/"): entry for entry in entries}
+        gone = []
+        for name, entry in names.items():
+            labels = entry.get("Labels") or {}
+            deadline = labels.get(f"{LABEL}deadline", "")
+            if labels.get(f"{LABEL}kind") == "ci" and deadline.isdigit() and int(deadline) <= now:
+                self._remove(entry["Id"])
+                gone.append(labels.get(f"{LABEL}workspace", name))
+            successor = names.get(name.removesuffix(OLD)) if name.endswith(OLD) else None
+            if successor and successor["State"] == "running" and age(successor["Status"]) > LEFTOVER_AGE:
+                self._remove(entry["Id"])
+        return gone
+
+
+# Pure parts
+
+
+def container_name(owner: str, name: str) -> str:
+    return f"{PREFIX}{owner}-{name}"
+
+
+def age(status: str) -> float:
+    """Seconds in the engine's words: ``Up 5 minutes``, ``Up About an hour``, ``Up Less than a second``."""
+    match = re.match(r"Up (?:(About|Less than) )?(an?|\d+) (\w+?)s?\b", status)
+    if not match or match[3] not in _UNITS:
+        return 0.0
+    if match[1] == "Less than":
+        return 0.0
+    return (1 if match[2] in ("a", "an") else int(match[2])) * float(_UNITS[match[3]])
+
+
+def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
+    """A workspace from an entry of the engine's list of containers; ``None`` when it is none of ours."""
+    labels = entry.get("Labels") or {}
+    owner, name = labels.get(f"{LABEL}owner", ""), labels.get(f"{LABEL}workspace", "")
+    if entry["Names"][0].lstrip("/").removesuffix(OLD) != container_name(owner, name):
+        return None
+    code = re.match(r"Exited \((\d+)\)", entry.get("Status", ""))
+    exit_code = int(code[1]) if code else None
+    state = {"running": "running", "paused": "paused", "created": "stopped", "dead": "failed"}.get(entry["State"], "")
+    if not state:
+        state = "stopped" if exit_code in (0, 137, 143, None) else "failed"
+    port = next((p["PublicPort"] for p in entry.get("Ports") or [] if p.get("PrivatePort") == 8080 and p.get("PublicPort")), 0)
+    deadline = labels.get(f"{LABEL}deadline", "")
+    return Workspace(
+        owner=owner,
+        name=name,
+        repo=labels.get(f"{LABEL}repo", ""),
+        kind=labels.get(f"{LABEL}kind", "dev"),
+        state=state,
+        id=entry["Id"],
+        created=labels.get(f"{LABEL}created", ""),
+        contract=labels.get(f"{LABEL}contract", ""),
+        settings_hash=labels.get(f"{LABEL}settings", ""),
+        image_hash=labels.get(f"{LABEL}image", ""),
+        deadline=int(deadline) if deadline.isdigit() else None,
+        started=now - age(entry.get("Status", "")) if state == "running" else None,
+        exit_code=exit_code,
+        url=f"http://127.0.0.1:{port}/" if port and state == "running" else "",
+    )
+
+
+def from_home(entry: Mapping[str, Any]) -> Workspace:
+    """A stopped workspace of which only the home is left."""
+    labels = entry.get("Labels") or {}
+    return Workspace(
+        owner=labels.get(f"{LABEL}owner", ""),
+        name=labels.get(f"{LABEL}workspace", ""),
+        repo=labels.get(f"{LABEL}repo", ""),
+        kind=labels.get(f"{LABEL}kind", "dev"),
+        state="stopped",
+        created=labels.get(f"{LABEL}created", ""),
+        contract=labels.get(f"{LABEL}contract", ""),
+    )
+
+
+def _outdated(workspace: Workspace, spec: WorkspaceSpec) -> tuple[str, ...]:
+    wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
+    has = {"settings": workspace.settings_hash, "image": workspace.image_hash}
+    return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
+
+
+def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
+    """``workspace`` with the steps and the life that the last start printed (decision B2)."""
+    from ._lifecycle import Watch
+
+    watch = Watch(Progress())
+    for line in lines:
+        watch.feed(line)
+    return watch.apply(workspace)
+
+
+def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:
+    """What ``GET /info`` says; the size of the remapped range comes from /etc/subuid where it can be read (A3)."""
+    options = [word for option in info.get("SecurityOptions") or [] for word in option.split(",")]
+    remapped = "name=userns" in options
+    base = re.search(r"/(\d+)\.\d+/?$", info.get("DockerRootDir", ""))
+    start = int(base[1]) if remapped and base else 0
+    return EngineFacts(
+        version=info.get("ServerVersion", ""),
+        remapped=remapped,
+        remap_base=start,
+        remap_size=(_range_size(start) if local else -1) if remapped else 0,
+        runtime="spt-flow" in (info.get("Runtimes") or {}),
+        seccomp=any(option.startswith("name=seccomp") for option in options),
+        apparmor="name=apparmor" in options,
+        cgroup_version=str(info.get("CgroupVersion", "")),
+        cpus=int(info.get("NCPU", 0)),
+        memory=int(info.get("MemTotal", 0)),
+        storage_driver=info.get("Driver", ""),
+        log_driver=info.get("LoggingDriver", ""),
+        local=local,
+    )
+
+
+def _range_size(start: int) -> int:
+    try:
+        with open("/etc/subuid", encoding="utf-8") as lines:
+            parts = [line.strip().split(":") for line in lines]
+    except OSError:
+        return -1
+    return next((int(p[2]) for p in parts if len(p) == 3 and p[1] == str(start)), -1)
+
+
