@@ -15,7 +15,6 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError,
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
-FINISH_CLONE = 'spt-workspace clone; exec "${SHELL:-/bin/bash}" -l'
 NOT_OURS = ("ttl", "size", "follow", "tail")
 
 
@@ -106,9 +105,9 @@ class ActionModule(_ansible.FlowAction):
             "ssh": enter,
         }
         block = _report.closing(result, session, enter, _ssh.alias(workspace), self.progress.elapsed, time.time())
-        return self.finish(answer, block, self._connect(workspace))
+        return self.finish(answer, block, self._connect(workspace, session.directory))
 
-    def _connect(self, workspace: Workspace) -> dict[str, Any] | None:
+    def _connect(self, workspace: Workspace, directory: str) -> dict[str, Any] | None:
         """What the run ends in: the command, else a shell, which first finishes a clone that needs credentials."""
         from ansible_collections.spt.flow.plugins.module_utils import _ssh
 
@@ -116,10 +115,11 @@ class ActionModule(_ansible.FlowAction):
             return None
         command = self.values["command"]
         if command:
-            return {"argv": _ssh.argv(workspace, command), "env": {}, "always": True}
-        unfinished = workspace.step("clone").state == "needs-auth"
-        argv = _ssh.argv(workspace, FINISH_CLONE, terminal=True) if unfinished else _ssh.argv(workspace)
-        return {"argv": argv, "env": {}, "always": False}
+            return {"argv": _ssh.argv(workspace, _ssh.inside(directory, command)), "env": {}, "always": True}
+        shell = _ssh.inside(directory, _ssh.SHELL)
+        if workspace.step("clone").state == "needs-auth":
+            shell = f"spt-workspace clone; {shell}"
+        return {"argv": _ssh.argv(workspace, shell, terminal=True), "env": {}, "always": False}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
         """Clone with the caller's SSH agent in a session of its own (decision D7); what changes in the answer."""

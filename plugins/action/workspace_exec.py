@@ -26,7 +26,8 @@ class ActionModule(_ansible.FlowAction):
         from ansible_collections.spt.flow.plugins.module_utils import _ssh
 
         command = self._command()
-        workspace = _ansible.find_one(_ansible.open_target(self.values), self.values)
+        target = _ansible.open_target(self.values)
+        workspace = _ansible.find_one(target, self.values)
         if workspace.state != "running":
             raise Conflict(
                 f"Cannot run a command in workspace {workspace.name}: it is {workspace.state}.",
@@ -35,7 +36,8 @@ class ActionModule(_ansible.FlowAction):
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": f"Check mode: a command would run in {workspace.name}."}, [])
         lines = Lines(self.say, batch="AWX_ISOLATED_DATA_DIR" in os.environ)
-        status = _ansible.stream(_ssh.argv(workspace, command), lines.add)
+        there = _ssh.inside(target.session(workspace).directory, command)
+        status = _ansible.stream(_ssh.argv(workspace, there), lines.add)
         lines.flush()
         answer = {"changed": True, "rc": status, "stdout_lines": lines.kept}
         if status:

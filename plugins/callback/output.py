@@ -68,7 +68,7 @@ class CallbackModule(Default):
         self._screen = _ansible.screen()
         self._failure: dict[str, Any] | None = None
         if self._screen != "text":
-            self._display = _Screen(self._display, drop=self._screen == "json" and not self._display.verbosity)
+            self._display: Any = _Screen(self._display, drop=self._screen == "json" and not self._display.verbosity)
 
     def set_options(self, *args: Any, **options: Any) -> None:
         super().set_options(*args, **options)

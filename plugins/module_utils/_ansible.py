@@ -14,7 +14,7 @@ import subprocess
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible import constants as C
 from ansible import context
@@ -28,8 +28,10 @@ from ansible.utils.vars import load_extra_vars
 from . import _settings
 from ._errors import FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
-from ._target import Target
-from ._workspace import Workspace, WorkspaceSpec
+
+if TYPE_CHECKING:
+    from ._target import Target
+    from ._workspace import Workspace, WorkspaceSpec
 
 RUNNER_CALLBACK = "awx_display"
 OUTPUT_CALLBACK = "spt.flow.output"
@@ -250,13 +252,13 @@ def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
 
 
 def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
-    """The workspace that ``values`` describe; raises ``InvalidInput``."""
-    from . import _repository as repositories
-
-    def repository(name: str) -> repositories.Repository | None:
-        return repositories.Repository.parse(values[name], values["default_host"]) if values[name] else None
-
+    """The workspace that ``values``, checked by ``_settings.resolve``, describe."""
     from . import _image
+    from ._repository import Repository
+    from ._workspace import WorkspaceSpec
+
+    def repository(name: str) -> Repository | None:
+        return Repository.parse(values[name], values["default_host"]) if values[name] else None
 
     image = _image.identity(values["profile"], image_options(values))
     dotfiles = repository("dotfiles")
@@ -264,9 +266,9 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     return WorkspaceSpec(
         owner=owner_of(values),
         settings=_settings.Settings.of(values),
-        name=repositories.validate_name(values["workspace"]) if values["workspace"] else "",
+        name=values["workspace"],
         repository=repository("repo"),
-        ref=repositories.validate_ref(values["ref"]) if values["ref"] else "",
+        ref=values["ref"],
         dotfiles=dotfiles.url if dotfiles else "",
         git_name=author["name"],
         git_email=author["email"],
@@ -277,9 +279,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
 def owner_of(values: Mapping[str, Any]) -> str:
     """Whose workspaces are meant: the value, else the login name (decision C7)."""
-    from ._repository import validate_name
-
-    return validate_name(values["owner"], "owner") if values["owner"] else _settings.default_owner()
+    return str(values["owner"]) or _settings.default_owner()
 
 
 def git_identity(values: Mapping[str, Any]) -> dict[str, str]:

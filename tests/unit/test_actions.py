@@ -16,9 +16,9 @@ import pytest
 from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _lifecycle, _settings
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _lifecycle, _settings, _ssh
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Session
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
 
 CHECKOUT = Path(__file__).parents[2]
@@ -160,7 +160,6 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     engine = "ansible_collections.spt.flow.plugins.module_utils"
     for name, stub in {
         "_image": {"identity": lambda profile, options: image, "ensure": lambda *args: False},
-        "_ssh": {"argv": _argv, "alias": lambda w: f"spt-flow-{w.key}", "config_text": lambda: "Host spt-flow-*\n"},
     }.items():
         module = types.ModuleType(f"{engine}.{name}")
         vars(module).update(stub)
@@ -170,6 +169,7 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     monkeypatch.setattr(_lifecycle._repository, "probe", lambda *args, **more: _lifecycle.Probe("open"))
     monkeypatch.setenv("SPT_FLOW_OWNER", "alice")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
     def run(name: str, args: dict[str, Any] | None = None, check: bool = False, **values: str) -> dict[str, Any]:
         for option, text in values.items():
@@ -190,10 +190,6 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     return run
 
 
-def _argv(workspace: Any, command: str = "", terminal: bool | None = None) -> list[str]:
-    return ["ssh", f"spt-flow-{workspace.key}", *([command] if command else [])]
-
-
 def left(result: dict[str, Any]) -> dict[str, Any]:
     """What the action left for the callbacks."""
     data: dict[str, Any] = result["ansible_stats"]["data"]["spt_flow"]
@@ -203,9 +199,11 @@ def left(result: dict[str, Any]) -> dict[str, Any]:
 def test_up_creates_and_hands_over(act: Any) -> None:
     result = act("workspace", repo="https://example.com/o/demo")
     assert (result["changed"], result["workspace"]["name"]) == (True, "demo")
-    assert left(result)["connect"] == {"argv": ["ssh", "spt-flow-alice-demo"], "env": {}, "always": False}
+    connect = left(result)["connect"]
+    assert connect["argv"][0] == "ssh" and "-t" in connect["argv"] and not connect["always"]
+    assert connect["argv"][-2:] == ["spt-flow-alice-demo", "cd -- /home/coder/demo 2>/dev/null; " + _ssh.SHELL]
     assert left(result)["result"]["session"]["password"] == "pass"
-    assert any("ssh spt-flow-alice-demo" in line for line in left(result)["block"])
+    assert any(line.endswith(" spt-flow-alice-demo") and "ssh -F" in line for line in left(result)["block"])
 
 
 def test_up_again_is_unchanged(act: Any) -> None:
@@ -245,7 +243,9 @@ def test_ssh_never_creates(act: Any) -> None:
 def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     result = act("workspace", {"create": False}, command="make test")
-    assert left(result)["connect"] == {"argv": ["ssh", "spt-flow-alice-demo", "make test"], "env": {}, "always": True}
+    connect = left(result)["connect"]
+    assert connect["argv"][-2:] == ["spt-flow-alice-demo", "cd -- /home/coder/demo 2>/dev/null; make test"]
+    assert connect["always"] and "-t" not in connect["argv"]
 
 
 def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
@@ -276,7 +276,7 @@ def test_a_clone_without_access_is_tried_with_the_agent(
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/somewhere")
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
-    monkeypatch.setattr(sys.modules[_lifecycle.__name__.replace("_lifecycle", "_ssh")], "argv", lambda *a: [program])
+    monkeypatch.setattr(_ssh, "argv", lambda *args: [program])
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
     clone = next(step for step in result["workspace"]["steps"] if step["name"] == "clone")
     assert clone["state"] == state
@@ -286,7 +286,7 @@ def test_a_clone_without_access_is_tried_with_the_agent(
 def test_a_shell_first_finishes_the_clone(act: Any) -> None:
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo")
-    assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; exec ")
+    assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; cd -- ")
 
 
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
@@ -306,8 +306,7 @@ def test_logs_are_shown_line_by_line(act: Any) -> None:
 
 def test_exec_streams_lines_and_fails_with_the_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
-    ssh = sys.modules[_lifecycle.__name__.replace("_lifecycle", "_ssh")]
-    monkeypatch.setattr(ssh, "argv", lambda workspace, command: ["sh", "-c", command])
+    monkeypatch.setattr(_ssh, "argv", lambda workspace, command: ["sh", "-c", command])
     result = act("workspace_exec", {"argv": ["sh", "-c", "echo a b; echo c >&2; exit 3"]})
     assert (result["rc"], result["stdout_lines"], result["failed"]) == (3, ["a b", "c"], True)
     assert act.said == ["a b", "c"]
@@ -328,6 +327,25 @@ def test_one_object_needs_our_callback(act: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_ansible.C, "DEFAULT_STDOUT_CALLBACK", "default")
     result = act("workspace_info", output="json")
     assert "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in result["msg"]
+
+
+def test_the_ssh_block_is_read_by_ssh_and_makes_one_key(act: Any, tmp_path: Path) -> None:
+    argv = _ssh.argv(Workspace("alice", "demo", "example.com/o/demo"))
+    for _time in range(2):
+        said = subprocess.run(["ssh", "-G", *argv[1:]], capture_output=True, text=True, timeout=30, check=True).stdout
+        assert "user coder\n" in said and "stricthostkeychecking true\n" in said
+        assert f"identityfile {tmp_path}/spt-flow/id_ed25519\n" in said
+    assert sorted(p.name for p in (tmp_path / "spt-flow").iterdir()) == ["id_ed25519", "id_ed25519.pub", "ssh_config"]
+    other = subprocess.run(["ssh", "-G", *argv[1:-1], "example.com"], capture_output=True, text=True, timeout=30).stdout
+    assert "docker" not in other
+
+
+def test_the_key_lies_where_nobody_else_can_look(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "open/spt-flow").mkdir(parents=True)
+    (tmp_path / "open/spt-flow").chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "open"))
+    folder = _ssh.runtime_folder()
+    assert folder != tmp_path / "open/spt-flow" and folder.stat().st_mode & 0o077 == 0
 
 
 def test_ssh_config_adds_one_line_and_takes_it_back(act: Any, tmp_path: Path) -> None:
