@@ -34,7 +34,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, {library!r})
 from pathlib import Path
 from spt_workspace.contract import Contract, Paths
-from spt_workspace.main import Supervisor
+from spt_workspace.supervisor import Supervisor
 root = Path({root!r})
 contract = Contract.from_environment(os.environ)
 sys.exit(Supervisor(contract, Paths(root), dict(os.environ), root / "pts", (str(root / "skel"),), {docker!r}).run())

@@ -151,7 +151,8 @@ def test_environment_of_the_ide_has_docker_caches_and_no_secret(machine):
     machine.start(SPT_FLOW_DOCKER="on", PASSWORD="oops", HASHED_PASSWORD="oops")
     machine.wait("ide", "ok")
     env = eval((machine.root / "code-server.env").read_text())
-    assert env["GOTMPDIR"] == "/var/tmp/go" and env["DOCKER_HOST"].startswith("unix://")
+    assert env["GOTMPDIR"] == "/var/tmp/go" and env["PIP_CACHE_DIR"] == "/var/tmp/coder/pip"
+    assert env["DOCKER_HOST"].startswith("unix://")
     assert env["XDG_RUNTIME_DIR"] == str(machine.paths.runtime)
     assert "PASSWORD" not in env and "HASHED_PASSWORD" not in env
     assert not any(name.startswith("SPT_FLOW_") for name in env)

@@ -39,11 +39,12 @@ _NOT_PASSED = re.compile(
 )
 
 # What may grow large goes to the container's disk: /tmp is memory (decision A10).
+CACHE = "/var/tmp/coder"  # noqa: S108 - a directory of the user's own, made with the image
 CACHES = {
-    "GOTMPDIR": "/var/tmp/coder",
-    "CARGO_TARGET_DIR": "/var/tmp/coder/cargo-target",
-    "PIP_CACHE_DIR": "/var/tmp/coder/pip",
-    "npm_config_cache": "/var/tmp/coder/npm",
+    "GOTMPDIR": CACHE,
+    "CARGO_TARGET_DIR": f"{CACHE}/cargo-target",
+    "PIP_CACHE_DIR": f"{CACHE}/pip",
+    "npm_config_cache": f"{CACHE}/npm",
 }
 
 

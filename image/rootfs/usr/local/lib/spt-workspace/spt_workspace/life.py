@@ -157,21 +157,20 @@ def valid_keepalive(text: str, wall: float, longest: float) -> dict[str, Any] | 
 
 def look(paths: Paths, terminals: Path) -> Seen:
     """Take a sample of the machine."""
-    inputs = {}
-    for terminal in terminals.glob("[0-9]*"):
-        try:
-            inputs[terminal.name] = terminal.stat().st_atime
-        except OSError:
-            continue
-    try:
-        heartbeat = paths.heartbeat.stat().st_mtime_ns
-    except OSError:
-        heartbeat = 0
+    inputs = {place.name: times.st_atime for place in terminals.glob("[0-9]*") if (times := _times(place))}
+    beat = _times(paths.heartbeat)
     try:
         keepalive = paths.keepalive.read_text()[:4096]
     except (OSError, ValueError):
         keepalive = ""
-    return Seen(live_sessions(paths), heartbeat, inputs, keepalive)
+    return Seen(live_sessions(paths), beat.st_mtime_ns if beat else 0, inputs, keepalive)
+
+
+def _times(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def live_sessions(paths: Paths) -> int:
