@@ -1,0 +1,339 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The audit trail with the real kernel, daemon and a remapped container: everything root runs is there, under the right name.
+
+The kernel has one audit for all: these tests refuse to run where a daemon is at work,
+and take their rules and daemon away again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "roles/host_audit/files"
+BASE = 1_000_000
+IMAGE = "spt-flow-audit-test"
+DOCKERFILE = """\
+FROM {base}
+RUN apt-get update && apt-get install -y --no-install-recommends sudo && apt-get clean \
+ && useradd -m -u 1000 coder && echo 'coder ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/coder
+"""
+
+
+def run(*argv: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, text=True, capture_output=True, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def docker(*words: str, **more: object) -> str:
+    done = run("docker", *words, **more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+class Trail:
+    """A running daemon with our rules, its log and a registry, all below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
+        for folder in ("log", "etc", "registry/ids", "registry/containers", "lib/spt_flow_host"):
+            (root / folder).mkdir(parents=True)
+        for part in ("_errors", "_audit"):
+            shutil.copy(ROOT / "plugins/module_utils" / f"{part}.py", root / "lib/spt_flow_host")
+        (root / "lib/spt_flow_host/__init__.py").touch()
+        values = {
+            "ansible_managed": "test",
+            "host_audit_backlog": 65536,
+            "host_audit_backlog_wait": 60000,
+            "host_audit_remap_base": BASE,
+        }
+        environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+        environment.filters["comment"] = lambda text: f"# {text}"
+        text = (ROOT / "roles/host_audit/templates/rules.j2").read_text()
+        (root / "etc/rules").write_text(environment.from_string(text).render(values).replace("-w /var/lib", "#"))
+        settings = f"local_events = yes\nwrite_logs = yes\nlog_file = {self.log}\nlog_format = RAW\nmax_log_file = 64\n"
+        settings += "flush = INCREMENTAL_ASYNC\nfreq = 50\nnum_logs = 99\nmax_log_file_action = KEEP_LOGS\n"
+        settings += "disk_full_action = SUSPEND\n"
+        settings += "priority_boost = 4\nspace_left = 75\nspace_left_action = SYSLOG\nadmin_space_left = 50\n"
+        settings += (
+            "admin_space_left_action = SUSPEND\ndisk_error_action = SUSPEND\nname_format = NONE\nq_depth = 4000\n"
+        )
+        (root / "etc/auditd.conf").write_text(settings)
+        (root / "etc/auditd.conf").chmod(0o640)
+
+    def start(self) -> None:
+        self.daemon = subprocess.Popen(
+            ["auditd", "-n", "-c", str(self.root / "etc")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while "pid 0" in run("auditctl", "-s").stdout and time.monotonic() < deadline:
+            time.sleep(0.1)
+        loaded = run("auditctl", "-R", str(self.root / "etc/rules"))
+        assert loaded.returncode == 0, loaded.stderr
+        run("auditctl", "-e", "1")
+
+    def stop(self) -> None:
+        run("auditctl", "-D")
+        run("auditctl", "-e", "0")
+        run("auditctl", "-b", "64", "--backlog_wait_time", "15000")
+        self.daemon.terminate()
+        self.daemon.wait(20)
+
+    def program(self, *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(FILES / "spt-flow-audit"), "--log", str(self.log), "--registry", str(self.registry), *words]
+        return run("/usr/bin/python3", *argv, env={**os.environ, "SPT_FLOW_LIB": str(self.root / "lib")})
+
+    def rows(self, since: float, **filters: str) -> list[dict]:
+        words = [word for name, value in filters.items() for word in (f"--{name}", value)]
+        done = self.program("report", "--json", "--since", str(since), *words)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def lost(self) -> int:
+        return int(run("auditctl", "-s").stdout.partition("lost ")[2].split()[0])
+
+    def shell(self, script: str, container: str) -> subprocess.CompletedProcess[str]:
+        """What the runtime does: source audit-id.sh and become the next program."""
+        env = {**os.environ, "SPT_FLOW_AUDIT_REGISTRY": str(self.registry)}
+        return run("sh", "-c", f'. "{FILES}/audit-id.sh"; {script}', "sh", container, env=env)
+
+
+@pytest.fixture(scope="module")
+def trail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trail]:
+    if os.geteuid() != 0 or not shutil.which("auditd"):
+        pytest.skip("needs root and auditd")
+    status = run("auditctl", "-s").stdout
+    if (
+        "pid 0" not in status
+        or "enabled 0" not in status
+        or run("auditctl", "-l").stdout.strip() not in ("", "No rules")
+    ):
+        pytest.skip("the kernel's audit cannot be asked or is in use")
+    found = Trail(tmp_path_factory.mktemp("trail"))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+class Workspace:
+    """A container of the remapped engine, entered as the runtime's exec does: number first, then the namespaces."""
+
+    def __init__(self, trail: Trail, owner: str, name: str) -> None:
+        self.trail, self.owner, self.name = trail, owner, name
+        self.container = docker(
+            "run",
+            "-d",
+            "--rm",
+            "--network=none",
+            f"--name=spt-flow-audittest-{os.getpid()}-{name}",
+            IMAGE,
+            "sleep",
+            "600",
+        )
+        self.pid = docker("inspect", "-f", "{{.State.Pid}}", self.container)
+        bundle = trail.root / self.container
+        bundle.mkdir()
+        env = [f"SPT_FLOW_OWNER={owner}", f"SPT_FLOW_WORKSPACE={name}", 'SPT_FLOW_GIT_NAME=x,"SPT_FLOW_OWNER=mallory']
+        (bundle / "config.json").write_text(json.dumps({"process": {"env": env}}, separators=(",", ":")))
+        done = trail.shell(f"spt_flow_audit_create {bundle} $1", self.container)
+        assert done.returncode == 0, done.stderr
+
+    def __call__(self, command: str, uid: int = 1000) -> subprocess.CompletedProcess[str]:
+        enter = f"nsenter -t {self.pid} -U -m -p -n -u -i -S {uid} -G {uid} -r -w"
+        (self.trail.root / "command").write_text(command)
+        return self.trail.shell(
+            f'spt_flow_audit_exec "$1" && exec {enter} env -i PATH="$PATH" bash -c "$(cat {self.trail.root}/command)"',
+            self.container,
+        )
+
+    @property
+    def number(self) -> int:
+        return int((self.trail.registry / "containers" / self.container).read_text())
+
+    def rows(self, since: float) -> list[dict]:
+        return self.trail.rows(since, owner=self.owner, workspace=self.name)
+
+
+@pytest.fixture(scope="module")
+def workspace(trail: Trail) -> Iterator[Workspace]:
+    if run("docker", "version").returncode or "userns" not in docker("info", "-f", "{{.SecurityOptions}}"):
+        pytest.skip("needs a remapped Docker engine")
+    if run("docker", "image", "inspect", IMAGE).returncode:
+        base = docker("images", "-q", "debian").splitlines()
+        if not base:
+            pytest.skip("the engine has no debian image")
+        env = {**os.environ, "DOCKER_BUILDKIT": "0"}
+        docker("build", "-t", IMAGE, "-", input=DOCKERFILE.format(base=base[0]), env=env)
+    found = Workspace(trail, "alice", "demo")
+    try:
+        yield found
+    finally:
+        run("docker", "rm", "-f", found.container)
+
+
+def since() -> float:
+    return time.time() - 0.01
+
+
+def commands(rows: list[dict]) -> str:
+    return "\n".join(row["command"] for row in rows)
+
+
+WAYS = {
+    "sudo one by one": ("sudo id -u; sudo cat /etc/shadow >/dev/null", ["id -u", "cat /etc/shadow"]),
+    "a root shell": (
+        "seq 50 | sed 's/.*/uname -& 2>\\/dev\\/null; echo\\; \\/bin\\/echo n&/' | sudo bash",
+        [f"/bin/echo n{n}" for n in range(1, 51)],
+    ),
+    "su": ("sudo su -c 'cat /etc/hostname'", ["cat /etc/hostname"]),
+    "a setuid program": (
+        "sudo cp /usr/bin/env /tmp/suid; sudo chmod 4755 /tmp/suid; /tmp/suid true marked",
+        ["/tmp/suid true marked", "chmod 4755 /tmp/suid"],
+    ),
+    "a script": (
+        "printf '#!/bin/sh\\n/bin/echo from-script\\n' >/tmp/s; chmod +x /tmp/s; sudo /tmp/s",
+        ["/bin/echo from-script"],
+    ),
+    "base64 through a shell": (
+        "echo L2Jpbi9lY2hvIGhpZGRlbiB3b3Jkcw== | base64 -d | sudo sh",
+        ["/bin/echo hidden words"],
+    ),
+    "odd arguments": ("sudo /bin/echo $'two\\nlines' 'sp ace' ü", ["/bin/echo 'two\\nlines' 'sp ace' ü"]),
+    "a very long argument": ("sudo /bin/echo $(seq -s, 9000) end", [",8999,9000 end"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_being_root_is_recorded_under_the_workspace(workspace: Workspace, way: str) -> None:
+    script, expected = WAYS[way]
+    began = since()
+    done = workspace(script)
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        text = commands(workspace.rows(began))
+        if all(words in text for words in expected):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"missing: {[words for words in expected if words not in text]}; found:\n{text[:2000]}")
+
+
+def test_what_the_user_runs_without_root_is_not_recorded(workspace: Workspace) -> None:
+    began = since()
+    workspace("/bin/echo private")
+    time.sleep(1)
+    assert "private" not in commands(workspace.rows(began))
+
+
+def test_root_inside_can_neither_change_its_number_nor_touch_the_trail(workspace: Workspace) -> None:
+    began = since()
+    tries = "for n in 4294967295 0 700001; do echo $n >/proc/self/loginuid; echo $?; done"
+    assert workspace(f"sudo bash -c '{tries}' 2>/dev/null").stdout.split() == ["1", "1", "1"]
+    assert workspace(f"sudo kill {workspace.trail.daemon.pid}").returncode != 0
+    assert workspace.trail.daemon.poll() is None
+    assert not Path(f"/proc/{workspace.pid}/root{workspace.trail.log}").exists()
+    time.sleep(0.5)
+    assert {row["owner"] for row in workspace.trail.rows(began) if row["euid"] == BASE} == {"alice"}
+
+
+def test_two_workspaces_are_told_apart_and_one_keeps_its_number(trail: Trail, workspace: Workspace) -> None:
+    other = Workspace(trail, "bob", "demo2")
+    again = None
+    try:
+        began = since()
+        other("sudo /bin/echo of-bob")
+        workspace("sudo /bin/echo of-alice")
+        time.sleep(0.5)
+        assert "of-alice" not in commands(other.rows(began))
+        assert "of-bob" in commands(other.rows(began))
+        number = other.number
+        run("docker", "rm", "-f", other.container)
+        again = Workspace(trail, "bob", "demo2")
+        assert again.number == number
+    finally:
+        for left in (other, again):
+            if left:
+                run("docker", "rm", "-f", left.container)
+
+
+def test_numbers_never_collide_even_at_once(trail: Trail, tmp_path: Path) -> None:
+    (tmp_path / "ids").mkdir()
+    env = {**os.environ, "SPT_FLOW_AUDIT_REGISTRY": str(tmp_path)}
+    # A checksum that points everybody to the same number makes every allocation a collision.
+    one = f'. "{FILES}/audit-id.sh"; cksum() {{ echo 5 1; }}; key=o/w$1; spt_flow_audit_allocate && echo "$key $number"'
+    crowd = [
+        subprocess.Popen(["sh", "-c", one, "sh", str(n % 20)], env=env, stdout=subprocess.PIPE, text=True)
+        for n in range(40)
+    ]
+    pairs = {tuple(process.communicate()[0].split()) for process in crowd}
+    assert len(pairs) == 20
+    assert len({number for _key, number in pairs}) == 20
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "share"),
+    [
+        (100, 5, 1.0),
+        (1000, 5, 0.999),
+        pytest.param(100, 60, 1.0, marks=pytest.mark.full),
+        pytest.param(1000, 60, 0.999, marks=pytest.mark.full),
+    ],
+)
+def test_bursts_are_recorded_and_losses_counted(workspace: Workspace, rate: int, seconds: int, share: float) -> None:
+    began, before = since(), workspace.trail.lost()
+    mark = f"burst{rate}"
+    ten = f"for i in 1 2 3 4 5 6 7 8 9 10; do n=$((n+1)); /bin/true {mark}-$n; done"
+    pause = f"sleep {10 / rate}" if rate < 1000 else ":"
+    script = f"n=0; while [ $n -lt {rate * seconds} ]; do {ten}; {pause}; done"
+    assert workspace(f"sudo bash -c '{script}'").returncode == 0
+    took = time.time() - began
+    time.sleep(2)
+    rows = [
+        row for row in workspace.rows(began) if mark + "-" in row["command"] and row["command"].startswith("/bin/true")
+    ]
+    count, lost = len({row["command"] for row in rows}), workspace.trail.lost() - before
+    print(f"{rate * seconds} commands at {rate * seconds / took:.0f}/s: {count} recorded, {lost} records lost")
+    assert count >= rate * seconds * share
+    assert {(row["owner"], row["workspace"]) for row in rows} == {("alice", "demo")}
+
+
+def test_a_setuid_program_on_the_host_is_recorded_too(trail: Trail) -> None:
+    began = since()
+    run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "nobody-there")
+    time.sleep(0.5)
+    assert "su -c true nobody-there" in commands(trail.rows(began))
+
+
+def test_a_lost_record_or_missing_rule_fails_the_status(trail: Trail) -> None:
+    whole = trail.program("status")
+    assert whole.returncode == 0 or "missing" not in whole.stdout
+    run("auditctl", "-D")
+    try:
+        done = trail.program("status")
+        assert (done.returncode, "Rules are missing" in done.stdout) == (8, True)
+    finally:
+        run("auditctl", "-R", str(trail.root / "etc/rules"))
+
+
+def test_packed_logs_are_searched_and_dropped_with_age(trail: Trail, workspace: Workspace) -> None:
+    began = since()
+    workspace("sudo /bin/echo before-rotation")
+    time.sleep(0.5)
+    assert trail.program("archive", "--days", "30").returncode == 0
+    packed = list((trail.log.parent / "archive").glob("*.gz"))
+    assert packed
+    assert "before-rotation" in commands(workspace.rows(began))
+    os.utime(packed[0], (1, 1))
+    trail.program("archive", "--days", "30")
+    assert not packed[0].exists()
