@@ -4,7 +4,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-full lint unit integration sanity bench docs image build install clean
 MAX = tools/venv --dev --end max --
-MIN = tools/venv --dev --end min --
 RUN = tools/venv --
 export REPO
 
@@ -24,8 +23,7 @@ lint: ## Static checks and convention tests, under a minute
 	@$(MAX) tools/lint
 
 unit: ## Unit tests on both ends of ansible-core
-	@$(MAX) pytest -q -n 2 tests/unit
-	@$(MIN) pytest -q -n 2 tests/unit
+	@status=0; for end in max min; do tools/venv --dev --end $$end -- pytest -q -n 2 tests/unit || status=1; done; exit $$status
 
 integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks some
 	@tools/quickstart --engine-only && $(MAX) pytest -q $(or $(TESTS),tests/integration) -m "not full"
