@@ -371,8 +371,10 @@ class _Builder:
             "downloads/node.whl": fetch("Node.js", files["node"], self.options, self.progress),
             "downloads/code-server.tgz": fetch("code-server", files["code-server"], self.options, self.progress),
         }
-        if self.options.get("ca_bundle"):
-            context["downloads/ca.pem"] = Path(str(self.options["ca_bundle"]))
+        # SSL_CERT_FILE is what OpenSSL, Python and git call the certificates that a site trusts.
+        authority = str(self.options.get("ca_bundle") or os.environ.get("SSL_CERT_FILE") or "")
+        if authority:
+            context["downloads/ca.pem"] = Path(authority)
         self.progress.note("image: compiling code-server (about three minutes, once)")
         registry = str(self.options.get("mirror_npm") or "")
         built = self._run("code-server", context, {"BASE": base, "NPM_REGISTRY": registry})
