@@ -46,3 +46,6 @@ class ModuleDocFragment:
     SETTINGS = _fragment(
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []
     )
+
+    # How the image is built.
+    IMAGE = _fragment((o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE)

@@ -95,10 +95,10 @@ def versions(folder: Path = FOLDER) -> dict[str, Any]:
 
 def ensure(image: Image, options: Mapping[str, Any], progress: Progress) -> bool:
     """Make the engine have ``image``: there, from the cache, or built. Whether anything changed."""
-    if _present(image):
+    if present(image):
         return False
     with _lock(image.hash, progress):
-        if _present(image):
+        if present(image):
             return False
         with progress.stage("image", f"{image.tag} is not on this engine"):
             if not _load(image, progress):
@@ -126,7 +126,7 @@ def _engine() -> Any:
         ) from None
 
 
-def _present(image: Image) -> bool:
+def present(image: Image) -> bool:
     """Whether the engine has the image under its tag and label; one request by the small client."""
     from . import _docker_http
 
@@ -195,7 +195,7 @@ def _load(image: Image, progress: Progress) -> bool:
             _engine().images.load(handle)
     except Exception as error:
         progress.note(f"image: the cached archive is of no use ({error})")
-    if _present(image):
+    if present(image):
         return True
     archive.unlink(missing_ok=True)
     return False

@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `image`: have the workspace image on the engine, or take it away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
+    VALUES = ("output", "profile", *(option.name for option in _settings.OPTIONS.values() if option.scope == "image"))
+    DOING = "look after the workspace image"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _image
+
+        options = _ansible.image_options(self.values)
+        image = _image.identity(self.values["profile"], options)
+        present = self.own["state"] == "present"
+        changed = _image.present(image) != present
+        if changed and not self._task.check_mode:
+            changed = _image.ensure(image, options, self.progress) if present else _image.remove(image)
+        state = {True: "present", False: "absent"}
+        msg = f"The image {image.tag} is {state[present]}{'' if changed else ' (unchanged)'}."
+        if changed and self._task.check_mode:
+            msg = f"Check mode: {msg}"
+        before = {"tag": image.tag, "state": state[present != changed]}
+        return self.finish(
+            {
+                "changed": changed,
+                "msg": msg,
+                "image": {"tag": image.tag, "hash": image.hash, "profile": image.profile},
+                "diff": {"before": before, "after": {**before, "state": state[present]}},
+            },
+            ["", msg],
+        )

@@ -1,0 +1,89 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kvm_info
+short_description: Tell whether virtual machines run on a host by running one
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Opens the device as the task's user, creates a virtual machine with a processor and runs a few bytes of guest code
+    to their C(HLT). What flags and modules say is reported beside it, but does not decide; a para-virtual KVM has none.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.info
+options:
+  device:
+    description: The device to try.
+    type: path
+    default: /dev/kvm
+"""
+
+EXAMPLES = r"""
+- name: See whether virtual machines run here
+  spt.flow.kvm_info:
+  register: kvm
+
+- name: Say so
+  ansible.builtin.debug:
+    msg: "{{ kvm.kvm.message }}"
+"""
+
+RETURN = r"""
+kvm:
+  description: The verdict and what it rests on.
+  type: dict
+  returned: always
+  contains:
+    state:
+      description: What can be had.
+      type: str
+    message:
+      description: The same as a sentence.
+      type: str
+    guest_ran:
+      description: Whether guest code reached its end.
+      type: bool
+    api_version:
+      description: Version of the kernel's interface, 12 where it works.
+      type: int
+    kvm_ok:
+      description: What the program C(kvm-ok) says, where it is installed.
+      type: str
+    nested:
+      description: The nested flag of the loaded module, empty without one.
+      type: str
+    cpu_flags:
+      description: Which of C(vmx) and C(svm) the processor shows.
+      type: list
+      elements: str
+    virtualization:
+      description: What this machine itself runs on.
+      type: str
+    architecture:
+      description: The processor's architecture.
+      type: str
+    device:
+      description: The device that was tried.
+      type: str
+"""
+
+from dataclasses import asdict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils import _kvm
+
+
+def main() -> None:
+    module = AnsibleModule({"device": {"type": "path", "default": "/dev/kvm"}}, supports_check_mode=True)
+    verdict = _kvm.verdict(module.params["device"])
+    module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict))
+
+
+if __name__ == "__main__":
+    main()
