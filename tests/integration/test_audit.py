@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The audit trail with the real kernel, daemon and a remapped container: everything root runs is there, under the right name.
+"""The audit trail with the real kernel, daemon and a remapped container: all that root runs is there, with the right name.
 
 The kernel has one audit for all: these tests refuse to run where a daemon is at work,
 and take their rules and daemon away again.
