@@ -38,7 +38,7 @@ docs: ## Write the generated tables of README.md anew
 	@$(MAX) tools/docs
 
 image: ## Build the workspace image if it is missing
-	@$(RUN) tools/image
+	@$(RUN) ansible-playbook playbooks/image.yml
 
 build: ## Build the collection's tarball into artifacts/
 	@$(RUN) ansible-galaxy collection build --force --output-path artifacts
