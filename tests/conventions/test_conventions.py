@@ -27,8 +27,8 @@ ON_HOSTS = {"kvm_info", "volume_snapshot", "volume_snapshot_info"}
 """Modules that run on hosts, where neither the SDK nor urllib3 is (decision C11)."""
 HTTP_OF_DOCKER = re.compile(r"_docker_|_image|_snapshot_volumes")
 """Engine files that may know the Docker API."""
-NO_COMMENTS = {".json", ".md5", ".png", ".svg", ".patch", ".pub"}
-NO_HEADER = {"LICENSE", "CHANGELOG.md", ".gitignore", "changelog.yaml", "ignore-2.21.txt"}
+NO_COMMENTS = {".json", ".log", ".md5", ".png", ".svg", ".patch", ".pub"}
+NO_HEADER = {"LICENSE", "motd", "CHANGELOG.md", ".gitignore", "changelog.yaml", "ignore-2.21.txt"}
 
 
 def tracked() -> list[Path]:
