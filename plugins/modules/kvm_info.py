@@ -22,6 +22,10 @@ options:
     description: The device to try.
     type: path
     default: /dev/kvm
+  nested:
+    description: The nested flag that is wished for; RV(host.reload) tells what that takes.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
@@ -71,18 +75,26 @@ kvm:
     device:
       description: The device that was tried.
       type: str
+host:
+  description:
+    - What kind of host this is (intel, amd, builtin, paravirtual, arm64, none), the module to load and
+      whether it is, its nested flag, how many machines use it, and what a wished flag takes (reload is no, now or reboot).
+  type: dict
+  returned: always
 """
 
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _kvm
+from ansible_collections.spt.flow.plugins.module_utils import _kvm, _kvm_host
 
 
 def main() -> None:
-    module = AnsibleModule({"device": {"type": "path", "default": "/dev/kvm"}}, supports_check_mode=True)
+    spec = {"device": {"type": "path", "default": "/dev/kvm"}, "nested": {"type": "bool", "default": True}}
+    module = AnsibleModule(spec, supports_check_mode=True)
     verdict = _kvm.verdict(module.params["device"])
-    module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict))
+    host = _kvm_host.read("/", module.params["nested"])
+    module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict), host=host.to_dict())
 
 
 if __name__ == "__main__":
