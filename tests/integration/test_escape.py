@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ways out of a workspace, tried as its user and as its root; none may work.
 
-Every probe comes with a control that must succeed, so that none passes only because a tool is missing. What each said is
+Every probe has a control that must succeed, so that none passes only because a tool is missing. What each said is
 in artifacts/escape-probes.md.
 """
 
