@@ -37,19 +37,20 @@ class ActionModule(_ansible.FlowAction):
         state = self.own["state"]
         target = _ansible.open_target(self.values)
         spec = self._spec(target)
-        if state == "absent":
-            self._refuse_unconfirmed()
         check = bool(self._task.check_mode)
+        unconfirmed = state == "absent" and not self.values["confirm"]
         result = _lifecycle.ensure(
             _ansible.ImageFirst(target, self.values),
             spec,
             state,
-            check,
+            check or unconfirmed,
             self.progress,
             hours=self.values["hours"],
             by=spec.owner,
             create=self.own["create"],
         )
+        if unconfirmed and result.changed and not check:
+            raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
         return self._answer(target, result, state, check)
 
     def _spec(self, target: Any) -> WorkspaceSpec:
@@ -67,10 +68,6 @@ class ActionModule(_ansible.FlowAction):
             )
         return replace(spec, name=_ansible.find_one(target, self.values).name)
 
-    def _refuse_unconfirmed(self) -> None:
-        if not self.values["confirm"] and not self._task.check_mode:
-            raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
-
     def _answer(self, target: Any, result: Result, state: str, check: bool) -> dict[str, Any]:
         if check and result.changed:
             result.msg = f"Check mode: {result.msg}"
@@ -84,6 +81,7 @@ class ActionModule(_ansible.FlowAction):
             "notes": result.notes,
         }
         if state == "absent":
+            answer["confirmed"] = self.values["confirm"]
             answer["ask"] = result.changed and not self.values["confirm"] and self.screen != "json"
             return self.finish(answer, [] if check else ["", result.msg])
         if check or state not in ("started", "restarted") or result.workspace is None:

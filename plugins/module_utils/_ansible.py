@@ -20,7 +20,7 @@ from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
-from ansible.parsing.splitter import split_args
+from ansible.parsing.splitter import parse_kv, split_args
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
@@ -85,6 +85,11 @@ def refuse_stray_words(texts: Iterable[Any]) -> None:
             position = [name for _word, name, _value in words].index("command")
             if words[position][2][:1] not in ("'", '"'):
                 stray = words[position + 1 :] or stray
+            elif parse_kv(text)["command"] not in text:
+                raise InvalidInput(
+                    "Ansible would change the backslashes in the command.",
+                    "Pass it by environment, where it is taken literally: SPT_FLOW_COMMAND='…'.",
+                )
         if names and stray:
             name = "command" if "command" in names else names[0]
             raise InvalidInput(
@@ -334,9 +339,7 @@ class ImageFirst:
         from . import _image
 
         options = image_options(self._values)
-        image = _image.identity(self._values["profile"], options)
-        with progress.stage("image", f"looking for {image.tag}"):
-            _image.ensure(image, options, progress)
+        _image.ensure(_image.identity(self._values["profile"], options), options, progress)
 
 
 def image_options(values: Mapping[str, Any]) -> dict[str, Any]:

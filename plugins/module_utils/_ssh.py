@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Entering workspaces with OpenSSH's client (private to the collection; decision C1).
 
-One static block serves every workspace of the engine: the host's name is the container's, the way in is `docker exec` with
-one sshd per session, the host key is asked for the same way. The client's key pair lies in memory-backed storage.
+One static block serves every workspace: the host is named as the container, the way in is `docker exec` with one
+sshd per session, and the host key is asked for the same way. The key pair lies in memory-backed storage.
 """
 
 from __future__ import annotations

@@ -187,6 +187,11 @@ notes:
   type: list
   elements: str
   returned: success
+confirmed:
+  description: Whether O(confirm) was V(true), wherever it came from.
+  type: bool
+  returned: with O(state=absent)
+  sample: false
 ask:
   description: Whether a person should be asked before O(state=absent) is done.
   type: bool

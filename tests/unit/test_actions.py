@@ -21,7 +21,7 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError,
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
@@ -118,6 +118,13 @@ def test_stray_words_are_refused_with_the_right_form(extra: Any, text: str) -> N
 def test_a_quoted_command_is_whole(extra: Any, text: str, wanted: str) -> None:
     extra(text)
     assert value("command") == wanted
+
+
+@pytest.mark.parametrize("text", [r"command='printf a\nb'", r"command='printf a\tb' workspace=x"])
+def test_a_command_that_ansible_would_change_is_refused(extra: Any, text: str) -> None:
+    extra(text)
+    with pytest.raises(InvalidInput, match="SPT_FLOW_COMMAND"):
+        layers()
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("connect=false", False), ("connect=no", False), ("connect=true", True)])
@@ -253,10 +260,11 @@ def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
     assert act("workspace", {"state": "absent"}, confirm="true")["error"]["kind"] == "invalid_input"
     assert act("workspace", {"state": "absent"}, confirm="false", workspace="demo")["error"]["code"] == 2
     plan = act("workspace", {"state": "absent"}, check=True, workspace="demo", confirm="false")
-    assert plan["ask"] is True and act.target.writes == []
+    assert (plan["ask"], plan["confirmed"]) == (True, False) and act.target.writes == []
     assert act("workspace", {"state": "absent", "confirm": True})["changed"]
     assert act.target.workspaces == {}
     assert act("workspace", {"state": "absent"}, check=True)["ask"] is False
+    assert act("workspace", {"state": "absent"})["changed"] is False
 
 
 def test_a_clone_without_access_and_without_an_agent_is_kept_with_code_4(

@@ -14,7 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 ACTION = """
 from ansible.plugins.action import ActionBase

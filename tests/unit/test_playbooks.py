@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.module_utils import _settings
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 VERBS = ("up", "ssh", "status", "stop", "restart", "delete", "keepalive", "logs", "ssh_config")
 
 
