@@ -48,4 +48,6 @@ class ModuleDocFragment:
     )
 
     # How the image is built.
-    IMAGE = _fragment((o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE)
+    IMAGE = _fragment(
+        (o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE
+    )

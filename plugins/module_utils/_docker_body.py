@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What target docker asks the engine for (private to the collection): pure, from a spec and the engine's facts.
 
-``Plan.of`` decides what this engine can give and says why where it is less than asked for; ``container_body`` renders it as the body of
-``POST /containers/create`` (Docker Engine API 1.41).
+``Plan.of`` decides what this engine can give and says why where it is less than asked for; ``container_body`` renders
+it as the body of ``POST /containers/create`` (Docker Engine API 1.41).
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _security(plan: Plan) -> list[str]:
 
 
 def _masks(plan: Plan) -> dict[str, Any]:
-    """Docker inside mounts a /proc of its own, which the kernel allows only where nothing of the outer one is hidden (A1)."""
+    """Docker inside mounts its own /proc; the kernel allows that only where nothing of the outer one is hidden (A1)."""
     if not plan.docker:
         return {}
     if plan.facts.runtime and plan.facts.remapped:

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A small client of the Docker Engine API (private to the collection), standard library only.
 
-The Docker SDK costs 0.4 s to import, this 0.05 s (decision B1). Paths and shapes are those of Docker's API reference, version 1.41,
-which every engine from 20.10 on speaks. Knows ``DOCKER_HOST`` as unix://, tcp:// (TLS by ``DOCKER_TLS_VERIFY`` and
-``DOCKER_CERT_PATH``) and ssh:// (through ``docker system dial-stdio``, as Docker's own client does).
+The Docker SDK costs 0.4 s to import, this 0.05 s (decision B1). Paths and shapes are those of Docker's API reference,
+version 1.41, which every engine from 20.10 on speaks. Knows ``DOCKER_HOST`` as unix://, tcp:// (TLS by
+``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``) and ssh:// (through ``docker system dial-stdio``, as Docker's own
+client does).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FRAME = struct.Struct(">BxxxL")
 class _Connection(http.client.HTTPConnection):
     """HTTP over whatever ``DOCKER_HOST`` names."""
 
-    def __init__(self, host: str, timeout: float) -> None:
+    def __init__(self, host: str, timeout: float | None) -> None:
         super().__init__("docker", timeout=timeout)
         self._url = urlsplit(host)
         self._child: subprocess.Popen[bytes] | None = None
@@ -64,7 +65,9 @@ class _Connection(http.client.HTTPConnection):
         ours, theirs = socket.socketpair()
         argv = ["ssh", "-T", "-o", "BatchMode=yes", *port, "--", where, "docker", "system", "dial-stdio"]
         with theirs:
-            self._child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+            self._child = subprocess.Popen(
+                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL
+            )
         ours.settimeout(self.timeout)
         self.sock = ours
 
@@ -98,7 +101,10 @@ class Engine:
         body: Any = None,
         timeout: float = 60.0,
     ) -> Any:
-        """The JSON answer, ``None`` when there is none. Raises NotFound, Conflict, DeadlineExceeded, Unhealthy or FlowError."""
+        """The JSON answer, ``None`` when there is none.
+
+        Raises NotFound, Conflict, DeadlineExceeded, Unhealthy, or FlowError for any other refusal.
+        """
         connection, answer = self.request(method, path, query, body, timeout)
         try:
             data = answer.read()
@@ -119,12 +125,14 @@ class Engine:
         path: str,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         """Send a request; connection (the caller closes it) and answer with a good status."""
         connection = _Connection(self.host, timeout)
-        data, kind = (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
+        data, kind = (
+            (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
+        )
         send = {"Content-Type": kind, **(headers or {})} if body is not None else dict(headers or {})
         try:
             connection.request(method, _url(path, query), data if body is not None else None, send)
@@ -180,10 +188,7 @@ class Engine:
                 if head is None:
                     return
                 stream, size = _FRAME.unpack(head)
-                block = _exactly(answer, size)
-                if block is None:
-                    return
-                yield stream, block
+                yield stream, _exactly(answer, size) or b""
         except (http.client.HTTPException, OSError) as error:
             raise self._broken("GET", "stream", error) from None
 
@@ -191,11 +196,19 @@ class Engine:
         self, container: str, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
     ) -> tuple[int, bytes, bytes]:
         """Run ``argv`` in ``container``; (exit status, stdout, stderr)."""
-        options = {"Cmd": list(argv), "User": user, "AttachStdout": True, "AttachStderr": True, "AttachStdin": bool(stdin)}
+        options = {
+            "Cmd": list(argv),
+            "User": user,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "AttachStdin": bool(stdin),
+        }
         made = self.request_json("POST", f"/containers/{quote(container)}/exec", body=options, timeout=timeout)
         upgrade = {"Connection": "Upgrade", "Upgrade": "tcp"}
         path = f"/exec/{made['Id']}"
-        connection, answer = self.request("POST", f"{path}/start", body={"Detach": False}, timeout=timeout, headers=upgrade)
+        connection, answer = self.request(
+            "POST", f"{path}/start", body={"Detach": False}, timeout=timeout, headers=upgrade
+        )
         output = {1: bytearray(), 2: bytearray()}
         try:
             stream = connection.sock if answer.status == 101 else None
@@ -230,7 +243,11 @@ def _exactly(source: Any, size: int) -> bytes | None:
 
 def _url(path: str, query: Mapping[str, Any] | None) -> str:
     words = {
-        name: json.dumps(value) if isinstance(value, (dict, list)) else str(value).lower() if isinstance(value, bool) else value
+        name: json.dumps(value)
+        if isinstance(value, (dict, list))
+        else str(value).lower()
+        if isinstance(value, bool)
+        else value
         for name, value in (query or {}).items()
     }
     return f"{API}{path}" + (f"?{urlencode(words)}" if words else "")

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Target docker (private to the collection): workspaces as containers of one Docker engine.
 
-The home volume, created first, is the record of identity; names are the lock (decision C7). Shapes of requests and answers are those of
-Docker's Engine API 1.41.
+The home volume, created first, is the record of identity; names are the lock (decision C7). Shapes of requests and
+answers are those of Docker's Engine API 1.41.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ from ._progress import Progress
 from ._target import EngineFacts, ExecResult
 from ._workspace import Session, Workspace, WorkspaceSpec
 
+Workspaces = list[Workspace]
+Words = list[str]
 PREFIX = "spt-flow-"
 OLD = "-old"
 USER = "1000:1000"
@@ -62,7 +65,7 @@ class DockerTarget:
             found = next(filter(wanted, self._homes(spec.owner)), None)
         return replace(found, outdated=_outdated(found, spec)) if found and found.id else found
 
-    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Workspace]:
+    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
         found = self._containers(owner)
         names = {workspace.key for workspace in found}
         found += [home for home in self._homes(owner) if home.key not in names]
@@ -72,7 +75,7 @@ class DockerTarget:
             found = self._with_details(found)
         return self._with_sizes(found) if sizes else found
 
-    def _containers(self, owner: str = "", key: str = "") -> list[Workspace]:
+    def _containers(self, owner: str = "", key: str = "") -> Workspaces:
         """One list request; a container set aside by ``restart`` counts only when nothing has taken its place."""
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
         filters = {"label": [label]} | ({"name": [f"^/{PREFIX}{re.escape(key)}({OLD})?$"]} if key else {})
@@ -86,7 +89,7 @@ class DockerTarget:
                 found.setdefault(workspace.key, workspace)
         return list(found.values())
 
-    def _homes(self, owner: str) -> list[Workspace]:
+    def _homes(self, owner: str) -> Workspaces:
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
         answer = self._engine.get_json("/volumes", {"filters": {"label": [label]}})
         return [from_home(entry) for entry in answer.get("Volumes") or [] if entry["Name"].endswith("-home")]
@@ -97,7 +100,7 @@ class DockerTarget:
             raise NotFound(f"Workspace {workspace.name} has no container any more.", "Run the command again.")
         return found[0]
 
-    def _with_details(self, workspaces: list[Workspace]) -> list[Workspace]:
+    def _with_details(self, workspaces: Workspaces) -> Workspaces:
         """Steps and life from the end of each running workspace's log, many at once, with one deadline for all."""
         from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -109,7 +112,9 @@ class DockerTarget:
         wait(tasks.values(), DETAILS_DEADLINE)
         pool.shutdown(wait=False, cancel_futures=True)
         done = {
-            key: task.result() for key, task in tasks.items() if task.done() and not task.cancelled() and not task.exception()
+            key: task.result()
+            for key, task in tasks.items()
+            if task.done() and not task.cancelled() and not task.exception()
         }
         return [done.get(workspace.id, workspace) for workspace in workspaces]
 
@@ -117,7 +122,7 @@ class DockerTarget:
         lines = self._log_lines(workspace.id, follow=False, tail=80, timeout=DETAILS_DEADLINE)
         return with_events(workspace, lines)
 
-    def _with_sizes(self, workspaces: list[Workspace]) -> list[Workspace]:
+    def _with_sizes(self, workspaces: Workspaces) -> Workspaces:
         volumes = self._engine.get_json("/system/df", {"type": "volume"}).get("Volumes") or []
         sizes = {volume["Name"]: int((volume.get("UsageData") or {}).get("Size", -1)) for volume in volumes}
 
@@ -179,11 +184,15 @@ class DockerTarget:
             "com.docker.network.bridge.name": "spt-flow0",
             "com.docker.network.bridge.enable_icc": "false",
         }
-        body = {"Name": NETWORK, "CheckDuplicate": True, "Driver": "bridge", "Options": options, "Labels": {f"{LABEL}network": "1"}}
-        try:
+        body = {
+            "Name": NETWORK,
+            "CheckDuplicate": True,
+            "Driver": "bridge",
+            "Options": options,
+            "Labels": {f"{LABEL}network": "1"},
+        }
+        with contextlib.suppress(Conflict):
             self._engine.request_json("POST", "/networks/create", body=body)
-        except Conflict:
-            pass
 
     def _create_container(self, name: str, spec: WorkspaceSpec, plan: Plan) -> None:
         try:
@@ -263,7 +272,7 @@ class DockerTarget:
         self._remove(identifier)
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Stop, set aside, create, start, wait, remove the old one; any failure puts the old one back (decision C12)."""
+        """Stop, set aside, create, start, wait, remove the old one; a failure puts the old one back (decision C12)."""
         name = container_name(workspace.owner, workspace.name)
         spec = self._completed(workspace, spec)
         if not workspace.id:
@@ -293,7 +302,7 @@ class DockerTarget:
         wait_ready(self, workspace, Progress(), Waiter(spec.settings.wait_timeout, False))
 
     def _completed(self, workspace: Workspace, spec: WorkspaceSpec) -> WorkspaceSpec:
-        """``spec`` with what only the first ``up`` was told (repository, ref, dotfiles, author), read from the old one."""
+        """``spec`` with what only the first ``up`` was told (repository, ref, dotfiles, author), from the old one."""
         from ._repository import Repository
 
         known: dict[str, str] = {}
@@ -322,10 +331,8 @@ class DockerTarget:
 
     def _remove(self, identifier: str) -> None:
         """Remove a container; that it is gone, or somebody else is removing it, is as good."""
-        try:
+        with contextlib.suppress(NotFound, Conflict):
             self._engine.request_json("DELETE", f"/containers/{identifier}", {"force": True}, timeout=120)
-        except (NotFound, Conflict):
-            pass
 
     def delete(self, workspace: Workspace) -> None:
         """Container, then inner Docker's volume, then the home, which is the record that there is anything (C7)."""
@@ -394,8 +401,17 @@ class DockerTarget:
         status, out, err = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
         return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    def proxy_command(self, workspace: Workspace) -> list[str]:
-        return ["docker", "exec", "-i", "-u", USER, container_name(workspace.owner, workspace.name), "spt-workspace", "session"]
+    def proxy_command(self, workspace: Workspace) -> Words:
+        return [
+            "docker",
+            "exec",
+            "-i",
+            "-u",
+            USER,
+            container_name(workspace.owner, workspace.name),
+            "spt-workspace",
+            "session",
+        ]
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         path = f"/containers/{workspace.id}/archive"
@@ -448,7 +464,9 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
     state = {"running": "running", "paused": "paused", "created": "stopped", "dead": "failed"}.get(entry["State"], "")
     if not state:
         state = "stopped" if exit_code in (0, 137, 143, None) else "failed"
-    port = next((p["PublicPort"] for p in entry.get("Ports") or [] if p.get("PrivatePort") == 8080 and p.get("PublicPort")), 0)
+    port = next(
+        (p["PublicPort"] for p in entry.get("Ports") or [] if p.get("PrivatePort") == 8080 and p.get("PublicPort")), 0
+    )
     deadline = labels.get(f"{LABEL}deadline", "")
     return Workspace(
         owner=owner,
@@ -528,5 +546,3 @@ def _range_size(start: int) -> int:
     except OSError:
         return -1
     return next((int(p[2]) for p in parts if len(p) == 3 and p[1] == str(start)), -1)
-
-

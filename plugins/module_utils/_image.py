@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The workspace image (private to the collection): what it is, whether the engine has it, how it gets there.
 
-An image's identity is the content of its inputs (decision B10): everything below ``image/`` that goes into it, and the profile. Mirrors
-and certificates change where the same things come from, so they are no part of it.
+An image's identity is the content of its inputs (decision B10): everything below ``image/`` that goes into it, and the
+profile. Mirrors and certificates change where the same things come from, so they are no part of it.
 
-What is slow is kept by content in ``$XDG_CACHE_HOME/spt-flow``, which may be empty: downloads, the base system, the compiled
-code-server and the finished image.
+What is slow is kept by content in ``$XDG_CACHE_HOME/spt-flow``, which may be empty: downloads, the base system, the
+compiled code-server and the finished image.
 """
 
 from __future__ import annotations
@@ -190,10 +190,13 @@ def _load(image: Image, progress: Progress) -> bool:
     if not archive.exists():
         return False
     progress.note(f"image: loading {archive} ({archive.stat().st_size >> 20} MiB)")
+    engine = _engine()
+    from docker.errors import DockerException
+
     try:
         with open(archive, "rb") as handle:
-            _engine().images.load(handle)
-    except Exception as error:
+            engine.images.load(handle)
+    except (OSError, DockerException) as error:
         progress.note(f"image: the cached archive is of no use ({error})")
     if present(image):
         return True
@@ -205,7 +208,7 @@ def _load(image: Image, progress: Progress) -> bool:
 
 
 def fetch(name: str, entry: Mapping[str, str], options: Mapping[str, Any], progress: Progress) -> Path:
-    """The file ``entry`` (``url``, ``sha256``) from the cache or its source; raises with the tool, the URL and both sums."""
+    """The file ``entry`` (``url``, ``sha256``) from the cache or its source; a wrong one is named with both sums."""
     target = cache("downloads") / f"{entry['sha256'][:16]}-{entry['url'].rsplit('/', 1)[-1]}"
     if target.exists():
         return target
@@ -241,7 +244,7 @@ def _download(name: str, url: str, path: Path, ca_bundle: str) -> str:
     digest = hashlib.sha256()
     try:
         context = ssl.create_default_context(cafile=ca_bundle or None)
-        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as answer, open(path, "wb") as out:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as answer, open(path, "wb") as out:
             while block := answer.read(_BLOCK):
                 digest.update(block)
                 out.write(block)
@@ -305,7 +308,7 @@ class _Builder:
                 old.unlink(missing_ok=True)
 
     def _archives(self) -> tuple[str, str]:
-        """The package archives: the named mirror, the snapshot of the day, or (said) the newest when neither answers."""
+        """The package archives: the named mirror, the snapshot of the day, or (said) the newest instead."""
         base = self.versions["base"]
         mirror = str(self.options.get("mirror_apt") or "").rstrip("/")
         if mirror and not mirror.startswith(("http://", "https://")):
@@ -413,7 +416,7 @@ class _Builder:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
             return True
     except (OSError, urllib.error.URLError):
         return False

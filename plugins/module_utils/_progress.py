@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Tells ``say`` one plain line per event, prefixed by the seconds since the start; remembers stages for the result."""
+    """Tells ``say`` one plain line per event, after the seconds since the start; remembers stages for the result."""
 
     def __init__(self, say: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say or (lambda line: None)

@@ -47,7 +47,10 @@ class WorkspaceSpec:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the start contract. ``state``: pending, running, ok, failed, skipped or needs-auth; times in epoch seconds."""
+    """One step of the start contract, times in epoch seconds.
+
+    ``state``: pending, running, ok, failed, skipped or needs-auth.
+    """
 
     name: str
     state: str = "pending"
@@ -72,8 +75,8 @@ class Workspace:
     """A workspace as it is.
 
     ``id`` is the target's own (container id, Coder workspace id; empty when only the home is left).
-    ``state``: running, stopped, failed, building or unknown. ``outdated`` lists what differs from what a new one would get
-    (``settings``, ``image``). ``started`` in epoch seconds. ``url`` is the IDE's address when running.
+    ``state``: running, stopped, failed, building or unknown. ``outdated`` lists what differs from what a new one would
+    get (``settings``, ``image``). ``started`` in epoch seconds. ``url`` is the IDE's address when running.
     """
 
     owner: str

@@ -78,7 +78,7 @@ kvm:
 host:
   description:
     - What kind of host this is (intel, amd, builtin, paravirtual, arm64, none), the module to load and
-      whether it is, its nested flag, how many machines use it, and what a wished flag takes (reload is no, now or reboot).
+      whether it is, its nested flag, how many machines use it, what a wished flag takes (reload is no, now or reboot).
   type: dict
   returned: always
 """
