@@ -15,7 +15,7 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError,
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
-NOT_OURS = ("ttl", "size", "follow", "tail")
+NOT_OURS = ("size", "follow", "tail")
 
 
 class ActionModule(_ansible.FlowAction):

@@ -82,7 +82,6 @@ OPTIONS: dict[str, Option] = {
         Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),
         Option("command", "str", "", "A shell command that the run ends with instead of a shell."),
         Option("confirm", "bool", False, "Whether deleting is confirmed."),
-        Option("ttl", "duration", "", "Time after which a CI workspace is deleted.", low=10, high=30 * DAY),
         Option("hours", "float", 8.0, "For how long keep-alive holds off the idle stop.", low=0, high=24),
         Option("size", "bool", False, "Whether status measures the sizes of volumes."),
         Option("follow", "bool", False, "Whether logs goes on until the workspace stops."),

@@ -411,8 +411,6 @@ VALUES = [
     ("hours", "-1"),
     ("hours", "nan"),
     ("hours", "a day"),
-    ("ttl", "5"),
-    ("ttl", "forever"),
     ("tail", "-5"),
     ("tick", "0"),
     ("tick", "-1"),
