@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The audit trail with the real kernel, daemon and a remapped container: all that root runs is there, with the right name.
+"""The trail with the real kernel, daemon and remapped containers: all that root runs is there, under the right name.
 
 The kernel has one audit for all: these tests refuse to run where a daemon is at work,
 and take their rules and daemon away again.
@@ -337,3 +337,43 @@ def test_packed_logs_are_searched_and_dropped_with_age(trail: Trail, workspace: 
     os.utime(packed[0], (1, 1))
     trail.program("archive", "--days", "30")
     assert not packed[0].exists()
+
+
+# With the real runtime
+
+
+@pytest.fixture
+def runtime(trail: Trail, workspace: Workspace) -> Iterator[Path]:
+    """The registry of this machine, made for the test where host_audit has not been here."""
+    if "spt-flow" not in docker("info", "-f", "{{range $name, $_ := .Runtimes}}{{$name}} {{end}}").split():
+        pytest.skip("the engine does not offer the runtime spt-flow")
+    library, registry = Path("/usr/local/lib/spt-flow/audit-id.sh"), Path("/var/lib/spt-flow/audit/registry")
+    made = not library.exists()
+    if made:
+        for folder in ("ids", "containers"):
+            (registry / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(FILES / "audit-id.sh", library.with_suffix(".new"))
+        library.with_suffix(".new").rename(library)
+    yield registry
+    if made:
+        library.unlink()
+        shutil.rmtree(registry.parent)
+
+
+def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Path, trail: Trail) -> None:
+    names = ["-e", "SPT_FLOW_OWNER=carol", "-e", "SPT_FLOW_WORKSPACE=real"]
+    began = since()
+    container = docker("run", "-d", "--runtime=spt-flow", "--network=none", *names, IMAGE, "sudo", "sleep", "600")
+    try:
+        number = (runtime / "containers" / container).read_text().strip()
+        assert Path(f"/proc/{docker('inspect', '-f', '{{.State.Pid}}', container)}/loginuid").read_text() == number
+        forged = ["-e", "SPT_FLOW_OWNER=mallory", "-e", "SPT_FLOW_AUDIT_ID=700001"]
+        docker("exec", "-u", "1000", *forged, container, "sudo", "/bin/echo", "by-exec")
+        time.sleep(1)
+        done = trail.program("--registry", str(runtime), "report", "--json", "--since", str(began))
+        rows = [json.loads(line) for line in done.stdout.splitlines() if json.loads(line)["euid"] == BASE]
+        mine = [row for row in rows if row["owner"] == "carol"]
+        assert {row["workspace"] for row in mine} == {"real"}
+        assert {"sudo sleep 600", "sleep 600", "/bin/echo by-exec"} <= {row["command"] for row in mine}
+    finally:
+        run("docker", "rm", "-f", container)
