@@ -90,7 +90,7 @@ def events(lines: Iterable[str]) -> Iterator[Event]:
         head = _HEAD.match(line.partition("\x1d")[0].rstrip())
         if not head:
             continue
-        new = Event(float(head["time"]), int(head["serial"])), {}
+        new: tuple[Event, dict[int, dict[int, str]]] = (Event(float(head["time"]), int(head["serial"])), {})
         _take(*open_.setdefault((head["time"], head["serial"]), new), head["type"], head["rest"])
         if len(open_) > WINDOW:
             yield from _complete(*open_.pop(next(iter(open_))))
