@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ NETWORK = "spt-flow"
 RUNTIME = "spt-flow"
 HOME = "/home/coder"
 DOCKER_DATA = "/var/lib/spt-flow-docker"
+CLONE_CACHE = "/var/cache/spt-flow-clones"
 SEED = f"{HOME}/.cache/spt-flow/seed.bundle"
 SECCOMP = Path(__file__).resolve().parents[2] / "image" / "seccomp.json"
 APPARMOR = "spt-flow-workspace"
@@ -107,6 +108,11 @@ def _has_quota(facts: EngineFacts) -> bool:
     return facts.storage_driver in ("btrfs", "zfs", "devicemapper")
 
 
+def clone_cache_volume(owner: str) -> str:
+    """The volume that an owner's workspaces share when ``clone_cache`` is on; other owners never see it."""
+    return f"spt-flow-{owner}-clones"
+
+
 def volume_labels(spec: WorkspaceSpec, part: str) -> dict[str, str]:
     """Labels of a volume; those of the home are the record of identity and never change (decision C7)."""
     labels = {
@@ -148,7 +154,7 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
         "SPT_FLOW_DEPTH": str(settings.depth),
         "SPT_FLOW_SUBMODULES": str(int(settings.submodules)),
         "SPT_FLOW_LFS": str(int(settings.lfs)),
-        "SPT_FLOW_CLONE_CACHE": "/var/cache/spt-flow-clones" if settings.clone_cache else "",
+        "SPT_FLOW_CLONE_CACHE": CLONE_CACHE if settings.clone_cache else "",
         "SPT_FLOW_DOTFILES": spec.dotfiles,
         "SPT_FLOW_GIT_NAME": spec.git_name,
         "SPT_FLOW_GIT_EMAIL": spec.git_email,
@@ -170,9 +176,9 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
     key = f"spt-flow-{spec.owner}-{spec.name}"
     volumes = {f"{key}-home": HOME, f"{key}-docker": DOCKER_DATA} if dev else {}
     if plan.settings.clone_cache:
-        volumes[f"spt-flow-{spec.owner}-clones"] = "/var/cache/spt-flow-clones"
+        volumes[clone_cache_volume(spec.owner)] = CLONE_CACHE
     host = {
-        **replace(plan.settings, ide_port=plan.settings.ide_port).docker_arguments(),
+        **plan.settings.docker_arguments(),
         "NetworkMode": NETWORK,
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": not dev,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import _docker_http
-from ._docker_body import LABEL, NETWORK, Plan, container_body, volume_labels
+from ._docker_body import LABEL, NETWORK, Plan, clone_cache_volume, container_body, volume_labels
 from ._errors import Conflict, FlowError, NotFound, Unhealthy
 from ._progress import Progress
 from ._target import EngineFacts, ExecResult
@@ -140,6 +140,8 @@ class DockerTarget:
         if spec.kind == "dev":
             labels = {**volume_labels(spec, "docker"), f"{LABEL}snapshot": "no"}
             self._volume(f"{PREFIX}{spec.owner}-{spec.name}-docker", labels)
+        if plan.settings.clone_cache:
+            self._volume(clone_cache_volume(spec.owner), volume_labels(replace(spec, name=""), "clones"))
         self._ensure_network()
         self._create_container(container_name(spec.owner, spec.name), spec, plan)
         workspace = self._read(Workspace(spec.owner, spec.name, ""))
@@ -444,8 +446,8 @@ def container_name(owner: str, name: str) -> str:
 
 
 def age(status: str) -> float:
-    """Seconds in the engine's words: ``Up 5 minutes``, ``Up About an hour``, ``Up Less than a second``."""
-    match = re.match(r"Up (?:(About|Less than) )?(an?|\d+) (\w+?)s?\b", status)
+    """Seconds in the engine's words: ``Up 5 minutes``, ``Up About an hour``, ``Exited (0) Less than a second ago``."""
+    match = re.match(r"(?:Up|Exited \(\d+\)) (?:(About|Less than) )?(an?|\d+) (\w+?)s?\b", status)
     if not match or match[3] not in _UNITS:
         return 0.0
     if match[1] == "Less than":
@@ -480,7 +482,8 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
         settings_hash=labels.get(f"{LABEL}settings", ""),
         image_hash=labels.get(f"{LABEL}image", ""),
         deadline=int(deadline) if deadline.isdigit() else None,
-        started=now - age(entry.get("Status", "")) if state == "running" else None,
+        # Since when it is in this state; nothing for a container that was never started.
+        started=now - age(entry.get("Status", "")) if entry["State"] != "created" else None,
         exit_code=exit_code,
         url=f"http://127.0.0.1:{port}/" if port and state == "running" else "",
     )
