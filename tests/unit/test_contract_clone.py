@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
 from spt_workspace import clone, contract, processes
 
 

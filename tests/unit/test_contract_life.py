@@ -7,13 +7,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import _contract_kit  # noqa: F401
+from ansible_collections.spt.flow.tests.unit import _contract_kit  # noqa: F401
 from spt_workspace import contract, life
 
 HOUR = 3600.0

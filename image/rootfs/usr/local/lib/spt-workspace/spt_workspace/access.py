@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import fcntl
 import os
 import re
@@ -207,8 +208,9 @@ def session(text: str, paths: Paths) -> int:
         daemon = subprocess.Popen(argv)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda got, _frame: daemon.send_signal(got))
+        _adopt()
         tell(paths, {})
-        return daemon.wait()
+        return _outlive(daemon)
     except OSError as error:
         raise Failure(f"{SSHD} cannot be started: {reason(error)}.") from None
     finally:
@@ -217,18 +219,62 @@ def session(text: str, paths: Paths) -> int:
         tell(paths, {})
 
 
+def _adopt() -> None:
+    """Become the parent of what the session leaves behind (prctl PR_SET_CHILD_SUBREAPER)."""
+    import ctypes  # after sshd's start: it costs 10 ms
+
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def _outlive(daemon: subprocess.Popen[bytes]) -> int:
+    """Wait for sshd, then hang up on the commands that its client left.
+
+    A terminal does that by itself, a command without one would run on for ever. What daemonised itself (tmux, an
+    editor's server) holds none of the session's descriptors any more and stays.
+    """
+    status = None
+    while status is None:
+        child, code = os.waitpid(-1, 0)
+        if child == daemon.pid:
+            status = daemon.returncode = os.waitstatus_to_exitcode(code)
+    for entry in Path("/proc").glob("[0-9]*"):
+        if _was_left(entry):
+            with contextlib.suppress(OSError):
+                os.killpg(int(entry.name), signal.SIGHUP)
+    return status
+
+
+def _was_left(entry: Path) -> bool:
+    """Whether ``/proc/N`` leads a session that came to us and still holds what its client was connected to."""
+    try:
+        number = int(entry.name)
+        parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        held = [os.readlink(entry / "fd" / name) for name in ("0", "1", "2")]
+        leads = os.getsid(number) == number
+    except (OSError, ValueError):
+        return False
+    return parent == os.getpid() and leads and any(name.startswith(("pipe:", "socket:")) for name in held)
+
+
 def credential(action: str, paths: Paths) -> int:
     """git's credential helper: ask the newest session's client, keep nothing."""
     request = sys.stdin.read(16384)
     if action != "get":
         return 0
-    sockets = sorted(paths.sessions.glob("*/git.sock"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for place in sockets:
+    sockets = [*paths.sessions.glob("*/git.sock"), *paths.sessions.glob("*.sock")]
+    for place in sorted(sockets, key=_made, reverse=True):
         answer = _ask(place, request)
         if answer:
             sys.stdout.write(answer)
             return 0
     return 0
+
+
+def _made(place: Path) -> float:
+    try:
+        return place.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _ask(place: Path, request: str) -> str:
@@ -238,6 +284,12 @@ def _ask(place: Path, request: str) -> str:
         answer = b""
         try:
             client.connect(str(place))
+        except ConnectionRefusedError:
+            place.unlink(missing_ok=True)  # its session has gone
+            return ""
+        except OSError:
+            return ""
+        try:
             client.sendall(request.rstrip("\n").encode() + b"\n\n")
             client.shutdown(socket.SHUT_WR)
             while len(answer) < 65536:

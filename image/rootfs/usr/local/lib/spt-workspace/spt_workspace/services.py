@@ -34,6 +34,7 @@ def ide_config(contract: Contract, password: str) -> str:
         "cert: false\n"
         "disable-telemetry: true\n"
         "disable-update-check: true\n"
+        "disable-getting-started-override: true\n"
     )
 
 

@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real workspaces on the real engine for tests of what runs inside, made the way that target docker makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+
+ENDED = ("ok", "failed", "skipped", "needs-auth")
+
+
+def unavailable() -> str:
+    """Why these tests cannot run here, or nothing."""
+    missing = [name for name in ("docker", "ssh", "ssh-keygen", "git") if not shutil.which(name)]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    try:
+        _docker_http.connect().get_json("/version")
+    except FlowError as error:
+        return error.message
+    return ""
+
+
+def docker(*words: str, check: bool = True, timeout: float = 90, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=check, timeout=timeout, **more)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 30.0, message: Callable[[], str] | str = "") -> Any:
+    """The first true answer of ``what``."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        answer = what()
+        if answer:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError((message() if callable(message) else message) or f"nothing within {seconds} s")
+
+
+class Inside:
+    """One workspace and the ways to look into it."""
+
+    def __init__(self, owner: str, name: str, folder: Path) -> None:
+        self.workspace: Workspace | None = None
+        self.owner, self.name = owner, name
+        self.container = f"spt-flow-{owner}-{name}"
+        self.folder = folder
+        self.starts = 1
+        self.config = folder / f"ssh-{name}"
+        key = folder / "key"
+        if not key.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30)
+        program = f"docker exec -i -u 1000:1000 {self.container} spt-workspace"
+        self.config.write_text(
+            f"Host *\n User coder\n IdentityFile {key}\n IdentitiesOnly yes\n IdentityAgent none\n LogLevel ERROR\n"
+            f' ProxyCommand {program} session "$(cat {key}.pub)"\n'
+            f" KnownHostsCommand {shutil.which('docker')} exec -u 1000:1000 {self.container} spt-workspace hostkey %H\n"
+            " UserKnownHostsFile /dev/null\n GlobalKnownHostsFile /dev/null\n StrictHostKeyChecking yes\n"
+        )
+
+    def exec(self, *words: str, check: bool = True, user: str = "1000:1000", stdin: str = "") -> str:
+        done = docker("exec", "-i", "-u", user, self.container, *words, check=False, input=stdin)
+        assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def sh(self, text: str, **more: Any) -> str:
+        """A login shell's line."""
+        return self.exec("bash", "-lc", text, **more)
+
+    def ssh_argv(self, *words: str, options: tuple[str, ...] = ()) -> list[str]:
+        return ["ssh", "-F", str(self.config), *options, self.container, *words]
+
+    def ssh(self, *words: str, options: tuple[str, ...] = (), **more: Any) -> subprocess.CompletedProcess[str]:
+        argv = self.ssh_argv(*words, options=options)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=90, **more)
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.exec("spt-workspace", "status"))
+
+    def wait(self, step: str, *states: str, seconds: float = 60.0) -> dict[str, Any]:
+        def ended() -> dict[str, Any] | None:
+            found = self.step(step)
+            return found if found.get("state") in (states or ENDED) else None
+
+        return wait_for(ended, seconds, lambda: f"{step} is {self.step(step)}\n{self.log()[-3000:]}")
+
+    def step(self, name: str) -> dict[str, Any]:
+        """Newest state of a step in the newest start, from the log."""
+        found: dict[str, Any] = {}
+        starts = 0
+        for event in self.events():
+            starts += event["event"] == "start"
+            found = event if starts == self.starts and event.get("step") == name else found
+        return found
+
+    def again(self, verb: str) -> None:
+        """``docker start`` or ``restart``; from now on only the new start's steps count."""
+        self.starts += 1
+        docker(verb, self.container)
+
+    def log(self) -> str:
+        done = docker("logs", self.container, check=False)
+        return done.stdout + done.stderr
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith('{"spt_flow"')]
+
+    def state(self) -> tuple[bool, int]:
+        """(running, exit status) or (False, -1) when it is gone."""
+        done = docker("inspect", "-f", "{{.State.Running}} {{.State.ExitCode}}", self.container, check=False)
+        words = done.stdout.split()
+        return (words[0] == "true", int(words[1])) if words else (False, -1)
+
+    def ide_port(self) -> int:
+        return int(docker("port", self.container, "8080/tcp").stdout.split(":")[-1])
+
+
+@contextmanager
+def workspace(
+    folder: Path,
+    name: str = "demo",
+    before_start: Callable[[Inside], object] = lambda inside: None,
+    environment: dict[str, str] | None = None,
+    kind: str = "dev",
+    deadline: int | None = None,
+    **settings: Any,
+) -> Iterator[Inside]:
+    """A running workspace; ``environment`` replaces values of the start contract that no setting reaches."""
+    from ansible_collections.spt.flow.plugins.module_utils import _docker_body
+
+    target = DockerTarget()
+    image = _image.identity()
+    _image.ensure(image, {}, Progress(print))
+    owner = f"contract{secrets.token_hex(3)}"
+    resolved = Settings(**{"cpus": 2.0, "memory": 2 * GIBIBYTE, "docker": "disabled", **settings})
+    spec = WorkspaceSpec(
+        owner, resolved, name, kind=kind, deadline=deadline, image=image.tag, image_hash=image.hash
+    )  # fmt: skip
+    original = _docker_body.environment
+    _docker_body.environment = lambda spec, plan: {**original(spec, plan), **(environment or {})}
+    inside = Inside(owner, name, folder)
+    try:
+        inside.workspace = target.create(spec, Progress())
+        before_start(inside)
+        inside.workspace = target.start(inside.workspace)
+        yield inside
+    finally:
+        _docker_body.environment = original
+        if os.environ.get("SPT_FLOW_KEEP") != "1":
+            docker("rm", "-f", inside.container, check=False)
+            for part in ("home", "docker"):
+                docker("volume", "rm", "-f", f"{inside.container}-{part}", check=False)

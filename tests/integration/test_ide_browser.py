@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The IDE as a person meets it: a real browser logs in, opens a terminal, types; the picture is kept in artifacts/."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, unavailable, wait_for, workspace
+
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+PACKAGES = ("chromium", "chromium-driver")
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")]
+
+
+@pytest.fixture(scope="module")
+def driver_program() -> str:
+    """Debian's chromedriver; installed when this is a Debian and we are root."""
+    if not shutil.which("chromedriver") or not shutil.which("chromium"):
+        if os.geteuid() or not shutil.which("apt-get"):
+            pytest.skip("chromium and chromedriver are missing and cannot be installed by this user")
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (("update", "-q"), ("install", "-yq", "--no-install-recommends", *PACKAGES)):
+            done = subprocess.run(["apt-get", *words], env=env, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                pytest.skip(f"apt-get {words[0]} failed: {done.stderr.strip()[-200:]}")
+    return shutil.which("chromedriver") or ""
+
+
+class Browser:
+    """As much of the WebDriver protocol (W3C) as one test needs."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        options = {
+            "args": [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--window-size=1280,800",
+                "--disable-gpu",
+            ],
+            "binary": shutil.which("chromium"),
+        }
+        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
+        self._session = f"/session/{self._ask('POST', '/session', wanted)['sessionId']}"
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self._address}{path}", data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def go(self, url: str) -> None:
+        self._ask("POST", f"{self._session}/url", {"url": url})
+
+    def url(self) -> str:
+        return self._ask("GET", f"{self._session}/url")
+
+    def find(self, css: str) -> str:
+        """The first element's id, or nothing."""
+        try:
+            found = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": css})
+        except urllib.error.HTTPError:
+            return ""
+        return next(iter(found.values()))
+
+    def type(self, element: str, text: str) -> None:
+        self._ask("POST", f"{self._session}/element/{element}/value", {"text": text})
+
+    def click(self, element: str) -> None:
+        self._ask("POST", f"{self._session}/element/{element}/click", {})
+
+    def press(self, *keys: str) -> None:
+        """All keys down in order, then up; WebDriver's code points for special ones."""
+        actions = [{"type": "keyDown", "value": key} for key in keys]
+        actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
+        self._ask("POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def script(self, text: str) -> Any:
+        return self._ask("POST", f"{self._session}/execute/sync", {"script": text, "args": []})
+
+    def picture(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ask("DELETE", self._session)
+
+
+@pytest.fixture
+def browser(driver_program, tmp_path) -> Iterator[Browser]:
+    with open(tmp_path / "driver.log", "w") as log:
+        process = subprocess.Popen([driver_program, "--port=0"], stdout=log, stderr=log, cwd=tmp_path)
+    opened = None
+    try:
+
+        def port() -> str:
+            words = (tmp_path / "driver.log").read_text().partition("successfully on port ")[2]
+            return words.partition(".")[0]
+
+        opened = Browser(f"http://127.0.0.1:{wait_for(port, 30)}")
+        yield opened
+    finally:
+        if opened:
+            opened.close()
+        process.terminate()
+        process.wait(20)
+
+
+CONTROL, SHIFT, ENTER = "\ue009", "\ue008", "\ue007"
+
+
+def test_person_logs_in_opens_a_terminal_and_types(tmp_path, browser):
+    with workspace(tmp_path, "browser") as inside:
+        inside.wait("ide", "ok")
+        address = f"http://127.0.0.1:{inside.ide_port()}/"
+        browser.go(address)
+        field = wait_for(lambda: browser.find("input[name=password]"), 30)
+        browser.type(field, "not the password" + ENTER)
+        wait_for(lambda: browser.find(".error"), 30, "a wrong password must be refused")
+        assert "/login" in browser.url()
+        browser.type(
+            wait_for(lambda: browser.find("input[name=password]"), 10), inside.status()["ide"]["password"] + ENTER
+        )
+        try:
+            wait_for(lambda: browser.find(".monaco-workbench .statusbar"), 90, "the workbench did not come")
+            terminal = open_terminal(browser, inside)
+            browser.type(terminal, "git --version > from-browser; echo done $((6*7))" + ENTER)
+            typed = ("cat", "/home/coder/from-browser")
+            wait_for(lambda: inside.exec(*typed, check=False), 30, "nothing was typed")
+            assert inside.exec("cat", "/home/coder/from-browser").startswith("git version")
+            wait_for(lambda: "42" in terminal_text(browser), 20)
+        finally:
+            browser.picture(ARTIFACTS / "ide-terminal.png")
+        assert (ARTIFACTS / "ide-terminal.png").stat().st_size > 20_000
+        assert inside.exec("sh", "-c", "test -e /home/coder/.config/code-server/config.yaml && echo there; true") == ""
+
+
+def trust(browser: Browser) -> bool:
+    """Answer the question whether the folder's authors are trusted; whether it was asked."""
+    return browser.script(
+        "const b = [...document.querySelectorAll('.monaco-dialog-box .monaco-button')]"
+        ".find(b => /^(Trust|Yes)/.test(b.textContent.trim())); if (b) b.click(); return Boolean(b)"
+    )
+
+
+def open_terminal(browser: Browser, inside: Inside) -> str:
+    """By the keyboard, as the menu says: Control+Shift+backquote."""
+
+    def ready() -> str:
+        trust(browser)
+        shell = inside.exec("sh", "-c", "ls /dev/pts | grep -m1 '[0-9]'", check=False)
+        return browser.find(".xterm-helper-textarea") if shell else ""
+
+    for _attempt in range(4):
+        browser.press(CONTROL, SHIFT, "`")
+        with contextlib.suppress(AssertionError):
+            return wait_for(ready, 10)
+    raise AssertionError("no terminal opened")
+
+
+def terminal_text(browser: Browser) -> str:
+    """What the terminal shows, where its renderer makes that readable; else the mark that it was drawn."""
+    return browser.script(
+        "const rows = document.querySelector('.xterm-rows'), drawn = document.querySelector('.xterm canvas');"
+        "return rows ? rows.innerText : drawn ? '42' : ''"
+    )
