@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A laboratory on the real engine: one random owner, small repositories, and what the engine then has of both."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget, container_name
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+
+COLLECTIONS = Path(__file__).resolve().parents[2] / ".ansible" / "collections"
+WAIT = 120
+AUTHOR = ("-c", "user.name=Tester", "-c", "user.email=tester@example.com")
+
+
+def git(folder: Path, *words: str) -> str:
+    argv = ["git", *AUTHOR, "-C", str(folder), *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+class Lab:
+    """One owner's workspaces; ``spec`` describes one, ``up`` and ``ensure`` act on it."""
+
+    def __init__(self, folder: Path, image: _image.Image) -> None:
+        self.owner = f"lab-{secrets.token_hex(4)}"
+        self.folder = folder
+        self.image = image
+        self.target = DockerTarget()
+        self.engine = _docker_http.connect()
+
+    def repository(self, name: str = "demo", where: str = "src", files: int = 3, size: int = 100) -> Path:
+        """A new local repository of two commits in ``where``/``name``."""
+        path = self.folder / where / name
+        path.mkdir(parents=True)
+        git(path, "init", "-q", "-b", "main")
+        for number in range(files):
+            (path / f"file{number}").write_text(secrets.token_hex(size // 2 + 1))
+        for title in ("first", "second"):
+            (path / "README").write_text(title)
+            git(path, "add", ".")
+            git(path, "commit", "-q", "-m", title)
+        return path
+
+    def spec(self, repository: Path | None = None, name: str = "", **settings: Any) -> WorkspaceSpec:
+        """Small limits, no Docker inside: these tests are about the outside."""
+        values = {"cpus": 1.0, "memory": GIBIBYTE, "docker": "disabled", "wait_timeout": WAIT, **settings}
+        return WorkspaceSpec(
+            self.owner,
+            Settings(**values),
+            name,
+            Repository.parse(str(repository)) if repository else None,
+            image=self.image.tag,
+            image_hash=self.image.hash,
+        )
+
+    def ensure(self, spec: WorkspaceSpec, state: str = "started") -> Result:
+        return _lifecycle.ensure(self.target, spec, state)
+
+    def up(self, spec: WorkspaceSpec) -> Workspace:
+        workspace = self.ensure(spec).workspace
+        assert workspace is not None
+        return workspace
+
+    def up_process(self, repository: Path, **settings: Any) -> subprocess.Popen[str]:
+        """``up`` in a process of its own; it prints one line of JSON: changed, id and name, or the error."""
+        spec = self.spec(repository, **settings)
+        words = {"owner": self.owner, "repository": str(repository), "settings": spec.settings.__dict__}
+        words |= {"image": self.image.tag, "image_hash": self.image.hash, "name": spec.name}
+        return subprocess.Popen(
+            [sys.executable, "-c", _UP, json.dumps(words), str(COLLECTIONS)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    # What there is
+
+    def containers(self) -> list[str]:
+        filters = {"label": [f"spt.flow.owner={self.owner}"]}
+        found = self.engine.get_json("/containers/json", {"all": True, "filters": filters})
+        return sorted(entry["Names"][0].lstrip("/") for entry in found)
+
+    def volumes(self) -> list[str]:
+        answer = self.engine.get_json("/volumes", {"filters": {"label": [f"spt.flow.owner={self.owner}"]}})
+        return sorted(volume["Name"] for volume in answer["Volumes"] or [])
+
+    def name(self, workspace: Workspace) -> str:
+        return container_name(self.owner, workspace.name)
+
+    def belongings(self, *names: str) -> tuple[list[str], list[str]]:
+        """(containers, volumes) of an owner who has exactly the workspaces ``names``."""
+        keys = [container_name(self.owner, name) for name in sorted(names)]
+        return keys, sorted(f"{key}-{part}" for key in keys for part in ("home", "docker"))
+
+    def is_exactly(self, *names: str) -> None:
+        """Fail unless the engine has these workspaces of the owner and nothing else of it."""
+        assert (self.containers(), self.volumes()) == self.belongings(*names)
+
+    def inspect(self, identifier: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.engine.get_json(f"/containers/{identifier}/json")
+        return found
+
+    def inside(self, workspace: Workspace, script: str, *words: str, user: str = "", timeout: float = 60) -> str:
+        done = self.target.exec(workspace, ["bash", "-c", script, "bash", *words], timeout=timeout, user=user)
+        assert done.status == 0, (script, done)
+        return done.stdout.strip()
+
+    def kill(self, identifier: str) -> None:
+        self.engine.request_json("POST", f"/containers/{identifier}/kill")
+
+    def clean(self) -> None:
+        """Remove all that carries the owner's label, whatever state it is in."""
+        for name in self.containers():
+            subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True, timeout=120)
+        for name in self.volumes():
+            subprocess.run(["docker", "volume", "rm", "-f", name], capture_output=True, timeout=120)
+
+
+_UP = """
+import json, sys
+words = json.loads(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+spec = WorkspaceSpec(words["owner"], Settings(**words["settings"]), words["name"],
+    Repository.parse(words["repository"]), image=words["image"], image_hash=words["image_hash"])
+try:
+    result = _lifecycle.ensure(DockerTarget(), spec)
+except FlowError as error:
+    print(json.dumps({"ok": False, **error.to_dict()}))
+    sys.exit(error.code)
+print(json.dumps({"ok": True, "changed": result.changed, "id": result.workspace.id, "name": result.workspace.name,
+    "clone": result.workspace.step("clone").state}))
+"""
+
+
+@contextmanager
+def lab(folder: Path, image: _image.Image) -> Iterator[Lab]:
+    """A laboratory of which nothing is left afterwards."""
+    made = Lab(folder, image)
+    try:
+        yield made
+    finally:
+        made.clean()
