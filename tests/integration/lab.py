@@ -72,11 +72,16 @@ class Lab:
         assert workspace is not None
         return workspace
 
-    def up_process(self, repository: Path, **settings: Any) -> subprocess.Popen[str]:
-        """``up`` in a process of its own; it prints one line of JSON: changed, id and name, or the error."""
+    def up_process(
+        self, repository: Path, state: str = "started", die: tuple[str, str, int] | None = None, **settings: Any
+    ) -> subprocess.Popen[str]:
+        """One ``ensure`` in a process of its own; it prints one line of JSON: changed, id and name, or the error.
+
+        ``die`` is (``before`` or ``after``, pattern of "METHOD /path", which one from 1 on): it kills itself there.
+        """
         spec = self.spec(repository, **settings)
         words = {"owner": self.owner, "repository": str(repository), "settings": spec.settings.__dict__}
-        words |= {"image": self.image.tag, "image_hash": self.image.hash, "name": spec.name}
+        words |= {"image": self.image.tag, "image_hash": self.image.hash, "name": spec.name, "state": state, "die": die}
         return subprocess.Popen(
             [sys.executable, "-c", _UP, json.dumps(words), str(COLLECTIONS)],
             stdout=subprocess.PIPE,
@@ -129,10 +134,10 @@ class Lab:
 
 
 _UP = """
-import json, sys
+import json, os, re, signal, sys
 words = json.loads(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
-from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _lifecycle
 from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
@@ -140,13 +145,27 @@ from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
 spec = WorkspaceSpec(words["owner"], Settings(**words["settings"]), words["name"],
     Repository.parse(words["repository"]), image=words["image"], image_hash=words["image_hash"])
+request, seen = _docker_http.Engine.request, [0]
+def dying(self, method, path, *more, **named):
+    when, pattern, which = words["die"]
+    seen[0] += bool(re.search(pattern, f"{method} {path}"))
+    mine = re.search(pattern, f"{method} {path}") and seen[0] == which
+    if mine and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    answer = request(self, method, path, *more, **named)
+    if mine:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer
+if words["die"]:
+    _docker_http.Engine.request = dying
 try:
-    result = _lifecycle.ensure(DockerTarget(), spec)
+    result = _lifecycle.ensure(DockerTarget(), spec, words["state"])
 except FlowError as error:
     print(json.dumps({"ok": False, **error.to_dict()}))
     sys.exit(error.code)
-print(json.dumps({"ok": True, "changed": result.changed, "id": result.workspace.id, "name": result.workspace.name,
-    "clone": result.workspace.step("clone").state}))
+print(json.dumps({"ok": True, "changed": result.changed, "actions": result.actions,
+    "id": result.workspace.id if result.workspace else "", "name": result.workspace.name if result.workspace else "",
+    "clone": result.workspace.step("clone").state if result.workspace else ""}))
 """
 
 
