@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime spt-flow: what it makes of a bundle and what it hands to runc, which is a recorder here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "roles/host_docker/files/spt-flow-runc"
+MAPPINGS = [{"containerID": 0, "hostID": 1000000, "size": 1048576}]
+CREATE = ["--root", "/run/docker", "--log-format", "json", "create", "--bundle"]
+
+
+class Runtime:
+    """A copy of the script that finds its fake runc and its configuration below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bundle = folder / "bundle with a space"
+        self.bundle.mkdir()
+        self.called = folder / "called"
+        self.environment = folder / "runtime.env"
+        self.audit = folder / "audit-id.sh"
+        self.program = folder / "spt-flow-runc"
+        text = SOURCE.read_text()
+        for old, new in {
+            "PATH=/usr/local/sbin:": f"PATH={folder}:/usr/local/sbin:",
+            "/etc/spt-flow/runtime.env": str(self.environment),
+            "/usr/local/lib/spt-flow/audit-id.sh": str(self.audit),
+        }.items():
+            assert old in text
+            text = text.replace(old, new)
+        self._write(self.program, text)
+        self._write(folder / "runc", f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {self.called}\nexit 7\n")
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def config(self, uid_mappings: bool = True, pids: int | None = None, env: tuple[str, ...] = ()) -> None:
+        """A config.json as the engine writes it: one line, no blanks."""
+        linux: dict[str, Any] = {
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}],
+                **({"pids": {"limit": pids}} if pids else {}),
+            },
+            "maskedPaths": ["/proc/kcore", "/proc/keys"],
+            "readonlyPaths": ["/proc/sys"],
+        }
+        if uid_mappings:
+            linux = {"uidMappings": MAPPINGS, "gidMappings": MAPPINGS, **linux}
+        content = {"ociVersion": "1.0.2", "process": {"env": list(env), "args": ["sh"]}, "linux": linux}
+        (self.bundle / "config.json").write_text(json.dumps(content, separators=(",", ":")))
+
+    def linux(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())["linux"]
+        return found
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        argv = ["/bin/sh", str(self.program), *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20, cwd=self.folder)
+
+    def words(self) -> list[str] | None:
+        """What runc was called with; nothing when it was not."""
+        return self.called.read_text().split("\0")[:-1] if self.called.exists() else None
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    return Runtime(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_create_unmasks_proc_and_keeps_the_rest(runtime: Runtime, verb: str) -> None:
+    runtime.config(env=("A=1",))
+    before = runtime.linux()
+    assert runtime.run("--root", "/run/docker", verb, "--bundle", str(runtime.bundle), "x1").returncode == 7
+    assert runtime.linux() == {**before, "maskedPaths": [], "readonlyPaths": []}
+    assert runtime.words() == ["--root", "/run/docker", verb, "--bundle", str(runtime.bundle), "x1"]
+
+
+@pytest.mark.parametrize("option", [["--bundle={}"], ["--bundle", "{}"], ["-b", "{}"]])
+def test_the_bundle_is_found_however_it_is_named(runtime: Runtime, option: list[str]) -> None:
+    runtime.config()
+    runtime.run("create", *(word.format(runtime.bundle) for word in option), "--pid-file", "create", "x1")
+    assert runtime.linux()["maskedPaths"] == []
+
+
+def test_the_nodes_limit_of_processes_is_for_containers_without_one(runtime: Runtime) -> None:
+    runtime.environment.write_text("PIDS_LIMIT=4096\n")
+    runtime.config()
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.linux()["resources"]["pids"] == {"limit": 4096}
+    runtime.config(pids=99)
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.linux()["resources"]["pids"] == {"limit": 99}
+
+
+def test_without_the_nodes_limit_none_is_added(runtime: Runtime) -> None:
+    runtime.config()
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert "pids" not in runtime.linux()["resources"]
+
+
+@pytest.mark.parametrize(
+    "variable", ["", 'X="uidMappings":[{"containerID":0}]', '"uidMappings":[{', 'X=","linux":{"uidMappings":[{']
+)
+def test_a_bundle_without_a_user_namespace_is_refused(runtime: Runtime, variable: str) -> None:
+    runtime.config(uid_mappings=False, env=(variable,))
+    before = (runtime.bundle / "config.json").read_text()
+    done = runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert done.returncode == 1
+    assert "refused" in done.stderr
+    assert "userns-remap" in done.stderr
+    assert runtime.words() is None
+    assert (runtime.bundle / "config.json").read_text().strip() == before
+
+
+def test_a_variable_cannot_pass_for_a_limit_of_its_own(runtime: Runtime) -> None:
+    runtime.environment.write_text("PIDS_LIMIT=4096\n")
+    runtime.config(env=('X="pids":{"limit":-1}',))
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.linux()["resources"]["pids"] == {"limit": 4096}
+
+
+def test_a_bundle_that_is_not_there_is_refused(runtime: Runtime) -> None:
+    assert runtime.run(*CREATE, str(runtime.folder / "none"), "x1").returncode == 1
+    assert runtime.words() is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--root", "/r", "start", "x1"],
+        ["--root", "/r", "exec", "--process", "/tmp/create", "--detach", "--pid-file", "/tmp/a b", "x1"],
+        ["exec", "-e", "A=b c", "-u", "1000", "x1", "sh", "-c", "echo 'a  b' \"$c\" *"],
+        ["kill", "--all", "x1", "9"],
+        ["delete", "--force", "x1"],
+        ["--version"],
+        [],
+        ["state", ""],
+    ],
+)
+def test_other_calls_reach_runc_as_they_are(runtime: Runtime, words: list[str]) -> None:
+    assert runtime.run(*words).returncode == 7
+    assert runtime.words() == (words or [""])
+
+
+def test_audit_numbers_are_set_where_they_are_installed(runtime: Runtime) -> None:
+    said = runtime.folder / "audit"
+    runtime.audit.write_text(
+        f'spt_flow_audit_create() {{ echo "create $1 $2" >> "{said}"; }}\n'
+        f'spt_flow_audit_exec() {{ echo "exec $1" >> "{said}"; }}\n'
+    )
+    runtime.config()
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    runtime.run("--root", "/r", "exec", "--process", "/tmp/p", "x2")
+    runtime.run("--root", "/r", "kill", "x3", "9")
+    assert said.read_text().splitlines() == [f"create {runtime.bundle} x1", "exec x2"]
+
+
+def test_without_its_audit_number_nothing_starts(runtime: Runtime) -> None:
+    runtime.audit.write_text("spt_flow_audit_create() { return 1; }\nspt_flow_audit_exec() { return 1; }\n")
+    runtime.config()
+    assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 1
+    assert runtime.run("exec", "x1", "true").returncode == 1
+    assert runtime.words() is None
