@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The system calls of a workspace: generated, with what Docker inside needs and without what would reach the host."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TOOL = CHECKOUT / "tools/seccomp"
+PROFILE: dict[str, Any] = json.loads((CHECKOUT / "image/seccomp.json").read_text())
+NESTED = (
+    "unshare clone mount umount umount2 pivot_root setns sethostname setdomainname keyctl add_key request_key".split()
+)
+"""The names of decision B7."""
+DANGEROUS = (
+    "bpf kexec_load kexec_file_load init_module finit_module delete_module reboot open_by_handle_at perf_event_open "
+    "userfaultfd swapon iopl ioperm settimeofday clock_settime syslog quotactl io_uring_setup fsopen open_tree "
+    "move_mount mount_setattr fanotify_init".split()
+)
+
+
+def rules(name: str) -> list[dict[str, Any]]:
+    return [rule for rule in PROFILE["syscalls"] if name in rule["names"]]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    loader = SourceFileLoader("seccomp_tool", str(TOOL))
+    spec = importlib.util.spec_from_loader("seccomp_tool", loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    loader.exec_module(module)
+    sys.dont_write_bytecode = written
+    return module
+
+
+def test_the_file_is_what_the_tool_writes(tool: ModuleType) -> None:
+    missing = [file for files in tool.HEADERS.values() for file in files if not Path(file).exists()]
+    if missing:
+        pytest.skip(f"kernel headers are absent: {missing[0]} (package linux-libc-dev)")
+    done = subprocess.run([sys.executable, str(TOOL), "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_not_named_is_refused() -> None:
+    assert (PROFILE["defaultAction"], PROFILE["defaultErrnoRet"]) == ("SCMP_ACT_ERRNO", 1)
+
+
+@pytest.mark.parametrize("name", [*NESTED, "read", "execve", "clone", "chroot", "ptrace", "futex_waitv"])
+def test_allowed_whatever_its_arguments(name: str) -> None:
+    assert [(rule["action"], rule.get("args")) for rule in rules(name)] == [("SCMP_ACT_ALLOW", None)]
+
+
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_not_allowed(name: str) -> None:
+    assert rules(name) == []
+
+
+def test_clone3_is_answered_as_if_it_were_not_there() -> None:
+    assert [(rule["action"], rule["errnoRet"]) for rule in rules("clone3")] == [("SCMP_ACT_ERRNO", 38)]
+
+
+def test_sockets_reach_neither_the_hypervisor_nor_the_kernels_cryptography() -> None:
+    def allowed(family: int) -> bool:
+        compare = {"SCMP_CMP_LT": int.__lt__, "SCMP_CMP_EQ": int.__eq__, "SCMP_CMP_GT": int.__gt__}
+        return any(compare[arg["op"]](family, arg["value"]) for rule in rules("socket") for arg in rule["args"])
+
+    assert {family for family in range(46) if not allowed(family)} == {38, 40}
+    assert rules("socketcall") == []
