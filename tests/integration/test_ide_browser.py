@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -126,20 +127,35 @@ def browser(driver_program, tmp_path) -> Iterator[Browser]:
 CONTROL, SHIFT, ENTER = "\ue009", "\ue008", "\ue007"
 
 
+def log_in(browser: Browser, inside: Inside) -> None:
+    browser.go(f"http://127.0.0.1:{inside.ide_port()}/")
+    field = wait_for(lambda: browser.find("input[name=password]"), 30)
+    browser.type(field, inside.status()["ide"]["password"] + ENTER)
+    wait_for(lambda: browser.find(".monaco-workbench .statusbar"), 90, "the workbench did not come")
+
+
+@pytest.mark.full
+def test_a_tab_that_nobody_touches_does_not_keep_the_workspace(tmp_path, browser):
+    """Longer than code-server's heartbeat of a minute, which goes on for an open tab."""
+    with workspace(tmp_path, "tab", tick=60.0, idle_stop=90 * 60) as inside:
+        inside.wait("ide", "ok")
+        log_in(browser, inside)
+        wait_for(lambda: inside.status()["life"]["reason"] == "the IDE is in use", 10)
+        began = time.monotonic()
+        wait_for(lambda: not inside.state()[0], 150)
+        assert time.monotonic() - began > 60 and inside.state() == (False, 0)
+
+
 def test_person_logs_in_opens_a_terminal_and_types(tmp_path, browser):
     with workspace(tmp_path, "browser") as inside:
         inside.wait("ide", "ok")
-        address = f"http://127.0.0.1:{inside.ide_port()}/"
-        browser.go(address)
+        browser.go(f"http://127.0.0.1:{inside.ide_port()}/")
         field = wait_for(lambda: browser.find("input[name=password]"), 30)
         browser.type(field, "not the password" + ENTER)
         wait_for(lambda: browser.find(".error"), 30, "a wrong password must be refused")
         assert "/login" in browser.url()
-        browser.type(
-            wait_for(lambda: browser.find("input[name=password]"), 10), inside.status()["ide"]["password"] + ENTER
-        )
         try:
-            wait_for(lambda: browser.find(".monaco-workbench .statusbar"), 90, "the workbench did not come")
+            log_in(browser, inside)
             terminal = open_terminal(browser, inside)
             browser.type(terminal, "git --version > from-browser; echo done $((6*7))" + ENTER)
             typed = ("cat", "/home/coder/from-browser")

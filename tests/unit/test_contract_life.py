@@ -86,6 +86,40 @@ def test_ide_traffic_and_typing_count_by_change_only():
     assert world.pass_(3 * HOUR, heartbeat=beat, terminals={"0": when}).stop
 
 
+def test_an_open_tab_that_nobody_touches_is_no_activity_though_its_heartbeat_goes_on():
+    """Rates as measured: two connections, 35 bytes a second each; the heartbeat's file changes every minute."""
+    world, sent = World(), 160_000
+    while not world.verdict.stop and world.boot < 9 * HOUR:
+        sent += 35 * 30
+        world.pass_(30, heartbeat=int(world.boot // 60), traffic={"a": sent, "b": sent // 3})
+    assert world.boot - 1000 < 2 * HOUR + 120
+
+
+def test_a_person_at_the_ide_is_activity_also_when_samples_come_in_between():
+    world, sent = World(), 160_000
+    for _ in range(600):
+        sent += 35 * 30 + 900
+        world.pass_(3, 1, traffic={"a": sent - 100})
+        world.pass_(27, 27, traffic={"a": sent})
+    assert not world.verdict.stop and world.verdict.record["reason"] == "the IDE is in use"
+    assert world.pass_(2 * HOUR + 60, traffic={"a": sent}).stop
+
+
+def test_traffic_is_read_from_the_kernel(tmp_path):
+    import shutil
+    import socket
+
+    if not shutil.which("ss"):
+        pytest.skip("this machine has no ss")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        peer, address = server.accept()
+        client.sendall(b"x" * 5000)
+        assert len(peer.recv(5000, socket.MSG_WAITALL)) == 5000
+        seen = life.ide_traffic(server.getsockname()[1])
+        assert seen == {f"127.0.0.1:{address[1]}": 5000}
+        peer.close()
+
+
 def test_heartbeat_and_terminals_left_by_the_last_run_are_no_activity():
     world = World()
     world.life = life.Life(contract.Contract(), world.boot, world.wall)

@@ -158,7 +158,7 @@ class Supervisor:
         clock = life.Life(self.contract, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         watched: list[int | socket.socket] = [wake, control]
         while True:
-            seen = life.look(self.paths, self._terminals)
+            seen = life.look(self.paths, self._terminals, self.contract.ide_port)
             verdict = clock.sample(time.clock_gettime(time.CLOCK_BOOTTIME), time.time(), seen)
             if life.Life.changed(self.journal.life, verdict.record):
                 self.journal.record_life(verdict.record)
