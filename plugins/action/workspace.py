@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Session, Workspace, WorkspaceSpec
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
 NOT_OURS = ("size", "follow", "tail")
@@ -27,17 +27,14 @@ class ActionModule(_ansible.FlowAction):
     DOING = "manage the workspace"
 
     def act(self) -> dict[str, Any]:
+        state = self.own["state"]
+        self._refuse(state)
+        target = _ansible.open_target(self.values)
+        check = bool(self._task.check_mode)
+        ahead = _ansible.Ahead(target, self.values) if state == "started" and not check else None
         from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
 
-        if self.values["command"] and self.screen == "json":
-            raise InvalidInput(
-                "Cannot run a command and print one JSON object on the same standard output.",
-                "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
-            )
-        state = self.own["state"]
-        target = _ansible.open_target(self.values)
         spec = self._spec(target)
-        check = bool(self._task.check_mode)
         unconfirmed = state == "absent" and not self.values["confirm"]
         result = _lifecycle.ensure(
             _ansible.ImageFirst(target, self.values),
@@ -51,14 +48,20 @@ class ActionModule(_ansible.FlowAction):
         )
         if unconfirmed and result.changed and not check:
             raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
-        return self._answer(target, result, state, check)
+        if check or state not in ("started", "restarted") or result.workspace is None:
+            return self._answer(result, state, check)
+        session = ahead.session(result.workspace) if ahead and not result.actions else None
+        return self._enter(session or target.session(result.workspace), result, result.workspace)
 
-    def _spec(self, target: Any) -> WorkspaceSpec:
-        """What is wanted; a verb that names nothing means the owner's only workspace."""
-        spec = _ansible.make_spec(self.values)
-        if spec.name or spec.repository:
-            return spec
-        state = self.own["state"]
+    def _refuse(self, state: str) -> None:
+        """What no engine needs to be asked about."""
+        if self.values["command"] and self.screen == "json":
+            raise InvalidInput(
+                "Cannot run a command and print one JSON object on the same standard output.",
+                "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
+            )
+        if self.values["workspace"] or self.values["repo"]:
+            return
         if state == "started" and self.own["create"]:
             raise InvalidInput("There is no repository to bring up a workspace for.", _ansible.EXAMPLE_UP)
         if state == "absent":
@@ -66,12 +69,28 @@ class ActionModule(_ansible.FlowAction):
                 "There is no workspace named to delete.",
                 "Say which: ansible-playbook spt.flow.delete -e workspace=name",
             )
+
+    def _spec(self, target: Any) -> WorkspaceSpec:
+        """What is wanted; a verb that names nothing means the owner's only workspace."""
+        spec = _ansible.make_spec(self.values)
+        if spec.name or spec.repository:
+            return spec
         return replace(spec, name=_ansible.find_one(target, self.values).name)
 
-    def _answer(self, target: Any, result: Result, state: str, check: bool) -> dict[str, Any]:
+    def _answer(self, result: Result, state: str, check: bool) -> dict[str, Any]:
+        """The answer when there is nothing to enter."""
         if check and result.changed:
             result.msg = f"Check mode: {result.msg}"
-        answer: dict[str, Any] = {
+        answer = self._data(result)
+        if state == "absent":
+            answer["confirmed"] = self.values["confirm"]
+            answer["ask"] = result.changed and not self.values["confirm"] and self.screen != "json"
+            if check:
+                return self.finish(answer, [])
+        return self.finish(answer, ["", result.msg, *(f"  note: {note}" for note in result.notes)])
+
+    def _data(self, result: Result) -> dict[str, Any]:
+        return {
             "changed": result.changed,
             "msg": result.msg,
             "workspace": result.workspace.to_dict() if result.workspace else None,
@@ -80,21 +99,14 @@ class ActionModule(_ansible.FlowAction):
             "stages": [list(stage) for stage in result.stages],
             "notes": result.notes,
         }
-        if state == "absent":
-            answer["confirmed"] = self.values["confirm"]
-            answer["ask"] = result.changed and not self.values["confirm"] and self.screen != "json"
-            return self.finish(answer, [] if check else ["", result.msg])
-        if check or state not in ("started", "restarted") or result.workspace is None:
-            return self.finish(answer, ["", result.msg, *(f"  note: {note}" for note in result.notes)])
-        return self._enter(target, result, result.workspace, answer)
 
-    def _enter(self, target: Any, result: Result, workspace: Workspace, answer: dict[str, Any]) -> dict[str, Any]:
+    def _enter(self, session: Session, result: Result, workspace: Workspace) -> dict[str, Any]:
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
         from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
 
+        answer = self._data(result)
         if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
             answer |= self._finish_clone(result, workspace)
-        session = target.session(workspace)
         enter = shlex.join(_ssh.argv(workspace))
         answer["session"] = {
             "url": session.url,
@@ -115,8 +127,9 @@ class ActionModule(_ansible.FlowAction):
         if command:
             return {"argv": _ssh.argv(workspace, _ssh.inside(directory, command)), "env": {}, "always": True}
         shell = _ssh.inside(directory, _ssh.SHELL)
-        if workspace.step("clone").state == "needs-auth":
-            shell = f"spt-workspace clone; {shell}"
+        # Nothing is known about the clone of a workspace that ran already: then what lies there decides.
+        if workspace.repo and workspace.step("clone").state in ("needs-auth", "pending"):
+            shell = f"test -e {shlex.quote(directory)} || spt-workspace clone; {shell}"
         return {"argv": _ssh.argv(workspace, shell, terminal=True), "env": {}, "always": False}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:

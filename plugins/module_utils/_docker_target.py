@@ -26,9 +26,12 @@ from ._workspace import Session, Workspace, WorkspaceSpec
 
 Workspaces = list[Workspace]
 Words = list[str]
+Entries = list[dict[str, Any]]
 PREFIX = "spt-flow-"
 OLD = "-old"
 USER = "1000:1000"
+SESSION_FILE = "/run/spt-flow/session.json"
+"""What the start contract keeps for clients that enter: a part of what its `status` says, without starting a Python."""
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL (decision D5)."""
 DETAILS_DEADLINE = 1.0
@@ -80,14 +83,16 @@ class DockerTarget:
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
         filters = {"label": [label]} | ({"name": [f"^/{PREFIX}{re.escape(key)}({OLD})?$"]} if key else {})
         found: dict[str, Workspace] = {}
-        for entry in sorted(
-            self._engine.get_json("/containers/json", {"all": True, "filters": filters}),
-            key=lambda entry: entry["Names"][0].endswith(OLD),
-        ):
+        for entry in sorted(self._entries(filters), key=lambda entry: entry["Names"][0].endswith(OLD)):
             workspace = from_container(entry, time.time())
             if workspace is not None:
                 found.setdefault(workspace.key, workspace)
         return list(found.values())
+
+    def _entries(self, filters: Mapping[str, Any]) -> Entries:
+        """Containers as the engine lists them, without those that it is removing: these have no name any more."""
+        entries = self._engine.get_json("/containers/json", {"all": True, "filters": filters})
+        return [entry for entry in entries if entry.get("Names")]
 
     def _homes(self, owner: str) -> Workspaces:
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
@@ -365,7 +370,9 @@ class DockerTarget:
         return self._detailed(workspace)
 
     def session(self, workspace: Workspace) -> Session:
-        done = self.exec(workspace, ["spt-workspace", "status"])
+        done = self.exec(workspace, ["cat", SESSION_FILE])
+        if done.status:
+            done = self.exec(workspace, ["spt-workspace", "status"])
         try:
             data = json.loads(done.stdout)
             ide = data.get("ide") or {}
@@ -423,8 +430,7 @@ class DockerTarget:
 
     def sweep(self, now: float) -> Iterable[str]:
         """Expired CI workspaces (decision A9), and what a killed ``restart`` left beside its running successor."""
-        entries = self._engine.get_json("/containers/json", {"all": True, "filters": {"label": [f"{LABEL}owner"]}})
-        names = {entry["Names"][0].lstrip("/"): entry for entry in entries}
+        names = {entry["Names"][0].lstrip("/"): entry for entry in self._entries({"label": [f"{LABEL}owner"]})}
         gone = []
         for name, entry in names.items():
             labels = entry.get("Labels") or {}

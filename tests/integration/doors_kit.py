@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-TIMEOUT = 300
+TIMEOUT = 900
+"""Seconds for one process; the first may have to build the image."""
 
 
 def git(*argv: str, cwd: Path) -> str:
@@ -45,24 +46,26 @@ class Doors:
     programs: Path = Path(sys.executable).parent
     cwd: Path = CHECKOUT
     installed: Path | None = None
+    callbacks: bool = True
 
     @property
     def name(self) -> str:
         return self.repository.name
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A clean one with its own home, so that no setting of the machine's user counts."""
+        """A clean one with its own home, so that no setting of the user counts; parts of the image stay cached."""
         kept = ("PATH", "LANG", "LC_ALL", "TERM", "DOCKER_HOST", "XDG_RUNTIME_DIR")
         base = {name: os.environ[name] for name in kept if name in os.environ}
+        base["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         base |= {"HOME": str(self.home), "SPT_FLOW_OWNER": self.owner, "SPT_FLOW_MEMORY": "2g", "SPT_FLOW_CPUS": "2"}
         if self.installed:
             base |= {
                 "ANSIBLE_COLLECTIONS_PATH": str(self.installed),
-                "ANSIBLE_STDOUT_CALLBACK": "spt.flow.output",
-                "ANSIBLE_CALLBACKS_ENABLED": "spt.flow.connect",
                 "ANSIBLE_LOCALHOST_WARNING": "false",
                 "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
             }
+        if self.installed and self.callbacks:
+            base |= {"ANSIBLE_STDOUT_CALLBACK": "spt.flow.output", "ANSIBLE_CALLBACKS_ENABLED": "spt.flow.connect"}
         return {**base, "PATH": f"{self.programs}:{base['PATH']}", **more}
 
     def argv(self, verb: str, *more: str) -> list[str]:

@@ -63,9 +63,8 @@ def test_the_installed_collection_does_the_whole_job(tarball: Path, tmp_path: Pa
 def test_without_our_callbacks_up_still_prints_how_to_get_in(tarball: Path, tmp_path: Path) -> None:
     installed = tmp_path / "collections"
     galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
-    with doors_kit.doors(tmp_path, cwd=tmp_path, installed=installed) as house:
-        plain = {"ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_CALLBACKS_ENABLED": ""}
-        done = house.run("up", SPT_FLOW_REPO=str(house.repository), **plain)
+    with doors_kit.doors(tmp_path, cwd=tmp_path, installed=installed, callbacks=False) as house:
+        done = house.run("up", SPT_FLOW_REPO=str(house.repository))
         assert done.returncode == 0 and "ssh -F " in done.stdout and "password" in done.stdout
-        done = house.run("status", SPT_FLOW_OUTPUT="json", **plain)
+        done = house.run("status", SPT_FLOW_OUTPUT="json")
         assert done.returncode == 2 and "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in done.stdout

@@ -294,7 +294,7 @@ def test_a_clone_without_access_is_tried_with_the_agent(
 def test_a_shell_first_finishes_the_clone(act: Any) -> None:
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo")
-    assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; cd -- ")
+    assert left(result)["connect"]["argv"][-1].startswith("test -e /home/coder/demo || spt-workspace clone; cd -- ")
 
 
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
