@@ -18,15 +18,46 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOL = CHECKOUT / "tools/seccomp"
 PROFILE: dict[str, Any] = json.loads((CHECKOUT / "image/seccomp.json").read_text())
-NESTED = (
-    "unshare clone mount umount umount2 pivot_root setns sethostname setdomainname keyctl add_key request_key".split()
-)
+NESTED = [
+    "unshare",
+    "clone",
+    "mount",
+    "umount",
+    "umount2",
+    "pivot_root",
+    "setns",
+    "sethostname",
+    "setdomainname",
+    "keyctl",
+    "add_key",
+    "request_key",
+]
 """The names of decision B7."""
-DANGEROUS = (
-    "bpf kexec_load kexec_file_load init_module finit_module delete_module reboot open_by_handle_at perf_event_open "
-    "userfaultfd swapon iopl ioperm settimeofday clock_settime syslog quotactl io_uring_setup fsopen open_tree "
-    "move_mount mount_setattr fanotify_init".split()
-)
+DANGEROUS = [
+    "bpf",
+    "kexec_load",
+    "kexec_file_load",
+    "init_module",
+    "finit_module",
+    "delete_module",
+    "reboot",
+    "open_by_handle_at",
+    "perf_event_open",
+    "userfaultfd",
+    "swapon",
+    "iopl",
+    "ioperm",
+    "settimeofday",
+    "clock_settime",
+    "syslog",
+    "quotactl",
+    "io_uring_setup",
+    "fsopen",
+    "open_tree",
+    "move_mount",
+    "mount_setattr",
+    "fanotify_init",
+]
 
 
 def rules(name: str) -> list[dict[str, Any]]:
