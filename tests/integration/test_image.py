@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The image as it was built: its tools answer, little in it has privileges, nothing in it is left over."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+
+Inside = Callable[[str], str]
+TOOLS = {
+    "bash": "--version",
+    "capsh": "--print",
+    "code-server": "--version",
+    "curl": "--version",
+    "docker": "--version",
+    "dockerd": "--version",
+    "fuse-overlayfs": "--version",
+    "git": "--version",
+    "git-lfs": "version",
+    "ip": "-V",
+    "iptables": "--version",
+    "jq": "--version",
+    "less": "--version",
+    "locale": "",
+    "nano": "--version",
+    "newuidmap": "",
+    "ping": "-V",
+    "ps": "--version",
+    "python3": "--version",
+    "rootlesskit": "--version",
+    "rsync": "--version",
+    "scp": "",
+    "slirp4netns": "--version",
+    "ssh": "-V",
+    "sshd": "-V",
+    "sudo": "--version",
+    "tini": "--version",
+    "tmux": "-V",
+    "vim": "--version",
+    "xz": "--version",
+}
+"""Words that make each tool of the slim profile answer; those without any only have to be there."""
+
+
+@pytest.fixture(scope="module")
+def inside(image: _image.Image) -> Iterator[Inside]:
+    """Runs a shell script in one container of the image, as its user and without a network."""
+    command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
+    words = ["--entrypoint", "/usr/bin/sleep", image.tag, "600"]
+    started = subprocess.run([*command, *words], check=True, capture_output=True, text=True, timeout=60)
+    identifier = started.stdout.strip()
+
+    def run(script: str) -> str:
+        argv = ["docker", "exec", identifier, "/bin/sh", "-c", script]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (script, done.stdout, done.stderr)
+        return done.stdout.strip()
+
+    yield run
+    subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=60)
+
+
+def test_every_tool_answers(inside: Inside) -> None:
+    answers = "\n".join(
+        f"command -v {tool} >/dev/null || echo {tool}: absent"
+        + (f"; {tool} {words} </dev/null >/dev/null 2>&1 || echo {tool}: fails" if words else "")
+        for tool, words in TOOLS.items()
+        if tool != "sshd"
+    )
+    # sshd -V is an unknown option for older releases, which print their version all the same.
+    assert inside(f"PATH=$PATH:/usr/sbin:/sbin\n{answers}\nsshd -V 2>&1 | grep -q OpenSSH || echo sshd: fails") == ""
+
+
+def test_every_package_of_the_profile_is_there(inside: Inside) -> None:
+    packages = _image.versions()["profiles"]["slim"]["packages"]
+    found = inside(f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {' '.join(packages)}").splitlines()
+    assert sorted(found) == sorted(f"installed {package}" for package in packages)
+
+
+def test_only_sudo_raises_privileges(inside: Inside) -> None:
+    files = inside("sudo find / -xdev -path /proc -prune -o -perm /6000 -type f -print | sort")
+    assert files == inside("cat /usr/local/lib/spt-workspace/setuid.list")
+    setuid = inside("sudo find / -xdev -path /proc -prune -o -perm /4000 -type f -print | sort").splitlines()
+    # su asks for a password and nobody has one; ssh-keysign serves only host-based logins, which are off.
+    assert set(setuid) - {"/usr/bin/su", "/usr/lib/openssh/ssh-keysign"} == {"/usr/bin/sudo"}
+    assert inside("sudo awk -F: '$2 !~ /^[*!]/ {print $1}' /etc/shadow") == ""
+
+
+def test_ids_are_mapped_by_file_capabilities(inside: Inside) -> None:
+    found = inside("sudo getcap /usr/bin/newuidmap /usr/bin/newgidmap").splitlines()
+    assert found == ["/usr/bin/newuidmap cap_setuid=ep", "/usr/bin/newgidmap cap_setgid=ep"]
+    assert inside("cat /etc/subuid /etc/subgid") == "coder:100000:65536\ncoder:100000:65536"
+
+
+def test_nothing_is_left_over_from_the_build(inside: Inside) -> None:
+    left = inside(
+        "sudo find /var/lib/apt/lists /var/cache/apt/archives -type f ! -name lock;"
+        " sudo find /var/cache/apt -name '*.bin'; sudo find /tmp /var/tmp /root -mindepth 1 -type f ! -name '.*';"
+        " ls /etc/ssh/ssh_host_* /usr/sbin/policy-rc.d /usr/local/lib/spt-flow-build 2>/dev/null || true"
+    )
+    assert left == ""
+
+
+def test_no_key_password_or_mirror_of_the_builder_stays(inside: Inside) -> None:
+    assert (
+        inside("cat /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null | grep -oE 'https?://[^/ ]+' | sort -u")
+        == "http://deb.debian.org"
+    )
+    assert inside("env | cut -d= -f1 | grep -iE 'proxy|cert|token' || true") == ""
+
+
+def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
+    assert inside("id -un; id -u; id -g; sudo -n id -u; echo $HOME").split() == [
+        "coder",
+        "1000",
+        "1000",
+        "0",
+        "/home/coder",
+    ]
+
+
+def test_tag_and_label_name_what_it_was_made_from(image: _image.Image) -> None:
+    found = _docker_http.connect().get_json(f"/images/{image.tag}/json")
+    labels = found["Config"]["Labels"]
+    assert (labels["spt.flow.image"], labels["spt.flow.profile"]) == (image.hash, "slim")
+    assert image.tag.endswith(f":slim-{image.hash[:12]}")
+    assert found["Config"]["User"] == "1000:1000"
+    assert found["Config"]["Entrypoint"][-2:] == ["/usr/local/bin/spt-workspace", "run"]
+
+
+def test_the_second_time_nothing_is_built(image: _image.Image) -> None:
+    said: list[str] = []
+    begun = time.monotonic()
+    assert _image.ensure(_image.identity(), {}, Progress(said.append)) is False
+    assert time.monotonic() - begun < 2
+    assert said == []
