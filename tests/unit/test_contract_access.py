@@ -8,8 +8,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
@@ -19,8 +21,15 @@ ED = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2
 
 
 @pytest.fixture
-def machine(tmp_path):
-    machine = kit.Machine(tmp_path / "m")
+def short_path():
+    """A folder whose sockets' names fit into the kernel's 108 bytes, which pytest's own folders do not promise."""
+    with tempfile.TemporaryDirectory(prefix="spt-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def machine(short_path):
+    machine = kit.Machine(short_path / "m")
     yield machine
     machine.kill_rest()
 

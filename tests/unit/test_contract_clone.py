@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,8 +29,15 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def machine(tmp_path, served):
-    machine = kit.Machine(tmp_path / "m")
+def short_path():
+    """A folder whose sockets' names fit into the kernel's 108 bytes, which pytest's own folders do not promise."""
+    with tempfile.TemporaryDirectory(prefix="spt-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def machine(short_path, served):
+    machine = kit.Machine(short_path / "m")
     machine.trust(served[1])
     machine.environ["SPT_FLOW_REPO"] = f"{served[0]}/o/r.git"
     machine.environ["SPT_FLOW_REPO_ID"] = f"{served[0][8:]}/o/r"
@@ -378,8 +386,8 @@ def test_addresses_of_one_repository(one, other, same):
     assert clone.same_repository(one, other) is same
 
 
-def test_disk_full_is_a_sentence(machine, tmp_path):
-    small = tmp_path / "m/home/coder"
+def test_disk_full_is_a_sentence(machine):
+    small = machine.paths.home
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True)
     if done.returncode:
         pytest.skip("no file system can be mounted here")
