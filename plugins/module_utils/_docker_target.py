@@ -36,6 +36,7 @@ GRACE = 30
 """Seconds between SIGTERM and SIGKILL (decision D5)."""
 DETAILS_DEADLINE = 1.0
 READERS = 16
+NOT_MODIFIED = 304
 LEFTOVER_AGE = 600.0
 """Seconds that a replaced container may stay beside its running successor before it counts as left over."""
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2592000}
@@ -86,6 +87,9 @@ class DockerTarget:
         for entry in sorted(self._entries(filters), key=lambda entry: entry["Names"][0].endswith(OLD)):
             workspace = from_container(entry, time.time())
             if workspace is not None:
+                if entry["Names"][0].endswith(OLD):
+                    # Whatever it does, it must get its name back before it can be used: `start` does that.
+                    workspace = replace(workspace, state="stopped", url="")
                 found.setdefault(workspace.key, workspace)
         return list(found.values())
 
@@ -201,11 +205,13 @@ class DockerTarget:
         with contextlib.suppress(Conflict):
             self._engine.request_json("POST", "/networks/create", body=body)
 
-    def _create_container(self, name: str, spec: WorkspaceSpec, plan: Plan) -> None:
+    def _create_container(self, name: str, spec: WorkspaceSpec, plan: Plan) -> str:
+        """Id of the new container, nothing when there is one of that name already."""
         try:
-            self._engine.request_json("POST", "/containers/create", {"name": name}, container_body(spec, plan))
+            made = self._engine.request_json("POST", "/containers/create", {"name": name}, container_body(spec, plan))
+            return str(made["Id"])
         except Conflict:
-            return
+            return ""
         except NotFound as error:
             if "image" not in error.details.get("said", "").lower():
                 raise
@@ -232,12 +238,31 @@ class DockerTarget:
     # Running
 
     def start(self, workspace: Workspace) -> Workspace:
-        if workspace.id and self._is_old(workspace.id):
-            self._rename(workspace.id, container_name(workspace.owner, workspace.name))
+        return self._start(self._undo_restart(workspace))
+
+    def _undo_restart(self, workspace: Workspace) -> Workspace:
+        """Where a killed ``restart`` set the old container aside and never started its successor: the old one again."""
+        name = container_name(workspace.owner, workspace.name)
+        found = self._engine.get_json(f"/containers/{workspace.id}/json")
+        old = found["Id"] if found["Name"].endswith(OLD) else ""
+        if not old and found["State"]["Status"] == "created":
+            with contextlib.suppress(NotFound):
+                old = self._engine.get_json(f"/containers/{name}{OLD}/json")["Id"]
+                self._remove(workspace.id)
+        if not old:
+            return workspace
+        self._rename(old, name)
+        return replace(workspace, id=old)
+
+    def _start(self, workspace: Workspace) -> Workspace:
         try:
-            self._engine.request_json("POST", f"/containers/{workspace.id}/start")
+            connection, answer = self._engine.request("POST", f"/containers/{workspace.id}/start")
+            connection.close()
         except FlowError as error:
             raise self._start_error(workspace, error) from None
+        if answer.status == NOT_MODIFIED:
+            # Not our start: whoever waits must wait for the start that is in the log already.
+            raise Conflict(f"Somebody else has just started workspace {workspace.name}.", "Run the command again.")
         return replace(self._read(workspace), notes=workspace.notes)
 
     def _start_error(self, workspace: Workspace, error: FlowError) -> FlowError:
@@ -285,22 +310,43 @@ class DockerTarget:
         if not workspace.id:
             return self.start(self.create(spec, progress))
         plan = Plan.of(spec, self.probe_engine(), self._engine.local)
-        self._stop(workspace.id)
-        if not self._is_old(workspace.id):
-            self._remove(name + OLD)
-            self._rename(workspace.id, name + OLD)
+        self._set_aside(workspace, spec)
+        made = ""
         try:
             self._ensure_network()
-            self._create_container(name, spec, plan)
-            fresh = self.start(self._read(workspace))
+            made = self._create_container(name, spec, plan)
+            if not made:
+                raise _busy(name)
+            fresh = self._start(replace(workspace, id=made))
             self._until_usable(fresh, spec)
         except BaseException:
-            self._remove(name)
-            self._rename(workspace.id, name)
-            self._engine.request_json("POST", f"/containers/{workspace.id}/start")
+            self._put_back(workspace.id, name, made)
             raise
         self._remove(workspace.id)
         return replace(fresh, notes=plan.notes)
+
+    def _set_aside(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
+        """Stop the container and call it ``-old``; one that is called so already, beside it, is somebody's restart."""
+        name = container_name(workspace.owner, workspace.name)
+        if self._is_old(workspace.id):
+            self._stop(workspace.id)
+            return
+        if self._is_ours(f"/containers/{name}{OLD}/json", workspace, "Config"):
+            with contextlib.suppress(FlowError):
+                self._until_usable(workspace, spec)
+            self._remove(name + OLD)
+        self._stop(workspace.id)
+        self._rename(workspace.id, name + OLD)
+
+    def _put_back(self, identifier: str, name: str, made: str) -> None:
+        """Undo a restart, unless somebody else goes on with it: then the container is gone or its name is taken."""
+        with contextlib.suppress(NotFound, Conflict):
+            old = self._is_old(identifier)
+            if made:
+                self._remove(made)
+            if old:
+                self._rename(identifier, name)
+            self._engine.request_json("POST", f"/containers/{identifier}/start")
 
     def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
         from ._lifecycle import wait_ready
@@ -334,7 +380,12 @@ class DockerTarget:
         return str(self._engine.get_json(f"/containers/{identifier}/json")["Name"]).endswith(OLD)
 
     def _rename(self, identifier: str, name: str) -> None:
-        self._engine.request_json("POST", f"/containers/{identifier}/rename", {"name": name})
+        try:
+            self._engine.request_json("POST", f"/containers/{identifier}/rename", {"name": name})
+        except FlowError as error:
+            if "same name" in str(error.details.get("said")):
+                raise _busy(name) from None
+            raise
 
     def _remove(self, identifier: str) -> None:
         """Remove a container; that it is gone, or somebody else is removing it, is as good."""
@@ -439,12 +490,23 @@ class DockerTarget:
                 self._remove(entry["Id"])
                 gone.append(labels.get(f"{LABEL}workspace", name))
             successor = names.get(name.removesuffix(OLD)) if name.endswith(OLD) else None
-            if successor and successor["State"] == "running" and age(successor["Status"]) > LEFTOVER_AGE:
+            if successor and successor["State"] == "running" and self._replaces(successor):
                 self._remove(entry["Id"])
         return gone
 
+    def _replaces(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the container beside an ``-old`` one needs it no more: its IDE answers, or it had time enough."""
+        if age(entry["Status"]) > LEFTOVER_AGE:
+            return True
+        lines = self._log_lines(entry["Id"], follow=False, tail=80, timeout=DETAILS_DEADLINE)
+        return with_events(Workspace("", "", ""), lines).step("ide").state in ("ok", "skipped")
+
 
 # Pure parts
+
+
+def _busy(name: str) -> Conflict:
+    return Conflict(f"Somebody else is restarting {name}.", "Wait until that is done.")
 
 
 def container_name(owner: str, name: str) -> str:

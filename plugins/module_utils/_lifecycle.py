@@ -241,7 +241,11 @@ def ensure(
             )
         try:
             run.joined = run.joined or (actual is not None and abs(now() - (actual.started or 0)) < YOUNG)
-            return run.result(planned, run.act(planned, actual, hours, by))
+            workspace = run.act(planned, actual, hours, by)
+            if run.joined:
+                # Somebody was faster, or was killed: what that left can only be told once the workspace is ready.
+                run.sweep(now())
+            return run.result(planned, workspace)
         except (Conflict, NotFound) as error:
             if attempt == TRIES - 1:
                 raise

@@ -95,7 +95,7 @@ class Lab:
     def containers(self) -> list[str]:
         filters = {"label": [f"spt.flow.owner={self.owner}"]}
         found = self.engine.get_json("/containers/json", {"all": True, "filters": filters})
-        return sorted(entry["Names"][0].lstrip("/") for entry in found)
+        return sorted(name.lstrip("/") for entry in found for name in entry["Names"])
 
     def volumes(self) -> list[str]:
         answer = self.engine.get_json("/volumes", {"filters": {"label": [f"spt.flow.owner={self.owner}"]}})

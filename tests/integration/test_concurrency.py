@@ -30,6 +30,17 @@ def test_ten_at_once_make_one_workspace(lab: Lab) -> None:
     assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
 
 
+def test_ten_at_once_start_a_stopped_one(lab: Lab) -> None:
+    source = lab.repository()
+    workspace = lab.up(lab.spec(source))
+    lab.ensure(lab.spec(source), "stopped")
+    done = outcomes([lab.up_process(source) for _ in range(CLIENTS)])
+    assert all(one["ok"] for one in done), done
+    assert {one["id"] for one in done} == {workspace.id}
+    assert sum(one["changed"] for one in done) == 1
+    lab.is_exactly("demo")
+
+
 def test_at_once_for_repositories_of_one_name_each_gets_its_own(lab: Lab) -> None:
     sources: list[Path] = [lab.repository(where=where) for where in "abc"]
     done = outcomes([lab.up_process(source) for source in sources for _ in range(2)])

@@ -157,23 +157,32 @@ def test_a_restart_killed_after_setting_aside_is_undone_by_up(lab: Lab, running:
     lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
     assert [found.name for found in lab.target.list(lab.owner)] == ["demo"]
     back = lab.up(lab.spec(source))
-    assert back.id == workspace.id
-    if not running:
-        lab.is_exactly("demo")
+    assert back.id == workspace.id and back.state == "running"
+    lab.is_exactly("demo")
 
 
-def test_a_restart_killed_after_creating_the_new_one_goes_on_with_it(lab: Lab) -> None:
+def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(lab: Lab) -> None:
     source = lab.repository()
     workspace = lab.up(lab.spec(source))
     name = lab.name(workspace)
     lab.ensure(lab.spec(source), "stopped")
     lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
     lab.target.create(lab.spec(source), _progress.Progress())
+    back = lab.up(lab.spec(source))
+    assert back.id == workspace.id and back.state == "running"
+    lab.is_exactly("demo")
+
+
+def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(lab: Lab) -> None:
+    source = lab.repository()
+    workspace = lab.up(lab.spec(source))
+    name = lab.name(workspace)
+    lab.ensure(lab.spec(source), "stopped")
+    lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
+    made = lab.target.create(lab.spec(source), _progress.Progress())
+    lab.engine.request_json("POST", f"/containers/{made.id}/start")
     new = lab.up(lab.spec(source))
-    assert new.id != workspace.id and new.state == "running"
-    assert [found.name for found in lab.target.list(lab.owner)] == ["demo"]
-    restarted = lab.ensure(lab.spec(source), "restarted")
-    assert restarted.changed
+    assert new.id == made.id and new.state == "running"
     lab.is_exactly("demo")
 
 
