@@ -15,18 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _docker_http,
-    _docker_target,
-    _errors,
-    _image,
-    _lifecycle,
-    _progress,
-    _repository,
-    _settings,
-    _workspace,
-)
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.tests.integration.lab import Lab
 
+Pair = tuple[DockerTarget, list[Workspace]]
 ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts" / "escape-probes.md"
 CAPABILITIES = {
     "CHOWN": 0,
@@ -190,61 +184,19 @@ PROBES = (
 )
 
 
-def target() -> _docker_target.DockerTarget:
-    found = _docker_target.DockerTarget()
-    try:
-        facts = found.probe_engine()
-    except _errors.FlowError as error:
-        pytest.skip(f"no Docker engine: {error.message}")
-    if not facts.remapped:
+@pytest.fixture(scope="module")
+def pair(shared_lab: Lab) -> Pair:
+    """The workspace that probes run in, and its neighbour, as users get them."""
+    if not shared_lab.target.probe_engine().remapped:
         pytest.skip("the engine has no user-namespace remapping")
-    return found
-
-
-def bring_up(engine: _docker_target.DockerTarget, owner: str, folder: Path) -> _workspace.Workspace:
-    """A workspace for an empty-but-for-one-commit repository below ``folder``."""
-    import subprocess
-
-    repository = folder / owner
-    author = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    for words in (
-        ["init", "-q", str(repository)],
-        ["-C", str(repository), *author, "commit", "-q", "--allow-empty", "-m", "1"],
-    ):
-        subprocess.run(["git", *words], check=True, capture_output=True)
-    image = _image.identity()
-    _image.ensure(image, {}, _progress.Progress())
-    spec = _workspace.WorkspaceSpec(
-        owner,
-        _settings.Settings.of(_settings.resolve({})),
-        repository=_repository.Repository.parse(str(repository)),
-        image=image.tag,
-        image_hash=image.hash,
-    )
-    found = _lifecycle.ensure(engine, spec, "started").workspace
-    assert found is not None
-    return found
+    made = [
+        shared_lab.up(shared_lab.spec(shared_lab.repository(name), docker="auto")) for name in ("inside", "neighbour")
+    ]
+    return shared_lab.target, made
 
 
 @pytest.fixture(scope="module")
-def pair(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[_docker_target.DockerTarget, list[_workspace.Workspace]]]:
-    engine = target()
-    folder = tmp_path_factory.mktemp("escape")
-    mark = secrets.token_hex(3)
-    made: list[_workspace.Workspace] = []
-    try:
-        made.append(bring_up(engine, f"inside{mark}", folder))
-        made.append(bring_up(engine, f"neighbour{mark}", folder))
-        yield engine, made
-    finally:
-        for workspace in made:
-            engine.delete(workspace)
-
-
-@pytest.fixture(scope="module")
-def places(pair: tuple[_docker_target.DockerTarget, list[_workspace.Workspace]]) -> Iterator[dict[str, str]]:
+def places(pair: Pair) -> Iterator[dict[str, str]]:
     """Where probes aim: addresses, a port of a real service of this machine, the neighbour's process and file."""
     import http.server
     import socket
@@ -285,9 +237,7 @@ def test_there_are_enough_probes() -> None:
     assert len({probe.name for probe in PROBES}) == len(PROBES)
 
 
-def test_no_probe_gets_out(
-    pair: tuple[_docker_target.DockerTarget, list[_workspace.Workspace]], places: dict[str, str]
-) -> None:
+def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
     engine, (inside, _neighbour) = pair
     rows = []
     for probe in PROBES:
@@ -319,7 +269,7 @@ def test_the_host_service_is_there_for_the_host(places: dict[str, str]) -> None:
         pass
 
 
-def test_sudo_has_the_listed_capabilities(pair: tuple[_docker_target.DockerTarget, list[_workspace.Workspace]]) -> None:
+def test_sudo_has_the_listed_capabilities(pair: Pair) -> None:
     engine, (inside, _neighbour) = pair
     said = engine.exec(inside, ["sudo", "-n", "cat", "/proc/self/status"]).stdout
     bits = int(next(line.split()[1] for line in said.splitlines() if line.startswith("CapEff")), 16)
@@ -332,9 +282,7 @@ def test_the_host_is_as_it_was(places: dict[str, str]) -> None:
     assert os.uname().nodename != "x"
 
 
-def test_the_workspace_is_not_root_on_the_host(
-    pair: tuple[_docker_target.DockerTarget, list[_workspace.Workspace]],
-) -> None:
+def test_the_workspace_is_not_root_on_the_host(pair: Pair) -> None:
     engine, (inside, _neighbour) = pair
     pid = _docker_http.connect().get_json(f"/containers/{inside.id}/json")["State"]["Pid"]
     if not Path(f"/proc/{pid}").exists():
