@@ -98,7 +98,7 @@ class Node:
 
 
 def fill(home: Path) -> None:
-    """A home as a remapped workspace leaves it: foreign owners, modes, links, attributes, odd names, a planted way out."""
+    """A home as a remapped workspace leaves it: foreign owners, modes, links, attributes, odd names, a way out."""
     (home / "src").mkdir()
     for number in range(50):
         (home / "src" / f"file{number}").write_bytes(os.urandom(200 * number))
