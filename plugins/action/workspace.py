@@ -12,7 +12,13 @@ from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Session, Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._workspace import (
+    Result,
+    Session,
+    Step,
+    Workspace,
+    WorkspaceSpec,
+)
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
 NOT_OURS = ("size", "follow", "tail")
@@ -104,6 +110,7 @@ class ActionModule(_ansible.FlowAction):
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
         from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
 
+        workspace = result.workspace = with_clone(workspace, session)
         answer = self._data(result)
         if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
             answer |= self._finish_clone(result, workspace)
@@ -127,9 +134,8 @@ class ActionModule(_ansible.FlowAction):
         if command:
             return {"argv": _ssh.argv(workspace, _ssh.inside(directory, command)), "env": {}, "always": True}
         shell = _ssh.inside(directory, _ssh.SHELL)
-        # Nothing is known about the clone of a workspace that ran already: then what lies there decides.
-        if workspace.repo and workspace.step("clone").state in ("needs-auth", "pending"):
-            shell = f"test -e {shlex.quote(directory)} || spt-workspace clone; {shell}"
+        if workspace.step("clone").state == "needs-auth":
+            shell = f"spt-workspace clone; {shell}"
         return {"argv": _ssh.argv(workspace, shell, terminal=True), "env": {}, "always": False}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
@@ -152,3 +158,10 @@ class ActionModule(_ansible.FlowAction):
             error = AuthError("The clone did not work with the keys of your SSH agent; the workspace is kept.", hint)
         result.notes.append(str(error))
         return {"notes": result.notes, "error": error.to_dict()}
+
+
+def with_clone(workspace: Workspace, session: Session) -> Workspace:
+    """``workspace`` with the state of its clone also when it ran already and nobody followed its log."""
+    if not session.clone or any(step.name == "clone" for step in workspace.steps):
+        return workspace
+    return replace(workspace, steps=(*workspace.steps, Step("clone", session.clone)))

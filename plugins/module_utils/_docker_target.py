@@ -30,8 +30,8 @@ Entries = list[dict[str, Any]]
 PREFIX = "spt-flow-"
 OLD = "-old"
 USER = "1000:1000"
-SESSION_FILE = "/run/spt-flow/session.json"
-"""What the start contract keeps for clients that enter: a part of what its `status` says, without starting a Python."""
+SESSION_FILES = ("/run/spt-flow/session.json", "/run/spt-flow/steps.json")
+"""What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL (decision D5)."""
 DETAILS_DEADLINE = 1.0
@@ -421,13 +421,11 @@ class DockerTarget:
         return self._detailed(workspace)
 
     def session(self, workspace: Workspace) -> Session:
-        done = self.exec(workspace, ["cat", SESSION_FILE])
+        done = self.exec(workspace, ["cat", *SESSION_FILES])
         if done.status:
             done = self.exec(workspace, ["spt-workspace", "status"])
         try:
-            data = json.loads(done.stdout)
-            ide = data.get("ide") or {}
-            return Session(workspace.url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""))
+            return to_session(workspace.url, done.stdout)
         except (ValueError, AttributeError):
             raise Unhealthy(
                 f"Workspace {workspace.name} does not answer: {(done.stderr or done.stdout).strip()[:200]}",
@@ -585,6 +583,21 @@ def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
     for line in lines:
         watch.feed(line)
     return watch.apply(workspace)
+
+
+def to_session(url: str, text: str) -> Session:
+    """From what `status` prints, or from its parts one after the other. Raises ``ValueError``, ``AttributeError``."""
+    data: dict[str, Any] = {}
+    decoder = json.JSONDecoder()
+    text = text.strip()
+    while text:
+        part, end = decoder.raw_decode(text)
+        data |= dict(part)
+        text = text[end:].lstrip()
+    ide, clone = data.get("ide") or {}, (data.get("steps") or {}).get("clone") or {}
+    return Session(
+        url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""), clone.get("state", "")
+    )
 
 
 def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:

@@ -116,12 +116,16 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Session:
-    """What a client needs to enter a running workspace; read by exec, kept in memory only."""
+    """What a client needs to enter a running workspace; read by exec, kept in memory only.
+
+    ``clone`` is the state of the step of that name; empty when it is not known.
+    """
 
     url: str
     password: str
     host_key: str
     directory: str
+    clone: str = ""
 
 
 @dataclass

@@ -198,9 +198,9 @@ ask:
   returned: with O(state=absent)
   sample: true
 error:
-  description: What went wrong.
+  description: What went wrong; without a failure, that the clone still needs the caller's credentials.
   type: dict
-  returned: failure
+  returned: failure, or when the clone needs credentials that are not at hand
   contains:
     code:
       description: 1 failed, 2 cancelled, 4 no access, 5 timeout, 6 not found, 7 conflict, 8 unhealthy.

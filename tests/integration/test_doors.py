@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -173,6 +175,85 @@ def test_the_ssh_configuration_serves_plain_ssh_and_is_taken_back(house: Doors) 
     argv = ["ssh", "-F", str(config), f"spt-flow-{house.owner}-{house.name}", "echo in"]
     there = subprocess.run(argv, env=house.environment(), capture_output=True, text=True, timeout=60, check=False)
     assert there.stdout == "in\n", there
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The caller's SSH agent with one key: its socket and the public key."""
+    key, place = tmp_path / "mine", tmp_path / "agent"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30)
+    daemon = subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL)
+    try:
+        while not place.exists():
+            assert daemon.poll() is None
+            time.sleep(0.05)
+        env = {**os.environ, "SSH_AUTH_SOCK": str(place)}
+        subprocess.run(["ssh-add", "-q", str(key)], env=env, check=True, timeout=30)
+        yield str(place), key.with_suffix(".pub").read_text()
+    finally:
+        daemon.terminate()
+        daemon.wait(10)
+
+
+@pytest.fixture
+def forge(tmp_path: Path, agent: tuple[str, str]) -> Iterator[dict[str, str]]:
+    """A git server with a private repository, reached from here and from workspaces: sshd in a network namespace."""
+    if os.geteuid() or not shutil.which("ip") or not os.path.exists("/usr/sbin/sshd"):
+        pytest.skip("needs root, ip and sshd")
+    net = f"sptt{secrets.token_hex(3)}"
+    here, there = "198.18.7.1", "198.18.7.2"
+    (tmp_path / "authorized").write_text(agent[1])
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "host")], check=True, timeout=30
+    )
+    (tmp_path / "sshd_config").write_text(
+        f"ListenAddress {there}:2222\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/authorized\n"
+        "StrictModes no\nUsePAM no\nUseDNS no\nPidFile none\nPermitRootLogin yes\n"
+    )
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    daemon = None
+
+    def ip(*words: str, check: bool = True) -> None:
+        subprocess.run(["ip", *words], check=check, timeout=30, capture_output=True)
+
+    try:
+        ip("netns", "add", net)
+        ip("link", "add", f"{net}a", "type", "veth", "peer", "name", f"{net}b", "netns", net)
+        ip("addr", "add", f"{here}/30", "dev", f"{net}a")
+        ip("link", "set", f"{net}a", "up")
+        ip("-n", net, "addr", "add", f"{there}/30", "dev", f"{net}b")
+        ip("-n", net, "link", "set", f"{net}b", "up")
+        ip("-n", net, "route", "add", "default", "via", here)
+        daemon = subprocess.Popen(
+            ["ip", "netns", "exec", net, "/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+        )
+        private = doors_kit.make_repository(tmp_path / f"private-{secrets.token_hex(2)}")
+        known = f"[{there}]:2222 {' '.join((tmp_path / 'host.pub').read_text().split()[:2])}"
+        yield {
+            "SPT_FLOW_REPO": f"ssh://root@{there}:2222{private}",
+            "SPT_FLOW_KNOWN_HOSTS": known,
+            "name": private.name,
+        }
+    finally:
+        if daemon:
+            daemon.terminate()
+            daemon.wait(10)
+        ip("link", "del", f"{net}a", check=False)
+        ip("netns", "del", net, check=False)
+
+
+def test_a_private_repository_is_cloned_with_the_callers_agent(
+    house: Doors, forge: dict[str, str], agent: tuple[str, str]
+) -> None:
+    name = forge.pop("name")
+    result = house.json("up", SPT_FLOW_CONNECT="false", **forge)
+    assert result["ok"] and result["error"]["code"] == 4, result
+    assert any("spt.flow.ssh" in note for note in result["notes"])
+    result = house.json("up", SPT_FLOW_CONNECT="false", SSH_AUTH_SOCK=agent[0], **forge)
+    assert result["ok"] and result["changed"] and "error" not in result, result
+    done = house.run("ssh", SPT_FLOW_WORKSPACE=name, SPT_FLOW_COMMAND="cat hello.txt", **forge)
+    assert done.stdout == "hello\n"
+    assert house.json("delete", SPT_FLOW_WORKSPACE=name, SPT_FLOW_CONFIRM="true")["changed"]
 
 
 def test_delete_asks_for_confirmation_and_removes_everything_of_it(house: Doors) -> None:

@@ -17,6 +17,7 @@ from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _lifecycle, _settings, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import to_session
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
@@ -294,7 +295,18 @@ def test_a_clone_without_access_is_tried_with_the_agent(
 def test_a_shell_first_finishes_the_clone(act: Any) -> None:
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo")
-    assert left(result)["connect"]["argv"][-1].startswith("test -e /home/coder/demo || spt-workspace clone; cd -- ")
+    assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; cd -- ")
+
+
+def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    waiting = to_session(
+        "", '{"ide": {}, "directory": "/home/coder/demo"}\n{"steps": {"clone": {"state": "needs-auth"}}}'
+    )
+    monkeypatch.setattr(act.target, "session", lambda workspace: waiting)
+    assert left(act("workspace", workspace="demo"))["connect"]["argv"][-1].startswith("spt-workspace clone; ")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    assert act("workspace", connect="false")["error"]["code"] == 4
 
 
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
