@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -398,3 +399,21 @@ def test_disk_full_is_a_sentence(machine):
         assert "no space left" in refused(machine).sentence
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("times", [1, clone.TRIES])
+def test_a_git_that_was_killed_is_run_again(machine, served, tmp_path, times):
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *' clone '*)\n echo . >>{tmp_path}/kills\n"
+        f' [ "$(wc -l <{tmp_path}/kills)" -gt {times} ] || kill -9 $$\nesac\nexec {shutil.which("git")} "$@"\n'
+    )
+    git.chmod(0o755)
+    path = f"{git.parent}:{os.environ['PATH']}"
+    if times < clone.TRIES:
+        assert "cloned" in attempt(machine, PATH=path)
+        assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    else:
+        assert "git was killed" in refused(machine, PATH=path).sentence
+        assert not here(machine).exists()

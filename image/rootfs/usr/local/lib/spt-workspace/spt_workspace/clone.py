@@ -131,6 +131,10 @@ def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "
     return env
 
 
+class Killed(Failure):
+    """A git that was ended by a signal: the machine's memory was short, or somebody killed it."""
+
+
 @dataclass
 class Cloner:
     """One attempt at the clone step. ``say`` gets git's lines."""
@@ -167,7 +171,7 @@ class Cloner:
                 if self._present():
                     self._drop(seed)
                     return f"{target} is already there; it was left untouched"
-                said = self._from_seed(seed) if seed else self._from_server()
+                said = self._whole(seed)
                 self._drop(seed)
                 return said
         except OSError as error:
@@ -235,6 +239,17 @@ class Cloner:
             seed.unlink(missing_ok=True)
 
     # Cloning
+
+    def _whole(self, seed: Path | None) -> str:
+        """Clone, anew when git was killed."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._from_seed(seed) if seed else self._from_server()
+            except Killed:
+                if attempt == TRIES or self.children.stopping.is_set():
+                    raise
+                self.say(f"git was killed; attempt {attempt + 1} of {TRIES}")
+        raise AssertionError("the last attempt returns or raises")
 
     def _from_seed(self, seed: Path) -> str:
         if not seed.is_file():
@@ -392,6 +407,8 @@ class Cloner:
         outcome = self.children.run(["git", *options, *argv], self._env, timeout, self.say, keep=self._lock)
         if outcome.timed_out:
             raise Failure(f"Cloning {self._name} took more than {timeout:.0f} s and was given up.")
+        if outcome.status < 0 or (outcome.status and re.search(r"died of signal (9|15)\b", outcome.text)):
+            raise Killed(f"git was killed while it cloned {self._name}. Start the workspace again.")
         return outcome
 
     def _must(self, *argv: str) -> None:
