@@ -1,0 +1,266 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Things that are missing, full, taken or dying: a sentence, a hint and a code each time, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _docker_body, _docker_http, _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.tests.integration.lab import COLLECTIONS, Lab, git
+
+SOCKET = _docker_http.DEFAULT_HOST.removeprefix("unix://")
+
+
+def sentence(error: FlowError, kind: type[FlowError], *words: str) -> None:
+    """What every error owes its reader."""
+    assert isinstance(error, kind) and error.code == kind.code
+    assert error.message.endswith((".", ")")) and error.hint, error
+    assert all(word in error.message for word in words), error.message
+
+
+def test_image_missing(lab: Lab) -> None:
+    source = lab.repository()
+    spec = replace(lab.spec(source), image="spt-flow/workspace:slim-0123456789ab", image_hash="0" * 64)
+    with pytest.raises(FlowError) as caught:
+        lab.ensure(spec)
+    sentence(caught.value, NotFound, "slim-0123456789ab", "demo")
+    assert "spt.flow.image" in caught.value.hint
+    lab.up(lab.spec(source))
+    lab.is_exactly("demo")
+
+
+def test_port_taken(lab: Lab) -> None:
+    source = lab.repository()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(FlowError) as caught:
+            lab.ensure(replace(lab.spec(source, ide_port=port)))
+        sentence(caught.value, Conflict, str(port), "demo")
+    workspace = lab.up(lab.spec(source, ide_port=port))
+    assert workspace.url == f"http://127.0.0.1:{port}/"
+    assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+
+
+def test_port_taken_in_restart_keeps_the_old_one(lab: Lab) -> None:
+    source = lab.repository()
+    workspace = lab.up(lab.spec(source))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(FlowError) as caught:
+            lab.ensure(lab.spec(source, ide_port=other.getsockname()[1]), "restarted")
+        sentence(caught.value, Conflict, str(other.getsockname()[1]))
+    assert lab.up(lab.spec(source)).id == workspace.id
+    lab.is_exactly("demo")
+
+
+def test_engine_absent(lab: Lab, tmp_path: Path) -> None:
+    target = DockerTarget(f"unix://{tmp_path}/none.sock")
+    with pytest.raises(FlowError) as caught:
+        _lifecycle.ensure(target, lab.spec(lab.repository()))
+    sentence(caught.value, Unhealthy, f"{tmp_path}/none.sock", "does not answer")
+
+
+def test_engine_refuses_the_user(lab: Lab, tmp_path: Path) -> None:
+    """As uid 65534 on a socket that root alone may use."""
+    path = f"/tmp/spt-flow-refuses-{os.getpid()}.sock"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    os.chmod(path, 0o600)
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _errors\n"
+        "os.setuid(65534)\n"
+        "try: _docker_http.connect('unix://' + sys.argv[2]).get_json('/info')\n"
+        "except _errors.FlowError as error: print(error.code, error)\n"
+    )
+    if os.getuid():
+        pytest.skip("only root can become somebody else")
+    try:
+        argv = [sys.executable, "-c", script, str(COLLECTIONS), path]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    finally:
+        server.close()
+        os.unlink(path)
+    assert said.stdout.startswith("8 This user may not use the Docker engine at"), said
+    assert "group docker" in said.stdout
+
+
+@contextmanager
+def dying_engine(folder: Path, word: bytes, answers: bool) -> Iterator[str]:
+    """A proxy to the engine that is gone for good once a request has ``word``; ``answers``: after its answer."""
+    path = str(folder / "engine.sock")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(64)
+    dead = threading.Event()
+    open_ones: list[socket.socket] = []
+
+    def die() -> None:
+        dead.set()
+        os.unlink(path)
+        for one in open_ones:
+            with _quiet():
+                one.shutdown(socket.SHUT_RDWR)
+
+    def pump(one: socket.socket, other: socket.socket, looks: bool) -> None:
+        with _quiet():
+            while data := one.recv(65536):
+                hit = looks and word in data and not dead.is_set()
+                if hit and not answers:
+                    die()
+                    return
+                other.sendall(data)
+                if hit:
+                    time.sleep(1)
+                    die()
+        with _quiet():
+            other.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with _quiet():
+            while not dead.is_set():
+                client, _ = server.accept()
+                engine = socket.socket(socket.AF_UNIX)
+                engine.connect(SOCKET)
+                open_ones.extend([client, engine])
+                for pair in ((client, engine, True), (engine, client, False)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"unix://{path}"
+    finally:
+        dead.set()
+        server.close()
+        for one in open_ones:
+            one.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["unanswered", "answered"])
+@pytest.mark.parametrize("word", [b"/volumes/create", b"/containers/create", b"/archive", b"/start", b"/logs"])
+def test_engine_dies_in_the_middle(lab: Lab, tmp_path: Path, word: bytes, answers: bool) -> None:
+    source = lab.repository()
+    with dying_engine(tmp_path, word, answers) as host:
+        try:
+            _lifecycle.ensure(DockerTarget(host), lab.spec(source))
+        except FlowError as error:
+            assert error.code == Unhealthy.code and error.message and error.hint, error
+        else:
+            assert answers and word == b"/logs", "the run should have failed"
+    workspace = lab.up(lab.spec(source))
+    assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+    lab.is_exactly("demo")
+
+
+@pytest.mark.parametrize("word", [b"/stop", b"/rename", b"/containers/create", b"/start", b"/logs"])
+def test_engine_dies_in_a_restart(lab: Lab, tmp_path: Path, word: bytes) -> None:
+    source = lab.repository()
+    lab.inside(lab.up(lab.spec(source)), "echo precious > ~/note")
+    with dying_engine(tmp_path, word, False) as host, pytest.raises(FlowError) as caught:
+        _lifecycle.ensure(DockerTarget(host), lab.spec(source, pids=999), "restarted")
+    assert caught.value.code == Unhealthy.code and caught.value.hint
+    workspace = lab.up(lab.spec(source))
+    assert lab.inside(workspace, "cat ~/note") == "precious"
+    lab.is_exactly("demo")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "required", "unsafe", "disabled"])
+def test_engine_without_remapping(lab: Lab, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The facts are another engine's; what is created from them is real."""
+    facts = replace(lab.target.probe_engine(), remapped=False, remap_size=0, remap_base=0, runtime=False)
+    monkeypatch.setattr(lab.target, "_facts", facts)
+    spec = lab.spec(lab.repository(), docker=wanted)
+    if wanted == "required":
+        with pytest.raises(FlowError) as caught:
+            lab.ensure(spec)
+        sentence(caught.value, FlowError, "docker=required", "user-namespace")
+        assert "host_docker" in caught.value.hint
+        assert lab.containers() == []
+        return
+    made = lab.target.create(spec, Progress())
+    host = lab.inspect(made.id)["HostConfig"]
+    notes = " ".join(made.notes)
+    assert (host["MaskedPaths"] == []) == (wanted == "unsafe")
+    assert ("off" in notes) == (wanted == "auto")
+    assert ("can become root on this machine" in notes) == (wanted == "unsafe") or wanted == "auto"
+
+
+def test_disk_nearly_full_is_told_before_it_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 1_000_000, 30_000, 20_000, 1000, 500, 500, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda path: full)
+    result = lab.ensure(lab.spec(lab.repository()))
+    assert any("nearly full" in note and "2%" in note for note in result.notes), result.notes
+
+
+@pytest.mark.parametrize("jump", [-90 * 86400, 400 * 86400], ids=["back", "ahead"])
+def test_clock_jump_is_harmless(lab: Lab, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's clock is wrong: dev workspaces stay, waiting ends in time."""
+    source = lab.repository()
+    workspace = lab.up(lab.spec(source))
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + jump)
+    again = _lifecycle.ensure(lab.target, lab.spec(source), now=lambda: real() + jump)
+    assert not again.changed and again.workspace and again.workspace.id == workspace.id
+    stopped = lab.ensure(lab.spec(source), "stopped")
+    assert stopped.changed
+    assert lab.up(lab.spec(source)).state == "running"
+    lab.is_exactly("demo")
+
+
+def test_home_is_not_removed_while_somebody_else_uses_it(lab: Lab) -> None:
+    """Deletion that cannot end says why, and another one ends it."""
+    spec = lab.spec(lab.repository())
+    lab.up(spec)
+    other = f"spt-flow-{lab.owner}-other"
+    body = {
+        "Image": lab.image.tag,
+        "Labels": {"spt.flow.owner": lab.owner},
+        "HostConfig": {"Mounts": [{"Type": "volume", "Source": f"spt-flow-{lab.owner}-demo-home", "Target": "/x"}]},
+    }
+    lab.engine.request_json("POST", "/containers/create", {"name": other}, body)
+    with pytest.raises(FlowError) as caught:
+        lab.ensure(spec, "absent")
+    assert "in use" in caught.value.message
+    lab.engine.request_json("DELETE", f"/containers/{other}")
+    lab.ensure(spec, "absent")
+    lab.is_exactly()
+
+
+def test_kvm_absent(lab: Lab) -> None:
+    spec = lab.spec(lab.repository(), kvm="required")
+    with pytest.raises(FlowError) as caught:
+        _docker_body.Plan.of(spec, lab.target.probe_engine(), True, lambda path: False)
+    sentence(caught.value, FlowError, "kvm=required", "/dev/kvm")
+    plan = _docker_body.Plan.of(
+        replace(spec, settings=replace(spec.settings, kvm="auto")),
+        lab.target.probe_engine(),
+        True,
+        lambda path: False,
+    )
+    assert plan.devices == () and any("/dev/kvm" in note for note in plan.notes)
