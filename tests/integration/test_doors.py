@@ -138,7 +138,10 @@ def test_logs_show_what_it_has_written(house: Doors) -> None:
 
 def test_following_logs_ends_when_the_workspace_stops(house: Doors) -> None:
     env = house.environment(SPT_FLOW_FOLLOW="true")
-    with subprocess.Popen(house.argv("logs"), cwd=house.cwd, env=env, stdout=subprocess.PIPE, text=True) as follower:
+    # A stderr of its own: ssh leaves a shared one non-blocking, which Ansible refuses.
+    with subprocess.Popen(
+        house.argv("logs"), cwd=house.cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as follower:
         time.sleep(3)
         assert follower.poll() is None
         result = house.json("stop", SPT_FLOW_WORKSPACE=house.name)
