@@ -43,7 +43,7 @@ class ActionModule(_ansible.FlowAction):
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
         result = _lifecycle.ensure(
-            _ansible.ImageFirst(target, self.values),
+            _ansible.Furnished(target, self.values),
             spec,
             state,
             check or unconfirmed,

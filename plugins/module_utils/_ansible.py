@@ -257,7 +257,7 @@ def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
 
 
 def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
-    """The workspace that ``values``, checked by ``_settings.resolve``, describe."""
+    """The workspace that ``values``, resolved ones, describe; its author is asked for when it is created."""
     from . import _image
     from ._repository import Repository
     from ._workspace import WorkspaceSpec
@@ -267,7 +267,6 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
     image = _image.identity(values["profile"], image_options(values))
     dotfiles = repository("dotfiles")
-    author = git_identity(values)
     return WorkspaceSpec(
         owner=owner_of(values),
         settings=_settings.Settings.of(values),
@@ -275,8 +274,6 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
         repository=repository("repo"),
         ref=values["ref"],
         dotfiles=dotfiles.url if dotfiles else "",
-        git_name=author["name"],
-        git_email=author["email"],
         image=image.tag,
         image_hash=image.hash,
     )
@@ -317,8 +314,8 @@ def open_target(values: Mapping[str, Any]) -> Target:
     return DockerTarget()
 
 
-class ImageFirst:
-    """A target that builds the image before it creates or restarts a workspace; everything else passes through."""
+class Furnished:
+    """A target that sees to what only a created or restarted workspace needs: the image, and who writes its commits."""
 
     def __init__(self, target: Target, values: Mapping[str, Any]) -> None:
         self._target = target
@@ -328,26 +325,29 @@ class ImageFirst:
         return getattr(self._target, name)
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        self._ensure(progress)
-        return self._target.create(spec, progress)
+        return self._target.create(self._furnish(spec, progress), progress)
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        self._ensure(progress)
-        return self._target.restart(workspace, spec, progress)
+        return self._target.restart(workspace, self._furnish(spec, progress), progress)
 
-    def _ensure(self, progress: Progress) -> None:
+    def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
         from . import _image
 
         options = image_options(self._values)
         _image.ensure(_image.identity(self._values["profile"], options), options, progress)
+        author = git_identity(self._values)
+        return replace(spec, git_name=author["name"], git_email=author["email"])
 
 
 class Ahead:
     """Reads how to enter a running workspace while the run is still being prepared, half of the time of `up` (B1)."""
 
     def __init__(self, target: Target, values: Mapping[str, Any]) -> None:
+        import sys
         import threading
 
+        # The thread has little to do, but at once: with the usual 5 ms it waits behind imports for each answer.
+        sys.setswitchinterval(0.0005)
         self._target = target
         self._values = values
         self._found: tuple[str, Session] | None = None

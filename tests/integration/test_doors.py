@@ -94,6 +94,11 @@ def test_a_command_has_raw_streams_and_its_own_status(house: Doors) -> None:
     assert list((house.home / ".ansible/tmp").glob("*")) == []
 
 
+def test_commits_have_the_callers_name_also_after_a_restart(house: Doors) -> None:
+    done = house.run("ssh", SPT_FLOW_COMMAND="git config user.name; git config user.email")
+    assert done.stdout == "Ada\nada@example.com\n"
+
+
 def test_a_command_in_extra_variables_is_quoted_or_refused(house: Doors) -> None:
     done = house.run("ssh", "-e", "command=ls -la /tmp")
     assert done.returncode == 2 and "SPT_FLOW_COMMAND='…'" in done.stderr + done.stdout
