@@ -56,10 +56,14 @@ def prepare() -> Path:
 
 
 def config_text() -> str:
-    """The block for workspaces. Its `Match` makes the key pair, renamed last, so that a half-made one is never used."""
+    """The block for workspaces. Its `Match` makes the key pair.
+
+    Of several at once the first to link its private key wins; the public one is taken from that and appears last.
+    """
     key = runtime_folder() / "id_ed25519"
     new = f"{key}.$$"
-    keygen = f"ssh-keygen -q -t ed25519 -N '' -C '' -f {new} </dev/null && mv {new}.pub {key}.pub && mv {new} {key}"
+    keygen = f"ssh-keygen -q -t ed25519 -N '' -C '' -f {new} </dev/null; ln {new} {key} 2>/dev/null; rm -f {new}"
+    public = f"ssh-keygen -y -f {key} </dev/null >{new}.pub && mv {new}.pub {key}.pub"
     folder = f"mkdir -p -m 0700 {key.parent}"
     execute = "docker exec {} -u 1000:1000 %n spt-workspace"
     settings = {
@@ -88,7 +92,7 @@ def config_text() -> str:
     lines = "".join(f"    {name} {value}\n" for name, value in settings.items())
     return (
         "# Written by spt.flow; changes are lost.\n"
-        f'Match originalhost {PREFIX}* exec "test -e {key} || {{ {folder} && {keygen}; }}"\n{lines}'
+        f'Match originalhost {PREFIX}* exec "test -e {key}.pub || {{ {folder} && {keygen}; {public}; }}"\n{lines}'
     )
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clients, git and containers that are killed: the next ``up`` finds or makes one whole workspace and leaves no rest."""
+"""Clients, git and containers that are killed: the next ``up`` gives one whole workspace and leaves no rest."""
 
 from __future__ import annotations
 

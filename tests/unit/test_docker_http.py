@@ -98,12 +98,17 @@ def test_no_answer_is_none(tmp_path, status):
 
 @pytest.mark.parametrize(
     ("status", "kind", "code"),
-    [("404 Not Found", NotFound, 6), ("409 Conflict", Conflict, 7), ("500 Oh", FlowError, 1), ("400 Bad", FlowError, 1)],
+    [
+        ("404 Not Found", NotFound, 6),
+        ("409 Conflict", Conflict, 7),
+        ("500 Oh", FlowError, 1),
+        ("400 Bad", FlowError, 1),
+    ],
 )
 def test_refusals_repeat_the_engines_words(tmp_path, status, kind, code):
-    with engine(tmp_path, reply(status, b'{"message": "no such thing"}')) as (client, _asked):
-        with pytest.raises(FlowError) as caught:
-            client.get_json("/containers/x/json")
+    server = engine(tmp_path, reply(status, b'{"message": "no such thing"}'))
+    with server as (client, _asked), pytest.raises(FlowError) as caught:
+        client.get_json("/containers/x/json")
     error = caught.value
     assert type(error) is kind and error.code == code
     assert error.message == "The Docker engine refused GET /containers/x/json: no such thing."
@@ -254,12 +259,12 @@ def test_run_that_says_nothing_has_a_deadline(tmp_path):
         client.sendall(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
         time.sleep(1)
 
-    with engine(tmp_path, reply("201 Created", b'{"Id": "e1"}'), start) as (client, _asked):
-        with pytest.raises(DeadlineExceeded):
-            client.run("box", ["sleep", "9"], timeout=0.2)
+    server = engine(tmp_path, reply("201 Created", b'{"Id": "e1"}'), start)
+    with server as (client, _asked), pytest.raises(DeadlineExceeded):
+        client.run("box", ["sleep", "9"], timeout=0.2)
 
 
 def test_run_in_what_is_not_there(tmp_path):
-    with engine(tmp_path, reply("404 Not Found", b'{"message": "No such container: box"}')) as (client, _asked):
-        with pytest.raises(NotFound):
-            client.run("box", ["true"])
+    server = engine(tmp_path, reply("404 Not Found", b'{"message": "No such container: box"}'))
+    with server as (client, _asked), pytest.raises(NotFound):
+        client.run("box", ["true"])

@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What target docker asks the engine for: limits, devices, isolation, and why there is less than was wanted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _docker_body
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
+from ansible_collections.spt.flow.plugins.module_utils._target import EngineFacts
+from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+
+FACTS = EngineFacts(
+    version="26.1.5",
+    remapped=True,
+    remap_base=1000000,
+    remap_size=1048576,
+    runtime=True,
+    seccomp=True,
+    apparmor=False,
+    cgroup_version="2",
+    cpus=16,
+    memory=64 * GIBIBYTE,
+    storage_driver="overlay2",
+    log_driver="json-file",
+    local=True,
+)
+SPEC = WorkspaceSpec(
+    "ada",
+    Settings(),
+    "demo",
+    Repository.parse("https://example.com/o/demo.git"),
+    image="spt-flow/workspace:slim-0",
+    image_hash="0" * 64,
+)
+
+
+def body(spec: WorkspaceSpec = SPEC, facts: EngineFacts = FACTS, devices: bool = True) -> dict:
+    return _docker_body.container_body(spec, _docker_body.Plan.of(spec, facts, facts.local, lambda path: devices))
+
+
+def with_settings(**values) -> WorkspaceSpec:
+    return replace(SPEC, settings=replace(SPEC.settings, **values))
+
+
+def test_isolation_is_exactly_this():
+    host = body()["HostConfig"]
+    assert {key: value for key, value in host.items() if key not in ("SecurityOpt", "Tmpfs", "Mounts", "Devices")} == {
+        "NanoCpus": 4_000_000_000,
+        "Memory": 8 * GIBIBYTE,
+        "MemorySwap": 8 * GIBIBYTE,
+        "PidsLimit": 4096,
+        "PortBindings": {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "0"}]},
+        "NetworkMode": "spt-flow",
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": False,
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
+        "CapDrop": ["MKNOD"],
+        "Runtime": "spt-flow",
+    }
+    (option,) = host["SecurityOpt"]
+    profile = json.loads(option.removeprefix("seccomp="))
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert [(mount["Type"], mount["Source"], mount["Target"]) for mount in host["Mounts"]] == [
+        ("volume", "spt-flow-ada-demo-home", "/home/coder"),
+        ("volume", "spt-flow-ada-demo-docker", "/var/lib/spt-flow-docker"),
+    ]
+    assert [device["PathOnHost"] for device in host["Devices"]] == ["/dev/kvm", "/dev/fuse", "/dev/net/tun"]
+    assert all("nosuid,nodev" in options and "size=" in options for options in host["Tmpfs"].values())
+
+
+@pytest.mark.parametrize("docker", ["auto", "required", "disabled", "unsafe"])
+@pytest.mark.parametrize("remapped", [True, False])
+@pytest.mark.parametrize("runtime", [True, False])
+def test_never_privileged_never_the_hosts(docker, remapped, runtime):
+    facts = replace(FACTS, remapped=remapped, remap_size=1048576 if remapped else 0, runtime=runtime)
+    if docker == "required" and not remapped:
+        with pytest.raises(FlowError, match="docker=required"):
+            body(with_settings(docker=docker), facts)
+        return
+    made = body(with_settings(docker=docker), facts)
+    host, text = made["HostConfig"], json.dumps(made)
+    assert made["User"] == "1000:1000"
+    for key in ("Privileged", "CapAdd", "Binds", "PidMode", "IpcMode", "UsernsMode", "UTSMode", "CgroupnsMode"):
+        assert key not in host
+    assert "docker.sock" not in text and "unconfined" not in text
+    unmasked = host.get("MaskedPaths") == []
+    assert unmasked == ((docker == "unsafe" and not remapped) or (docker != "disabled" and remapped and not runtime))
+    assert ("Runtime" in host) == (docker != "disabled" and remapped and runtime)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(FACTS, remapped=False, remap_size=0), "no user-namespace remapping"),
+        (replace(FACTS, remap_size=65536), "65536 ids, 262144 are needed"),
+    ],
+)
+def test_docker_auto_is_off_with_a_sentence(facts, words):
+    plan = _docker_body.Plan.of(SPEC, facts, True, lambda path: True)
+    assert not plan.docker and words in plan.docker_reason and any(words in note for note in plan.notes)
+    assert plan.devices == ("/dev/kvm",)
+    values = _docker_body.environment(SPEC, plan)
+    assert values["SPT_FLOW_DOCKER"] == "off" and words in values["SPT_FLOW_DOCKER_REASON"]
+    with pytest.raises(FlowError) as caught:
+        _docker_body.Plan.of(with_settings(docker="required"), facts, True, lambda path: True)
+    assert words in caught.value.message and caught.value.hint
+
+
+def test_unsafe_tells_what_it_costs():
+    plan = _docker_body.Plan.of(with_settings(docker="unsafe"), replace(FACTS, remapped=False), True)
+    assert plan.docker and any("become root on this machine" in note for note in plan.notes)
+
+
+def test_unknown_size_of_the_range_is_trusted():
+    assert _docker_body.Plan.of(SPEC, replace(FACTS, remap_size=-1, local=False), False).docker
+
+
+@pytest.mark.parametrize(
+    ("kvm", "there", "local", "devices", "told"),
+    [
+        ("auto", True, True, True, False),
+        ("auto", False, True, False, True),
+        ("disabled", True, True, False, False),
+        ("required", True, True, True, False),
+        ("auto", False, False, True, False),
+    ],
+)
+def test_kvm(kvm, there, local, devices, told):
+    plan = _docker_body.Plan.of(with_settings(kvm=kvm), FACTS, local, lambda path: there)
+    assert ("/dev/kvm" in plan.devices) is devices
+    assert any("/dev/kvm" in note for note in plan.notes) is told
+
+
+def test_kvm_required_and_absent():
+    with pytest.raises(FlowError) as caught:
+        _docker_body.Plan.of(with_settings(kvm="required"), FACTS, True, lambda path: False)
+    assert "/dev/kvm" in caught.value.message and "kvm=auto" in caught.value.hint
+
+
+def test_small_machine_is_told_in_one_line():
+    facts = replace(FACTS, cpus=2, memory=4 * GIBIBYTE)
+    plan = _docker_body.Plan.of(SPEC, facts, True, lambda path: True)
+    assert (plan.settings.cpus, plan.settings.memory) == (2, 3 * GIBIBYTE) and len(plan.notes) == 1
+    labels = [body(SPEC, found)["Labels"]["spt.flow.settings"] for found in (facts, FACTS)]
+    assert labels[0] == labels[1], "a smaller machine must not make it outdated"
+
+
+def test_disk_without_quota_is_told():
+    plan = _docker_body.Plan.of(with_settings(disk=GIBIBYTE), FACTS, True, lambda path: True)
+    assert any("no quota" in note for note in plan.notes)
+    assert "StorageOpt" not in body(with_settings(disk=GIBIBYTE))["HostConfig"]
+    quota = body(with_settings(disk=GIBIBYTE), replace(FACTS, storage_driver="btrfs"))["HostConfig"]
+    assert quota["StorageOpt"] == {"size": str(GIBIBYTE)}
+
+
+def test_ci_has_no_volumes_and_goes_by_itself():
+    made = body(replace(SPEC, kind="ci", deadline=1234))
+    assert made["HostConfig"]["AutoRemove"] is True and made["HostConfig"]["Mounts"] == []
+    assert made["Labels"]["spt.flow.deadline"] == "1234" and made["Labels"]["spt.flow.kind"] == "ci"
+    assert "SPT_FLOW_DEADLINE=1234" in made["Env"]
+    assert "spt.flow.deadline" not in body()["Labels"]
+
+
+def test_labels_of_the_home_are_the_record_of_identity():
+    labels = _docker_body.volume_labels(SPEC, "home")
+    assert labels["spt.flow.repo"] == "example.com/o/demo"
+    assert {"spt.flow.owner", "spt.flow.workspace", "spt.flow.kind", "spt.flow.created"} <= labels.keys()
+    assert all("@" not in value for value in labels.values())
+
+
+def test_no_apparmor_profile_without_apparmor():
+    assert len(body(SPEC, replace(FACTS, apparmor=True))["HostConfig"]["SecurityOpt"]) == 2
+    assert body(with_settings(docker="disabled"))["HostConfig"]["SecurityOpt"] == []
+
+
+def test_bundle_is_named_for_local_repositories_only(tmp_path):
+    plan = _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True)
+    assert _docker_body.environment(SPEC, plan)["SPT_FLOW_SEED"] == ""
+    local = replace(SPEC, repository=Repository.parse(str(tmp_path)))
+    assert _docker_body.environment(local, plan)["SPT_FLOW_SEED"].endswith("seed.bundle")

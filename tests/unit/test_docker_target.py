@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pure parts of target docker: the engine's words as workspaces and facts."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _docker_target as target
+from ansible_collections.spt.flow.tests.unit import fake_target
+
+NOW = 1_800_000_000.0
+LABELS = {
+    "spt.flow.owner": "ada",
+    "spt.flow.workspace": "demo",
+    "spt.flow.repo": "example.com/o/demo",
+    "spt.flow.kind": "dev",
+    "spt.flow.created": "2026-01-01T00:00:00Z",
+    "spt.flow.contract": "1",
+    "spt.flow.settings": "a" * 64,
+    "spt.flow.image": "b" * 64,
+}
+
+
+def entry(**values):
+    """An entry of GET /containers/json."""
+    base = {"Id": "c1", "Names": ["/spt-flow-ada-demo"], "Labels": LABELS, "State": "running", "Status": "Up 5 minutes"}
+    ports = [
+        {"PrivatePort": 22, "PublicPort": 5, "Type": "tcp"},
+        {"IP": "127.0.0.1", "PrivatePort": 8080, "PublicPort": 32768, "Type": "tcp"},
+    ]
+    return {**base, "Ports": ports, **values}
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds"),
+    [
+        ("Up Less than a second", 0),
+        ("Up 1 second", 1),
+        ("Up 5 seconds", 5),
+        ("Up About a minute", 60),
+        ("Up 5 minutes", 300),
+        ("Up About an hour", 3600),
+        ("Up 47 hours", 169200),
+        ("Up 3 days (healthy)", 259200),
+        ("Up 2 weeks", 1209600),
+        ("Up 5 months", 12960000),
+        ("Up 5 minutes (Paused)", 300),
+        ("Exited (0) Less than a second ago", 0),
+        ("Exited (137) 2 minutes ago", 120),
+        ("Exited (143) About an hour ago", 3600),
+        ("Created", 0),
+        ("Removal In Progress", 0),
+        ("Restarting (1) 5 seconds ago", 0),
+        ("", 0),
+        ("Up 5 fortnights", 0),
+    ],
+)
+def test_age(status, seconds):
+    assert target.age(status) == seconds
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "found", "code"),
+    [
+        ("running", "Up 5 minutes", "running", None),
+        ("paused", "Up 5 minutes (Paused)", "paused", None),
+        ("created", "Created", "stopped", None),
+        ("exited", "Exited (0) 5 minutes ago", "stopped", 0),
+        ("exited", "Exited (137) 5 minutes ago", "stopped", 137),
+        ("exited", "Exited (143) 5 minutes ago", "stopped", 143),
+        ("exited", "Exited (1) 5 minutes ago", "failed", 1),
+        ("exited", "Exited (255) 5 minutes ago", "failed", 255),
+        ("dead", "Dead", "failed", None),
+    ],
+)
+def test_states(state, status, found, code):
+    workspace = target.from_container(entry(State=state, Status=status), NOW)
+    assert workspace is not None
+    assert (workspace.state, workspace.exit_code) == (found, code)
+    assert bool(workspace.url) == (found == "running")
+    assert workspace.started == (None if state == "created" else NOW - target.age(status))
+
+
+def test_everything_of_a_running_one():
+    workspace = target.from_container(entry(), NOW)
+    assert workspace is not None
+    assert (workspace.owner, workspace.name, workspace.repo) == ("ada", "demo", "example.com/o/demo")
+    assert (workspace.id, workspace.url) == ("c1", "http://127.0.0.1:32768/")
+    assert (workspace.settings_hash, workspace.image_hash, workspace.deadline) == ("a" * 64, "b" * 64, None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"Names": ["/somebody-elses"]},
+        {"Names": ["/spt-flow-ada-demo2"]},
+        {"Labels": {}},
+        {"Labels": None},
+        {"Labels": {**LABELS, "spt.flow.workspace": "other"}},
+    ],
+)
+def test_others_are_none_of_ours(other):
+    assert target.from_container(entry(**other), NOW) is None
+
+
+def test_one_set_aside_is_the_same_workspace():
+    workspace = target.from_container(entry(Names=["/spt-flow-ada-demo-old"]), NOW)
+    assert workspace is not None and workspace.name == "demo"
+
+
+@pytest.mark.parametrize(("text", "deadline"), [("123", 123), ("", None), ("soon", None), ("-5", None)])
+def test_deadline(text, deadline):
+    workspace = target.from_container(entry(Labels={**LABELS, "spt.flow.deadline": text}), NOW)
+    assert workspace is not None and workspace.deadline == deadline
+
+
+@pytest.mark.parametrize("ports", [None, [], [{"PrivatePort": 8080}], [{"PrivatePort": 9}]])
+def test_no_port_no_address(ports):
+    workspace = target.from_container(entry(Ports=ports), NOW)
+    assert workspace is not None and workspace.url == ""
+
+
+def test_a_home_alone_is_a_stopped_workspace():
+    workspace = target.from_home({"Name": "spt-flow-ada-demo-home", "Labels": LABELS})
+    assert (workspace.state, workspace.id, workspace.key) == ("stopped", "", "ada-demo")
+
+
+def test_steps_come_from_the_last_start():
+    workspace = target.from_container(entry(), NOW)
+    assert workspace is not None
+    lines = [*fake_target.ready_lines("one", "failed"), "noise", *fake_target.ready_lines("two")]
+    found = target.with_events(workspace, lines)
+    assert found.step("clone").state == "ok" and found.life.stops_at == 7201.0
+
+
+INFO = {
+    "ServerVersion": "20.10.24",
+    "SecurityOptions": ["name=seccomp,profile=default", "name=userns"],
+    "DockerRootDir": "/var/lib/docker/1000000.1000000",
+    "Runtimes": {"runc": {}, "spt-flow": {}},
+    "CgroupVersion": "1",
+    "NCPU": 2,
+    "MemTotal": 25,
+    "Driver": "overlay2",
+    "LoggingDriver": "json-file",
+}
+
+
+def test_facts_of_a_prepared_engine(monkeypatch):
+    monkeypatch.setattr(target, "_range_size", lambda start: 1048576 if start == 1000000 else -1)
+    facts = target.engine_facts(INFO, True)
+    assert (facts.remapped, facts.remap_base, facts.remap_size) == (True, 1000000, 1048576)
+    assert facts.runtime and facts.seccomp and not facts.apparmor
+    assert target.engine_facts(INFO, False).remap_size == -1
+
+
+@pytest.mark.parametrize(
+    "info", [{}, {"SecurityOptions": None, "Runtimes": None}, {"SecurityOptions": ["name=apparmor"]}]
+)
+def test_facts_of_a_plain_engine(info):
+    facts = target.engine_facts(info, True)
+    assert (facts.remapped, facts.remap_base, facts.remap_size, facts.runtime) == (False, 0, 0, False)
+    assert facts.apparmor == bool(info.get("SecurityOptions"))
