@@ -29,7 +29,7 @@ _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~+,=@%-]+")
-_REF = re.compile(r"[\w./+#@=,%!&-]+")
+_REF = re.compile(r"[\w./+#@=,%!&(){}'-]+")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 _HINT = "Use https://host/owner/name, git@host:owner/name, ssh://git@host/owner/name or the path of a folder."
 
@@ -76,12 +76,13 @@ def validate_ref(ref: str) -> str:
         and not ref.endswith(".")
         and ref != "@"
         and ".." not in ref
+        and "@{" not in ref
         and all(part and not part.startswith((".", "-")) and not part.endswith(".lock") for part in parts)
     )
     if not legal:
         raise InvalidInput(
             f"The ref {shown(ref)!r} is not accepted as a branch, tag or commit.",
-            "Letters, digits and . / _ + # @ = , % ! & - are; no part may be empty or start with . or -, and no '..'.",
+            "Letters, digits and ./_+#@=,%!&(){}'- are; no part may be empty or start with . or -, and no '..' or '@{'.",
         )
     return ref
 

@@ -86,7 +86,20 @@ def test_the_suffix_comes_from_the_identity():
 
 
 @pytest.mark.parametrize(
-    "ref", ["", "main", "v1.2.3", "feature/x_y-z", "0a1b2c3", "user/#12", "größe", "a@b", "a+b=c", "HEAD"]
+    "ref",
+    [
+        "",
+        "main",
+        "v1.2.3",
+        "feature/x_y-z",
+        "0a1b2c3",
+        "user/#12",
+        "größe",
+        "a@b",
+        "a+b=c",
+        "HEAD",
+        "a{{lookup('pipe','id')}}",
+    ],
 )
 def test_refs(ref):
     assert _repository.validate_ref(ref) == ref
