@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _docker_http
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
@@ -86,7 +87,7 @@ class Cycle:
 
     def __init__(self, lab: Lab, source: Path, chance: random.Random) -> None:
         self.lab, self.source, self.chance = lab, source, chance
-        self.settings: dict[str, object] = {}
+        self.settings: dict[str, Any] = {}
 
     @property
     def spec(self) -> WorkspaceSpec:
