@@ -82,7 +82,7 @@ def validate_ref(ref: str) -> str:
     if not legal:
         raise InvalidInput(
             f"The ref {shown(ref)!r} is not accepted as a branch, tag or commit.",
-            "Letters, digits and ./_+#@=,%!&(){}'- are; no part may be empty or start with . or -, and no '..' or '@{'.",
+            "Letters, digits and ./_+#@=,%!&(){}'- are; no part is empty or starts with . or -, and no '..' or '@{'.",
         )
     return ref
 
