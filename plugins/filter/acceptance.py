@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters of verify.yml and preflight.yml: the verdict table, and what is wrong with an inventory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.spt.flow.plugins.module_utils import _acceptance, _inventory
+
+COLLECTION = Path(__file__).resolve().parents[2]
+FORMS: dict[str, Callable[[_acceptance.Report], Any]] = {
+    "lines": _acceptance.lines,
+    "json": _acceptance.as_json,
+    "junit": _acceptance.as_junit,
+    "failures": _acceptance.failures,
+}
+
+
+def acceptance_report(hosts: Sequence[str], hostvars: Mapping[str, Any], form: str = "lines") -> Any:
+    """The results that acceptance_info registered as ``flow_acceptance`` on ``hosts``, in one of the forms."""
+    if form not in FORMS:
+        raise AnsibleFilterError(f"acceptance_report knows no form {form}; it knows {', '.join(FORMS)}.")
+    results = {}
+    for host in hosts:
+        variables = hostvars[host]
+        results[host] = dict(variables["flow_acceptance"]) if "flow_acceptance" in variables else {}
+    return FORMS[form](_acceptance.gather(results))
+
+
+def inventory_problems(
+    groups: Mapping[str, Collection[str]], hostvars: Mapping[str, Any], sources: Sequence[str] = ()
+) -> list[str]:
+    """Sentences about a missing inventory, wrong groups and unknown variables; empty when all is well."""
+    example = COLLECTION / "inventories/example"
+    # The checkout's own default serves the verbs; preparing a whole machine takes somebody who names it.
+    default = [COLLECTION / "inventories/local"]
+    if [Path(source).resolve() for source in sources] == default and not _asked_for():
+        return [_inventory.missing(_short(example))]
+    found = _inventory.groups(groups, _short(example))
+    if found:
+        return found
+    ours = {host for group in _inventory.GROUPS for host in groups.get(group, ())}
+    given = {host: [str(name) for name in hostvars[host]] for host in sorted(ours)}
+    return _inventory.variables(given, _inventory.known(COLLECTION / "roles"))
+
+
+def _asked_for() -> bool:
+    return any(word.startswith(("-i", "--inv")) for word in sys.argv[1:])
+
+
+def _short(path: Path) -> str:
+    """``path`` from the current folder where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"acceptance_report": acceptance_report, "inventory_problems": inventory_problems}

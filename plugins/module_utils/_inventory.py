@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with an inventory, as sentences, before anything is touched (private to the collection)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ._settings import OPTIONS
+
+GROUPS = ("flow_nodes", "flow_servers")
+OURS = ("host_audit_", "host_docker_", "host_images_", "host_kvm_", "host_snapshots_", "flow_", "spt_flow_")
+PLAYBOOK_VARIABLES = ("flow_nodes_target", "flow_report_directory")
+RENAMED: dict[str, str] = {}
+"""Old name: new name. Nothing has been renamed since the first release."""
+
+
+def known(roles: Path) -> set[str]:
+    """Every variable that means something: those of the roles, ``flow_<option>`` and the playbooks' own."""
+    import yaml
+
+    names = {f"flow_{name}" for name in OPTIONS} | set(PLAYBOOK_VARIABLES)
+    for path in roles.glob("*/meta/argument_specs.yml"):
+        specification: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        for entry in specification.values():
+            names |= set(entry.get("options") or {})
+    return names
+
+
+def variables(given: Mapping[str, Iterable[str]], names: Collection[str]) -> list[str]:
+    """A sentence for each variable that is unknown but meant for us; ``given`` holds variables by host."""
+    hosts: dict[str, list[str]] = {}
+    for host, found in given.items():
+        for name in found:
+            if name not in names and not name.startswith("ansible_"):
+                hosts.setdefault(name, []).append(host)
+    said = (_variable(name, names, where) for name, where in sorted(hosts.items()))
+    return [sentence for sentence in said if sentence]
+
+
+def _variable(name: str, names: Collection[str], hosts: list[str]) -> str:
+    where = f"{hosts[0]} and {len(hosts) - 1} more" if len(hosts) > 1 else hosts[0]
+    if name in RENAMED:
+        return f"The variable {name} (set for {where}) is now called {RENAMED[name]}."
+    ours = name.startswith(OURS)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if ours else 0.88)
+    if near:
+        return f"The variable {name} (set for {where}) means nothing; did you mean {near[0]}?"
+    return f"The variable {name} (set for {where}) means nothing; take it out." if ours else ""
+
+
+def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:
+    """A sentence for a group that is missing, empty or misspelt; ``example`` is the folder to copy."""
+    said = []
+    for name in sorted(set(found) - set(GROUPS)):
+        near = difflib.get_close_matches(name, GROUPS, n=1, cutoff=0.75)
+        if near and not found.get(near[0]):
+            said.append(f"The inventory's group {name} means nothing; did you mean {near[0]}?")
+    if said or found.get("flow_nodes"):
+        return said
+    if "flow_nodes" in found:
+        return ["The inventory's group flow_nodes is empty; list the machines that workspaces run on in it."]
+    return [missing(example)]
+
+
+def missing(example: str) -> str:
+    """The one sentence of a run without an inventory."""
+    return (
+        f"No inventory says which machines to prepare: copy the folder {example}, list your machines in its hosts.yml "
+        "and run again with -i <your copy> (this machine itself: -i inventories/local)."
+    )
