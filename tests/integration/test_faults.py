@@ -172,7 +172,7 @@ def test_engine_dies_in_the_middle(lab: Lab, tmp_path: Path, word: bytes, answer
         except FlowError as error:
             assert error.code == Unhealthy.code and error.message and error.hint, error
         else:
-            assert answers and word == b"/logs", "the run should have failed"
+            assert answers, "the run should have failed"
     workspace = lab.up(lab.spec(source))
     assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
     lab.is_exactly("demo")
