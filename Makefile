@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration sanity bench docs image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule sanity bench docs image build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -16,7 +16,7 @@ quickstart: ## A workspace on this machine from nothing: REPO=<url>, without it 
 test: ## What CI runs, at most 30 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
 
-test-full: ## Everything, hours allowed: the above with long runs, and ansible-test sanity
+test-full: ## Everything, hours allowed: the above with long runs, roles in molecule, and ansible-test sanity
 	@tools/test --full
 
 lint: ## Static checks and convention tests, under a minute
@@ -26,7 +26,10 @@ unit: ## Unit tests on both ends of ansible-core
 	@status=0; for end in max min; do tools/venv --dev --end $$end -- pytest -q -n 2 tests/unit || status=1; done; exit $$status
 
 integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks some
-	@tools/quickstart --engine-only && $(MAX) pytest -q $(or $(TESTS),tests/integration) -m "not full"
+	@tools/quickstart --engine-only && $(MAX) pytest -q -n 2 --dist loadfile $(or $(TESTS),tests/integration) -m "not full"
+
+molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify
+	@MOLECULE_GLOB='molecule/*/molecule.yml' $(MAX) molecule test --all
 
 sanity: ## ansible-test sanity on a copy of the tree
 	@$(MAX) tools/sanity
