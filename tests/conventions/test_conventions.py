@@ -177,7 +177,7 @@ def test_playbook_says_what_it_does_and_holds_no_logic(playbook: Path) -> None:
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert f"`spt.flow.{playbook.stem}`" in readme
     for play in load(playbook):
-        assert "roles" in play or "import_playbook" in play or len(play["tasks"]) <= 3
+        assert "roles" in play or "ansible.builtin.import_playbook" in play or len(play["tasks"]) <= 3
         assert "vars" not in play
 
 

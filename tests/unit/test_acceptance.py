@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verdicts about hosts: what counts as a failure, and the table, JSON and JUnit XML that tell it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as etree
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _acceptance, _acceptance_host
+from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
+
+ROWS = [
+    {"requirement": "systemd", "value": "no", "limit": "yes", "verdict": "impossible"},
+    {"requirement": "firewall", "value": "rules are <missing>", "limit": "in place", "verdict": "failed"},
+    {"requirement": "seccomp", "value": "name=seccomp", "limit": "name=seccomp", "verdict": "met"},
+]
+
+
+def report() -> _acceptance.Report:
+    return _acceptance.gather({"node1": {"rows": ROWS}, "node2": {"unreachable": True, "msg": "No route to host\nx"}})
+
+
+def test_only_what_could_be_met_counts_as_a_failure() -> None:
+    assert _acceptance.failures(report()) == [
+        "node1: firewall: rules are <missing> (needed: in place)",
+        "node2: host answers: No route to host (needed: yes)",
+    ]
+
+
+def test_the_table_names_every_host_wraps_long_cells_and_counts() -> None:
+    long = _acceptance.judge("audit trail", "a sentence that is long " * 5, "whole", False)
+    lines = _acceptance.lines({**report(), "node3": [long]})
+    assert {"node1", "node2", "node3"} <= set(lines)
+    assert max(map(len, lines)) <= sum(_acceptance.WIDTHS.values()) + 2 * 3
+    assert lines[-1] == "5 requirements of 3 hosts: 1 met, 3 failed, 1 impossible."
+    assert next(line for line in lines if line.startswith("firewall")).endswith("failed")
+
+
+def test_a_host_that_was_left_out_is_a_row_and_a_failure() -> None:
+    assert "left out" in _acceptance.failures(_acceptance.gather({"node1": {}}))[0]
+
+
+def test_json_holds_rows_and_failures() -> None:
+    found = json.loads(_acceptance.as_json(report()))
+    assert found["hosts"]["node1"] == ROWS
+    assert len(found["failures"]) == 2
+
+
+def test_junit_counts_and_escapes_whatever_a_host_says() -> None:
+    odd = _acceptance.judge("x", "bell \x07 & <b>", "y", False)
+    root = etree.fromstring(_acceptance.as_junit({**report(), "node3": [odd]}))
+    suites = {suite.get("name"): suite for suite in root}
+    assert (suites["node1"].get("tests"), suites["node1"].get("failures"), suites["node1"].get("skipped")) == (
+        "3",
+        "1",
+        "1",
+    )
+    failure = suites["node3"].find("testcase/failure")
+    assert failure is not None and failure.get("message") == "bell ? & <b> (needed: y)"
+
+
+def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise Unhealthy("The Docker engine does not answer.")
+
+    monkeypatch.setattr(_acceptance_host.Engine, "call", refuse)
+    monkeypatch.setattr(_acceptance_host._audit, "kernel", refuse)
+    monkeypatch.setattr(_acceptance_host._snapshots.Config, "load", refuse)
+    monkeypatch.setattr(_acceptance_host, "LIBRARY", "/nonexistent")
+    rows = {row.requirement: row for row in _acceptance_host.collect()}
+    assert rows["Docker engine"].verdict == rows["firewall"].verdict == "failed"
+    assert rows["snapshots of home volumes"].verdict == "failed"
+
+
+@pytest.mark.parametrize(("systemd", "verdict"), [(True, "failed"), (False, "impossible")])
+def test_audit_and_timers_are_impossible_only_without_systemd(
+    systemd: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_acceptance_host._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(_acceptance_host._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(_acceptance_host, "_run", lambda *_: (3, "inactive"))
+    assert {row.verdict for row in _acceptance_host.audit(systemd)} == {verdict}
+
+
+def test_kvm_is_a_failure_only_where_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    none = _acceptance_host._kvm.verdict(str(tmp_path / "kvm"))
+    monkeypatch.setattr(_acceptance_host._kvm, "verdict", lambda: none)
+    assert [row.verdict for row in _acceptance_host.kvm(True)] == ["failed"]
+    assert [row.verdict for row in _acceptance_host.kvm(False)] == ["impossible"]

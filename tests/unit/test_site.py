@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`site.yml` before it touches anything: the inventory to copy, its variables, its groups, and who is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _inventory
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+EXAMPLE = CHECKOUT / "inventories/example"
+ROLES = ("host_audit", "host_docker", "host_kvm", "host_snapshots")
+PLAYBOOKS = ("site", "preflight", "hosts", "verify", "reset")
+NAMES = _inventory.known(CHECKOUT / "roles")
+
+
+def playbook(*argv: str, cwd: Path = CHECKOUT) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "ansible-playbook"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_"))}
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(CHECKOUT / ".ansible/collections")
+    return subprocess.run([str(program), *argv], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_every_playbook_is_found_and_loads() -> None:
+    files = [f"playbooks/{name}.yml" for name in PLAYBOOKS]
+    for names in ([*files, "site.yml"], [f"spt.flow.{name}" for name in PLAYBOOKS]):
+        done = playbook("--syntax-check", "-i", "inventories/example", *names)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_example_names_every_variable_of_a_role_with_its_default(role: str) -> None:
+    text = (EXAMPLE / f"group_vars/flow_nodes/{role}.yml").read_text()
+    shown = yaml.safe_load("\n".join(re.findall(rf"^# ({role}_\w+: .*)$", text, re.MULTILINE)))
+    specification = yaml.safe_load((CHECKOUT / f"roles/{role}/meta/argument_specs.yml").read_text())
+    options = specification["argument_specs"]["main"]["options"]
+    own = {name: option.get("default", "") for name, option in options.items() if name.startswith(f"{role}_")}
+    assert shown == own
+    assert yaml.safe_load(text) is None
+
+
+def test_the_example_as_it_is_has_no_problem() -> None:
+    hosts = yaml.safe_load((EXAMPLE / "hosts.yml").read_text())["all"]["children"]
+    assert _inventory.groups({name: list(group["hosts"]) for name, group in hosts.items()}, "x") == []
+    assert len(hosts["flow_nodes"]["hosts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("host_kvm_requird", "host_kvm_required"),
+        ("host_snapshots_keep_day", "host_snapshots_keep_days"),
+        ("hostdocker_remap_base", "host_docker_remap_base"),
+        ("flow_bussiness_hours", "flow_business_hours"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_nearest_right_name(wrong: str, right: str) -> None:
+    (said,) = _inventory.variables({"node1": [wrong], "node2": [wrong]}, NAMES)
+    assert said == f"The variable {wrong} (set for node1 and 1 more) means nothing; did you mean {right}?"
+
+
+def test_variables_of_others_and_right_ones_are_left_alone() -> None:
+    given = [
+        "ansible_user",
+        "host_kvm_required",
+        "flow_cpus",
+        "flow_business_hours",
+        "nginx_port",
+        "inventory_hostname",
+    ]
+    assert _inventory.variables({"node1": given}, NAMES) == []
+
+
+def test_an_unknown_variable_of_ours_without_a_near_name_is_told() -> None:
+    assert "take it out" in _inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
+
+
+def test_a_renamed_variable_is_told_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_inventory.RENAMED, "host_kvm_old", "host_kvm_required")
+    (said,) = _inventory.variables({"node1": ["host_kvm_old"]}, NAMES)
+    assert said == "The variable host_kvm_old (set for node1) is now called host_kvm_required."
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"flow_nodes": []}, "group flow_nodes is empty"),
+        ({"all": ["a"], "flow_node": ["a"]}, "group flow_node means nothing; did you mean flow_nodes?"),
+        ({"all": ["a"]}, "copy the folder somewhere/example"),
+    ],
+)
+def test_wrong_groups_are_one_sentence(groups: dict[str, list[str]], sentence: str) -> None:
+    (said,) = _inventory.groups(groups, "somewhere/example")
+    assert sentence in said
+
+
+@pytest.mark.parametrize("where", ["checkout", "elsewhere"])
+def test_without_an_inventory_one_sentence_names_the_folder_to_copy(where: str, tmp_path: Path) -> None:
+    done = playbook("site.yml") if where == "checkout" else playbook("spt.flow.site", cwd=tmp_path)
+    text = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "copy the folder" in text and "inventories/example, list your machines" in text
+    assert "Workspace hosts" not in text and "Traceback" not in text
+
+
+def test_a_misspelt_variable_stops_the_run_before_any_change(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        "flow_nodes: {hosts: {n1: {ansible_connection: local, host_kvm_requird: true}}}\n", encoding="utf-8"
+    )
+    done = playbook("site.yml", "-i", str(tmp_path / "hosts.yml"))
+    assert done.returncode == 2
+    assert "did you mean host_kvm_required?" in done.stdout + done.stderr
+    assert "changed=0" in done.stdout and "Workspace hosts" not in done.stdout
+
+
+TWO = """
+flow_nodes:
+  hosts:
+    n1: {ansible_connection: local, ansible_python_interpreter: "{{ ansible_playbook_python }}"}
+    n2: {ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1, ansible_ssh_retries: 0}
+"""
+
+
+@pytest.mark.parametrize(("limit", "named"), [((), True), (("--limit", "n1"), False)], ids=["all", "limited"])
+def test_an_unreachable_node_is_a_row_and_a_node_left_out_is_none(
+    limit: tuple[str, ...], named: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts.yml").write_text(TWO, encoding="utf-8")
+    reports = tmp_path / "new/reports"
+    done = playbook(
+        "playbooks/verify.yml",
+        "--check",
+        "-i",
+        f"{tmp_path}/hosts.yml",
+        "-e",
+        f"flow_report_directory={reports}",
+        *limit,
+    )
+    found = json.loads((reports / "verify.json").read_text())["hosts"]
+    assert "Docker engine" in {row["requirement"] for row in found["n1"]}, done.stdout
+    assert ("n2" in found) is named
+    if named:
+        assert [row["requirement"] for row in found["n2"]] == ["host answers"]
+    assert (reports / "verify.xml").exists()
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "n2")], ids=["all", "limited"])
+def test_reset_touches_nothing_without_a_yes(limit: tuple[str, ...], tmp_path: Path) -> None:
+    # Nothing is at these addresses, so that a broken refusal would harm nobody.
+    node = "{ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1, ansible_ssh_retries: 0}"
+    (tmp_path / "hosts.yml").write_text(f"flow_nodes: {{hosts: {{n1: {node}, n2: {node}}}}}\n", encoding="utf-8")
+    done = playbook("playbooks/reset.yml", "-i", f"{tmp_path}/hosts.yml", *limit)
+    assert done.returncode == 2
+    assert "Nothing was removed." in done.stdout + done.stderr
+    assert "Undo each role" not in done.stdout
+
+
+def test_reset_removes_no_volume_and_no_record() -> None:
+    for role in ROLES:
+        text = (CHECKOUT / f"roles/{role}/tasks/reset.yml").read_text()
+        assert not re.search(r"/var/lib/docker|/var/log/audit|/var/backups|snapshots\.password|volumes/|prune", text), (
+            role
+        )
