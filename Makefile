@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule sanity bench docs image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule sanity bench docs seccomp image build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -39,6 +39,9 @@ bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart mea
 
 docs: ## Write the generated tables of README.md anew
 	@$(MAX) tools/docs
+
+seccomp: ## Write image/seccomp.json anew
+	@tools/seccomp
 
 image: ## Build the workspace image if it is missing
 	@$(RUN) ansible-playbook playbooks/image.yml
