@@ -222,12 +222,15 @@ class Engine:
             while head := _exactly(source, _FRAME.size):
                 which, size = _FRAME.unpack(head)
                 output.setdefault(which, bytearray()).extend(_exactly(source, size) or b"")
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._broken("POST", f"{path}/start", error) from None
         finally:
             connection.close()
         status = self.get_json(f"{path}/json", timeout=timeout)["ExitCode"]
-        return int(status or 0), bytes(output[1]), bytes(output[2])
+        if status is None:
+            # The connection was cut while the command ran on: that is no success.
+            raise self._broken("POST", f"{path}/start", "its answer ended before the command")
+        return int(status), bytes(output[1]), bytes(output[2])
 
 
 def _exactly(source: Any, size: int) -> bytes | None:

@@ -166,7 +166,9 @@ class DockerTarget:
             labels = volume_labels(claimed, "home")
             has = self._volume(f"{PREFIX}{spec.owner}-{name}-home", labels)
             owner = has.get(f"{LABEL}repo", "")
-            if repository is None or owner in ("", repository.identity):
+            if repository is None:
+                return _remembered(claimed, has)
+            if owner in ("", repository.identity):
                 return claimed
         raise Conflict(
             f"Cannot create workspace {names[-1] if names else ''}: the name belongs to {owner}.",
@@ -501,6 +503,16 @@ class DockerTarget:
 
 
 # Pure parts
+
+
+def _remembered(spec: WorkspaceSpec, labels: Mapping[str, str]) -> WorkspaceSpec:
+    """``spec``, which names only a workspace, with the repository and the reference that its home was made for."""
+    from ._repository import Repository
+
+    url = labels.get(f"{LABEL}url", "")
+    if not url:
+        return spec
+    return replace(spec, repository=Repository.parse(url), ref=spec.ref or labels.get(f"{LABEL}ref", ""))
 
 
 def _busy(name: str) -> Conflict:

@@ -268,3 +268,17 @@ def test_run_in_what_is_not_there(tmp_path):
     server = engine(tmp_path, reply("404 Not Found", b'{"message": "No such container: box"}'))
     with server as (client, _asked), pytest.raises(NotFound):
         client.run("box", ["true"])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + frame(1, b"half"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n" + frame(1, b"half"),
+    ],
+    ids=["upgraded", "chunked"],
+)
+def test_run_that_is_cut_is_no_success(tmp_path, start):
+    answers = (reply("201 Created", b'{"Id": "e1"}'), start, reply("200 OK", b'{"Running": true, "ExitCode": null}'))
+    with engine(tmp_path, *answers) as (client, _asked), pytest.raises(Unhealthy):
+        client.run("box", ["true"])

@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _docker_target as target
+from ansible_collections.spt.flow.plugins.module_utils._docker_body import volume_labels
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
 from ansible_collections.spt.flow.tests.unit import fake_target
 
 NOW = 1_800_000_000.0
@@ -161,3 +166,42 @@ def test_facts_of_a_plain_engine(info):
     facts = target.engine_facts(info, True)
     assert (facts.remapped, facts.remap_base, facts.remap_size, facts.runtime) == (False, 0, 0, False)
     assert facts.apparmor == bool(info.get("SecurityOptions"))
+
+
+class HomeOnly:
+    """An engine on which somebody removed the container of a workspace; ``body`` is what is created anew."""
+
+    local = False
+
+    def __init__(self, labels):
+        self.home = {"Name": "spt-flow-ada-demo-home", "Labels": labels}
+        self.body = {}
+
+    def get_json(self, path, query=None, timeout=0.0):
+        if path == "/containers/json":
+            made = {"Names": ["/spt-flow-ada-demo"], "State": "created", "Status": "Created"}
+            return [entry(Labels=self.body["Labels"], **made)] if self.body else []
+        return {"/info": INFO, "/volumes": {"Volumes": [self.home]}}.get(path, {})
+
+    def request_json(self, method, path, query=None, body=None, timeout=0.0):
+        if path == "/containers/create":
+            self.body = body
+            return {"Id": "c1"}
+        return self.home if body["Name"] == self.home["Name"] else {"Labels": body["Labels"]}
+
+
+@pytest.mark.parametrize("ref", ["", "other"])
+def test_a_container_made_anew_by_name_is_of_the_repository_that_its_home_is_of(ref):
+    """Without it the next ``up`` of the repository would find the home alone, and never the container."""
+    repository = Repository.parse("https://example.com/o/demo.git")
+    spec = WorkspaceSpec("ada", Settings(docker="disabled"), "demo", repository, ref="main", image="i", image_hash="b")
+    docker = target.DockerTarget()
+    docker._engine = HomeOnly(volume_labels(spec, "home"))
+    by_name = WorkspaceSpec("ada", spec.settings, "demo", ref=ref, image="i", image_hash="b")
+    made = docker.create(by_name, Progress())
+    assert made.repo == repository.identity
+    env = docker._engine.body["Env"]
+    assert f"SPT_FLOW_REPO={repository.url}" in env and f"SPT_FLOW_REF={ref or 'main'}" in env
+    assert f"SPT_FLOW_DIRECTORY={repository.directory}" in env
+    found = docker.find(WorkspaceSpec("ada", spec.settings, "", repository, image="i", image_hash="b"))
+    assert found and found.id == "c1"
