@@ -181,9 +181,8 @@ class DockerTarget:
         made = self._engine.request_json("POST", "/volumes/create", body=body)
         has = made.get("Labels") or {}
         if has.get(f"{LABEL}owner") != labels[f"{LABEL}owner"]:
-            raise Conflict(
-                f"The volume {name} exists and was not made by spt.flow.", "Choose another name: -e workspace=name"
-            )
+            whose = f"belongs to {has[f'{LABEL}owner']}" if f"{LABEL}owner" in has else "was not made by spt.flow"
+            raise Conflict(f"The volume {name} exists and {whose}.", "Choose another name: -e workspace=name")
         return dict(has)
 
     def _ensure_network(self) -> None:
