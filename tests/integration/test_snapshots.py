@@ -250,6 +250,7 @@ def test_one_flipped_byte_is_detected(node: Node) -> None:
     assert "The last verification failed" in status.stderr
 
 
+@pytest.mark.full  # restic may try again for minutes before it gives up
 def test_a_full_disk_fails_the_run_and_harms_no_older_snapshot(small: Path, tmp_path: Path) -> None:
     (tmp_path / "n").mkdir()
     node = Node(tmp_path / "n", repository=small / "repository").started()
