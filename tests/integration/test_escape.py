@@ -42,111 +42,132 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Probe:
-    """``attack`` exits 0 when it got out; ``control`` exits 0 when the means are there. Root unless ``user``."""
+    """``attack`` exits 0 when it got out, and ``WRONG`` when it failed for a reason of its own; then it proves nothing.
+
+    ``control`` exits 0 when the same means work where they may. ``target`` is a path of this machine that the attack is
+    about: where the machine has none, the probe is not counted. Run as root unless ``user``.
+    """
 
     name: str
     attack: str
-    control: str = "true"
+    control: str
+    target: str = ""
     user: bool = False
 
 
-def write(path: str, text: str = "x") -> str:
-    return f"echo '{text}' > {path}"
+WRONG = 3
 
 
-def call(number: int, *arguments: str) -> str:
-    """A system call by number; exits 0 when the kernel did it."""
-    words = ", ".join(arguments)
-    code = f"import ctypes; raise SystemExit(ctypes.CDLL(None).syscall({number}, {words or 0}) < 0)"
+def call(number: int, *arguments: str, refused: str = "EPERM EACCES") -> str:
+    """A system call by number, which must be refused for want of a right and not for its arguments."""
+    words = "".join(f", {argument}" for argument in arguments)
+    code = (
+        "import ctypes, errno; l = ctypes.CDLL(None, use_errno=True); "
+        f"r = l.syscall({number}{words}); e = ctypes.get_errno(); w = errno.errorcode.get(e, e); "
+        f'print(w); raise SystemExit(0 if r >= 0 else 1 if w in "{refused}".split() else {WRONG})'
+    )
     return f"python3 -c '{code}'"
+
+
+def rewrite(path: str) -> str:
+    """Put what is in a file of the kernel's there again."""
+    return f'v=$(cat {path}) && echo "$v" > {path}'
 
 
 def connects(host: str, port: int | str) -> str:
     return f"timeout 3 bash -c 'exec 3<>/dev/tcp/{host}/{port}'"
 
 
-PYTHON = "python3 -c 'import ctypes; ctypes.CDLL(None).syscall'"
+def mounts(kind: str, source: str = "none", options: str = "") -> str:
+    return f"d=$(mktemp -d) && mount -t {kind} {options} {source} $d"
+
+
+CALLS = call(39)
+"""getpid by the same means, which is allowed."""
+BUFFER = "ctypes.byref(ctypes.create_string_buffer(128))"
 LISTENING = (
     "python3 -m http.server 9999 --bind 127.0.0.1 >/dev/null 2>&1 & sleep 0.5;"
     " bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999'; s=$?; kill $!; exit $s"
 )
+MOUNTS = "unshare -Urm sh -c 'd=$(mktemp -d) && mount -t tmpfs none $d'"
+"""A mount by the same program, where it is allowed: in a namespace of one's own."""
+NAMESPACES = "ipc mnt net pid user uts"
 
 PROBES = (
-    Probe("core_pattern", 'v=$(cat /proc/sys/kernel/core_pattern); echo "$v" > /proc/sys/kernel/core_pattern'),
+    Probe("core_pattern", rewrite("/proc/sys/kernel/core_pattern"), rewrite("/proc/self/oom_score_adj")),
+    Probe(
+        "core_pattern as user", rewrite("/proc/sys/kernel/core_pattern"), rewrite("/proc/self/oom_score_adj"), user=True
+    ),
     Probe(
         "core_pattern through a proc of one's own",
         "unshare -Urmpf --mount-proc sh -c"
         " 'v=$(cat /proc/sys/kernel/core_pattern); echo \"$v\" > /proc/sys/kernel/core_pattern'",
-        "unshare -Ur true",
-        True,
+        "unshare -Urmpf --mount-proc cat /proc/sys/kernel/core_pattern",
+        user=True,
     ),
-    Probe("modprobe path", 'v=$(cat /proc/sys/kernel/modprobe); echo "$v" > /proc/sys/kernel/modprobe'),
-    Probe("vm settings", 'v=$(cat /proc/sys/vm/swappiness); echo "$v" > /proc/sys/vm/swappiness'),
-    Probe("uevent_helper", "test -e /sys/kernel/uevent_helper && " + write("/sys/kernel/uevent_helper", "/bin/true")),
+    Probe("vm settings", rewrite("/proc/sys/vm/swappiness"), rewrite("/proc/self/oom_score_adj")),
+    Probe("kernel's limit of threads", rewrite("/proc/sys/kernel/threads-max"), rewrite("/proc/self/oom_score_adj")),
+    Probe("modprobe path", rewrite("/proc/sys/kernel/modprobe"), "true", "/proc/sys/kernel/modprobe"),
+    Probe("uevent_helper", "echo /bin/true > /sys/kernel/uevent_helper", "true", "/sys/kernel/uevent_helper"),
+    Probe("sysrq", "echo h > /proc/sysrq-trigger", "true", "/proc/sysrq-trigger"),
+    Probe("kernel memory", "head -c 1 /proc/kcore >/dev/null", "true", "/proc/kcore"),
+    Probe("raw memory", "head -c 1 /dev/mem >/dev/null", "true", "/dev/mem"),
+    Probe("firmware variables", "touch /sys/firmware/efi/efivars/x", "true", "/sys/firmware/efi/efivars"),
     Probe(
         "release_agent",
-        "find /sys/fs/cgroup -name release_agent -exec sh -c 'echo /bin/true > \"$1\"' _ {} \\; -quit 2>/dev/null;"
-        " mkdir -p /tmp/cg && mount -t cgroup -o memory cgroup /tmp/cg && echo /bin/true > /tmp/cg/release_agent",
-        "test -d /sys/fs/cgroup",
+        mounts("cgroup", "cgroup", "-o memory") + " && echo /bin/true > $d/release_agent",
+        MOUNTS,
     ),
     Probe(
         "cgroup limits",
-        "for f in $(find /sys/fs/cgroup -name memory.limit_in_bytes -o -name memory.max -o -name pids.max | head -5);"
-        " do echo -1 > $f 2>/dev/null && exit 0; echo max > $f 2>/dev/null && exit 0; done; exit 1",
-        "find /sys/fs/cgroup -name 'pids.max' -o -name 'memory.max' | grep -q .",
+        "for f in $(find /sys/fs/cgroup -name memory.limit_in_bytes -o -name memory.max -o -name pids.max);"
+        " do { echo -1 > $f || echo max > $f; } 2>/dev/null && exit 0; done; exit 1",
+        "find /sys/fs/cgroup -name pids.max -o -name memory.max | grep -q .",
     ),
-    Probe("sysrq", "test -e /proc/sysrq-trigger && " + write("/proc/sysrq-trigger", "h")),
-    Probe("kernel log", "timeout 2 head -c 1 /dev/kmsg || dmesg", "command -v dmesg"),
-    Probe("kernel memory", "head -c 1 /proc/kcore >/dev/null"),
-    Probe("raw memory", "test -e /dev/mem && head -c 1 /dev/mem"),
-    Probe("device node", "mknod /tmp/sda b 8 0 && head -c 1 /tmp/sda", "command -v mknod"),
+    Probe("kernel log", "timeout 2 head -c 1 /dev/kmsg || dmesg", "command -v dmesg", "/dev/kmsg"),
+    Probe("device node", "mknod $(mktemp -u) b 8 0", "mknod $(mktemp -u) p"),
+    Probe("device node as user", "mknod $(mktemp -u) c 1 1", "mknod $(mktemp -u) p", user=True),
+    Probe("host disk", "head -c 1 {disk} >/dev/null", "head -c 1 /dev/zero >/dev/null", "{disk}"),
+    Probe("mount of a host disk", mounts("ext4", "{disk}"), MOUNTS, "{disk}"),
+    Probe("mount of memory", mounts("tmpfs"), MOUNTS),
+    Probe("mount of proc", mounts("proc"), MOUNTS),
+    Probe("mount of sysfs", mounts("sysfs"), MOUNTS),
+    Probe("mount of debugfs", mounts("debugfs"), MOUNTS),
+    Probe("mount as user", mounts("tmpfs"), MOUNTS, user=True),
+    Probe("bpf", call(321, "0", BUFFER, "128"), CALLS),
+    Probe("performance counters", call(298, BUFFER, "0", "-1", "-1", "0"), CALLS),
+    Probe("userfaultfd", call(323, "0"), CALLS),
+    Probe("io_uring", call(425, "8", BUFFER), CALLS),
+    Probe("module load", call(175, BUFFER, "128", 'b""'), CALLS),
+    Probe("module load from a file", call(313, "0", 'b""', "0"), CALLS),
+    Probe("kexec", call(246, "0", "0", "0", "0"), CALLS),
+    Probe("I/O ports", call(172, "3"), CALLS),
+    # Where it were allowed it would only switch Ctrl-Alt-Del off.
+    Probe("reboot", call(169, "0xfee1dead", "672274793", "0", "0"), CALLS),
+    Probe("clock", call(227, "0", "0"), CALLS),
+    Probe("swap", call(167, 'b"/nowhere"', "0"), CALLS),
+    Probe("open by handle", call(304, "-100", BUFFER, "0"), CALLS),
+    Probe("process accounting", call(163, 'b"/nowhere"'), CALLS),
+    Probe("quota", call(179, "0x800007", "0", "0", "0"), CALLS),
+    Probe("priority of others", "nice -n -20 true 2>&1 | grep -q denied && exit 1; nice -n -20 true", "nice -n 5 true"),
     Probe(
-        "host disk",
-        "for d in /dev/sd* /dev/vd* /dev/nvme* /dev/dm-*; do head -c 1 $d 2>/dev/null && exit 0; done; exit 1",
+        "namespaces of the host",
+        f"for n in {NAMESPACES}; do"
+        " echo '{namespaces}' | grep -qF $(readlink /proc/self/ns/$n) && exit 0; done; exit 1",
+        f"for n in {NAMESPACES}; do readlink /proc/self/ns/$n | grep -q : || exit 1; done",
     ),
-    Probe("mount of a host disk", "mkdir -p /tmp/m && mount -t ext4 /dev/vda /tmp/m", "command -v mount"),
+    Probe("ids of the host", "grep -Eq '^ +0 +0 ' /proc/self/uid_map", "grep -Eq '^ +0 +[0-9]+' /proc/self/uid_map"),
     Probe(
-        "mount of proc over another", "mkdir -p /tmp/p && mount -t proc proc /tmp/p && echo h > /tmp/p/sysrq-trigger"
+        "processes of a neighbour",
+        "grep -lqa '{neighbour_process}' /proc/[0-9]*/cmdline",
+        "sleep 7{own_number} & sleep 0.2; grep -lqa '[7]{own_number}' /proc/[0-9]*/cmdline",
     ),
-    Probe("mount of sysfs", "mkdir -p /tmp/s && mount -t sysfs sysfs /tmp/s"),
-    Probe("mount of debugfs", "mkdir -p /tmp/d && mount -t debugfs debugfs /tmp/d"),
-    Probe("bpf", call(321, "0", "ctypes.byref(ctypes.create_string_buffer(128))", "128"), PYTHON),
-    Probe(
-        "performance counters",
-        call(298, "ctypes.byref(ctypes.create_string_buffer(128))", "-1", "0", "-1", "0"),
-        PYTHON,
-    ),
-    Probe("userfaultfd", call(323, "0"), PYTHON),
-    Probe("io_uring", call(425, "8", "ctypes.byref(ctypes.create_string_buffer(128))"), PYTHON),
-    Probe("module load", call(313, "0", 'b""', "0") + " || " + call(175, "0", "0", 'b""'), PYTHON),
-    Probe("kexec", call(246, "0", "0", "0", "0"), PYTHON),
-    Probe("I/O ports", call(172, "3"), PYTHON),
-    Probe("reboot", call(169, "0xfee1dead", "672274793", "0", "0"), PYTHON),
-    Probe("clock", "date -s '2001-01-01 00:00:00'", "date"),
-    Probe(
-        "swap",
-        "dd if=/dev/zero of=/var/tmp/swap bs=1M count=1 2>/dev/null && " + call(167, 'b"/var/tmp/swap"', "0"),
-        PYTHON,
-    ),
-    Probe("open by handle", call(304, "-100", "ctypes.byref(ctypes.create_string_buffer(128))", "0"), PYTHON),
-    Probe("process accounting", call(163, 'b"/tmp/acct"'), PYTHON),
-    Probe(
-        "priority of others",
-        'nice -n -20 true 2>&1 | grep -q . && false || [ "$(nice -n -20 nice)" = -20 ]',
-        "nice true",
-    ),
-    Probe("init of the host", "ls /proc/1/root/../../../var/lib/docker >/dev/null", "test -d /proc/1"),
-    Probe("namespace of the host", "nsenter -t 1 -m -u -i -n -p -- ls /var/lib/docker", "command -v nsenter"),
-    Probe("ptrace of a neighbour", "test -d /proc/{neighbour_pid} && kill -0 {neighbour_pid}", "kill -0 $$"),
     Probe(
         "Docker's socket",
-        "for s in /var/run/docker.sock /run/docker.sock /run/containerd/containerd.sock; do"
-        " curl -s -m 2 --unix-socket $s http://d/version && exit 0; done; exit 1",
-        "command -v curl",
+        "find / -xdev -type s \\( -name docker.sock -o -name containerd.sock \\) 2>/dev/null | grep -q .",
+        "find / -maxdepth 1 | grep -q .",
     ),
-    Probe(
-        "engine's port on the gateway", connects("{gateway}", 2375) + " || " + connects("{gateway}", 2376), LISTENING
-    ),
+    Probe("engine's port", connects("{gateway}", 2375) + " || " + connects("{gateway}", 2376), LISTENING),
     Probe("host's own service", connects("{gateway}", "{host_port}"), LISTENING),
     Probe("host's own service by its address", connects("{host}", "{host_port}"), LISTENING),
     Probe("metadata address", connects("169.254.169.254", 80), LISTENING),
@@ -154,33 +175,26 @@ PROBES = (
     Probe("neighbour's ping", "ping -c 1 -W 2 {neighbour}", "ping -c 1 -W 2 127.0.0.1"),
     Probe("neighbour's IDE through the host", connects("{gateway}", "{neighbour_port}"), connects("127.0.0.1", 8080)),
     Probe(
-        "neighbour's volume",
-        "find / -xdev -name {neighbour_mark} 2>/dev/null | grep -q .",
-        "find / -maxdepth 1 | grep -q .",
+        "neighbour's files",
+        "find / -path /proc -prune -o -name {neighbour_mark} -print 2>/dev/null | grep -q .",
+        "touch /home/coder/{own_mark}; find / -path /proc -prune -o -name {own_mark} -print 2>/dev/null | grep -q .",
     ),
-    Probe(
-        "neighbour's keys",
-        "keyctl() { " + call(250, "0", "-4", "1") + "; }; grep -q {neighbour_mark} /proc/keys",
-        "true",
-    ),
+    # All workspaces share one range of ids, and the kernel's keys belong to ids.
+    Probe("kernel's keys", call(248, 'b"user"', 'b"mark"', 'b"x"', "1", "-4", refused="ENOSYS"), CALLS, user=True),
+    Probe("kernel's keys of root", call(250, "0", "-3", "1", refused="ENOSYS"), CALLS),
     Probe(
         "audit number",
-        "v=$(cat /proc/self/loginuid); echo 0 > /proc/self/loginuid && [ $(cat /proc/self/loginuid) != $v ]"
-        " && [ $v != 4294967295 ]",
+        "[ $(cat /proc/self/loginuid) != 4294967295 ] && echo 0 > /proc/self/loginuid",
         "cat /proc/self/loginuid",
+        "/usr/local/lib/spt-flow/audit-id.sh",
     ),
     Probe(
-        "module parameters", "for f in /sys/module/*/parameters/*; do echo 1 > $f 2>/dev/null && exit 0; done; exit 1"
+        "module parameters",
+        "for f in /sys/module/*/parameters/*; do { cat $f > $f; } 2>/dev/null && exit 0; done; exit 1",
+        "ls /sys/module/*/parameters/* | grep -q .",
+        "/sys/module",
     ),
-    Probe("firmware variables", "ls /sys/firmware/efi/efivars/* && rm -f /sys/firmware/efi/efivars/x"),
-    Probe(
-        "security module",
-        "for f in /sys/kernel/security/*; do test -w $f -a -f $f && echo x > $f && exit 0; done; exit 1",
-    ),
-    Probe("device node as user", "mknod /tmp/u c 1 1", "command -v mknod", True),
-    Probe("mount as user", "mount -t tmpfs tmpfs /mnt", "command -v mount", True),
-    Probe("core_pattern as user", write("/proc/sys/kernel/core_pattern"), user=True),
-    Probe("root without sudo", "su -c true </dev/null || setpriv --reuid 0 true", "command -v setpriv", True),
+    Probe("root without sudo", "setpriv --reuid 0 true", "setpriv --reuid 1000 true", user=True),
 )
 
 
@@ -209,7 +223,9 @@ def places(pair: Pair) -> Iterator[dict[str, str]]:
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     mark = f"mark{secrets.token_hex(6)}"
-    assert engine.exec(neighbour, ["touch", f"/home/coder/{mark}"]).status == 0
+    number = secrets.randbelow(10**6) + 10**6
+    leave = f"touch /home/coder/{mark}; sleep 7{number} >/dev/null 2>&1 & disown"
+    assert engine.exec(neighbour, ["bash", "-c", leave]).status == 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))
         host = probe.getsockname()[0]
@@ -219,11 +235,21 @@ def places(pair: Pair) -> Iterator[dict[str, str]]:
         "host_port": str(server.server_address[1]),
         "neighbour": network["IPAddress"],
         "neighbour_port": neighbour.url.rsplit(":", 1)[1].strip("/"),
-        "neighbour_pid": str(found["State"]["Pid"]),
+        "neighbour_process": f"[7]{number}",
         "neighbour_mark": mark,
+        "own_mark": f"own{mark}",
+        "own_number": str(number + 10**7),
+        "disk": host_disk(),
+        "namespaces": " ".join(os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES.split()),
     }
     server.shutdown()
     server.server_close()
+
+
+def host_disk() -> str:
+    """A block device of this machine."""
+    lines = Path("/proc/partitions").read_text().splitlines()[2:]
+    return next((f"/dev/{line.split()[3]}" for line in lines if Path(f"/dev/{line.split()[3]}").exists()), "")
 
 
 def filled(script: str, places: dict[str, str]) -> str:
@@ -237,6 +263,28 @@ def test_there_are_enough_probes() -> None:
     assert len({probe.name for probe in PROBES}) == len(PROBES)
 
 
+NOT_HERE = "not on this machine"
+
+
+def judged(target: str, control: int, attack: int) -> str:
+    """What a probe proves: that it held, or why it proves nothing, or that it got out."""
+    if attack == 0:
+        return "OUT"
+    if target and not Path(target).exists():
+        return NOT_HERE
+    if control != 0:
+        return "no means"
+    return "no proof: refused for its arguments" if attack == WRONG else "held"
+
+
+def test_a_probe_is_judged_by_what_it_proves() -> None:
+    assert judged("", 0, 0) == judged("/nowhere", 1, 0) == "OUT"
+    assert judged("/nowhere", 0, 1) == NOT_HERE
+    assert judged("/proc", 1, 1) == "no means"
+    assert judged("", 0, WRONG).startswith("no proof")
+    assert judged("/proc", 0, 1) == "held"
+
+
 def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
     engine, (inside, _neighbour) = pair
     rows = []
@@ -244,7 +292,7 @@ def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
         user = "1000:1000" if probe.user else "0:0"
         control = engine.exec(inside, ["bash", "-c", filled(probe.control, places)], user=user)
         attack = engine.exec(inside, ["bash", "-c", filled(probe.attack, places)], user=user, timeout=30)
-        verdict = "OUT" if attack.status == 0 else "no means" if control.status else "held"
+        verdict = judged(filled(probe.target, places), control.status, attack.status)
         said = (attack.stderr or attack.stdout or control.stderr).strip().splitlines()
         rows.append(
             (probe.name, "user" if probe.user else "root", verdict, said[-1][:90].replace("|", "/") if said else "")
@@ -258,7 +306,8 @@ def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
         ]
     )
     ARTIFACT.write_text(f"{table}\n")
-    assert [row for row in rows if row[2] != "held"] == []
+    assert [row for row in rows if row[2] not in ("held", NOT_HERE)] == []
+    assert len([row for row in rows if row[2] == "held"]) >= 40, "too few that could have got out"
 
 
 def test_the_host_service_is_there_for_the_host(places: dict[str, str]) -> None:
@@ -275,11 +324,6 @@ def test_sudo_has_the_listed_capabilities(pair: Pair) -> None:
     bits = int(next(line.split()[1] for line in said.splitlines() if line.startswith("CapEff")), 16)
     assert {name for name, bit in CAPABILITIES.items() if bits >> bit & 1} == set(CAPABILITIES)
     assert bits == sum(1 << bit for bit in CAPABILITIES.values())
-
-
-def test_the_host_is_as_it_was(places: dict[str, str]) -> None:
-    assert Path("/proc/sys/kernel/core_pattern").read_text().strip() != "x"
-    assert os.uname().nodename != "x"
 
 
 def test_the_workspace_is_not_root_on_the_host(pair: Pair) -> None:
