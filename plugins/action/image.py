@@ -15,10 +15,10 @@ class ActionModule(_ansible.FlowAction):
     DOING = "look after the workspace image"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _image
+        from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
 
         options = _ansible.image_options(self.values)
-        image = _image.identity(self.values["profile"], options)
+        image = _image_identity.identity(self.values["profile"], options)
         present = self.own["state"] == "present"
         changed = _image.present(image) != present
         if changed and not self._task.check_mode:

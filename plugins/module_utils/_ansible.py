@@ -258,14 +258,14 @@ def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
 
 def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     """The workspace that ``values``, resolved ones, describe; its author is asked for when it is created."""
-    from . import _image
+    from . import _image_identity
     from ._repository import Repository
     from ._workspace import WorkspaceSpec
 
     def repository(name: str) -> Repository | None:
         return Repository.parse(values[name], values["default_host"]) if values[name] else None
 
-    image = _image.identity(values["profile"], image_options(values))
+    image = _image_identity.identity(values["profile"], image_options(values))
     dotfiles = repository("dotfiles")
     return WorkspaceSpec(
         owner=owner_of(values),
@@ -331,10 +331,10 @@ class Furnished:
         return self._target.restart(workspace, self._furnish(spec, progress), progress)
 
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
-        from . import _image
+        from . import _image, _image_identity
 
         options = image_options(self._values)
-        _image.ensure(_image.identity(self._values["profile"], options), options, progress)
+        _image.ensure(_image_identity.identity(self._values["profile"], options), options, progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 

@@ -19,9 +19,8 @@ from typing import Any
 from ._errors import FlowError
 from ._settings import Settings
 from ._target import EngineFacts
-from ._workspace import CONTRACT, WorkspaceSpec
+from ._workspace import CONTRACT, LABEL, WorkspaceSpec
 
-LABEL = "spt.flow."
 NETWORK = "spt-flow"
 RUNTIME = "spt-flow"
 HOME = "/home/coder"
@@ -54,13 +53,14 @@ class Plan:
         """Raises ``FlowError`` where something is required that this engine does not have."""
         settings, notes = spec.settings.cap(facts.cpus, facts.memory)
         docker, reason = _docker(settings.docker, facts)
+        docker_reason = "" if docker else reason
         if reason:
             notes = [*notes, reason]
         devices, reason = _devices(settings.kvm, docker, local, exists)
         notes = [*notes, reason] if reason else notes
         if settings.disk and not _has_quota(facts):
             notes = [*notes, f"The engine's storage ({facts.storage_driver}) has no quota; disk use is only watched."]
-        return cls(settings, facts, docker, "" if docker else _docker(settings.docker, facts)[1], devices, tuple(notes))
+        return cls(settings, facts, docker, docker_reason, devices, tuple(notes))
 
 
 def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:

@@ -15,14 +15,16 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _docker_http
-from ._docker_body import LABEL, NETWORK, Plan, clone_cache_volume, container_body, volume_labels
 from ._errors import Conflict, FlowError, NotFound, Unhealthy
 from ._progress import Progress
 from ._target import EngineFacts, ExecResult
-from ._workspace import Session, Workspace, WorkspaceSpec
+from ._workspace import LABEL, Session, Workspace, WorkspaceSpec
+
+if TYPE_CHECKING:
+    from . import _docker_body
 
 Workspaces = list[Workspace]
 Words = list[str]
@@ -43,7 +45,10 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800,
 
 
 class DockerTarget:
-    """Implements ``_target.Target`` on the engine that ``host`` (or ``DOCKER_HOST``) names."""
+    """Implements ``_target.Target`` on the engine that ``host`` (or ``DOCKER_HOST``) names.
+
+    What only creating needs is imported there: `up` on what runs reads two lists and one file.
+    """
 
     name = "docker"
 
@@ -144,13 +149,18 @@ class DockerTarget:
     # Creating
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        from . import _docker_body
+
         spec = self._named(spec) if spec.kind == "dev" else replace(spec, name=spec.title)
-        plan = Plan.of(spec, self.probe_engine(), self._engine.local)
+        plan = _docker_body.Plan.of(spec, self.probe_engine(), self._engine.local)
         if spec.kind == "dev":
-            labels = {**volume_labels(spec, "docker"), f"{LABEL}snapshot": "no"}
+            labels = {**_docker_body.volume_labels(spec, "docker"), f"{LABEL}snapshot": "no"}
             self._volume(f"{PREFIX}{spec.owner}-{spec.name}-docker", labels)
         if plan.settings.clone_cache:
-            self._volume(clone_cache_volume(spec.owner), volume_labels(replace(spec, name=""), "clones"))
+            self._volume(
+                _docker_body.clone_cache_volume(spec.owner),
+                _docker_body.volume_labels(replace(spec, name=""), "clones"),
+            )
         self._ensure_network()
         self._create_container(container_name(spec.owner, spec.name), spec, plan)
         workspace = self._read(Workspace(spec.owner, spec.name, ""))
@@ -158,12 +168,14 @@ class DockerTarget:
 
     def _named(self, spec: WorkspaceSpec) -> WorkspaceSpec:
         """Claim a name by making its home volume; the labels that come back tell who has it (decision C7)."""
+        from . import _docker_body
+
         repository = spec.repository
         names = [spec.name] if spec.name else [repository.slug, repository.slug_with_suffix()] if repository else []
         owner = ""
         for name in names:
             claimed = replace(spec, name=name)
-            labels = volume_labels(claimed, "home")
+            labels = _docker_body.volume_labels(claimed, "home")
             has = self._volume(f"{PREFIX}{spec.owner}-{name}-home", labels)
             owner = has.get(f"{LABEL}repo", "")
             if repository is None:
@@ -187,8 +199,10 @@ class DockerTarget:
 
     def _ensure_network(self) -> None:
         """The bridge of decision A8: neighbours do not see each other."""
+        from . import _docker_body
+
         try:
-            self._engine.get_json(f"/networks/{NETWORK}")
+            self._engine.get_json(f"/networks/{_docker_body.NETWORK}")
             return
         except NotFound:
             pass
@@ -197,7 +211,7 @@ class DockerTarget:
             "com.docker.network.bridge.enable_icc": "false",
         }
         body = {
-            "Name": NETWORK,
+            "Name": _docker_body.NETWORK,
             "CheckDuplicate": True,
             "Driver": "bridge",
             "Options": options,
@@ -206,10 +220,14 @@ class DockerTarget:
         with contextlib.suppress(Conflict):
             self._engine.request_json("POST", "/networks/create", body=body)
 
-    def _create_container(self, name: str, spec: WorkspaceSpec, plan: Plan) -> str:
+    def _create_container(self, name: str, spec: WorkspaceSpec, plan: _docker_body.Plan) -> str:
         """Id of the new container, nothing when there is one of that name already."""
+        from . import _docker_body
+
         try:
-            made = self._engine.request_json("POST", "/containers/create", {"name": name}, container_body(spec, plan))
+            made = self._engine.request_json(
+                "POST", "/containers/create", {"name": name}, _docker_body.container_body(spec, plan)
+            )
             return str(made["Id"])
         except Conflict:
             return ""
@@ -306,11 +324,13 @@ class DockerTarget:
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Stop, set aside, create, start, wait, remove the old one; a failure puts the old one back (decision C12)."""
+        from . import _docker_body
+
         name = container_name(workspace.owner, workspace.name)
         spec = self._completed(workspace, spec)
         if not workspace.id:
             return self.start(self.create(spec, progress))
-        plan = Plan.of(spec, self.probe_engine(), self._engine.local)
+        plan = _docker_body.Plan.of(spec, self.probe_engine(), self._engine.local)
         self._set_aside(workspace, spec)
         made = ""
         try:

@@ -23,63 +23,17 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy, redact
+from ._image_identity import FOLDER, Image, content_hash
 from ._progress import Progress
 
-REPOSITORY = "spt-flow/workspace"
 LABEL = "spt.flow.image"
-FOLDER = Path(__file__).resolve().parents[2] / "image"
-_INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs", "versions.yml")
 _BLOCK = 1 << 20
 _TIMEOUT = 60
 _BUILD_TIMEOUT = 1800
-
-
-@dataclass(frozen=True)
-class Image:
-    """``tag`` is what engines call it, ``hash`` its identity (64 hex digits)."""
-
-    profile: str
-    hash: str
-
-    @property
-    def tag(self) -> str:
-        return f"{REPOSITORY}:{self.profile}-{self.hash[:12]}"
-
-
-# Identity
-
-
-def identity(profile: str = "slim", options: Mapping[str, Any] | None = None, folder: Path = FOLDER) -> Image:
-    """The image that this collection's ``image/`` describes; reads its files, asks nobody."""
-    return Image(profile, _hash([profile], *(folder / name for name in _INPUTS)))
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir() and not path.is_symlink():
-        for child in sorted(path.iterdir()):
-            if child.name != "__pycache__":
-                yield from _files(child)
-    else:
-        yield path
-
-
-def _hash(words: Iterable[str], *paths: Path) -> str:
-    """SHA-256 over ``words`` and, for each file below ``paths``, its name, executable bit and content."""
-    digest = hashlib.sha256()
-    for word in words:
-        digest.update(f"{word}\0".encode())
-    for root in paths:
-        for path in _files(root):
-            name = path.relative_to(root.parent).as_posix()
-            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-            mode = "x" if os.access(path, os.X_OK) else "-"
-            digest.update(f"{name}\0{mode}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def versions(folder: Path = FOLDER) -> dict[str, Any]:
@@ -364,7 +318,7 @@ class _Builder:
         """code-server, compiled once for its inputs and kept as an archive."""
         files = self.versions["files"]
         words = [self.versions["base"]["suite"], *(files[name]["sha256"] for name in ("node", "code-server"))]
-        tree = cache("ide") / f"{_hash(words, self.folder / 'ide')[:16]}.tar.gz"
+        tree = cache("ide") / f"{content_hash(words, self.folder / 'ide')[:16]}.tar.gz"
         if tree.exists():
             return tree
         context: dict[str, Path | bytes] = {

@@ -10,6 +10,9 @@ from typing import Any
 from ._repository import Repository
 from ._settings import Settings
 
+LABEL = "spt.flow."
+"""Begins every label that a workspace's parts carry on their engine (design, section 4)."""
+
 CONTRACT = "1"
 """Version of the start contract (``image/rootfs``) that this engine speaks."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
@@ -144,7 +144,7 @@ def workspace(
     from ansible_collections.spt.flow.plugins.module_utils import _docker_body
 
     target = DockerTarget()
-    image = _image.identity()
+    image = _image_identity.identity()
     _image.ensure(image, {}, Progress(print))
     owner = f"contract{secrets.token_hex(3)}"
     resolved = Settings(**{"cpus": 2.0, "memory": 2 * GIBIBYTE, "docker": "disabled", **settings})

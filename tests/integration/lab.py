@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image_identity, _lifecycle
 from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget, container_name
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
 from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
@@ -32,7 +32,7 @@ def git(folder: Path, *words: str) -> str:
 class Lab:
     """One owner's workspaces; ``spec`` describes one, ``up`` and ``ensure`` act on it."""
 
-    def __init__(self, folder: Path, image: _image.Image) -> None:
+    def __init__(self, folder: Path, image: _image_identity.Image) -> None:
         self.owner = f"lab-{secrets.token_hex(4)}"
         self.folder = folder
         self.image = image
@@ -170,7 +170,7 @@ print(json.dumps({"ok": True, "changed": result.changed, "actions": result.actio
 
 
 @contextmanager
-def lab(folder: Path, image: _image.Image) -> Iterator[Lab]:
+def lab(folder: Path, image: _image_identity.Image) -> Iterator[Lab]:
     """A laboratory of which nothing is left afterwards."""
     made = Lab(folder, image)
     try:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 
 Inside = Callable[[str], str]
@@ -49,7 +49,7 @@ TOOLS = {
 
 
 @pytest.fixture(scope="module")
-def inside(image: _image.Image) -> Iterator[Inside]:
+def inside(image: _image_identity.Image) -> Iterator[Inside]:
     """Runs a shell script in one container of the image, as its user and without a network."""
     command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
     words = ["--entrypoint", "/usr/bin/sleep", image.tag, "600"]
@@ -125,7 +125,7 @@ def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
     ]
 
 
-def test_tag_and_label_name_what_it_was_made_from(image: _image.Image) -> None:
+def test_tag_and_label_name_what_it_was_made_from(image: _image_identity.Image) -> None:
     found = _docker_http.connect().get_json(f"/images/{image.tag}/json")
     labels = found["Config"]["Labels"]
     assert (labels["spt.flow.image"], labels["spt.flow.profile"]) == (image.hash, "slim")
@@ -134,9 +134,9 @@ def test_tag_and_label_name_what_it_was_made_from(image: _image.Image) -> None:
     assert found["Config"]["Entrypoint"][-2:] == ["/usr/local/bin/spt-workspace", "run"]
 
 
-def test_the_second_time_nothing_is_built(image: _image.Image) -> None:
+def test_the_second_time_nothing_is_built(image: _image_identity.Image) -> None:
     said: list[str] = []
     begun = time.monotonic()
-    assert _image.ensure(_image.identity(), {}, Progress(said.append)) is False
+    assert _image.ensure(_image_identity.identity(), {}, Progress(said.append)) is False
     assert time.monotonic() - begun < 2
     assert said == []

@@ -167,7 +167,8 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64)
     engine = "ansible_collections.spt.flow.plugins.module_utils"
     for name, stub in {
-        "_image": {"identity": lambda profile, options: image, "ensure": lambda *args: False},
+        "_image": {"ensure": lambda *args: False},
+        "_image_identity": {"identity": lambda profile, options: image},
     }.items():
         module = types.ModuleType(f"{engine}.{name}")
         vars(module).update(stub)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image
+from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 
 CONTENT = b"a tool" * 1000
 SUM = hashlib.sha256(CONTENT).hexdigest()
-IMAGE = _image.Image("slim", "ab" * 32)
+IMAGE = _image_identity.Image("slim", "ab" * 32)
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of image/."""
-    return Path(shutil.copytree(_image.FOLDER, tmp_path / "image", symlinks=True))
+    return Path(shutil.copytree(_image_identity.FOLDER, tmp_path / "image", symlinks=True))
 
 
 def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
-    assert _image.identity(folder=folder) == _image.identity()
-    image = _image.identity()
+    assert _image_identity.identity(folder=folder) == _image_identity.identity()
+    image = _image_identity.identity()
     assert image.tag == f"spt-flow/workspace:slim-{image.hash[:12]}"
     assert len(image.hash) == 64
 
@@ -51,15 +51,15 @@ def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
 def test_another_content_is_another_image(folder: Path, name: str) -> None:
     with open(folder / name, "a") as handle:
         handle.write("\n")
-    assert _image.identity(folder=folder) != _image.identity()
+    assert _image_identity.identity(folder=folder) != _image_identity.identity()
 
 
 def test_another_mode_name_or_profile_is_another_image(folder: Path) -> None:
-    seen = {_image.identity(folder=folder).hash, _image.identity("fat", folder=folder).hash}
+    seen = {_image_identity.identity(folder=folder).hash, _image_identity.identity("fat", folder=folder).hash}
     (folder / "rootfs/etc/motd").chmod(0o755)
-    seen.add(_image.identity(folder=folder).hash)
+    seen.add(_image_identity.identity(folder=folder).hash)
     (folder / "rootfs/etc/motd").rename(folder / "rootfs/etc/issue")
-    seen.add(_image.identity(folder=folder).hash)
+    seen.add(_image_identity.identity(folder=folder).hash)
     assert len(seen) == 4
 
 
@@ -67,12 +67,12 @@ def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> Non
     (folder / "seccomp.json").write_text("{}")
     (folder / "rootfs/__pycache__").mkdir()
     (folder / "rootfs/__pycache__/x.pyc").write_bytes(b"x")
-    assert _image.identity(folder=folder) == _image.identity()
+    assert _image_identity.identity(folder=folder) == _image_identity.identity()
 
 
 def test_mirrors_and_certificates_do_not_change_it() -> None:
     options = {"mirror_apt": "http://mirror.example", "mirror_pypi": "https://mirror.example", "ca_bundle": "/ca.pem"}
-    assert _image.identity("slim", options) == _image.identity("slim")
+    assert _image_identity.identity("slim", options) == _image_identity.identity("slim")
 
 
 # Mirrors
@@ -227,7 +227,7 @@ class FakeBuilder:
     builds = 0
     fails = False
 
-    def __init__(self, image: _image.Image, options: Any, progress: Progress) -> None:
+    def __init__(self, image: _image_identity.Image, options: Any, progress: Progress) -> None:
         self.image = image
 
     def build(self) -> None:
