@@ -18,7 +18,7 @@ class ActionModule(_ansible.FlowAction):
         from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
 
         options = _ansible.image_options(self.values)
-        image = _image_identity.identity(self.values["profile"], options)
+        image = _image_identity.identity(self.values["profile"])
         present = self.own["state"] == "present"
         changed = _image.present(image) != present
         if changed and not self._task.check_mode:

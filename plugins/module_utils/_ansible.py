@@ -265,7 +265,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     def repository(name: str) -> Repository | None:
         return Repository.parse(values[name], values["default_host"]) if values[name] else None
 
-    image = _image_identity.identity(values["profile"], image_options(values))
+    image = _image_identity.identity(values["profile"])
     dotfiles = repository("dotfiles")
     return WorkspaceSpec(
         owner=owner_of(values),
@@ -334,7 +334,7 @@ class Furnished:
         from . import _image, _image_identity
 
         options = image_options(self._values)
-        _image.ensure(_image_identity.identity(self._values["profile"], options), options, progress)
+        _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 

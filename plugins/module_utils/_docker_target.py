@@ -241,9 +241,9 @@ class DockerTarget:
 
     def _disk_note(self) -> tuple[str, ...]:
         """A warning while there is still room (only a local engine's disk can be seen)."""
-        if not self._engine.local:
+        folder = self.probe_engine().root
+        if not (self._engine.local and folder):
             return ()
-        folder = self._engine.get_json("/info")["DockerRootDir"]
         try:
             disk = os.statvfs(folder)
         except OSError:
@@ -651,6 +651,7 @@ def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:
         storage_driver=info.get("Driver", ""),
         log_driver=info.get("LoggingDriver", ""),
         local=local,
+        root=info.get("DockerRootDir", ""),
     )
 
 

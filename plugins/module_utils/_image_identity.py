@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = "spt-flow/workspace"
 FOLDER = Path(__file__).resolve().parents[2] / "image"
@@ -31,7 +30,7 @@ class Image:
         return f"{REPOSITORY}:{self.profile}-{self.hash[:12]}"
 
 
-def identity(profile: str = "slim", options: Mapping[str, Any] | None = None, folder: Path = FOLDER) -> Image:
+def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     """The image that this collection's ``image/`` describes; reads its files, asks nobody."""
     return Image(profile, content_hash([profile], *(folder / name for name in _INPUTS)))
 

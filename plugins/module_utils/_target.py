@@ -17,7 +17,7 @@ class EngineFacts:
     """What an engine offers, probed once a process (decisions A1, A3).
 
     ``remap_size`` is the number of ids of the user-namespace range (0: no remapping, -1: remapped, size unknown).
-    ``cpus`` and ``memory`` (bytes) are the machine's.
+    ``cpus`` and ``memory`` (bytes) are the machine's, ``root`` is the engine's folder there.
     """
 
     version: str
@@ -33,6 +33,7 @@ class EngineFacts:
     storage_driver: str
     log_driver: str
     local: bool
+    root: str = ""
 
 
 @dataclass(frozen=True)

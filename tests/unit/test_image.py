@@ -70,11 +70,6 @@ def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> Non
     assert _image_identity.identity(folder=folder) == _image_identity.identity()
 
 
-def test_mirrors_and_certificates_do_not_change_it() -> None:
-    options = {"mirror_apt": "http://mirror.example", "mirror_pypi": "https://mirror.example", "ca_bundle": "/ca.pem"}
-    assert _image_identity.identity("slim", options) == _image_identity.identity("slim")
-
-
 # Mirrors
 
 
