@@ -24,6 +24,7 @@ from ._errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
 
 API = "/v1.41"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+NO_SPACE = "no space left on device"
 _FRAME = struct.Struct(">BxxxL")
 
 
@@ -152,8 +153,15 @@ class Engine:
             said = str(json.loads(body)["message"])
         except (ValueError, KeyError, TypeError):
             said = body[:200].decode(errors="replace") or f"status {status}"
+        details = {"status": status, "said": said}
+        if NO_SPACE in said:
+            return Unhealthy(
+                f"The Docker engine at {self.host} refused {method} {path}: its disk is full ({said}).",
+                "Nothing is lost. See what takes the room (docker system df), make some, and run the command again.",
+                details,
+            )
         kind = {404: NotFound, 409: Conflict}.get(status, FlowError)
-        return kind(f"The Docker engine refused {method} {path}: {said}.", details={"status": status, "said": said})
+        return kind(f"The Docker engine refused {method} {path}: {said}.", details=details)
 
     def _broken(self, method: str, path: str, error: Any) -> FlowError:
         if isinstance(error, TimeoutError):

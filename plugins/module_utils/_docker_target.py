@@ -494,7 +494,17 @@ class DockerTarget:
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         path = f"/containers/{workspace.id}/archive"
-        self._engine.request_json("PUT", path, {"path": directory}, body=tar, timeout=600)
+        try:
+            self._engine.request_json("PUT", path, {"path": directory}, body=tar, timeout=600)
+        except Unhealthy as error:
+            if _docker_http.NO_SPACE not in error.details.get("said", ""):
+                raise
+            raise Unhealthy(
+                f"Cannot copy {len(tar) / 2**20:.0f} MiB into workspace {workspace.name}: there is no space left.",
+                f"Enter without the repository (ansible-playbook spt.flow.up -e workspace={workspace.name}), "
+                "make room in the home, and run the command again.",
+                error.details,
+            ) from None
 
     # Cleaning
 

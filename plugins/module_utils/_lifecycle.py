@@ -344,6 +344,8 @@ class _Run:
             return function(workspace)
 
     def _restart(self, workspace: Workspace) -> Workspace:
+        if workspace.id:
+            self._seed(workspace, fresh=False)
         return self.target.restart(workspace, self.spec, self.progress)
 
     def _delete(self, workspace: Workspace) -> None:
@@ -369,12 +371,18 @@ class _Run:
             self.progress.done("create", max(0.0, own), workspace.name)
         return workspace
 
-    def _start(self, workspace: Workspace, created: bool) -> Workspace:
+    def _seed(self, workspace: Workspace, fresh: bool) -> None:
+        """Where the repository is a folder here: give the workspace what it is to clone from, unless it has cloned."""
         repository = self.spec.repository
-        fresh = created or workspace.started is None
-        if repository is not None and repository.kind == "local" and fresh and workspace.state != "running":
+        if repository is None or repository.kind != "local":
+            return
+        if fresh or _clone_failed(self.target, workspace):
             self._bundle = self._bundle or _repository.make_bundle(repository, self.spec.ref)
             self.target.put(workspace, HOME, seed_archive(self._bundle))
+
+    def _start(self, workspace: Workspace, created: bool) -> Workspace:
+        if workspace.state != "running":
+            self._seed(workspace, fresh=created or workspace.started is None)
         with self.progress.stage("start", f"starting {workspace.name}"):
             return self.target.start(workspace)
 
@@ -454,6 +462,14 @@ def _boots(target: Target, workspace: Workspace) -> frozenset[str]:
     """Ids of the starts that the log already holds."""
     events = (event(line) for line in target.logs(workspace))
     return frozenset(str(e.get("boot")) for e in events if e and e["event"] == "start")
+
+
+def _clone_failed(target: Target, workspace: Workspace) -> bool:
+    """Whether the newest start could not clone."""
+    watch = Watch(Progress())
+    for line in target.logs(workspace):
+        watch.feed(line)
+    return watch.state("clone") == "failed"
 
 
 class Watch:
@@ -552,8 +568,9 @@ def wait_ready(
         if line is None:
             break
     if not waiter.expired:
+        failed = "".join(f" Step {s.name} failed: {s.detail}" for s in watch.steps.values() if s.state == "failed")
         raise Unhealthy(
-            f"Workspace {workspace.name} ended while it was starting.", _log_hint(watch, workspace), _log(watch)
+            f"Workspace {workspace.name} ended while it was starting.{failed}", _log_hint(watch, workspace), _log(watch)
         )
     if not watch.usable:
         raise DeadlineExceeded(
@@ -619,7 +636,7 @@ def _step_notes(workspace: Workspace) -> list[str]:
     """Sentences about steps that are not as they should be though the workspace can be used."""
     notes = []
     for step in workspace.steps:
-        detail = f": {step.detail}" if step.detail else ""
+        detail = f": {step.detail.rstrip('.')}" if step.detail else ""
         if step.state == "failed":
             notes.append(f"Step {step.name} failed{detail}.")
         elif step.name == "clone" and step.state == "needs-auth":

@@ -293,6 +293,13 @@ def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
     assert "CANARY" not in repr(caught.value.to_dict())
 
 
+def test_a_workspace_that_ends_while_waiting_says_which_step_failed():
+    failed = step_event("home", "failed", 1, 2, "The home cannot be prepared.")
+    target = FakeTarget(lambda w, boot: [start_event(boot), failed])
+    with pytest.raises(_errors.Unhealthy, match=r"starting\. Step home failed: The home cannot be prepared\."):
+        ensure(target)
+
+
 def test_a_failed_clone_is_a_note():
     target = FakeTarget(lambda w, boot: ready_lines(boot, "failed"))
     assert "Step clone failed." in ensure(target).notes

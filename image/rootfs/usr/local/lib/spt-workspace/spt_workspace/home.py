@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -35,7 +36,10 @@ _NO_DOTFILES = (".git", ".gitignore", ".gitmodules", ".gitattributes", ".github"
 
 
 def prepare_home(paths: Paths, skeletons: tuple[str, ...] = SKELETONS) -> str:
-    """Copy the skeleton once; what is there is never overwritten. Raises ``Failure`` with status 8."""
+    """Copy the skeleton once; what is there is never overwritten. Raises ``Failure`` with status 8.
+
+    A full disk is no failure: only who gets in can make room. The next start copies what is missing.
+    """
     marker = paths.state / "home.json"
     try:
         if marker.exists():
@@ -48,6 +52,8 @@ def prepare_home(paths: Paths, skeletons: tuple[str, ...] = SKELETONS) -> str:
         paths.state.mkdir(parents=True, exist_ok=True)
         write_file(marker, json.dumps({"prepared": time.time()}))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "there is no space left: nothing was copied"
         uid = os.getuid()
         raise Failure(f"The home {paths.home} cannot be prepared by uid {uid}: {reason(error)}.", 8) from None
     return f"first start: {copied} files from the skeleton"
