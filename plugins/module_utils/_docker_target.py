@@ -370,7 +370,7 @@ class DockerTarget:
             self._engine.request_json("POST", f"/containers/{identifier}/start")
 
     def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
-        from ._lifecycle import wait_ready
+        from ._readiness import wait_ready
         from ._wait import Waiter
 
         wait_ready(self, workspace, Progress(), Waiter(spec.settings.wait_timeout, False))
@@ -618,7 +618,7 @@ def _outdated(workspace: Workspace, spec: WorkspaceSpec) -> tuple[str, ...]:
 
 def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
     """``workspace`` with the steps and the life that the last start printed (decision B2)."""
-    from ._lifecycle import Watch
+    from ._readiness import Watch
 
     watch = Watch(Progress())
     for line in lines:

@@ -12,6 +12,7 @@ from ansible_collections.spt.flow.plugins.module_utils import (
     _errors,
     _lifecycle,
     _progress,
+    _readiness,
     _repository,
     _settings,
     _wait,
@@ -307,7 +308,7 @@ def test_a_failed_clone_is_a_note():
 
 def test_lines_that_only_look_like_events_are_log():
     odd = ['{"spt_flow": 1', '{"spt_flow": 2, "event": "step"}', "[1]", '{"spt_flow": 1, "event": 5}', "", "{}"]
-    assert [_lifecycle.event(line) for line in odd] == [None] * len(odd)
+    assert [_readiness.event(line) for line in odd] == [None] * len(odd)
     target = FakeTarget(lambda w, boot: [*odd, *ready_lines(boot)])
     assert ensure(target).changed
 
@@ -329,7 +330,7 @@ def test_joining_a_start_of_somebody_else_counts_its_last_start_only():
     workspace = target.add("demo", REPO.identity)
     target.log["alice", "demo"] = [*ready_lines("old", "failed"), *ready_lines("new")]
     waiter = _wait.Waiter(5)
-    ready = _lifecycle.wait_ready(target, workspace, _progress.Progress(), waiter, None)
+    ready = _readiness.wait_ready(target, workspace, _progress.Progress(), waiter, None)
     assert ready.step("clone").state == "ok"
 
 
