@@ -1,0 +1,85 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_files
+short_description: Keep a list of small files, folders and absences on a host in one call
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Compares content, mode and owner, writes only what differs, each file whole or not at all.
+  - The owner is the user who runs the task. A symbolic link in a file's place is replaced, not followed.
+extends_documentation_fragment:
+  - spt.flow.attributes
+options:
+  files:
+    description: What there is to be, in this order.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Where.
+        type: path
+        required: true
+      state:
+        description: A V(directory) that is to be V(absent) stays while something is in it.
+        type: str
+        choices: [file, directory, absent]
+        default: file
+      content:
+        description: Text of a file.
+        type: str
+        default: ""
+      mode:
+        description: Permission bits as octal text; V(0644), and V(0755) for a directory, where none is named.
+        type: str
+"""
+
+EXAMPLES = r"""
+- name: Write our settings
+  spt.flow.host_files:
+    files:
+      - {path: /etc/spt-flow, state: directory}
+      - {path: /etc/spt-flow/runtime.env, content: "PIDS_LIMIT=4096\n"}
+  become: true
+"""
+
+RETURN = r"""
+paths:
+  description: Those that differed, in the order of the list.
+  type: list
+  elements: str
+  returned: always
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils import _host_files
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+def main() -> None:
+    entry = {
+        "path": {"type": "path", "required": True},
+        "state": {"type": "str", "choices": list(_host_files.STATES), "default": "file"},
+        "content": {"type": "str", "default": ""},
+        "mode": {"type": "str"},
+    }
+    spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": entry}}
+    module = AnsibleModule(spec, supports_check_mode=True)
+    try:
+        entries = [_host_files.Entry.of(values) for values in module.params["files"]]
+        changes = _host_files.apply(entries, dry=module.check_mode)
+    except FlowError as error:
+        module.fail_json(msg=f"{error.message} {error.hint}".strip())
+    paths = [change["after_header"] for change in changes]
+    module.exit_json(changed=bool(paths), paths=paths, diff=changes, msg=", ".join(paths) or "all as wished")
+
+
+if __name__ == "__main__":
+    main()

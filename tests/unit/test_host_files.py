@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A list of small files in one call: only what differs is touched, and a reader never sees half a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _host_files
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._host_files import Entry
+
+
+def entries(folder: Path) -> list[Entry]:
+    return [
+        Entry.of({"path": f"{folder}/etc/ours", "state": "directory"}),
+        Entry.of({"path": f"{folder}/etc/ours/run", "content": "#!/bin/sh\n", "mode": "0755"}),
+        Entry.of({"path": f"{folder}/etc/old", "state": "absent"}),
+    ]
+
+
+def names(changes: list[dict[str, str]]) -> list[str]:
+    return [Path(change["after_header"]).name for change in changes]
+
+
+def test_a_second_time_changes_nothing_and_a_dry_run_never_does(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/old").write_text("x")
+    assert names(_host_files.apply(entries(tmp_path), dry=True)) == ["ours", "run", "old"]
+    assert os.listdir(tmp_path / "etc") == ["old"]
+    assert names(_host_files.apply(entries(tmp_path))) == ["ours", "run", "old"]
+    assert os.listdir(tmp_path / "etc") == ["ours"]
+    assert (tmp_path / "etc/ours/run").stat().st_mode & 0o777 == 0o755
+    before = (tmp_path / "etc/ours/run").stat()
+    assert _host_files.apply(entries(tmp_path)) == []
+    assert (tmp_path / "etc/ours/run").stat() == before
+
+
+@pytest.mark.parametrize("spoil", ["content", "mode", "link", "lines"])
+def test_what_differs_is_made_right_and_shown(spoil: str, tmp_path: Path) -> None:
+    _host_files.apply(entries(tmp_path))
+    file, elsewhere = tmp_path / "etc/ours/run", tmp_path / "elsewhere"
+    if spoil == "link":
+        elsewhere.write_text("not ours")
+        file.unlink()
+        file.symlink_to(elsewhere)
+    elif spoil == "mode":
+        file.chmod(0o4777)
+    else:
+        file.write_bytes(b"#!/bin/sh\r\n" if spoil == "lines" else b"\xff\xfe")
+        file.chmod(0o755)
+    (change,) = _host_files.apply(entries(tmp_path))
+    assert change["before"] != change["after"]
+    assert change["after"].endswith("#!/bin/sh\n")
+    assert not file.is_symlink() and file.read_bytes() == b"#!/bin/sh\n" and file.stat().st_mode & 0o7777 == 0o755
+    assert not elsewhere.exists() or elsewhere.read_text() == "not ours"
+
+
+def test_a_folder_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/file").touch()
+    gone = [Entry(f"{tmp_path}/theirs", "absent"), Entry(f"{tmp_path}/never/there", "absent")]
+    assert _host_files.apply(gone) == []
+    (tmp_path / "theirs/file").unlink()
+    assert names(_host_files.apply(gone)) == ["theirs"]
+
+
+def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FlowError, match=f"Cannot bring {tmp_path}/taken into its state file"):
+        _host_files.apply([Entry(f"{tmp_path}/taken", content="x")])
+    assert os.listdir(tmp_path) == ["taken"]
+    with pytest.raises(FlowError, match="octal"):
+        Entry.of({"path": "x", "mode": "rw"})
