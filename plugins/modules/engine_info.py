@@ -1,0 +1,142 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_info
+short_description: Read in one call what a host and its Docker engine are
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - All that the role P(spt.flow.host_docker#role) decides by; a task for each would cost half a second.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.info
+options:
+  remap_user:
+    description: The user whose ranges of ids are read.
+    type: str
+    default: spt-flow-remap
+  packages:
+    description: Packages whose installed versions are read.
+    type: list
+    elements: str
+    default: []
+  units:
+    description: Units of systemd to read.
+    type: list
+    elements: str
+    default: []
+  devices:
+    description: Device nodes, without the leading slash, whose modes are read.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Read what this host is
+  spt.flow.engine_info:
+    packages: [docker.io, docker-ce]
+  become: true
+  register: found
+"""
+
+RETURN = r"""
+engine:
+  description: The host and its engine.
+  type: dict
+  returned: always
+  contains:
+    release:
+      description: Distribution and version, such as V(Debian-12).
+      type: str
+    codename:
+      description: The release's name in package sources.
+      type: str
+    systemd:
+      description: Whether systemd is process 1.
+      type: bool
+    apparmor:
+      description: Whether AppArmor is active.
+      type: bool
+    profile:
+      description: Whether the kernel has the profile of workspaces.
+      type: bool
+    unified:
+      description: Whether the host has cgroups of version 2 only.
+      type: bool
+    memory:
+      description: Bytes of memory.
+      type: int
+    cpus:
+      description: Number of processors.
+      type: int
+    settings:
+      description: The content of C(/etc/docker/daemon.json).
+      type: dict
+    info:
+      description:
+        - What the engine says, empty when it does not answer (version, remapped, security, runtimes, cgroup_driver,
+          live_restore, running, content).
+      type: dict
+    content:
+      description: Number of containers, images and volumes.
+      type: int
+    newer:
+      description: Whether its settings or its program changed after the engine started.
+      type: bool
+    ours:
+      description: Whether the engine was started by C(spt-flow-engine).
+      type: bool
+    packages:
+      description: Versions of those that are installed.
+      type: dict
+    units:
+      description: Whether each is active and enabled, and whether systemd has to read it anew (reload).
+      type: dict
+    devices:
+      description: Modes of those that exist, as octal text.
+      type: dict
+    ids:
+      description: Ranges of the user in C(subuid) and C(subgid), as first and count with a colon between them.
+      type: dict
+    remap_user:
+      description: Whether the user exists.
+      type: bool
+    members:
+      description: Users in the group docker.
+      type: list
+      elements: str
+    firewall:
+      description: Whether the rules between workspaces and the host are in place.
+      type: bool
+    keys:
+      description: The kernel's limits of keys (maxkeys and maxbytes) for each user.
+      type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils import _docker_host
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+def main() -> None:
+    names = {"type": "list", "elements": "str", "default": []}
+    user = {"type": "str", "default": "spt-flow-remap"}
+    module = AnsibleModule(
+        {"remap_user": user, "packages": names, "units": names, "devices": names}, supports_check_mode=True
+    )
+    try:
+        found = _docker_host.read(**module.params)
+    except FlowError as error:
+        module.fail_json(msg=f"{error.message} {error.hint}".strip())
+    module.exit_json(changed=False, engine=found)
+
+
+if __name__ == "__main__":
+    main()
