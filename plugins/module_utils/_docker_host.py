@@ -18,6 +18,7 @@ from typing import Any
 
 from ._docker_http import Engine
 from ._errors import FlowError, InvalidInput
+from ._workspace import LABEL
 
 LIBRARY = "usr/local/lib/spt-flow"
 PROFILE = "spt-flow-workspace"
@@ -108,6 +109,8 @@ def _info() -> dict[str, Any]:
     try:
         info = engine.get_json("/info", timeout=20)
         volumes = engine.get_json("/volumes", timeout=20)
+        ours = {"all": True, "filters": {"label": [f"{LABEL}owner"]}}
+        workspaces = engine.get_json("/containers/json", ours, timeout=20)
     except FlowError:
         return {}
     options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]
@@ -119,6 +122,7 @@ def _info() -> dict[str, Any]:
         "cgroup_driver": info.get("CgroupDriver", ""),
         "live_restore": bool(info.get("LiveRestoreEnabled")),
         "running": info.get("ContainersRunning", 0),
+        "workspaces": len(workspaces),
         "content": info.get("Containers", 0) + info.get("Images", 0) + len(volumes.get("Volumes") or []),
     }
 
@@ -179,7 +183,9 @@ def _members(base: Path, group: str) -> list[str]:
 def _run(*argv: str) -> str:
     """What a program prints; nothing when it is not there or hangs."""
     try:
-        done = subprocess.run(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False)
+        done = subprocess.run(
+            argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout

@@ -82,7 +82,7 @@ engine:
     info:
       description:
         - What the engine says, empty when it does not answer (version, remapped, security, runtimes, cgroup_driver,
-          live_restore, running, content).
+          live_restore, running, workspaces, content).
       type: dict
     content:
       description: Number of containers, images and volumes.

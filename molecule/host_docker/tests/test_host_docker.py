@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).resolve().parent
 LIBRARY = "/usr/local/lib/spt-flow"
 SYSTEM = (
     "mkdir -p /tmp/system/bin && cp /bin/true /bin/cat /tmp/system/bin &&"
@@ -63,8 +68,151 @@ def test_processes_are_limited_where_nobody_named_a_number(host) -> None:  # typ
     run = "docker run --detach --interactive --rm --network none --runtime spt-flow"
     for words, limit in (("", "4096"), ("--pids-limit 99", "99")):
         identifier = host.check_output(f"{run} {words} spt-flow-test /bin/cat")
-        pid = host.check_output(f"docker inspect --format '{{{{.State.Pid}}}}' {identifier}")
-        group = host.check_output(f"sed -n 's/^[0-9]*:pids://p' /proc/{pid}/cgroup")
-        found = host.check_output(f"cat /sys/fs/cgroup/pids{group}/pids.max")
+        found = host.check_output(f"cat {group(host, identifier, 'pids')}/pids.max")
         host.check_output(f"docker rm --force {identifier}")
         assert found == limit
+
+
+def group(host, container: str, controller: str) -> str:  # type: ignore[no-untyped-def]
+    """The container's folder in a hierarchy of cgroups, version 1."""
+    pid = host.check_output(f"docker inspect --format '{{{{.State.Pid}}}}' {container}")
+    found = host.check_output(f"sed -n 's/^[0-9]*:{controller}://p' /proc/{pid}/cgroup")
+    return f"/sys/fs/cgroup/{controller}{found}"
+
+
+@pytest.fixture
+def sleeper(host) -> Iterator[str]:  # type: ignore[no-untyped-def]
+    """A container that runs as a workspace does."""
+    identifier = host.check_output(
+        "docker run --detach --interactive --network none --runtime spt-flow spt-flow-test /bin/cat"
+    )
+    yield identifier
+    host.check_output(f"docker rm --force {identifier}")
+
+
+def test_all_workspaces_together_leave_the_host_its_reserve(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
+    slice_ = str(Path(group(host, sleeper, "memory")).parent)
+    assert slice_.endswith("/spt.slice/spt-flow.slice")
+    total = int(host.check_output("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) * 1024
+    ceiling = int(host.check_output(f"cat {slice_}/memory.limit_in_bytes"))
+    assert 0 <= total - ceiling - (2 << 30) < 1 << 20
+    beside = str(Path(group(host, sleeper, "cpu")).parents[1])
+    # 512 of 1024, so half of what the host's own services get.
+    assert host.check_output(f"cat {beside}/cpu.shares") == "512"
+
+
+def test_one_user_may_have_more_keys_than_containers(host) -> None:  # type: ignore[no-untyped-def]
+    assert int(host.check_output("cat /proc/sys/kernel/keys/maxkeys")) >= 20000
+    assert int(host.check_output("cat /proc/sys/kernel/keys/maxbytes")) >= 2000000
+
+
+# Settings that change under running workspaces
+
+BUSY = {"flow_business_hours": "00:00-24:00"}
+
+
+def role(host, **variables: object) -> str:  # type: ignore[no-untyped-def]
+    """Run the role again on the machine; what it said. Values beside those of converge.yml."""
+    host.check_output("systemctl reset-failed docker")  # else systemd finds so many starts too many
+    argv = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE.parent / "converge.yml")]
+    env = {
+        **os.environ,
+        "ANSIBLE_COLLECTIONS_PATH": str(HERE.parents[2] / ".ansible/collections"),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    done = subprocess.run(
+        [*argv, "-e", json.dumps(variables)], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def started(host) -> str:  # type: ignore[no-untyped-def]
+    return str(host.check_output("systemctl show --property=ExecMainStartTimestampMonotonic docker"))
+
+
+def settings(host) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    found: dict[str, object] = json.loads(host.file("/etc/docker/daemon.json").content_string)
+    return found
+
+
+def test_a_restart_waits_for_the_window_and_then_spares_what_runs(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
+    before = started(host)
+    said = role(host, host_docker_log_max_file=3, **BUSY)
+    assert "Pending: restart Docker on" in said and "(running containers: 1)" in said
+    assert "flow_maintenance_now=true" in said and "failed=0" in said
+    assert started(host) == before
+    # Later runs have nothing to write and still know; this is also what a run that was killed leaves.
+    said = role(host, host_docker_log_max_file=3, **BUSY)
+    assert "Pending: restart Docker on" in said and "changed=0" in said
+    assert started(host) == before
+    said = role(host, host_docker_log_max_file=3, flow_maintenance_now=True, **BUSY)
+    assert "Pending" not in said and "changed=1" in said
+    assert started(host) != before
+    assert host.check_output(f"docker inspect --format '{{{{.State.Running}}}}' {sleeper}") == "true"
+    assert host.check_output(f"docker exec {sleeper} /bin/cat /proc/self/uid_map").split()[1] == "1000000"
+    assert "changed=0" in role(host, host_docker_log_max_file=3, **BUSY)
+
+
+def test_a_restart_that_disturbs_nobody_does_not_wait(host) -> None:  # type: ignore[no-untyped-def]
+    before = started(host)
+    assert "Pending" not in role(host, host_docker_log_max_file=2, **BUSY)
+    assert started(host) != before
+
+
+def test_settings_of_others_stay(host) -> None:  # type: ignore[no-untyped-def]
+    theirs = {"registry-mirrors": ["https://mirror.example"], "runtimes": {"kata": {"path": "/bin/true"}}}
+    edit = "import json, sys; p = '/etc/docker/daemon.json'; s = json.load(open(p)); t = json.loads(sys.argv[1]);"
+    edit += "s['runtimes'].update(t.pop('runtimes')); s.update(t); json.dump(s, open(p, 'w'))"
+    host.check_output("python3 -c %s %s", edit, json.dumps(theirs))
+    role(host)
+    found = settings(host)
+    assert found["registry-mirrors"] == theirs["registry-mirrors"]
+    assert sorted(found["runtimes"]) == ["kata", "spt-flow"]  # type: ignore[call-overload]
+    assert found["cgroup-parent"] == "spt-flow.slice"
+    assert "kata" in host.check_output("docker info --format '{{json .Runtimes}}'")
+
+
+def test_an_engine_with_content_is_not_remapped_silently(host, image: None) -> None:  # type: ignore[no-untyped-def]
+    """An engine as somebody else set it up: no remapping, one image, one running container."""
+    host.check_output("systemctl stop docker docker.socket && rm /etc/docker/daemon.json")
+    host.check_output("systemctl reset-failed docker; systemctl start docker")
+    host.check_output(SYSTEM.format("theirs"))
+    theirs = host.check_output("docker run --detach --interactive --network none theirs /bin/cat")
+    said = role(host, flow_business_hours="none")
+    assert "user-namespace remapping, so Docker inside workspaces stays off" in said
+    assert "userns-remap" not in settings(host)
+    assert theirs.startswith(host.check_output("docker ps --all --quiet"))
+    # Asked for, but something runs that the engine would lose.
+    host.check_output(f"docker start {theirs}")
+    said = role(host, flow_business_hours="none", host_docker_userns_migrate=True)
+    assert "It switches the remapping" in said
+    assert host.check_output("docker ps --quiet") in theirs
+    host.check_output(f"docker stop --time 1 {theirs}")
+    said = role(host, flow_business_hours="none", host_docker_userns_migrate=True)
+    assert "Pending" not in said
+    assert "name=userns" in host.check_output("docker info --format '{{json .SecurityOptions}}'")
+    assert host.check_output("docker images --quiet theirs") == ""
+
+
+def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  # type: ignore[no-untyped-def]
+    host.check_output("systemctl reset-failed docker")
+    said = subprocess.run(
+        ["ansible", "-i", os.environ["MOLECULE_INVENTORY_FILE"], "flow_nodes", "-m", "include_role"]
+        + ["-a", "name=spt.flow.host_docker tasks_from=reset.yml"],
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(HERE.parents[2] / ".ansible/collections")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert host.check_output("find /etc /usr/local/lib -name '*spt*flow*' -o -name 'spt.slice*'") == ""
+    found = settings(host)
+    assert found["userns-remap"] == "spt-flow-remap"
+    assert "cgroup-parent" not in found
+    assert "spt-flow" not in host.check_output("docker info --format '{{json .Runtimes}}'")
+    assert host.run("iptables -S SPT-FLOW-HOST").failed
+    role(host)
+    assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
+    assert "spt-flow" in host.check_output("docker info --format '{{json .Runtimes}}'")
