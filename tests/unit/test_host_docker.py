@@ -1,0 +1,241 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role host_docker without a host: what is read from recorded trees, and what the role makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _docker_host
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROLE = CHECKOUT / "roles/host_docker"
+UBUNTU = {
+    "etc/os-release": 'NAME="Ubuntu"\nVERSION_ID="24.04"\nID=ubuntu\nVERSION_CODENAME=noble\n',
+    "etc/passwd": "root:x:0:0::/root:/bin/bash\nspt-flow-remap:x:990:990::/:/usr/sbin/nologin\n",
+    "etc/group": "docker:x:991:ada,grace\nother:x:992:eve\n",
+    "etc/subuid": "ada:100000:65536\nspt-flow-remap:1000000:1048576\n",
+    "proc/meminfo": "MemTotal:       16266420 kB\nMemFree: 1 kB\n",
+    "proc/cpuinfo": "processor\t: 0\nmodel name\t: x\n\nprocessor\t: 1\nmodel name\t: x\n",
+    "proc/sys/kernel/keys/maxkeys": "200\n",
+    "sys/module/apparmor/parameters/enabled": "Y\n",
+    "sys/kernel/security/apparmor/profiles": "docker-default (enforce)\nspt-flow-workspace (enforce)\n",
+    "sys/fs/cgroup/cgroup.controllers": "cpu memory pids\n",
+    "run/systemd/system/.keep": "",
+}
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def read(root: Path) -> dict[str, Any]:
+    return _docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], root=str(root))
+
+
+def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
+    found = read(tree(tmp_path, UBUNTU))
+    assert (found["release"], found["codename"], found["systemd"], found["unified"]) == (
+        "Ubuntu-24.04",
+        "noble",
+        *[True] * 2,
+    )
+    assert (found["apparmor"], found["profile"], found["memory"], found["cpus"]) == (True, True, 16266420 * 1024, 2)
+    assert found["ids"] == {"subuid": ["1000000:1048576"], "subgid": []}
+    assert (found["remap_user"], found["members"]) == (True, ["ada", "grace"])
+    assert (found["settings"], found["content"], found["newer"], found["devices"]) == ({}, 0, False, {})
+    assert found["keys"] == {"maxkeys": 200, "maxbytes": 0}
+
+
+def test_an_empty_host_is_read_too(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    assert (found["release"], found["systemd"], found["apparmor"], found["remap_user"]) == ("Unknown-", *[False] * 3)
+
+
+@pytest.mark.parametrize("data", ["", "srv/docker"])
+def test_containers_images_and_volumes_are_counted_where_the_settings_say(data: str, tmp_path: Path) -> None:
+    place = data or "var/lib/docker"
+    if data:
+        tree(tmp_path, {"etc/docker/daemon.json": json.dumps({"data-root": f"/{data}"})})
+    tree(tmp_path, {f"{place}/volumes/metadata.db": "", f"{place}/volumes/backingFsBlockDev": ""})
+    assert read(tmp_path)["content"] == 0
+    tree(tmp_path, {f"{place}/volumes/home/x": "", f"{place}/containers/c1/x": ""})
+    tree(tmp_path, {f"{place}/image/btrfs/imagedb/content/sha256/i1": ""})
+    assert read(tmp_path)["content"] == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"'])
+def test_settings_that_cannot_be_merged_are_refused_not_overwritten(text: str, tmp_path: Path) -> None:
+    tree(tmp_path, {"etc/docker/daemon.json": text})
+    with pytest.raises(FlowError, match="Cannot merge settings into /etc/docker/daemon.json"):
+        read(tmp_path)
+    assert (tmp_path / "etc/docker/daemon.json").read_text() == text
+
+
+def test_a_change_after_the_start_is_seen_for_settings_and_for_the_program(tmp_path: Path) -> None:
+    tree(tmp_path, {"etc/docker/daemon.json": "{}", "var/run/docker.pid": "7", "usr/sbin/dockerd": ""})
+    now = (tmp_path / "usr/sbin/dockerd").stat().st_ctime
+
+    def times(pid: float, settings: float) -> bool:
+        os.utime(tmp_path / "var/run/docker.pid", (pid, pid))
+        os.utime(tmp_path / "etc/docker/daemon.json", (settings, settings))
+        return bool(read(tmp_path)["newer"])
+
+    assert not times(now + 10, now)
+    assert times(now + 10, now + 11)
+    # dpkg gives a new program the time at which it was built.
+    os.utime(tmp_path / "usr/sbin/dockerd", (0, 0))
+    assert times(now - 10, now - 20)
+
+
+# What the role decides
+
+ENGINE: dict[str, Any] = {
+    "release": "Debian-12",
+    "systemd": True,
+    "unified": True,
+    "apparmor": False,
+    "memory": 8 << 30,
+    "cpus": 4,
+    "content": 0,
+    "settings": {"userns-remap": "spt-flow-remap"},
+    "newer": True,
+    "ours": True,
+    "info": {"running": 1, "remapped": True},
+}
+CLOSED = {"flow_business_hours": "00:00-24:00"}
+OPEN = {"flow_business_hours": "none"}
+IDLE = {"info": {"running": 0, "remapped": True}}
+PLAIN = {"settings": {}, "content": 3, "info": {"running": 1, "remapped": False}}
+RESTARTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("later", {}, CLOSED),
+    ("now", {}, OPEN),
+    ("now", {}, {**CLOSED, "flow_maintenance_now": True}),
+    ("now", IDLE, CLOSED),
+    ("no", {"newer": False}, OPEN),
+    ("no", {"info": {}}, OPEN),
+    ("later", {"newer": False}, {**CLOSED, "__host_docker_written": {"paths": ["/etc/docker/daemon.json"]}}),
+    ("no", {"newer": False}, {**CLOSED, "__host_docker_written": {"paths": ["/etc/spt-flow/runtime.env"]}}),
+    ("now", PLAIN, OPEN),
+    ("stop", PLAIN, {**OPEN, "host_docker_userns_migrate": True}),
+    ("stop", {**PLAIN, "settings": {"userns-remap": "spt-flow-remap"}}, {**OPEN, "flow_maintenance_now": True}),
+    ("now", {**PLAIN, "info": {"running": 0, "remapped": False}}, {**CLOSED, "host_docker_userns_migrate": True}),
+    ("yourself", {"systemd": False, "ours": False}, OPEN),
+    ("now", {"systemd": False}, OPEN),
+]
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({}, {}, {"userns-remap": "spt-flow-remap", "cgroup-parent": "spt-flow.slice", "live-restore": True}),
+    ({"unified": False}, {}, {"cgroup-parent": None}),
+    ({"systemd": False}, {}, {"cgroup-parent": None}),
+    ({}, {"host_docker_daemon_extra": {"exec-opts": ["native.cgroupdriver=cgroupfs"]}}, {"cgroup-parent": None}),
+    (
+        {"unified": False, "settings": {"exec-opts": ["native.cgroupdriver=systemd"]}},
+        {},
+        {"cgroup-parent": "spt-flow.slice"},
+    ),
+    ({"settings": {"cgroup-parent": "theirs.slice"}}, {}, {"cgroup-parent": "theirs.slice"}),
+    ({"unified": False, "settings": {"cgroup-parent": "spt-flow.slice"}}, {}, {"cgroup-parent": None}),
+    ({"settings": {}, "content": 1}, {}, {"userns-remap": None}),
+    ({"settings": {"userns-remap": "default"}, "content": 1}, {}, {"userns-remap": "default"}),
+    ({"settings": {"userns-remap": "default"}}, {}, {"userns-remap": "spt-flow-remap"}),
+    (
+        {"settings": {"debug": True, "log-opts": {"tag": "x"}}},
+        {},
+        {"debug": True, "log-opts": {"tag": "x", "max-size": "5m", "max-file": "2"}},
+    ),
+]
+PLAY = """
+- hosts: localhost
+  gather_facts: false
+  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml, cases.yml]
+  tasks:
+    - ansible.builtin.debug:
+        msg: {{restart: "{{{{ __host_docker_restart }}}}", settings: "{{{{ __host_docker_settings }}}}"}}
+      loop: "{{{{ cases }}}}"
+      register: found
+      vars:
+        __host_docker_found: {{engine: "{{{{ item.engine }}}}"}}
+        __host_docker_written: "{{{{ item.variables.__host_docker_written | default({{'paths': []}}) }}}}"
+        flow_business_hours: "{{{{ item.variables.flow_business_hours | default('none') }}}}"
+        flow_maintenance_now: "{{{{ item.variables.flow_maintenance_now | default(false) }}}}"
+        host_docker_userns_migrate: "{{{{ item.variables.host_docker_userns_migrate | default(false) }}}}"
+        host_docker_daemon_extra: "{{{{ item.variables.host_docker_daemon_extra | default({{}}) }}}}"
+    - ansible.builtin.copy:
+        content: "{{{{ found.results | map(attribute='msg') | to_json }}}}"
+        dest: "{{{{ playbook_dir }}}}/cases.json"
+    - ansible.builtin.template:
+        src: "{role}/templates/{{{{ item }}}}.j2"
+        dest: "{{{{ playbook_dir }}}}/{{{{ item }}}}"
+      loop: [slice, apparmor]
+      vars:
+        __host_docker_found: {{engine: "{{{{ cases[0].engine }}}}"}}
+        host_docker_reserve_memory: 2g
+        host_docker_reserve_cpus: 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One play that decides every case; a folder of what it said."""
+    folder = tmp_path_factory.mktemp("decided")
+    pairs = [(engine, variables) for _, engine, variables in RESTARTS] + [(e, v) for e, v, _ in SETTINGS]
+    cases = [{"engine": {**ENGINE, **engine}, "variables": variables} for engine, variables in pairs]
+    (folder / "cases.yml").write_text(yaml.safe_dump({"cases": cases}))
+    (folder / "play.yml").write_text(PLAY.format(role=ROLE))
+    program = Path(sys.executable).parent / "ansible-playbook"
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SPT_FLOW_", "ANSIBLE_"))}
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(CHECKOUT / ".ansible/collections")
+    argv = [
+        str(program),
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        "-e",
+        f"ansible_python_interpreter={sys.executable}",
+        "play.yml",
+    ]
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(RESTARTS)))
+def test_when_the_engine_is_restarted(number: int, decided: Path) -> None:
+    wanted, *why = RESTARTS[number]
+    assert json.loads((decided / "cases.json").read_text())[number]["restart"] == wanted, why
+
+
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_what_the_engines_settings_become(number: int, decided: Path) -> None:
+    *why, wanted = SETTINGS[number]
+    found = json.loads((decided / "cases.json").read_text())[len(RESTARTS) + number]["settings"]
+    assert {key: found.get(key) for key in wanted} == wanted, why
+    assert found["runtimes"]["spt-flow"]["path"] == "/usr/local/lib/spt-flow/spt-flow-runc"
+
+
+def test_the_slice_is_what_the_host_does_not_keep(decided: Path) -> None:
+    lines = (decided / "slice").read_text().splitlines()
+    assert "MemoryMax=6144M" in lines
+    assert "CPUQuota=350%" in lines
+
+
+def test_the_apparmor_profile_is_one(decided: Path) -> None:
+    parser = shutil.which("apparmor_parser", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if not parser:
+        pytest.skip("apparmor_parser is not installed (Debian package apparmor)")
+    argv = [parser, "--skip-kernel-load", "--skip-cache", str(decided / "apparmor")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
