@@ -111,9 +111,9 @@ def test_one_user_may_have_more_keys_than_containers(host) -> None:  # type: ign
 BUSY = {"flow_business_hours": "00:00-24:00"}
 
 
-def role(host, **variables: object) -> str:  # type: ignore[no-untyped-def]
+def role(host, status: int = 0, **variables: object) -> str:  # type: ignore[no-untyped-def]
     """Run the role again on the machine; what it said. Values beside those of converge.yml."""
-    host.check_output("systemctl reset-failed docker")  # else systemd finds so many starts too many
+    host.run("systemctl reset-failed docker")  # else systemd finds so many starts too many
     argv = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE.parent / "converge.yml")]
     env = {
         **os.environ,
@@ -123,8 +123,8 @@ def role(host, **variables: object) -> str:  # type: ignore[no-untyped-def]
     done = subprocess.run(
         [*argv, "-e", json.dumps(variables)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def started(host) -> str:  # type: ignore[no-untyped-def]
@@ -216,3 +216,23 @@ def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  
     role(host)
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
     assert "spt-flow" in host.check_output("docker info --format '{{json .Runtimes}}'")
+
+
+def test_dockers_own_packages_come_with_a_pinned_key_and_never_instead_of_others(host) -> None:  # type: ignore[no-untyped-def]
+    """From a mirror: the distribution's engine under Docker's names."""
+    host.check_output("sh -c %s sh /srv/mirror", (HERE / "mirror").read_text())
+    docker = {"host_docker_source": "docker", "host_docker_repository": "file:///srv/mirror"}
+    said = role(host, status=2, **docker)
+    assert "has docker.io, and host_docker_source is docker" in " ".join(said.split())
+    assert not host.file("/etc/apt/sources.list.d/spt-flow-docker.sources").exists
+    host.check_output("apt-get remove -qy docker.io")
+    assert "checksum" in role(host, status=2, **docker)
+    assert not host.file("/etc/apt/keyrings/spt-flow-docker.asc").exists
+    found = host.check_output("sha256sum /srv/mirror/debian/gpg").split()[0]
+    docker |= {"host_docker_key_sha256": found, "host_docker_version": "5:20.10.*"}
+    role(host, **docker)
+    assert host.package("docker-ce").version == "5:20.10.24-1"
+    assert host.package("containerd.io").is_installed
+    assert "name=userns" in host.check_output("docker info --format '{{json .SecurityOptions}}'")
+    assert "changed=0" in role(host, **docker)
+    assert "has docker-ce, and host_docker_source is distribution" in " ".join(role(host, status=2).split())
