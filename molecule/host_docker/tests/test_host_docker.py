@@ -211,7 +211,7 @@ def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  
     found = settings(host)
     assert found["userns-remap"] == "spt-flow-remap"
     assert "cgroup-parent" not in found
-    assert "spt-flow" not in host.check_output("docker info --format '{{json .Runtimes}}'")
+    host.check_output("timeout 10 sh -c 'while docker info | grep Runtimes: | grep -q spt-flow; do sleep 0.2; done'")
     assert host.run("iptables -S SPT-FLOW-HOST").failed
     role(host)
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
