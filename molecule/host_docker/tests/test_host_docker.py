@@ -111,7 +111,7 @@ def test_one_user_may_have_more_keys_than_containers(host) -> None:  # type: ign
 BUSY = {"flow_business_hours": "00:00-24:00"}
 
 
-def role(host, status: int = 0, **variables: object) -> str:  # type: ignore[no-untyped-def]
+def role(host, *words: str, status: int = 0, **variables: object) -> str:  # type: ignore[no-untyped-def]
     """Run the role again on the machine; what it said. Values beside those of converge.yml."""
     host.run("systemctl reset-failed docker")  # else systemd finds so many starts too many
     argv = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE.parent / "converge.yml")]
@@ -121,7 +121,7 @@ def role(host, status: int = 0, **variables: object) -> str:  # type: ignore[no-
         "ANSIBLE_NOCOLOR": "1",
     }
     done = subprocess.run(
-        [*argv, "-e", json.dumps(variables)], env=env, capture_output=True, text=True, timeout=300, check=False
+        [*argv, *words, "-e", json.dumps(variables)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -195,6 +195,26 @@ def test_an_engine_with_content_is_not_remapped_silently(host, image: None) -> N
     assert host.check_output("docker images --quiet theirs") == ""
 
 
+def test_without_systemd_a_restart_spares_what_runs_too(host) -> None:  # type: ignore[no-untyped-def]
+    engine = f"{LIBRARY}/spt-flow-engine"
+    host.check_output("systemctl stop docker.socket docker")
+    refused = host.run(f"{engine} restart")
+    assert refused.failed
+    assert "this program did not start the engine" in refused.stderr
+    host.check_output(f"{engine} start")
+    before = host.check_output("cat /run/spt-flow/dockerd.pid")
+    run = "docker run --detach --interactive --network none --runtime spt-flow spt-flow-test /bin/cat"
+    identifier = host.check_output(run)
+    pid = host.check_output(f"docker inspect --format '{{{{.State.Pid}}}}' {identifier}")
+    host.check_output(f"{engine} restart")
+    assert host.check_output("cat /run/spt-flow/dockerd.pid") != before
+    assert host.check_output(f"docker inspect --format '{{{{.State.Pid}}}}' {identifier}") == pid
+    assert host.check_output(f"docker exec {identifier} /bin/cat /proc/self/uid_map").split()[1] == "1000000"
+    host.check_output(
+        f"docker rm --force {identifier} && {engine} stop && systemctl reset-failed && systemctl start docker"
+    )
+
+
 def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  # type: ignore[no-untyped-def]
     host.check_output("systemctl reset-failed docker")
     said = subprocess.run(
@@ -230,6 +250,8 @@ def test_dockers_own_packages_come_with_a_pinned_key_and_never_instead_of_others
     assert not host.file("/etc/apt/keyrings/spt-flow-docker.asc").exists
     found = host.check_output("sha256sum /srv/mirror/debian/gpg").split()[0]
     docker |= {"host_docker_key_sha256": found, "host_docker_version": "5:20.10.*"}
+    assert "spt-flow-docker.sources" in role(host, "--check", "--diff", **docker)
+    assert not host.package("docker-ce").is_installed
     role(host, **docker)
     assert host.package("docker-ce").version == "5:20.10.24-1"
     assert host.package("containerd.io").is_installed
