@@ -56,7 +56,7 @@ def read(
         "remap_user": any(line.startswith(f"{remap_user}:") for line in _lines(base / "etc/passwd")),
         "members": _members(base, "docker"),
         "firewall": real and _works(f"/{LIBRARY}/spt-flow-firewall", "check"),
-        "keys": {name: int(_text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
+        "key_limits": {name: int(_text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
     }
 
 

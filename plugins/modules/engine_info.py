@@ -115,7 +115,7 @@ engine:
     firewall:
       description: Whether the rules between workspaces and the host are in place.
       type: bool
-    keys:
+    key_limits:
       description: The kernel's limits of keys (maxkeys and maxbytes) for each user.
       type: dict
 """

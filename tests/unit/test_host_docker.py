@@ -56,7 +56,7 @@ def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
     assert found["ids"] == {"subuid": ["1000000:1048576"], "subgid": []}
     assert (found["remap_user"], found["members"]) == (True, ["ada", "grace"])
     assert (found["settings"], found["content"], found["newer"], found["devices"]) == ({}, 0, False, {})
-    assert found["keys"] == {"maxkeys": 200, "maxbytes": 0}
+    assert found["key_limits"] == {"maxkeys": 200, "maxbytes": 0}
 
 
 def test_an_empty_host_is_read_too(tmp_path: Path) -> None:
