@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role host_docker against the engine that these tests run on: looked at, never changed (molecule changes one)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def engine() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the role changes machines, so it runs as root")
+    try:
+        _docker_http.connect().get_json("/version")
+    except FlowError as error:
+        pytest.skip(error.message)
+
+
+def check(**variables: object) -> tuple[int, str]:
+    """Status of a run in check mode and what it said, on one line."""
+    program = Path(sys.executable).parent / "ansible-playbook"
+    argv = [str(program), "playbooks/engine.yml", "--check", "-e", json.dumps(variables)]
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SPT_FLOW_", "ANSIBLE_"))}
+    done = subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_an_engine_that_quickstart_prepared_is_left_as_it_is() -> None:
+    status, said = check()
+    assert status == 0, said
+    assert "changed=0" in said and "Pending" not in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"host_docker_source": "docker"}, "has docker.io, and host_docker_source is docker"),
+        ({"host_docker_reserve_memory": "9999g"}, "host_docker_reserve_memory (9999g)"),
+        ({"host_docker_reserve_cpus": 4096}, "host_docker_reserve_cpus (4096"),
+        ({"host_docker_remap_size": 65536}, "host_docker_remap_size is 65536 (at least 262144)"),
+    ],
+    ids=["source", "memory", "processors", "range"],
+)
+def test_what_cannot_work_is_refused_before_any_change(variables: dict[str, object], sentence: str) -> None:
+    status, said = check(**variables)
+    assert status == 2
+    assert sentence in said
+    assert "changed=0" in said and "Configure" not in said and "Traceback" not in said
+
+
+def test_a_restart_under_running_containers_is_foreseen_and_waits() -> None:
+    def running() -> int:
+        return int(_docker_http.connect().get_json("/info")["ContainersRunning"])
+
+    before = running()
+    status, said = check(host_docker_log_max_file=7, flow_business_hours="00:00-24:00")
+    assert status == 0, said
+    # Other tests may have started or stopped theirs meanwhile.
+    assert "Pending: restart Docker on localhost" in said or not (before and running())
