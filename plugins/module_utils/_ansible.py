@@ -65,12 +65,20 @@ def _plain(value: Any) -> Any:
 def refuse_templates(values: Mapping[str, Any]) -> None:
     """Refuse user values that Ansible would run as a template (decision A5)."""
     for name in _settings.OPTIONS:
-        value = values.get(name)
-        if isinstance(value, str) and any(mark in value for mark in TEMPLATE_MARKS):
+        if has_template(values.get(name)):
             raise InvalidInput(
                 f"The value of {name} contains {{{{, {{% or {{#, which Ansible would run as a template.",
                 f"Pass it by environment, where it is taken literally: SPT_FLOW_{name.upper()}='…'.",
             )
+
+
+def has_template(value: Any) -> bool:
+    """Whether Ansible would run ``value``, or a text in it however deep, as a template."""
+    if isinstance(value, str):
+        return any(mark in value for mark in TEMPLATE_MARKS)
+    if isinstance(value, Mapping):
+        return any(map(has_template, (*value, *value.values())))
+    return isinstance(value, (list, tuple)) and any(map(has_template, value))
 
 
 def refuse_stray_words(texts: Iterable[Any]) -> None:
@@ -111,11 +119,16 @@ def user_layers(
         "the environment": _settings.from_environment(os.environ),
         "the settings file": _settings.load_user_settings(),
         "the inventory": {
-            name: _plain(templar.template(task_vars[f"flow_{name}"]))
+            name: from_inventory(templar, task_vars[f"flow_{name}"])
             for name in _settings.OPTIONS
             if task_vars.get(f"flow_{name}") is not None
         },
     }
+
+
+def from_inventory(templar: Any, value: Any) -> Any:
+    """An inventory's ``value``, which is trusted to be a template."""
+    return _plain(templar.template(value))
 
 
 def screen() -> str:
@@ -190,10 +203,11 @@ class FlowAction(ActionBase):
         spec = {**self.OWN, **{name: {"type": "raw"} for name in self.VALUES}}
         _checked, args = self.validate_argument_spec(spec)
         self.own = {name: args.get(name) for name in self.OWN}
+        self.task_vars = task_vars or {}
         self.screen = screen()
         self.progress = Progress(self.say)
         try:
-            self.values = self._resolve(task_vars or {})
+            self.values = self._resolve()
             return self.act()
         except FlowError as error:
             return failed(error)
@@ -207,15 +221,21 @@ class FlowAction(ActionBase):
         """The task's result; raises ``FlowError``."""
         raise NotImplementedError
 
-    def _resolve(self, task_vars: Mapping[str, Any]) -> dict[str, Any]:
+    def _resolve(self) -> dict[str, Any]:
         given = {name: value for name, value in self._task.args.items() if name in self.VALUES}
-        values = _settings.resolve(user_layers(given, task_vars, self._templar, self._loader))
+        self.layers = user_layers(given, self.task_vars, self._templar, self._loader)
+        values = _settings.resolve(self.layers)
+        self.complete(values)
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
             raise InvalidInput(
                 "Cannot print one JSON object: Ansible's standard output is not ours.",
                 f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and give SPT_FLOW_OUTPUT=json or -e output=json.",
             )
         return values
+
+    def complete(self, values: dict[str, Any]) -> None:
+        """Add to resolved ``values`` what only the inventory knows: ``engine``, the address of the node's engine."""
+        values["engine"] = ""
 
     def say(self, line: str) -> None:
         """One line for people, at once; unless the mode is ``text`` standard output belongs to others (decision C3)."""

@@ -16,7 +16,7 @@ import yaml
 from ansible_collections.spt.flow.plugins.module_utils import _settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-VERBS = ("up", "ssh", "status", "stop", "restart", "delete", "keepalive", "logs", "ssh_config")
+VERBS = ("up", "ssh", "status", "stop", "restart", "delete", "keepalive", "logs", "ssh_config", "workspaces")
 
 
 def text(verb: str) -> str:
