@@ -69,6 +69,7 @@ class ActionModule(_ansible.FlowAction):
             "index": entry.index,
             "name": entry.title,
             "owner": _ansible.owner_of(entry.values),
+            "node": entry.values["node"],
             "state": entry.state,
             "changed": False,
         }

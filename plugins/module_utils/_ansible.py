@@ -235,7 +235,7 @@ class FlowAction(ActionBase):
 
     def complete(self, values: dict[str, Any]) -> None:
         """Add to resolved ``values`` what only the inventory knows: ``engine``, the address of the node's engine."""
-        values["engine"] = ""
+        values["engine"] = engine_of(values["node"], self.task_vars)
 
     def say(self, line: str) -> None:
         """One line for people, at once; unless the mode is ``text`` standard output belongs to others (decision C3)."""
@@ -304,6 +304,15 @@ def owner_of(values: Mapping[str, Any]) -> str:
     return str(values["owner"]) or _settings.default_owner()
 
 
+def engine_of(node: str, task_vars: Mapping[str, Any]) -> str:
+    """Address of the engine of an inventory's ``node``; empty for the one that is used without a node."""
+    if not node:
+        return ""
+    from . import _inventory
+
+    return _inventory.engine_of(node, task_vars.get("groups") or {}, task_vars.get("hostvars") or {})
+
+
 def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
     """``name`` and ``email`` for commits: the user's values, else what the caller's git says."""
     wanted = {"name": str(values["git_name"]), "email": str(values["git_email"])}
@@ -331,7 +340,7 @@ def open_target(values: Mapping[str, Any]) -> Target:
         )
     from ._docker_target import DockerTarget
 
-    return DockerTarget()
+    return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
 
 
 class Furnished:
@@ -353,8 +362,9 @@ class Furnished:
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
         from . import _image, _image_identity
 
-        options = image_options(self._values)
-        _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
+        if not self._values.get("engine"):
+            options = image_options(self._values)
+            _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 

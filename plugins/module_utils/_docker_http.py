@@ -10,12 +10,14 @@ client does).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -61,16 +63,28 @@ class _Connection(http.client.HTTPConnection):
         self.sock = context.wrap_socket(plain, server_hostname=address[0])
 
     def _connect_ssh(self) -> None:
-        where = f"{self._url.username}@{self._url.hostname}" if self._url.username else str(self._url.hostname)
-        port = ["-p", str(self._url.port)] if self._url.port else []
+        from . import _ssh
+
         ours, theirs = socket.socketpair()
-        argv = ["ssh", "-T", "-o", "BatchMode=yes", *port, "--", where, "docker", "system", "dial-stdio"]
+        argv = [*_ssh.engine_argv(self._url.geturl()), "docker", "system", "dial-stdio"]
+        # A file, not a pipe: the connection that ssh keeps for the next call would hold a pipe open.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the connection
         with theirs:
             self._child = subprocess.Popen(
-                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL
+                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._complaints.fileno()
             )
         ours.settimeout(self.timeout)
         self.sock = ours
+
+    def complaint(self) -> str:
+        """The last line that ssh, or docker on the other side, has written about its failure."""
+        if self._child is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
+        self._complaints.seek(0)
+        lines = self._complaints.read(65536).decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def close(self) -> None:
         super().close()
@@ -78,6 +92,7 @@ class _Connection(http.client.HTTPConnection):
             self._child.terminate()
             self._child.wait()
             self._child = None
+            self._complaints.close()
 
 
 class Engine:
@@ -144,8 +159,9 @@ class Engine:
             connection.close()
             raise
         except (OSError, http.client.HTTPException) as error:
+            said = connection.complaint()
             connection.close()
-            raise self._broken(method, path, error) from None
+            raise self._broken(method, path, said or error) from None
         return connection, answer
 
     def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
@@ -175,6 +191,11 @@ class Engine:
                 "Join the group docker (sudo usermod -aG docker $USER) and log in again.",
             )
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if self.host.startswith("ssh://"):
+            return Unhealthy(
+                f"The Docker engine at {self.host} does not answer ({reason}).",
+                "See whether you get there without a password and may use it: ssh <host> docker version",
+            )
         return Unhealthy(
             f"The Docker engine at {self.host} does not answer ({reason}).",
             "Start it (sudo systemctl start docker), or let `make quickstart` set one up.",

@@ -90,6 +90,11 @@ workspaces:
       type: str
       returned: always
       sample: alice
+    node:
+      description: Host of the inventory that it is placed on; empty for this machine's engine.
+      type: str
+      returned: always
+      sample: node1.example.org
     state:
       description: The state that was asked for.
       type: str

@@ -53,6 +53,7 @@ class FakeTarget:
         self.puts: list[tuple[str, bytes]] = []
         self.before: dict[str, Callable[[], None]] = {}
         self.expired: list[str] = []
+        self.refusal: _errors.FlowError | None = None
         self.read_only = read_only
         self.hang = threading.Event()
         self.hang.set()
@@ -101,6 +102,10 @@ class FakeTarget:
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Any]:
         self._note("list")
         return [w for w in self.workspaces.values() if owner in ("", w.owner)]
+
+    def admit(self, spec: Any, fresh: bool) -> None:
+        if self.refusal:
+            raise self.refusal
 
     def create(self, spec: Any, progress: Any) -> _workspace.Workspace:
         self._note("create")
