@@ -10,7 +10,6 @@ client does).
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -37,6 +36,8 @@ class _Connection(http.client.HTTPConnection):
         super().__init__("docker", timeout=timeout)
         self._url = urlsplit(host)
         self._child: subprocess.Popen[bytes] | None = None
+        self.complaint = ""
+        """Once closed, the last line that ssh, or docker on the other side, has written."""
 
     def connect(self) -> None:
         if self._url.scheme == "unix":
@@ -76,23 +77,16 @@ class _Connection(http.client.HTTPConnection):
         ours.settimeout(self.timeout)
         self.sock = ours
 
-    def complaint(self) -> str:
-        """The last line that ssh, or docker on the other side, has written about its failure."""
-        if self._child is None:
-            return ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(1)
-        self._complaints.seek(0)
-        lines = self._complaints.read(65536).decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
     def close(self) -> None:
         super().close()
         if self._child is not None:
             self._child.terminate()
             self._child.wait()
             self._child = None
-            self._complaints.close()
+            with self._complaints as file:
+                file.seek(0)
+                lines = file.read(65536).decode(errors="replace").splitlines()
+            self.complaint = next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 class Engine:
@@ -159,9 +153,8 @@ class Engine:
             connection.close()
             raise
         except (OSError, http.client.HTTPException) as error:
-            said = connection.complaint()
             connection.close()
-            raise self._broken(method, path, said or error) from None
+            raise self._broken(method, path, error, connection.complaint) from None
         return connection, answer
 
     def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
@@ -179,7 +172,7 @@ class Engine:
         kind = {404: NotFound, 409: Conflict}.get(status, FlowError)
         return kind(f"The Docker engine refused {method} {path}: {said}.", details=details)
 
-    def _broken(self, method: str, path: str, error: Any) -> FlowError:
+    def _broken(self, method: str, path: str, error: Any, complaint: str = "") -> FlowError:
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(
                 f"The Docker engine at {self.host} did not answer {method} {path} in time.",
@@ -193,7 +186,7 @@ class Engine:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if self.host.startswith("ssh://"):
             return Unhealthy(
-                f"The Docker engine at {self.host} does not answer ({reason}).",
+                f"The Docker engine at {self.host} does not answer ({complaint.rstrip('.') or reason}).",
                 "See whether you get there without a password and may use it: ssh <host> docker version",
             )
         return Unhealthy(
