@@ -165,12 +165,7 @@ class DockerTarget:
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse on a drained engine, and on another machine's that lacks the image (this one's gets it by itself)."""
-        mark = self.drained()
-        if mark:
-            raise Unhealthy(
-                f"Cannot start workspace {spec.title} on {self.place}: it was drained {mark}.",
-                f"Take another host, or open this one: ansible-playbook spt.flow.undrain{self._named_here()}",
-            )
+        self._refuse_drained(spec.title)
         if not fresh or self._engine.local:
             return
         try:
@@ -181,8 +176,14 @@ class DockerTarget:
                 "Bring it there with the role spt.flow.host_images: ansible-playbook spt.flow.hosts --tags host_images",
             ) from None
 
-    def _named_here(self) -> str:
-        return f" -e node={self._place['node']}" if self._place else ""
+    def _refuse_drained(self, title: str) -> None:
+        mark = self.drained()
+        if mark:
+            node = self._place.get("node", "localhost")
+            raise Unhealthy(
+                f"Cannot start workspace {title} on {self.place}: it was drained {mark}.",
+                f"Take another host, or open this one: ansible-playbook spt.flow.undrain -e node={node}",
+            )
 
     def drained(self) -> str:
         """Since when and by whom the engine is drained, in words; nothing when it is open."""
@@ -191,6 +192,19 @@ class DockerTarget:
         except NotFound:
             return ""
         return f"at {labels.get(f'{LABEL}created', '?')} by {labels.get(f'{LABEL}by', '?')}"
+
+    def drain(self, by: str) -> None:
+        """Let nothing start here any more; what runs goes on."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        labels = {f"{LABEL}drained": "1", f"{LABEL}created": now, f"{LABEL}by": by}
+        self._engine.request_json(
+            "POST", "/volumes/create", body={"Name": DRAINED, "Driver": "local", "Labels": labels}
+        )
+
+    def undrain(self) -> None:
+        """Let workspaces start here again."""
+        with contextlib.suppress(NotFound):
+            self._engine.request_json("DELETE", f"/volumes/{DRAINED}")
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         from . import _docker_body
@@ -301,6 +315,8 @@ class DockerTarget:
     # Running
 
     def start(self, workspace: Workspace) -> Workspace:
+        # Once more: between being admitted and this the image may have been built, and the engine drained.
+        self._refuse_drained(workspace.name)
         return self._start(self._undo_restart(workspace))
 
     def _undo_restart(self, workspace: Workspace) -> Workspace:

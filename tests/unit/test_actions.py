@@ -375,6 +375,62 @@ def test_no_list_says_where_it_is_written(act: Any, extra: Any) -> None:
     assert result["failed"] and "run as a template" in result["msg"] and act.target.calls == []
 
 
+# Hosts
+
+
+LOOP = {"groups": {"flow_nodes": ["loop"]}, "hostvars": {"loop": {"ansible_host": "127.0.0.1", "ansible_user": "u"}}}
+
+
+def test_a_drained_host_is_empty_and_starts_nothing_until_it_is_opened(act: Any) -> None:
+    for owner in ("alice", "bob"):
+        act.target.add("demo", "example.com/o/demo", owner=owner, id=owner)
+    act.target.add("rests", "example.com/o/rests", "stopped")
+    plan = act("node", {"state": "drained"}, check=True, task_vars=LOOP, node="loop")
+    assert plan["ask"] and plan["changed"] and "2 workspaces stopped: alice-demo, bob-demo." in plan["question"]
+    assert act("node", {"state": "drained"}, task_vars=LOOP)["error"]["code"] == 2
+    assert act.target.writes == []
+    done = act("node", {"state": "drained", "confirm": True}, task_vars=LOOP)
+    assert done["changed"] and done["msg"] == "loop is drained, 2 workspaces stopped."
+    assert [row["owner"] for row in done["workspaces"]] == ["alice", "bob"]
+    assert {workspace.state for workspace in act.target.workspaces.values()} == {"stopped"}
+    again = act("node", {"state": "drained", "confirm": True}, task_vars=LOOP)
+    assert again["changed"] is False and "(unchanged)" in again["msg"]
+    for verb in ({}, {"state": "restarted"}):
+        assert act("workspace", verb, task_vars=LOOP, workspace="demo")["error"]["code"] == 8
+    assert act("workspace", check=True, task_vars=LOOP, repo="o/new")["error"]["code"] == 8
+    assert act("node", {"state": "open"}, task_vars=LOOP)["changed"]
+    assert act("node", {"state": "open"}, task_vars=LOOP)["changed"] is False
+    assert act("workspace", task_vars=LOOP, workspace="demo")["changed"]
+
+
+def test_one_that_will_not_stop_is_named_and_the_others_are_stopped(act: Any) -> None:
+    for name in ("one", "two"):
+        act.target.add(name, f"example.com/o/{name}", id=name)
+    stop = act.target.stop
+
+    def stuck(workspace: Any) -> Any:
+        if workspace.name == "one":
+            raise FlowError("It hangs.")
+        return stop(workspace)
+
+    act.target.stop = stuck
+    result = act("node", {"state": "drained"}, task_vars=LOOP, node="loop", confirm="true")
+    assert result["error"]["message"] == "1 of 2 workspaces failed: one." and "It hangs." in result["error"]["hint"]
+    assert act.target.workspaces["alice", "two"].state == "stopped" and act.target.mark
+
+
+def test_draining_needs_a_host(act: Any) -> None:
+    assert "-e node=name" in act("node", {"state": "drained"})["msg"]
+
+
+def test_plain_ssh_learns_the_hosts_of_the_inventory(act: Any, tmp_path: Path) -> None:
+    assert act("ssh_config", task_vars=LOOP)["changed"] and not act("ssh_config", task_vars=LOOP)["changed"]
+    config = tmp_path / "spt-flow/ssh_config"
+    for host, wanted in (("spt-flow-alice-demo.loop", "u@127.0.0.1 docker exec"), ("spt-flow-alice-demo", "docker ex")):
+        said = subprocess.run(["ssh", "-G", "-F", str(config), host], capture_output=True, text=True, timeout=30).stdout
+        assert f"{wanted}" in said and ("u@127.0.0.1" in said) == host.endswith("loop") and "user coder\n" in said
+
+
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
     act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=_settings.Settings().hash())
     act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=_settings.Settings().hash())
@@ -454,7 +510,7 @@ def documentation(name: str) -> dict[str, Any]:
     return doc
 
 
-@pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "workspaces", "ssh_config"])
+@pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "workspaces", "node", "ssh_config"])
 def test_documentation_is_what_the_action_takes(name: str) -> None:
     action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule
     options = documentation(name)["options"]
