@@ -89,7 +89,9 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
             f"The workspace host {node} is reached by {shown(connection)}, not by ssh.",
             "An engine is reached by ssh://; set ansible_host, and take ansible_connection away.",
         )
-    user, port = str(variables.get("ansible_user") or ""), str(variables.get("ansible_port") or "")
+    user, port = (
+        "" if variables.get(name) is None else str(variables[name]) for name in ("ansible_user", "ansible_port")
+    )
     if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
         raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is no user name.")
     if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):

@@ -397,10 +397,10 @@ def test_a_drained_host_is_empty_and_starts_nothing_until_it_is_opened(act: Any)
     assert again["changed"] is False and "(unchanged)" in again["msg"]
     for verb in ({}, {"state": "restarted"}):
         assert act("workspace", verb, task_vars=LOOP, workspace="demo")["error"]["code"] == 8
-    assert act("workspace", check=True, task_vars=LOOP, repo="o/new")["error"]["code"] == 8
+    assert act("workspace", check=True, task_vars=LOOP, repo="o/new", workspace="")["error"]["code"] == 8
     assert act("node", {"state": "open"}, task_vars=LOOP)["changed"]
     assert act("node", {"state": "open"}, task_vars=LOOP)["changed"] is False
-    assert act("workspace", task_vars=LOOP, workspace="demo")["changed"]
+    assert act("workspace", task_vars=LOOP, repo="", workspace="demo")["changed"]
 
 
 def test_one_that_will_not_stop_is_named_and_the_others_are_stopped(act: Any) -> None:
