@@ -10,6 +10,7 @@ client does).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -17,6 +18,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,6 +28,7 @@ from ._errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
 API = "/v1.41"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 NO_SPACE = "no space left on device"
+AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
 
 
@@ -90,10 +93,17 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Engine:
-    """One engine; a connection per request, which on a local socket costs less than a millisecond."""
+    """One engine; a connection per request, which on a local socket costs less than a millisecond.
+
+    Over SSH it costs a quarter of a second, so connections are used again there, and only some are made at a time:
+    sshd drops strangers when ten are at its door (``MaxStartups``).
+    """
 
     def __init__(self, host: str = "") -> None:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._far = self.host.startswith("ssh://")
+        self._idle: list[_Connection] = []
+        self._door = threading.Semaphore(AT_THE_DOOR)
 
     @property
     def local(self) -> bool:
@@ -119,8 +129,11 @@ class Engine:
         try:
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
+            connection.close()
             raise self._broken(method, path, error) from None
-        finally:
+        if self._far and not answer.will_close:
+            self._idle.append(connection)
+        else:
             connection.close()
         if not data:
             return None
@@ -139,14 +152,15 @@ class Engine:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         """Send a request; connection (the caller closes it) and answer with a good status."""
-        connection = _Connection(self.host, timeout)
+        connection = self._connection(timeout)
         data, kind = (
             (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
         )
         send = {"Content-Type": kind, **(headers or {})} if body is not None else dict(headers or {})
         try:
-            connection.request(method, _url(path, query), data if body is not None else None, send)
-            answer = connection.getresponse()
+            with contextlib.nullcontext() if connection.sock or not self._far else self._door:
+                connection.request(method, _url(path, query), data if body is not None else None, send)
+                answer = connection.getresponse()
             if answer.status >= 400:
                 raise self._refused(method, path, answer.status, answer.read())
         except FlowError:
@@ -156,6 +170,15 @@ class Engine:
             connection.close()
             raise self._broken(method, path, error, connection.complaint) from None
         return connection, answer
+
+    def _connection(self, timeout: float | None) -> _Connection:
+        """One that is idle, else a new one, not connected yet."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return _Connection(self.host, timeout)
+        connection.sock.settimeout(timeout)
+        return connection
 
     def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
         try:
@@ -184,7 +207,7 @@ class Engine:
                 "Join the group docker (sudo usermod -aG docker $USER) and log in again.",
             )
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if self.host.startswith("ssh://"):
+        if self._far:
             return Unhealthy(
                 f"The Docker engine at {self.host} does not answer ({complaint.rstrip('.') or reason}).",
                 "See whether you get there without a password and may use it: ssh <host> docker version",

@@ -9,6 +9,7 @@ import subprocess
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def test_a_host_key_that_is_not_known_is_the_reason_that_is_told(node: Node) -> 
     with pytest.raises(Unhealthy) as refused:
         _docker_http.connect(node.address).get_json("/version")
     assert "Host key verification failed" in refused.value.message and node.address in refused.value.message
+
+
+def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
+    """sshd drops strangers from the tenth on; after the first, requests use connections that are there."""
+    engine = _docker_http.connect(node.address)
+    with ThreadPoolExecutor(40) as pool:
+        assert all(pool.map(lambda _number: engine.get_json("/version"), range(40)))
+    begun = time.monotonic()
+    for _number in range(10):
+        engine.get_json("/version")
+    assert time.monotonic() - begun < 1
 
 
 def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(lab: Lab, node: Node) -> None:
