@@ -105,7 +105,7 @@ def _no_kvm(kvm: str, place: str) -> str:
             f"Cannot create the workspace with kvm=required: {place} has no {KVM}.",
             "Switch virtualisation on in the firmware or the outer hypervisor, or use kvm=auto (software emulation).",
         )
-    return f"{place[0].upper()}{place[1:]} has no {KVM}: virtual machines in the workspace run in software emulation."
+    return f"There is no {KVM} on {place}: virtual machines in the workspace run in software emulation."
 
 
 def without_kvm(found: Mapping[str, Any], place: str) -> tuple[dict[str, Any], str]:

@@ -115,12 +115,12 @@ def test_a_node_without_kvm_gets_the_workspace_and_a_note(
     source = lab.repository()
     result = lab.ensure(lab.spec(source))
     assert result.workspace and result.workspace.state == "running"
-    assert any(note.startswith("Loop has no /dev/spt-flow-no-kvm") for note in result.notes), result.notes
+    assert any(note.startswith("There is no /dev/spt-flow-no-kvm on loop") for note in result.notes), result.notes
     assert lab.inside(result.workspace, "ls ~/demo/file0")
     assert lab.inspect(result.workspace.id)["HostConfig"]["Devices"] == []
     assert lab.inspect(result.workspace.id)["HostConfig"]["Memory"] == 1 << 30
     again = lab.ensure(lab.spec(source), "restarted")
-    assert again.workspace and any("has no" in note for note in again.notes)
+    assert again.workspace and any("There is no" in note for note in again.notes)
     lab.is_exactly("demo")
     lab.ensure(lab.spec(source), "absent")
     with pytest.raises(FlowError, match="kvm=required: loop has no"):

@@ -190,7 +190,7 @@ def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
     made = body()
     found = {"Name": "/spt-flow-ada-demo", "Config": {**made, "HostConfig": None}, "HostConfig": made["HostConfig"]}
     again, note = _docker_body.without_kvm(found, "node1")
-    assert note == "Node1 has no /dev/kvm: virtual machines in the workspace run in software emulation."
+    assert note == "There is no /dev/kvm on node1: virtual machines in the workspace run in software emulation."
     left = [device for device in made["HostConfig"]["Devices"] if device["PathOnHost"] != "/dev/kvm"]
     assert len(left) == len(made["HostConfig"]["Devices"]) - 1
     assert again == {**made, "HostConfig": {**made["HostConfig"], "Devices": left}}
