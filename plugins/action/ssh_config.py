@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -22,11 +23,12 @@ class ActionModule(_ansible.FlowAction):
         from ansible_collections.spt.flow.plugins.module_utils import _settings, _ssh
 
         present = self.own["state"] == "present"
+        nodes = self._nodes() if present else {}
         block = Path(_settings.user_settings_file()).with_name("ssh_config")
         main = Path("~/.ssh/config").expanduser()
         include = f'Include "{block}"'
         wanted = {
-            block: _ssh.config_text() if present else "",
+            block: _ssh.config_text(nodes) if present else "",
             main: included(read(main), include) if present else excluded(read(main), include),
         }
         changes = {path: (read(path), text) for path, text in wanted.items() if read(path) != text}
@@ -41,6 +43,14 @@ class ActionModule(_ansible.FlowAction):
         ]
         answer = {"changed": bool(changes), "msg": msg, "paths": [str(path) for path in wanted], "diff": diff}
         return self.finish(answer, ["", msg])
+
+    def _nodes(self) -> dict[str, str]:
+        """Addresses of the engines of the inventory's other machines; what is not reached by SSH is left out."""
+        found = {}
+        for node in sorted((self.task_vars.get("groups") or {}).get("flow_nodes") or ()):
+            with contextlib.suppress(FlowError):
+                found[node] = _ansible.engine_of(node, self.task_vars)
+        return {node: engine for node, engine in found.items() if engine}
 
 
 def read(path: Path) -> str:

@@ -39,7 +39,8 @@ def _fragment(options: Iterable[Option], notes: list[str]) -> str:
 class ModuleDocFragment:
     # Which workspace is meant, and where values come from.
     DOCUMENTATION = _fragment(
-        (OPTIONS[name] for name in ("workspace", "repo", "owner", "target", "output", "default_host")), PRECEDENCE
+        (OPTIONS[name] for name in ("workspace", "repo", "owner", "target", "node", "output", "default_host")),
+        PRECEDENCE,
     )
 
     # What a workspace is made of, how its image is built, how this client works.

@@ -65,12 +65,20 @@ def _plain(value: Any) -> Any:
 def refuse_templates(values: Mapping[str, Any]) -> None:
     """Refuse user values that Ansible would run as a template (decision A5)."""
     for name in _settings.OPTIONS:
-        value = values.get(name)
-        if isinstance(value, str) and any(mark in value for mark in TEMPLATE_MARKS):
+        if has_template(values.get(name)):
             raise InvalidInput(
                 f"The value of {name} contains {{{{, {{% or {{#, which Ansible would run as a template.",
                 f"Pass it by environment, where it is taken literally: SPT_FLOW_{name.upper()}='…'.",
             )
+
+
+def has_template(value: Any) -> bool:
+    """Whether Ansible would run ``value``, or a text in it however deep, as a template."""
+    if isinstance(value, str):
+        return any(mark in value for mark in TEMPLATE_MARKS)
+    if isinstance(value, Mapping):
+        return any(map(has_template, (*value, *value.values())))
+    return isinstance(value, (list, tuple)) and any(map(has_template, value))
 
 
 def refuse_stray_words(texts: Iterable[Any]) -> None:
@@ -111,11 +119,16 @@ def user_layers(
         "the environment": _settings.from_environment(os.environ),
         "the settings file": _settings.load_user_settings(),
         "the inventory": {
-            name: _plain(templar.template(task_vars[f"flow_{name}"]))
+            name: from_inventory(templar, task_vars[f"flow_{name}"])
             for name in _settings.OPTIONS
             if task_vars.get(f"flow_{name}") is not None
         },
     }
+
+
+def from_inventory(templar: Any, value: Any) -> Any:
+    """An inventory's ``value``, which is trusted to be a template."""
+    return _plain(templar.template(value))
 
 
 def screen() -> str:
@@ -190,10 +203,11 @@ class FlowAction(ActionBase):
         spec = {**self.OWN, **{name: {"type": "raw"} for name in self.VALUES}}
         _checked, args = self.validate_argument_spec(spec)
         self.own = {name: args.get(name) for name in self.OWN}
+        self.task_vars = task_vars or {}
         self.screen = screen()
         self.progress = Progress(self.say)
         try:
-            self.values = self._resolve(task_vars or {})
+            self.values = self._resolve()
             return self.act()
         except FlowError as error:
             return failed(error)
@@ -207,15 +221,21 @@ class FlowAction(ActionBase):
         """The task's result; raises ``FlowError``."""
         raise NotImplementedError
 
-    def _resolve(self, task_vars: Mapping[str, Any]) -> dict[str, Any]:
+    def _resolve(self) -> dict[str, Any]:
         given = {name: value for name, value in self._task.args.items() if name in self.VALUES}
-        values = _settings.resolve(user_layers(given, task_vars, self._templar, self._loader))
+        self.layers = user_layers(given, self.task_vars, self._templar, self._loader)
+        values = _settings.resolve(self.layers)
+        self.complete(values)
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
             raise InvalidInput(
                 "Cannot print one JSON object: Ansible's standard output is not ours.",
                 f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and give SPT_FLOW_OUTPUT=json or -e output=json.",
             )
         return values
+
+    def complete(self, values: dict[str, Any]) -> None:
+        """Add to resolved ``values`` what only the inventory knows: ``engine``, the address of the node's engine."""
+        values["engine"] = engine_of(values["node"], self.task_vars)
 
     def say(self, line: str) -> None:
         """One line for people, at once; unless the mode is ``text`` standard output belongs to others (decision C3)."""
@@ -284,6 +304,15 @@ def owner_of(values: Mapping[str, Any]) -> str:
     return str(values["owner"]) or _settings.default_owner()
 
 
+def engine_of(node: str, task_vars: Mapping[str, Any]) -> str:
+    """Address of the engine of an inventory's ``node``; empty for the one that is used without a node."""
+    if not node:
+        return ""
+    from . import _inventory
+
+    return _inventory.engine_of(node, task_vars.get("groups") or {}, task_vars.get("hostvars") or {})
+
+
 def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
     """``name`` and ``email`` for commits: the user's values, else what the caller's git says."""
     wanted = {"name": str(values["git_name"]), "email": str(values["git_email"])}
@@ -311,7 +340,7 @@ def open_target(values: Mapping[str, Any]) -> Target:
         )
     from ._docker_target import DockerTarget
 
-    return DockerTarget()
+    return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
 
 
 class Furnished:
@@ -333,8 +362,9 @@ class Furnished:
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
         from . import _image, _image_identity
 
-        options = image_options(self._values)
-        _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
+        if not self._values.get("engine"):
+            options = image_options(self._values)
+            _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 

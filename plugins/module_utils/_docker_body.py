@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ APPARMOR = "spt-flow-workspace"
 LEAST_RANGE = 262144
 """Ids that a remapped range must have for rootless Docker inside (decision A3)."""
 IDE_PORT = 8080
+KVM = "/dev/kvm"
 GRACE = 30
 
 
@@ -91,17 +92,32 @@ def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
 
 def _devices(kvm: str, docker: bool, local: bool, exists: Callable[[str], bool]) -> tuple[tuple[str, ...], str]:
     """Devices to pass on; what a remote engine's machine has cannot be seen from here, so all are asked for there."""
-    wanted = ["/dev/kvm"] if kvm != "disabled" else []
+    wanted = [KVM] if kvm != "disabled" else []
     wanted += ["/dev/fuse", "/dev/net/tun"] if docker else []
     found = tuple(device for device in wanted if not local or exists(device))
-    if "/dev/kvm" in found or kvm == "disabled":
-        return found, ""
+    return found, "" if KVM in found or kvm == "disabled" else _no_kvm(kvm, "this machine")
+
+
+def _no_kvm(kvm: str, place: str) -> str:
+    """The sentence about a missing device; raises ``FlowError`` where it is required."""
     if kvm == "required":
         raise FlowError(
-            "Cannot create the workspace with kvm=required: this machine has no /dev/kvm.",
+            f"Cannot create the workspace with kvm=required: {place} has no {KVM}.",
             "Switch virtualisation on in the firmware or the outer hypervisor, or use kvm=auto (software emulation).",
         )
-    return found, "This machine has no /dev/kvm: virtual machines in the workspace run in software emulation."
+    return f"There is no {KVM} on {place}: virtual machines in the workspace run in software emulation."
+
+
+def without_kvm(found: Mapping[str, Any], place: str) -> tuple[dict[str, Any], str]:
+    """The body that makes the container ``found`` (an answer to inspect) anew without the device, and why.
+
+    Raises ``FlowError`` where the container was to have it in any case.
+    """
+    environment = dict(word.partition("=")[::2] for word in found["Config"]["Env"])
+    note = _no_kvm(environment.get("SPT_FLOW_KVM", "auto"), place)
+    host = dict(found["HostConfig"])
+    host["Devices"] = [device for device in host.get("Devices") or [] if device["PathOnHost"] != KVM]
+    return {**found["Config"], "HostConfig": host}, note
 
 
 def _has_quota(facts: EngineFacts) -> bool:

@@ -10,12 +10,15 @@ client does).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import socket
 import struct
 import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -25,6 +28,7 @@ from ._errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
 API = "/v1.41"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 NO_SPACE = "no space left on device"
+AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
 
 
@@ -35,6 +39,8 @@ class _Connection(http.client.HTTPConnection):
         super().__init__("docker", timeout=timeout)
         self._url = urlsplit(host)
         self._child: subprocess.Popen[bytes] | None = None
+        self.complaint = ""
+        """Once closed, the last line that ssh, or docker on the other side, has written."""
 
     def connect(self) -> None:
         if self._url.scheme == "unix":
@@ -61,13 +67,15 @@ class _Connection(http.client.HTTPConnection):
         self.sock = context.wrap_socket(plain, server_hostname=address[0])
 
     def _connect_ssh(self) -> None:
-        where = f"{self._url.username}@{self._url.hostname}" if self._url.username else str(self._url.hostname)
-        port = ["-p", str(self._url.port)] if self._url.port else []
+        from . import _ssh
+
         ours, theirs = socket.socketpair()
-        argv = ["ssh", "-T", "-o", "BatchMode=yes", *port, "--", where, "docker", "system", "dial-stdio"]
+        argv = [*_ssh.engine_argv(self._url.geturl()), "docker", "system", "dial-stdio"]
+        # A file, not a pipe: the connection that ssh keeps for the next call would hold a pipe open.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the connection
         with theirs:
             self._child = subprocess.Popen(
-                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL
+                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._complaints.fileno()
             )
         ours.settimeout(self.timeout)
         self.sock = ours
@@ -78,13 +86,24 @@ class _Connection(http.client.HTTPConnection):
             self._child.terminate()
             self._child.wait()
             self._child = None
+            with self._complaints as file:
+                file.seek(0)
+                lines = file.read(65536).decode(errors="replace").splitlines()
+            self.complaint = next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 class Engine:
-    """One engine; a connection per request, which on a local socket costs less than a millisecond."""
+    """One engine; a connection per request, which on a local socket costs less than a millisecond.
+
+    Over SSH it costs a quarter of a second, so connections are used again there, and only some are made at a time:
+    sshd drops strangers when ten are at its door (``MaxStartups``).
+    """
 
     def __init__(self, host: str = "") -> None:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._far = self.host.startswith("ssh://")
+        self._idle: list[_Connection] = []
+        self._door = threading.Semaphore(AT_THE_DOOR)
 
     @property
     def local(self) -> bool:
@@ -110,8 +129,11 @@ class Engine:
         try:
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
+            connection.close()
             raise self._broken(method, path, error) from None
-        finally:
+        if self._far and not answer.will_close:
+            self._idle.append(connection)
+        else:
             connection.close()
         if not data:
             return None
@@ -130,14 +152,15 @@ class Engine:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         """Send a request; connection (the caller closes it) and answer with a good status."""
-        connection = _Connection(self.host, timeout)
+        connection = self._connection(timeout)
         data, kind = (
             (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
         )
         send = {"Content-Type": kind, **(headers or {})} if body is not None else dict(headers or {})
         try:
-            connection.request(method, _url(path, query), data if body is not None else None, send)
-            answer = connection.getresponse()
+            with contextlib.nullcontext() if connection.sock or not self._far else self._door:
+                connection.request(method, _url(path, query), data if body is not None else None, send)
+                answer = connection.getresponse()
             if answer.status >= 400:
                 raise self._refused(method, path, answer.status, answer.read())
         except FlowError:
@@ -145,8 +168,17 @@ class Engine:
             raise
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise self._broken(method, path, error) from None
+            raise self._broken(method, path, error, connection.complaint) from None
         return connection, answer
+
+    def _connection(self, timeout: float | None) -> _Connection:
+        """One that is idle, else a new one, not connected yet."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return _Connection(self.host, timeout)
+        connection.sock.settimeout(timeout)
+        return connection
 
     def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
         try:
@@ -163,7 +195,7 @@ class Engine:
         kind = {404: NotFound, 409: Conflict}.get(status, FlowError)
         return kind(f"The Docker engine refused {method} {path}: {said}.", details=details)
 
-    def _broken(self, method: str, path: str, error: Any) -> FlowError:
+    def _broken(self, method: str, path: str, error: Any, complaint: str = "") -> FlowError:
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(
                 f"The Docker engine at {self.host} did not answer {method} {path} in time.",
@@ -175,6 +207,11 @@ class Engine:
                 "Join the group docker (sudo usermod -aG docker $USER) and log in again.",
             )
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if self._far:
+            return Unhealthy(
+                f"The Docker engine at {self.host} does not answer ({complaint.rstrip('.') or reason}).",
+                "See whether you get there without a password and may use it: ssh <host> docker version",
+            )
         return Unhealthy(
             f"The Docker engine at {self.host} does not answer ({reason}).",
             "Start it (sudo systemctl start docker), or let `make quickstart` set one up.",

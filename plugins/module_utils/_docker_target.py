@@ -34,6 +34,8 @@ OLD = "-old"
 USER = "1000:1000"
 SESSION_FILES = ("/run/spt-flow/session.json", "/run/spt-flow/steps.json")
 """What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
+DRAINED = "spt-flow-drained"
+"""The volume that marks a drained engine: it outlives restarts, and every client of the engine sees it."""
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL (decision D5)."""
 DETAILS_DEADLINE = 1.0
@@ -45,15 +47,17 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800,
 
 
 class DockerTarget:
-    """Implements ``_target.Target`` on the engine that ``host`` (or ``DOCKER_HOST``) names.
+    """Implements ``_target.Target`` on the engine that ``host`` (or ``DOCKER_HOST``) names; ``node`` is its machine's
+    name in the inventory where it has one.
 
     What only creating needs is imported there: `up` on what runs reads two lists and one file.
     """
 
     name = "docker"
 
-    def __init__(self, host: str = "") -> None:
+    def __init__(self, host: str = "", node: str = "") -> None:
         self._engine = _docker_http.connect(host)
+        self._place = {"node": node, "engine": host} if node else {}
         self._facts: EngineFacts | None = None
 
     # Reading
@@ -92,6 +96,7 @@ class DockerTarget:
         for entry in sorted(self._entries(filters), key=lambda entry: entry["Names"][0].endswith(OLD)):
             workspace = from_container(entry, time.time())
             if workspace is not None:
+                workspace = self._placed(workspace)
                 if entry["Names"][0].endswith(OLD):
                     # Whatever it does, it must get its name back before it can be used: `start` does that.
                     workspace = replace(workspace, state="stopped", url="")
@@ -106,7 +111,12 @@ class DockerTarget:
     def _homes(self, owner: str) -> Workspaces:
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
         answer = self._engine.get_json("/volumes", {"filters": {"label": [label]}})
-        return [from_home(entry) for entry in answer.get("Volumes") or [] if entry["Name"].endswith("-home")]
+        homes = (entry for entry in answer.get("Volumes") or [] if entry["Name"].endswith("-home"))
+        return [self._placed(from_home(entry)) for entry in homes]
+
+    def _placed(self, workspace: Workspace) -> Workspace:
+        """``workspace`` with where it runs, unless that is this machine."""
+        return replace(workspace, node=self._place["node"], engine=self._place["engine"]) if self._place else workspace
 
     def _read(self, workspace: Workspace) -> Workspace:
         found = self._containers(workspace.owner, workspace.key)
@@ -147,6 +157,54 @@ class DockerTarget:
         return [replace(workspace, size=measured(workspace)) for workspace in workspaces]
 
     # Creating
+
+    @property
+    def place(self) -> str:
+        """The machine, as messages call it."""
+        return self._place.get("node") or "this machine"
+
+    def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
+        """Refuse on a drained engine, and on another machine's that lacks the image (this one's gets it by itself)."""
+        self._refuse_drained(spec.title)
+        if not fresh or self._engine.local:
+            return
+        try:
+            self._engine.get_json(f"/images/{spec.image}/json")
+        except NotFound:
+            raise Unhealthy(
+                f"Cannot create workspace {spec.title}: {self.place} does not have the image {spec.image}.",
+                "Bring it there with the role spt.flow.host_images: ansible-playbook spt.flow.hosts --tags host_images",
+            ) from None
+
+    def _refuse_drained(self, title: str) -> None:
+        mark = self.drained()
+        if mark:
+            node = self._place.get("node", "localhost")
+            raise Unhealthy(
+                f"Cannot start workspace {title} on {self.place}: it was drained {mark}.",
+                f"Take another host, or open this one: ansible-playbook spt.flow.undrain -e node={node}",
+            )
+
+    def drained(self) -> str:
+        """Since when and by whom the engine is drained, in words; nothing when it is open."""
+        try:
+            labels = self._engine.get_json(f"/volumes/{DRAINED}").get("Labels") or {}
+        except NotFound:
+            return ""
+        return f"at {labels.get(f'{LABEL}created', '?')} by {labels.get(f'{LABEL}by', '?')}"
+
+    def drain(self, by: str) -> None:
+        """Let nothing start here any more; what runs goes on."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        labels = {f"{LABEL}drained": "1", f"{LABEL}created": now, f"{LABEL}by": by}
+        self._engine.request_json(
+            "POST", "/volumes/create", body={"Name": DRAINED, "Driver": "local", "Labels": labels}
+        )
+
+    def undrain(self) -> None:
+        """Let workspaces start here again."""
+        with contextlib.suppress(NotFound):
+            self._engine.request_json("DELETE", f"/volumes/{DRAINED}")
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         from . import _docker_body
@@ -257,6 +315,8 @@ class DockerTarget:
     # Running
 
     def start(self, workspace: Workspace) -> Workspace:
+        # Once more: between being admitted and this the image may have been built, and the engine drained.
+        self._refuse_drained(workspace.name)
         return self._start(self._undo_restart(workspace))
 
     def _undo_restart(self, workspace: Workspace) -> Workspace:
@@ -278,11 +338,31 @@ class DockerTarget:
             connection, answer = self._engine.request("POST", f"/containers/{workspace.id}/start")
             connection.close()
         except FlowError as error:
+            if self._lacks_kvm(error):
+                return self._start_without_kvm(workspace)
             raise self._start_error(workspace, error) from None
         if answer.status == NOT_MODIFIED:
             # Not our start: whoever waits must wait for the start that is in the log already.
             raise Conflict(f"Somebody else has just started workspace {workspace.name}.", "Run the command again.")
         return replace(self._read(workspace), notes=workspace.notes)
+
+    def _lacks_kvm(self, error: FlowError) -> bool:
+        """Whether a start failed for want of the device, which cannot be looked for on another machine before."""
+        from . import _docker_body
+
+        said = str(error.details.get("said", ""))
+        return not self._engine.local and f'"{_docker_body.KVM}": no such file' in said
+
+    def _start_without_kvm(self, workspace: Workspace) -> Workspace:
+        """The same container made anew without the device."""
+        from . import _docker_body
+
+        found = self._engine.get_json(f"/containers/{workspace.id}/json")
+        body, note = _docker_body.without_kvm(found, self.place)
+        self._remove(workspace.id)
+        query = {"name": found["Name"].lstrip("/")}
+        made = self._engine.request_json("POST", "/containers/create", query, body)["Id"]
+        return self._start(replace(workspace, id=made, notes=(*workspace.notes, note)))
 
     def _start_error(self, workspace: Workspace, error: FlowError) -> FlowError:
         said = str(error.details.get("said", error.message))
@@ -338,13 +418,14 @@ class DockerTarget:
             made = self._create_container(name, spec, plan)
             if not made:
                 raise _busy(name)
-            fresh = self._start(replace(workspace, id=made))
+            fresh = self._start(replace(workspace, id=made, notes=plan.notes))
+            made = fresh.id
             self._until_usable(fresh, spec)
         except BaseException:
             self._put_back(workspace.id, name, made)
             raise
         self._remove(workspace.id)
-        return replace(fresh, notes=plan.notes)
+        return fresh
 
     def _set_aside(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
         """Stop the container and call it ``-old``; one that is called so already, beside it, is somebody's restart."""

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ._settings import OPTIONS
+from ._errors import InvalidInput, NotFound
+from ._settings import OPTIONS, shown
 
 GROUPS = ("flow_nodes", "flow_servers")
 OURS = ("host_audit_", "host_docker_", "host_images_", "host_kvm_", "host_snapshots_", "flow_", "spt_flow_")
-PLAYBOOK_VARIABLES = ("flow_nodes_target", "flow_report_directory")
+PLAYBOOK_VARIABLES = ("flow_nodes_target", "flow_report_directory", "flow_workspaces")
 RENAMED: dict[str, str] = {}
 """Old name: new name. Nothing has been renamed since the first release."""
 
@@ -64,6 +67,65 @@ def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:
     if "flow_nodes" in found:
         return ["The inventory's group flow_nodes is empty; list the machines that workspaces run on in it."]
     return [missing(example)]
+
+
+def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> str:
+    """Address of the engine of ``node``, in the form of ``DOCKER_HOST``; empty for this machine's own.
+
+    ``found`` holds hosts by group. Raises ``NotFound`` for no host of flow_nodes, ``InvalidInput`` where its variables
+    make no address.
+    """
+    nodes = sorted(found.get("flow_nodes") or ())
+    if node not in nodes:
+        raise NotFound(
+            f"There is no workspace host {shown(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes)
+        )
+    variables = hostvars[node]
+    connection = str(variables.get("ansible_connection", "ssh")).removeprefix("ansible.builtin.")
+    if connection == "local":
+        return ""
+    if connection not in ("ssh", "smart", "paramiko_ssh"):
+        raise InvalidInput(
+            f"The workspace host {node} is reached by {shown(connection)}, not by ssh.",
+            "An engine is reached by ssh://; set ansible_host, and take ansible_connection away.",
+        )
+    user, port = (
+        "" if variables.get(name) is None else str(variables[name]) for name in ("ansible_user", "ansible_port")
+    )
+    if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
+        raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is no user name.")
+    if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):
+        raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is no port.")
+    host = _address(node, str(variables.get("ansible_host") or node))
+    return f"ssh://{user}{'@' if user else ''}{host}{':' if port else ''}{port}"
+
+
+def _no_node(node: str, nodes: list[str], hostvars: Mapping[str, Any]) -> str:
+    if not nodes:
+        return "no host is in the inventory's group flow_nodes."
+    if node in hostvars:
+        return "it is in the inventory, but not in the group flow_nodes."
+    return "it is not in the inventory's group flow_nodes."
+
+
+def _near(node: str, nodes: list[str]) -> str:
+    """What may have been meant; all hosts where nothing is near and they are few."""
+    close = difflib.get_close_matches(node, nodes, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    if not nodes:
+        return "Name your inventory with -i, and list the machines that workspaces run on in flow_nodes."
+    return f"The group has: {', '.join(nodes[:10])}{', …' if len(nodes) > 10 else ''}."
+
+
+def _address(node: str, text: str) -> str:
+    """A host name, or an IP address, in the form that a URL takes."""
+    try:
+        return f"[{text}]" if ipaddress.ip_address(text).version == 6 else text
+    except ValueError:
+        if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
+            return text
+    raise InvalidInput(f"ansible_host of {node} is {shown(text)!r}, which is no host name.")
 
 
 def missing(example: str) -> str:

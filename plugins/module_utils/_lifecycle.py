@@ -290,7 +290,10 @@ class _Run:
             self.notes.append(f"Deleted expired CI workspaces: {', '.join(gone)}.")
 
     def admit(self, planned: Plan) -> None:
-        """Before anything is created: ask whether the repository can be had."""
+        """Before anything is started, ask the target; before it is created, whether the repository can be had."""
+        verbs = {"create", "start", "restart"} & set(planned.verbs)
+        if verbs:
+            self.target.admit(self.spec, verbs != {"start"})
         repository = self.spec.repository
         new = planned.before.get("state") == "absent"
         if "create" not in planned.verbs or not new or repository is None or self._admitted:

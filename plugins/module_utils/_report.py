@@ -110,9 +110,11 @@ def closing(result: Result, session: Session | None, enter: str, host: str, elap
     rows: list[tuple[str, str]] = []
     if workspace is not None:
         rows.append(("workspace", f"{workspace.name} ({workspace.state})"))
+        rows.append(("host", workspace.node))
         rows.append(("repository", _repository(workspace)))
     if workspace is not None and session is not None:
         rows.append(("IDE", session.url))
+        rows.append(("tunnel", _tunnel(workspace, session, enter)))
         rows.append(("password", session.password))
         rows.append(("directory", session.directory))
         rows.append(("shell", enter))
@@ -123,6 +125,12 @@ def closing(result: Result, session: Session | None, enter: str, host: str, elap
     lines += [f"  {name:<11} {text}" for name, text in rows if text]
     lines += [f"  note: {note}" for note in result.notes]
     return lines
+
+
+def _tunnel(workspace: Workspace, session: Session, enter: str) -> str:
+    """The command that brings the IDE of another machine to this one's loopback."""
+    port = session.url.rstrip("/").rpartition(":")[2]
+    return f"{enter} -N -L {port}:127.0.0.1:8080 (the IDE is on {workspace.node})" if workspace.node else ""
 
 
 def _repository(workspace: Workspace) -> str:

@@ -77,6 +77,12 @@ OPTIONS: dict[str, Option] = {
         Option("workspace", "str", "", "Name of the workspace; by default made from the name of the repository."),
         Option("owner", "str", "", "Whose workspace it is; by default the login name."),
         Option("target", "str", "auto", "Where workspaces run.", choices=("auto", "docker", "coder")),
+        Option(
+            "node",
+            "str",
+            "",
+            "Host of the inventory's group flow_nodes that workspaces run on; by default this machine.",
+        ),
         Option("dotfiles", "str", "", "Repository with dotfiles that a new workspace installs after it is ready."),
         Option("connect", "bool", True, "Whether the run ends in a shell of the workspace where there is a terminal."),
         Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),

@@ -3,33 +3,43 @@
 """Entering workspaces with OpenSSH's client (private to the collection; decision C1).
 
 One static block serves every workspace: the host is named as the container, the way in is `docker exec` with one
-sshd per session, and the host key is asked for the same way. The key pair lies in memory-backed storage.
+sshd per session, and the host key is asked for the same way. The key pair lies in memory-backed storage. A workspace
+on another machine has that machine's name after a dot; `docker exec` is then run there, by SSH as well.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ._errors import FlowError
 from ._workspace import Workspace
 
 PREFIX = "spt-flow-"
+MOST_SOCKET = 45
+"""Characters of a folder in which SSH can still make a socket: 104 on some systems, less its own 58."""
 SHELL = 'exec "${SHELL:-/bin/bash}" -l'
 
 
 def alias(workspace: Workspace) -> str:
     """The name by which SSH knows the workspace."""
-    return f"{PREFIX}{workspace.key}"
+    return f"{PREFIX}{workspace.key}{_suffix(workspace.node)}"
+
+
+def _suffix(node: str) -> str:
+    return "." + re.sub(r"[^A-Za-z0-9.-]", "-", node) if node else ""
 
 
 def argv(workspace: Workspace, command: str = "", terminal: bool = False) -> list[str]:
     """The command that enters, or that runs ``command`` inside by the user's shell there."""
-    options = ["-F", str(prepare()), *(["-t"] if terminal else [])]
+    nodes = {workspace.node: workspace.engine} if workspace.node else {}
+    options = ["-F", str(prepare(nodes)), *(["-t"] if terminal else [])]
     return ["ssh", *options, *(["--", alias(workspace), command] if command else [alias(workspace)])]
 
 
@@ -38,11 +48,28 @@ def inside(directory: str, command: str) -> str:
     return f"cd -- {shlex.quote(directory)} 2>/dev/null; {command}" if directory else command
 
 
-def prepare() -> Path:
-    """Path of the configuration for `ssh -F`, written when it is missing or another one."""
+def engine_argv(engine: str) -> list[str]:
+    """The beginning of a command that runs on the machine of ``engine`` (ssh://…), without questions.
+
+    The first call of several leaves its connection to those that follow within a minute.
+    """
+    url = urlsplit(engine)
+    settings = {"BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "30"}
+    sockets = runtime_folder()
+    if len(str(sockets)) <= MOST_SOCKET:
+        settings |= {"ControlMaster": "auto", "ControlPath": f"{sockets}/%C", "ControlPersist": "60"}
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    port = ["-p", str(url.port)] if url.port else []
+    return ["ssh", "-T", *options, *port, "--", f"{url.username}@{url.hostname}" if url.username else str(url.hostname)]
+
+
+def prepare(nodes: Mapping[str, str] | None = None) -> Path:
+    """Path of the configuration for `ssh -F`, written when it is missing or another one; ``nodes`` as in
+    ``config_text``.
+    """
     folder = runtime_folder()
-    path = folder / "ssh_config"
-    text = f"{config_text()}Host *\n    Include ~/.ssh/config\n"
+    path = folder / "".join(["ssh_config", *map(_suffix, nodes or {})])
+    text = f"{config_text(nodes)}Host *\n    Include ~/.ssh/config\n"
     try:
         if path.exists() and path.read_text() == text:
             return path
@@ -55,8 +82,9 @@ def prepare() -> Path:
     return path
 
 
-def config_text() -> str:
-    """The block for workspaces. Its `Match` makes the key pair.
+def config_text(nodes: Mapping[str, str] | None = None) -> str:
+    """The block for workspaces. Its `Match` makes the key pair. ``nodes`` are addresses of engines by the names of
+    other machines.
 
     Of several at once the first to link its private key wins; the public one is taken from that and appears last.
     """
@@ -92,7 +120,23 @@ def config_text() -> str:
     lines = "".join(f"    {name} {value}\n" for name, value in settings.items())
     return (
         "# Written by spt.flow; changes are lost.\n"
-        f'Match originalhost {PREFIX}* exec "test -e {key}.pub || {{ {folder} && {keygen}; {public}; }}"\n{lines}'
+        + "".join(_node_text(node, engine, f"{key}.pub") for node, engine in (nodes or {}).items())
+        + f'Match originalhost {PREFIX}* exec "test -e {key}.pub || {{ {folder} && {keygen}; {public}; }}"\n{lines}'
+    )
+
+
+def _node_text(node: str, engine: str, public: str) -> str:
+    """The two settings that differ for workspaces of another machine; the first one that SSH reads counts.
+
+    The key is quoted twice, for the shell here and for the one there; SSH would take ${…} for a variable of its own.
+    """
+    suffix = _suffix(node)
+    there = shlex.join(engine_argv(engine)).replace("%", "%%")
+    execute = f'exec {there} docker exec -i -u 1000:1000 "$(basename "$0" {suffix})" spt-workspace'
+    return (
+        f"Match originalhost {PREFIX}*{suffix}\n"
+        f"""    ProxyCommand /bin/sh -c '{execute} session "\\"$(cat {public})\\""' %n\n"""
+        f"""    KnownHostsCommand /bin/sh -c '{execute} hostkey "$1"' %n %H\n"""
     )
 
 

@@ -59,6 +59,18 @@ class Target(Protocol):
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Workspace]:
         """Workspaces by label; ``details`` adds steps and life (total deadline 1 s), ``sizes`` the volumes' sizes."""
 
+    def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
+        """Raise where nothing may be started or, with ``fresh``, made; not with an error that is worth a second try."""
+
+    def drained(self) -> str:
+        """Since when and by whom nothing may start here, in words; nothing when it may."""
+
+    def drain(self, by: str) -> None:
+        """Let nothing start here any more; what runs goes on."""
+
+    def undrain(self) -> None:
+        """Let workspaces start here again."""
+
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Claim the identity and create what is missing, not started. Safe to repeat and to run concurrently."""
 

@@ -79,7 +79,8 @@ class Workspace:
 
     ``id`` is the target's own (container id, Coder workspace id; empty when only the home is left).
     ``state``: running, stopped, failed, building or unknown. ``outdated`` lists what differs from what a new one would
-    get (``settings``, ``image``). ``started`` in epoch seconds. ``url`` is the IDE's address when running.
+    get (``settings``, ``image``). ``started`` in epoch seconds. ``url`` is the IDE's address when running, on the
+    workspace's machine: ``node`` is its name in the inventory, ``engine`` its engine's address; empty for this one.
     """
 
     owner: str
@@ -88,6 +89,8 @@ class Workspace:
     kind: str = "dev"
     state: str = "unknown"
     target: str = "docker"
+    node: str = ""
+    engine: str = ""
     id: str = ""
     created: str = ""
     contract: str = ""

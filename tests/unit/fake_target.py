@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _errors, _target, _workspace
 
-WRITES = ("create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep", "exec")
+WRITES = ("create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep", "exec", "drain", "undrain")
 
 
 def start_event(boot: str, started: float = 1.0) -> str:
@@ -53,6 +53,7 @@ class FakeTarget:
         self.puts: list[tuple[str, bytes]] = []
         self.before: dict[str, Callable[[], None]] = {}
         self.expired: list[str] = []
+        self.mark = ""
         self.read_only = read_only
         self.hang = threading.Event()
         self.hang.set()
@@ -101,6 +102,21 @@ class FakeTarget:
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Any]:
         self._note("list")
         return [w for w in self.workspaces.values() if owner in ("", w.owner)]
+
+    def admit(self, spec: Any, fresh: bool) -> None:
+        if self.mark:
+            raise _errors.Unhealthy(f"It was drained {self.mark}.")
+
+    def drained(self) -> str:
+        return self.mark
+
+    def drain(self, by: str) -> None:
+        self._note("drain")
+        self.mark = f"now by {by}"
+
+    def undrain(self) -> None:
+        self._note("undrain")
+        self.mark = ""
 
     def create(self, spec: Any, progress: Any) -> _workspace.Workspace:
         self._note("create")

@@ -180,7 +180,13 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
-    def run(name: str, args: dict[str, Any] | None = None, check: bool = False, **values: str) -> dict[str, Any]:
+    def run(
+        name: str,
+        args: dict[str, Any] | None = None,
+        check: bool = False,
+        task_vars: dict[str, Any] | None = None,
+        **values: str,
+    ) -> dict[str, Any]:
         for option, text in values.items():
             monkeypatch.setenv(f"SPT_FLOW_{option.upper()}", text)
         task = types.SimpleNamespace(args=args or {}, check_mode=check, async_val=0, action=name)
@@ -190,7 +196,7 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
         )
         monkeypatch.setattr(type(action), "_early_needs_tmp_path", lambda self: False)
         monkeypatch.setattr(type(action), "say", lambda self, line: run.said.append(line))
-        result: dict[str, Any] = action.run(None, {})
+        result: dict[str, Any] = action.run(None, task_vars or {})
         json.dumps(result)
         return result
 
@@ -310,6 +316,121 @@ def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeyp
     assert act("workspace", connect="false")["error"]["code"] == 4
 
 
+# A list of them
+
+
+COURSE = [{"repo": f"https://example.com/o/{name}"} for name in ("one", "two", "three")]
+
+
+def test_a_list_of_the_inventory_is_ensured_and_then_unchanged(act: Any) -> None:
+    result = act("workspaces", task_vars={"flow_workspaces": COURSE})
+    assert [(row["index"], row["name"], row["changed"]) for row in result["workspaces"]] == [
+        (1, "one", True),
+        (2, "two", True),
+        (3, "three", True),
+    ]
+    assert set(act.target.workspaces) == {("alice", "one"), ("alice", "two"), ("alice", "three")}
+    again = act("workspaces", task_vars={"flow_workspaces": COURSE})
+    assert again["changed"] is False and again["msg"] == "3 workspaces: 3 ok, 0 changed, 0 failed."
+    assert left(again)["connect"] is None
+
+
+def test_one_that_fails_does_not_stop_the_others_and_is_named(act: Any) -> None:
+    act.target.add("two", "example.com/other/two")
+    result = act("workspaces", {"workspaces": [COURSE[0], {**COURSE[1], "workspace": "two"}, COURSE[2]]})
+    assert result["failed"] and result["changed"]
+    assert result["error"]["message"] == "1 of 3 workspaces failed: two."
+    assert "two (alice): Workspace two belongs to example.com/other/two" in result["error"]["hint"]
+    assert [row.get("error", {}).get("code") for row in result["workspaces"]] == [None, 7, None]
+    assert ("alice", "three") in act.target.workspaces
+
+
+def test_a_mistake_in_a_list_means_that_nothing_is_done(act: Any) -> None:
+    result = act("workspaces", {"workspaces": [*COURSE, {"repos": "x"}]})
+    assert result["error"]["kind"] == "invalid_input" and "Did you mean repo?" in result["msg"]
+    assert act.target.calls == []
+
+
+def test_check_mode_of_a_list_writes_nothing(act: Any) -> None:
+    act.target.read_only = True
+    result = act("workspaces", {"workspaces": COURSE}, check=True)
+    assert result["changed"] and result["msg"].startswith("3 workspaces: 0 ok, 3 changed")
+    assert len(result["diff"]) == 3 and all(row["msg"].startswith("Check mode: ") for row in result["workspaces"])
+
+
+def test_a_list_deletes_only_when_confirmed(act: Any) -> None:
+    act.target.add("one", "example.com/o/one")
+    gone = {"workspaces": [{"workspace": "one", "state": "absent"}]}
+    assert act("workspaces", gone)["workspaces"][0]["error"]["code"] == 2
+    assert ("alice", "one") in act.target.workspaces
+    assert act("workspaces", gone, confirm="true")["changed"] and not act.target.workspaces
+    assert act("workspaces", gone, confirm="false")["changed"] is False
+
+
+def test_no_list_says_where_it_is_written(act: Any, extra: Any) -> None:
+    assert "flow_workspaces is not set" in act("workspaces")["msg"]
+    assert act("workspaces", {"workspaces": []})["changed"] is False
+    extra(json.dumps({"flow_workspaces": [{"repo": "{{ lookup('pipe', 'id') }}"}]}))
+    result = act("workspaces", task_vars={"flow_workspaces": [{"repo": "uid=0"}]})
+    assert result["failed"] and "run as a template" in result["msg"] and act.target.calls == []
+
+
+# Hosts
+
+
+LOOP = {"groups": {"flow_nodes": ["loop"]}, "hostvars": {"loop": {"ansible_host": "127.0.0.1", "ansible_user": "u"}}}
+
+
+def test_a_drained_host_is_empty_and_starts_nothing_until_it_is_opened(act: Any) -> None:
+    for owner in ("alice", "bob"):
+        act.target.add("demo", "example.com/o/demo", owner=owner, id=owner)
+    act.target.add("rests", "example.com/o/rests", "stopped")
+    plan = act("node", {"state": "drained"}, check=True, task_vars=LOOP, node="loop")
+    assert plan["ask"] and plan["changed"] and "2 workspaces stopped: alice-demo, bob-demo." in plan["question"]
+    assert act("node", {"state": "drained"}, task_vars=LOOP)["error"]["code"] == 2
+    assert act.target.writes == []
+    done = act("node", {"state": "drained", "confirm": True}, task_vars=LOOP)
+    assert done["changed"] and done["msg"] == "loop is drained, 2 workspaces stopped."
+    assert [row["owner"] for row in done["workspaces"]] == ["alice", "bob"]
+    assert {workspace.state for workspace in act.target.workspaces.values()} == {"stopped"}
+    again = act("node", {"state": "drained", "confirm": True}, task_vars=LOOP)
+    assert again["changed"] is False and "(unchanged)" in again["msg"]
+    for verb in ({}, {"state": "restarted"}):
+        assert act("workspace", verb, task_vars=LOOP, workspace="demo")["error"]["code"] == 8
+    assert act("workspace", check=True, task_vars=LOOP, repo="o/new", workspace="")["error"]["code"] == 8
+    assert act("node", {"state": "open"}, task_vars=LOOP)["changed"]
+    assert act("node", {"state": "open"}, task_vars=LOOP)["changed"] is False
+    assert act("workspace", task_vars=LOOP, repo="", workspace="demo")["changed"]
+
+
+def test_one_that_will_not_stop_is_named_and_the_others_are_stopped(act: Any) -> None:
+    for name in ("one", "two"):
+        act.target.add(name, f"example.com/o/{name}", id=name)
+    stop = act.target.stop
+
+    def stuck(workspace: Any) -> Any:
+        if workspace.name == "one":
+            raise FlowError("It hangs.")
+        return stop(workspace)
+
+    act.target.stop = stuck
+    result = act("node", {"state": "drained"}, task_vars=LOOP, node="loop", confirm="true")
+    assert result["error"]["message"] == "1 of 2 workspaces failed: one." and "It hangs." in result["error"]["hint"]
+    assert act.target.workspaces["alice", "two"].state == "stopped" and act.target.mark
+
+
+def test_draining_needs_a_host(act: Any) -> None:
+    assert "-e node=name" in act("node", {"state": "drained"})["msg"]
+
+
+def test_plain_ssh_learns_the_hosts_of_the_inventory(act: Any, tmp_path: Path) -> None:
+    assert act("ssh_config", task_vars=LOOP)["changed"] and not act("ssh_config", task_vars=LOOP)["changed"]
+    config = tmp_path / "spt-flow/ssh_config"
+    for host, wanted in (("spt-flow-alice-demo.loop", "u@127.0.0.1 docker exec"), ("spt-flow-alice-demo", "docker ex")):
+        said = subprocess.run(["ssh", "-G", "-F", str(config), host], capture_output=True, text=True, timeout=30).stdout
+        assert f"{wanted}" in said and ("u@127.0.0.1" in said) == host.endswith("loop") and "user coder\n" in said
+
+
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
     act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=_settings.Settings().hash())
     act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=_settings.Settings().hash())
@@ -389,7 +510,7 @@ def documentation(name: str) -> dict[str, Any]:
     return doc
 
 
-@pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "ssh_config"])
+@pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "workspaces", "node", "ssh_config"])
 def test_documentation_is_what_the_action_takes(name: str) -> None:
     action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule
     options = documentation(name)["options"]

@@ -184,3 +184,19 @@ def test_bundle_is_named_for_local_repositories_only(tmp_path):
     assert _docker_body.environment(SPEC, plan)["SPT_FLOW_SEED"] == ""
     local = replace(SPEC, repository=Repository.parse(str(tmp_path)))
     assert _docker_body.environment(local, plan)["SPT_FLOW_SEED"].endswith("seed.bundle")
+
+
+def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
+    made = body()
+    found = {"Name": "/spt-flow-ada-demo", "Config": {**made, "HostConfig": None}, "HostConfig": made["HostConfig"]}
+    again, note = _docker_body.without_kvm(found, "node1")
+    assert note == "There is no /dev/kvm on node1: virtual machines in the workspace run in software emulation."
+    left = [device for device in made["HostConfig"]["Devices"] if device["PathOnHost"] != "/dev/kvm"]
+    assert len(left) == len(made["HostConfig"]["Devices"]) - 1
+    assert again == {**made, "HostConfig": {**made["HostConfig"], "Devices": left}}
+
+
+def test_a_container_that_must_have_kvm_is_not_made_without() -> None:
+    made = body(replace(SPEC, settings=Settings(kvm="required")))
+    with pytest.raises(FlowError, match="kvm=required: node1 has no /dev/kvm"):
+        _docker_body.without_kvm({"Config": made, "HostConfig": made["HostConfig"]}, "node1")

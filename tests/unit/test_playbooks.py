@@ -16,7 +16,20 @@ import yaml
 from ansible_collections.spt.flow.plugins.module_utils import _settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-VERBS = ("up", "ssh", "status", "stop", "restart", "delete", "keepalive", "logs", "ssh_config")
+VERBS = (
+    "up",
+    "ssh",
+    "status",
+    "stop",
+    "restart",
+    "delete",
+    "keepalive",
+    "logs",
+    "ssh_config",
+    "workspaces",
+    "drain",
+    "undrain",
+)
 
 
 def text(verb: str) -> str:
@@ -56,7 +69,7 @@ def test_a_playbook_is_short_and_never_templates_a_users_value(verb: str) -> Non
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_playbook_only_calls_our_actions(verb: str) -> None:
-    allowed = {"ansible.builtin.pause"} if verb == "delete" else set()
+    allowed = {"ansible.builtin.pause"} if verb in ("delete", "drain") else set()
     for task in tasks(verb):
         assert {key for key in task if "." in key} <= {*allowed, *(k for k in task if k.startswith("spt.flow."))}
 

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `workspaces`: bring a whole list of workspaces to their states, some at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.module_utils._errors import Cancelled, FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+
+VARIABLE = "flow_workspaces"
+MOST = 32
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {"workspaces": {"type": "list", "elements": "raw"}, "parallel": {"type": "int", "default": 4}}
+    VALUES = ("confirm", "output")
+    DOING = "manage the workspaces"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _fleet
+
+        if not 1 <= self.own["parallel"] <= MOST:
+            raise InvalidInput(f"parallel is {self.own['parallel']}, which is out of range.", f"Use 1 to {MOST}.")
+        entries = _fleet.read(self._given(), self.layers, self.complete)
+        self._lock = threading.Lock()
+        self._targets: dict[str, Any] = {}
+        for entry in entries:
+            if entry.values["engine"] not in self._targets:
+                self._targets[entry.values["engine"]] = _ansible.open_target(entry.values)
+        rows = _fleet.each(entries, self._row, self.own["parallel"])
+        answer = {
+            "changed": any(row["changed"] for row in rows),
+            "workspaces": rows,
+            "diff": [row.pop("diff") for row in rows if "diff" in row],
+        }
+        error = _fleet.failure(rows)
+        if error:
+            for line in _fleet.lines(rows):
+                self.say(line)
+            return _ansible.failed(error, **answer)
+        block = _fleet.lines(rows)
+        return self.finish({**answer, "msg": block[-1]}, ["", *block])
+
+    def _given(self) -> Any:
+        """The list of the task, else of the inventory."""
+        given = self.own["workspaces"]
+        if given is None and self.task_vars.get(VARIABLE) is not None:
+            if _ansible.has_template(_ansible.extra_values(self._loader).get(VARIABLE)):
+                raise InvalidInput(
+                    f"The extra variable {VARIABLE} contains {{{{, {{% or {{#, which Ansible would run as a template.",
+                    "Write the list in the inventory, where templates are yours.",
+                )
+            given = _ansible.from_inventory(self._templar, self.task_vars[VARIABLE])
+        if given is None:
+            raise InvalidInput(
+                f"There is no list of workspaces: {VARIABLE} is not set.",
+                "Write it in your inventory's group_vars/all, as inventories/example shows, and name that with -i.",
+            )
+        return given
+
+    def _row(self, entry: Any) -> dict[str, Any]:
+        """What became of one entry; an error is data, so that the others go on."""
+        row = {
+            "index": entry.index,
+            "name": entry.title,
+            "owner": _ansible.owner_of(entry.values),
+            "node": entry.values["node"],
+            "state": entry.state,
+            "changed": False,
+        }
+        try:
+            return {**row, **self._ensure(entry)}
+        except FlowError as error:
+            found = error
+        except Exception as error:  # noqa: BLE001 - no traceback reaches users
+            found = _ansible.unexpected(self.DOING, error)
+        return {**row, "msg": str(found), "error": found.to_dict()}
+
+    def _ensure(self, entry: Any) -> Mapping[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+
+        check = bool(self._task.check_mode)
+        unconfirmed = entry.state == "absent" and not self.values["confirm"]
+        target = self._targets[entry.values["engine"]]
+        spec = _ansible.make_spec(entry.values)
+        result = _lifecycle.ensure(
+            _ansible.Furnished(target, entry.values),
+            spec,
+            entry.state,
+            check or unconfirmed,
+            Progress(lambda line: self._tell(f"{entry.title} {line}")),
+        )
+        if unconfirmed and result.changed and not check:
+            raise Cancelled(f"Workspace {entry.title} was not deleted: it was not confirmed.", "Use -e confirm=true.")
+        return {
+            "name": result.workspace.name if result.workspace else entry.title,
+            "changed": result.changed,
+            "msg": f"Check mode: {result.msg}" if check and result.changed else result.msg,
+            "workspace": result.workspace.to_dict() if result.workspace else None,
+            "actions": result.actions,
+            "notes": result.notes,
+            "diff": result.diff,
+        }
+
+    def _tell(self, line: str) -> None:
+        with self._lock:
+            self.say(line)

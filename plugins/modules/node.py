@@ -1,0 +1,128 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node
+short_description: Empty a workspace host, or open it again
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - >-
+    With O(state=drained), marks the engine of a workspace host, so that no workspace is placed or started there any
+    more, and stops everybody's workspaces cleanly; their homes stay. CI workspaces are deleted when they stop.
+  - The mark is the empty volume C(spt-flow-drained) of the engine, so it outlives restarts and every client sees it.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+options:
+  state:
+    description: V(drained) empties the host and keeps it empty, V(open) lets workspaces start there again.
+    type: str
+    choices: [drained, open]
+    required: true
+  node:
+    description: Host of the inventory's group C(flow_nodes).
+    type: str
+    default: ''
+  owner:
+    description: Who does it; by default the login name. Refusals name them.
+    type: str
+    default: ''
+  target:
+    description: Where workspaces run.
+    type: str
+    choices: [auto, docker, coder]
+    default: auto
+  confirm:
+    description: Must be V(true) for O(state=drained).
+    type: bool
+    default: false
+  output:
+    description: Text, or one JSON object on standard output.
+    type: str
+    choices: [text, json]
+    default: text
+seealso:
+  - module: spt.flow.workspace
+  - module: spt.flow.workspaces
+"""
+
+EXAMPLES = r"""
+- name: Empty a host before it is upgraded
+  spt.flow.node:
+    node: node1.example.org
+    state: drained
+    confirm: true
+
+- name: Let workspaces start there again
+  spt.flow.node:
+    node: node1.example.org
+    state: open
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, or would be done in check mode, in words.
+  type: str
+  returned: always
+  sample: node1.example.org is drained, 2 workspaces stopped.
+workspaces:
+  description: What was stopped, or would be.
+  type: list
+  elements: dict
+  returned: success, or when one could not be stopped
+  contains:
+    name:
+      description: Name of the workspace.
+      type: str
+      returned: always
+      sample: demo
+    owner:
+      description: Whose it is.
+      type: str
+      returned: always
+      sample: alice
+    kind:
+      description: V(dev), or V(ci) for one that is deleted when it stops.
+      type: str
+      returned: always
+      sample: dev
+    changed:
+      description: Whether it was stopped.
+      type: bool
+      returned: always
+      sample: true
+    msg:
+      description: What became of it, in words.
+      type: str
+      returned: always
+      sample: alice-demo stopped.
+    error:
+      description: What went wrong; see M(spt.flow.workspace).
+      type: dict
+      returned: when it could not be stopped
+confirmed:
+  description: Whether O(confirm) was V(true), wherever it came from.
+  type: bool
+  returned: with O(state=drained)
+  sample: false
+ask:
+  description: Whether a person should be asked before O(state=drained) is done.
+  type: bool
+  returned: with O(state=drained)
+  sample: true
+question:
+  description: What a person is to agree to.
+  type: str
+  returned: with O(state=drained) in check mode
+error:
+  description: What went wrong; see M(spt.flow.workspace).
+  type: dict
+  returned: failure
+"""

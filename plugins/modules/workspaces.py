@@ -1,0 +1,136 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: workspaces
+short_description: Manage a list of workspaces in one call
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Brings every workspace of a list to its state, some at a time, as M(spt.flow.workspace) does one.
+  - >-
+    The whole list is checked before anything is done; all mistakes are told at once. A workspace that fails does not
+    keep the others from theirs; the task then fails at its end and names it.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+options:
+  workspaces:
+    description:
+      - The workspaces, from the inventory variable C(flow_workspaces) when the task leaves the option out.
+      - >-
+        Each entry has C(repo), or C(workspace) for one that is there, and may have C(state) (V(started), V(stopped) or
+        V(absent)), C(ref) and every option of M(spt.flow.workspace) that is a setting, such as C(owner) or C(memory).
+      - >-
+        What an entry leaves out comes from where M(spt.flow.workspace) takes it, but C(repo), C(workspace) and C(ref)
+        only from the entry.
+    type: list
+    elements: raw
+  parallel:
+    description: How many workspaces are worked on at the same time, 1 to 32.
+    type: int
+    default: 4
+  confirm:
+    description: Must be V(true) for entries whose C(state) is V(absent) to be deleted.
+    type: bool
+    default: false
+  output:
+    description: Text, or one JSON object on standard output.
+    type: str
+    choices: [text, json]
+    default: text
+seealso:
+  - module: spt.flow.workspace
+"""
+
+EXAMPLES = r"""
+- name: Bring up the workspaces of a course
+  spt.flow.workspaces:
+    workspaces:
+      - repo: https://github.com/ansible-collections/community.docker
+        owner: alice
+      - repo: https://github.com/ansible-collections/community.docker
+        owner: bob
+        memory: 16g
+      - workspace: last-year
+        state: absent
+    confirm: true
+"""
+
+RETURN = r"""
+msg:
+  description: How many workspaces are as they should be, or which failed and why.
+  type: str
+  returned: always
+  sample: "3 workspaces: 1 ok, 2 changed, 0 failed."
+workspaces:
+  description: What became of each entry, in the order of the list.
+  type: list
+  elements: dict
+  returned: when the list has no mistakes
+  contains:
+    index:
+      description: Place in the list, from 1.
+      type: int
+      returned: always
+      sample: 1
+    name:
+      description: Name of the workspace.
+      type: str
+      returned: always
+      sample: demo
+    owner:
+      description: Whose it is.
+      type: str
+      returned: always
+      sample: alice
+    node:
+      description: Host of the inventory that it is placed on; empty for this machine's engine.
+      type: str
+      returned: always
+      sample: node1.example.org
+    state:
+      description: The state that was asked for.
+      type: str
+      returned: always
+      sample: started
+    changed:
+      description: Whether anything was done.
+      type: bool
+      returned: always
+      sample: true
+    msg:
+      description: What was done, or what went wrong, in words.
+      type: str
+      returned: always
+      sample: Workspace demo is running (unchanged).
+    workspace:
+      description: The workspace as M(spt.flow.workspace) returns it.
+      type: dict
+      returned: unless the entry failed
+    actions:
+      description: What was done, in order.
+      type: list
+      elements: str
+      returned: unless the entry failed
+      sample: [create, start]
+    notes:
+      description: Sentences about what is as it should not be, though nothing failed.
+      type: list
+      elements: str
+      returned: unless the entry failed
+    error:
+      description: What went wrong; see M(spt.flow.workspace).
+      type: dict
+      returned: when the entry failed
+error:
+  description: What went wrong; see M(spt.flow.workspace). C(details.entries) has a sentence for each mistake.
+  type: dict
+  returned: failure
+"""

@@ -1,0 +1,225 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Workspaces on another machine, reached through a real sshd; lists of them (issue 03, part 1)."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.action import node as action_node
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _docker_body, _docker_http, _docker_target
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.tests.integration import doors_kit, node_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.node_kit import Node
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    (tmp_path / "node").mkdir()
+    with node_kit.node(tmp_path / "node") as made:
+        monkeypatch.setenv("PATH", made.path)
+        yield made
+
+
+@pytest.fixture
+def house(tmp_path: Path, image: Any) -> Iterator[Doors]:
+    with doors_kit.doors(tmp_path) as made:
+        yield made
+
+
+def values(house: Doors, node: Node, **more: str) -> dict[str, str]:
+    return {"PATH": f"{node.path.partition(':')[0]}:{house.programs}:{node.path}", "SPT_FLOW_NODE": node.name, **more}
+
+
+def test_every_verb_works_on_a_node(house: Doors, node: Node) -> None:
+    where = ("-i", str(node.inventory))
+    there = values(house, node)
+    made = house.json("up", *where, SPT_FLOW_REPO=str(house.repository), **there)
+    assert made["ok"] and made["changed"], made
+    assert (made["workspace"]["node"], made["workspace"]["engine"]) == (node.name, node.address)
+    again = house.json("up", *where, SPT_FLOW_REPO=str(house.repository), **there)
+    assert again["ok"] and not again["changed"]
+    (seen,) = house.json("status", *where, **there)["workspaces"]
+    assert (seen["name"], seen["state"], seen["node"]) == (house.name, "running", node.name)
+    assert house.json("logs", *where, **there)["lines"]
+    entered = house.run("ssh", *where, **{**there, "SPT_FLOW_COMMAND": "cat hello.txt; hostname"})
+    assert (entered.returncode, entered.stdout) == (0, f"hello\n{house.name}\n"), entered.stderr
+    shown = subprocess.run(
+        [*shlex.split(made["session"]["ssh"]), "cat ~/*/hello.txt"],
+        env=house.environment(**there),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.stdout == "hello\n", shown.stderr
+    for verb, state in (("keepalive", "running"), ("restart", "running"), ("stop", "stopped")):
+        done = house.json(verb, *where, SPT_FLOW_CONNECT="false", **there)
+        assert done["ok"] and done["changed"] and done["workspace"]["state"] == state, (verb, done)
+    gone = house.json("delete", *where, SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true", **there)
+    assert gone["ok"] and gone["changed"]
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_a_node_that_is_not_known_is_refused_with_the_nearest(house: Doors, node: Node) -> None:
+    more = values(house, node, SPT_FLOW_NODE="lop", SPT_FLOW_REPO=str(house.repository))
+    refused = house.json("up", "-i", str(node.inventory), **more)
+    assert refused["error"]["kind"] == "not_found" and "Did you mean loop?" in refused["error"]["hint"]
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_a_host_key_that_is_not_known_is_the_reason_that_is_told(node: Node) -> None:
+    node.known_hosts.write_text("")
+    with pytest.raises(Unhealthy) as refused:
+        _docker_http.connect(node.address).get_json("/version")
+    assert "Host key verification failed" in refused.value.message and node.address in refused.value.message
+
+
+def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
+    """sshd drops strangers from the tenth on; after the first, requests use connections that are there."""
+    engine = _docker_http.connect(node.address)
+    with ThreadPoolExecutor(40) as pool:
+        assert all(pool.map(lambda _number: engine.get_json("/version"), range(40)))
+    begun = time.monotonic()
+    for _number in range(10):
+        engine.get_json("/version")
+    assert time.monotonic() - begun < 1
+
+
+def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(lab: Lab, node: Node) -> None:
+    lab.target = DockerTarget(node.address, node.name)
+    spec = lab.spec(lab.repository())
+    with pytest.raises(Unhealthy) as refused:
+        lab.ensure(replace(spec, image="spt-flow/workspace:none-0000000000"))
+    assert "loop does not have the image spt-flow/workspace:none-0000000000" in refused.value.message
+    assert lab.containers() == [] and lab.volumes() == []
+
+
+def test_a_node_without_kvm_gets_the_workspace_and_a_note(
+    lab: Lab, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_docker_body, "KVM", "/dev/spt-flow-no-kvm")
+    lab.target = DockerTarget(node.address, node.name)
+    source = lab.repository()
+    result = lab.ensure(lab.spec(source))
+    assert result.workspace and result.workspace.state == "running"
+    assert any(note.startswith("There is no /dev/spt-flow-no-kvm on loop") for note in result.notes), result.notes
+    assert lab.inside(result.workspace, "ls ~/demo/file0")
+    assert lab.inspect(result.workspace.id)["HostConfig"]["Devices"] == []
+    assert lab.inspect(result.workspace.id)["HostConfig"]["Memory"] == 1 << 30
+    again = lab.ensure(lab.spec(source), "restarted")
+    assert again.workspace and any("There is no" in note for note in again.notes)
+    lab.is_exactly("demo")
+    lab.ensure(lab.spec(source), "absent")
+    with pytest.raises(FlowError, match="kvm=required: loop has no"):
+        lab.ensure(lab.spec(source, kvm="required"))
+
+
+# Draining: everybody works on this one engine, so the mark and the workspaces that count are the test's own.
+
+
+@pytest.fixture
+def alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
+    """A target whose engine seems to have the laboratory's workspaces only, and a mark of its own."""
+    monkeypatch.setattr(_docker_target, "DRAINED", f"spt-flow-drained-{lab.owner}")
+    everybody = DockerTarget.list
+    monkeypatch.setattr(
+        DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or lab.owner, **more)
+    )
+    yield lab.target
+    lab.target.undrain()
+
+
+def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
+    lab: Lab, alone: DockerTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = lab.repository("one"), lab.repository("two")
+    lab.inside(lab.up(lab.spec(one)), "echo precious > ~/note")
+    lab.up(lab.spec(two))
+    job = replace(lab.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
+    alone.start(alone.create(job, Progress()))
+    monkeypatch.setattr(_ansible, "open_target", lambda values: alone)
+    monkeypatch.setenv("SPT_FLOW_OWNER", "operator")
+    result = drained(confirm=True)
+    assert result["changed"] and not result.get("failed"), result
+    assert sorted((row["name"], row["kind"]) for row in result["workspaces"]) == [
+        ("job", "ci"),
+        ("one", "dev"),
+        ("two", "dev"),
+    ]
+    assert {workspace.state for workspace in alone.list()} == {"stopped"}
+    lab.is_exactly("one", "two")
+    assert drained(confirm=True)["changed"] is False
+    for act in (
+        lambda: lab.ensure(lab.spec(one)),
+        lambda: lab.ensure(lab.spec(one), "restarted"),
+        lambda: lab.ensure(lab.spec(lab.repository("three"))),
+        lambda: alone.start(alone.list()[0]),
+    ):
+        with pytest.raises(Unhealthy) as refused:
+            act()
+        assert "by operator" in refused.value.message and "spt.flow.undrain" in refused.value.hint
+    lab.is_exactly("one", "two")
+    alone.undrain()
+    assert lab.inside(lab.up(lab.spec(one)), "cat ~/note") == "precious"
+
+
+def drained(**args: Any) -> dict[str, Any]:
+    """The action `node` in this process."""
+    task = types.SimpleNamespace(args={"state": "drained", "node": "loop", **args}, check_mode=False, async_val=0)
+    connection = types.SimpleNamespace(_shell=types.SimpleNamespace(tmpdir="/nowhere"))
+    where = {"groups": {"flow_nodes": ["loop"]}, "hostvars": {"loop": {"ansible_connection": "local"}}}
+    result: dict[str, Any] = action_node.ActionModule(task, connection, None, None, None, None).run(None, where)
+    return result
+
+
+def test_draining_asks_and_check_mode_tells(house: Doors, node: Node) -> None:
+    """Neither is confirmed, so nobody's workspace is touched."""
+    where = ("-i", str(node.inventory))
+    house.up(SPT_FLOW_CONNECT="false")
+    asked = house.run("drain", *where, stdin=b"", **values(house, node))
+    assert asked.returncode == 2 and "not confirmed" in asked.stdout, asked.stdout
+    told = house.json("drain", *where, "--check", **values(house, node))
+    assert told["changed"] and f"{house.owner}-{house.name}" in told["msg"] and told["msg"].startswith("Check mode: ")
+    (seen,) = house.json("status", *where, **values(house, node))["workspaces"]
+    assert seen["state"] == "running"
+    assert house.json("undrain", *where, **values(house, node))["changed"] is False
+
+
+# Lists
+
+
+def test_a_list_of_the_inventory_is_ensured_twice(house: Doors, node: Node, tmp_path: Path) -> None:
+    other = doors_kit.make_repository(tmp_path / "other")
+    variables = tmp_path / "node/group_vars"
+    variables.mkdir()
+    (variables / "all.yml").write_text(
+        "flow_workspaces:\n"
+        f"  - repo: {house.repository}\n    node: {node.name}\n"
+        f"  - repo: {other}\n    memory: '{{{{ 2 * 512 }}}}m'\n"
+        "  - repo: /nowhere/at/all\n"
+    )
+    where = ("-i", str(node.inventory))
+    there = {**values(house, node), "SPT_FLOW_NODE": ""}
+    first = house.json("workspaces", *where, **there)
+    assert not first["ok"] and first["error"]["message"] == "1 of 3 workspaces failed: all."
+    assert [(row["node"], row["changed"]) for row in first["workspaces"]] == [("loop", True), ("", True), ("", False)]
+    text = variables / "all.yml"
+    text.write_text(text.read_text().replace("  - repo: /nowhere/at/all\n", ""))
+    second = house.json("workspaces", *where, **there)
+    assert second["ok"] and second["changed"] is False and second["msg"].startswith("2 workspaces: 2 ok")
+    text.write_text(text.read_text().replace("memory", "memroy") + "  - {}\n")
+    third = house.json("workspaces", *where, **there)
+    assert len(third["error"]["details"]["entries"]) == 2, third

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the engine of an inventory's host is, and which hosts have none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _inventory
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, NotFound
+
+HOSTS: dict[str, dict[str, Any]] = {"node1": {}, "node2": {}, "server1": {}}
+GROUPS = {"flow_nodes": ["node1", "node2"], "flow_servers": ["server1"]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "engine"),
+    [
+        ({}, "ssh://node1"),
+        ({"ansible_host": "192.0.2.7", "ansible_user": "admin", "ansible_port": 2222}, "ssh://admin@192.0.2.7:2222"),
+        ({"ansible_host": "2001:db8::7", "ansible_port": "22"}, "ssh://[2001:db8::7]:22"),
+        ({"ansible_connection": "ansible.builtin.ssh", "ansible_user": None}, "ssh://node1"),
+        ({"ansible_connection": "local", "ansible_host": "ignored"}, ""),
+    ],
+)
+def test_a_hosts_variables_say_where_its_engine_is(variables: dict[str, Any], engine: str) -> None:
+    assert _inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables}) == engine
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ansible_host": "-oProxyCommand=id"},
+        {"ansible_host": "a b"},
+        {"ansible_user": "-l"},
+        {"ansible_user": "a@b"},
+        {"ansible_port": "22;id"},
+        {"ansible_port": 0},
+        {"ansible_port": 70000},
+        {"ansible_connection": "community.docker.docker"},
+    ],
+)
+def test_what_makes_no_address_is_refused(variables: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="node1"):
+        _inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables})
+
+
+@pytest.mark.parametrize(
+    ("node", "groups", "words"),
+    [
+        ("nod1", GROUPS, "Did you mean node1 or node2?"),
+        ("zebra", GROUPS, "The group has: node1, node2."),
+        ("server1", GROUPS, "not in the group flow_nodes"),
+        ("node1", {}, "no host is in the inventory's group flow_nodes"),
+    ],
+)
+def test_a_host_that_is_none_is_refused_with_what_there_is(node: str, groups: dict[str, Any], words: str) -> None:
+    with pytest.raises(NotFound) as refused:
+        _inventory.engine_of(node, groups, HOSTS)
+    assert words in str(refused.value)
