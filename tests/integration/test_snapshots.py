@@ -224,6 +224,47 @@ def test_a_volume_is_read_as_of_one_instant_where_the_file_system_can(
     assert node.ok("verify")["compared"] > 50
 
 
+def test_a_volume_that_did_not_change_is_not_stored_again_and_any_change_is_seen(node: Node) -> None:
+    home = node.volume("a-one")
+    node.ok("run")
+    first = node.ok("list")["snapshots"]
+    before = node.status()["volumes"]["spt-flow-a-one-home"]["last_good"]
+    record = node.ok("run")["volumes"]["spt-flow-a-one-home"]
+    assert node.ok("list")["snapshots"] == first
+    assert (record["last_good"] > before, record["added"], record["error"]) == (True, 0, "")
+    assert first[0]["id"] == record["last_id"][:8]
+    node.ok("status")
+
+    def same_size_and_times() -> None:
+        found = (home / "src" / "file9").stat()
+        (home / "src" / "file9").write_bytes(os.urandom(found.st_size))
+        os.utime(home / "src" / "file9", ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    changes = [
+        same_size_and_times,
+        lambda: (home / "src" / "file8").chmod(0o600),
+        lambda: os.lchown(home / "up", BASE + 5, BASE + 5),
+        lambda: os.setxattr(home / "run", "user.new", b"1"),
+        lambda: (home / "src" / "file7").rename(home / "src" / "file70"),
+        (home / "new").mkdir,
+        lambda: home.chmod(0o755),
+    ]
+    for number, change in enumerate(changes, 2):
+        change()
+        node.ok("run")
+        assert len(node.ok("list")["snapshots"]) == number
+    node.ok("run", "spt-flow-a-one-home")
+    assert len(node.ok("list")["snapshots"]) == len(changes) + 2, "asked for by name it is stored all the same"
+
+
+def test_a_snapshot_that_is_gone_from_the_repository_is_made_anew(node: Node) -> None:
+    node.volume("a-one")
+    node.ok("run")
+    node.restic("forget", node.ok("list")["snapshots"][0]["id"])
+    node.ok("run")
+    assert len(node.ok("list")["snapshots"]) == 1
+
+
 def test_leftovers_of_a_killed_run_go_with_the_next_one(node: Node) -> None:
     home = node.volume("a-one")
     scratch = home.parent / volumes_.FROZEN
