@@ -31,7 +31,10 @@ STARTS_PER_ROUND, EXECS_PER_ROUND = 6, 20
 TIMEOUT = 1800.0
 
 
-def note(samples: Samples, name: str, action: Callable[..., object], *words: Any) -> None:
+def note(samples: Samples, name: str, action: Callable[..., object], *words: Any, sync: bool = False) -> None:
+    """One sample; with ``sync`` what others have yet to write to the disk is written first."""
+    if sync:
+        os.sync()
     begun = time.monotonic()
     action(*words)
     samples.setdefault(name, []).append(time.monotonic() - begun)
@@ -90,15 +93,15 @@ def snapshots(place: Path, samples: Samples, rounds: int) -> str:
         _snapshots.set_password(config)
         _snapshots.init(config)
         archive, copy = here / "home.tar.zst", here / "copy"
-        note(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name)
-        note(samples, "cp", call, "cp", "-a", "--", str(home), str(copy))
-        note(samples, "first", _snapshots.run, config)
-        note(samples, "unchanged", _snapshots.run, config)
+        note(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name, sync=True)
+        note(samples, "cp", call, "cp", "-a", "--", str(home), str(copy), sync=True)
+        note(samples, "first", _snapshots.run, config, sync=True)
+        note(samples, "unchanged", _snapshots.run, config, sync=True)
         shutil.rmtree(copy)
         for name in ("restored", "untarred"):
             (here / name).mkdir()
-        note(samples, "untar", call, "tar", "--zstd", "-xf", str(archive), "-C", str(here / "untarred"))
-        note(samples, "restore", config.restic().restore, "latest", str(here / "restored"))
+        note(samples, "untar", call, "tar", "--zstd", "-xf", str(archive), "-C", str(here / "untarred"), sync=True)
+        note(samples, "restore", config.restic().restore, "latest", str(here / "restored"), sync=True)
         found = sum(1 for folder in (here / "restored" / home.name).iterdir() for _ in folder.iterdir())
         if found != FILES:
             sys.exit(f"bench: {found} of {FILES} files came back")
@@ -116,6 +119,7 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
     if "spt-flow" not in offered:
         return "runtime: not measured, the engine does not offer spt-flow"
     common = ["docker", "run", "--rm", "--network=none", f"--label=spt-flow.bench={owner}", "--entrypoint=sleep"]
+    common += ["-e", f"SPT_FLOW_OWNER={owner}", "-e", "SPT_FLOW_WORKSPACE=bench"]
     running = {name: call(*common, "-d", f"--runtime={name}", image, "3600").strip() for name in RUNTIMES}
     try:
         for number in range(rounds * EXECS_PER_ROUND):
