@@ -8,6 +8,7 @@ compared runs in turns within one run, so that the machine's noise meets both si
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,26 +138,51 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
 # A node
 
 
+@contextmanager
+def machine(checkout: Path, place: Path, owner: str) -> Iterator[str]:
+    """A systemd container as molecule makes them; gives an inventory with it as the only node."""
+    name, inventory = f"spt-flow-{owner}", place / "hosts.json"
+    node = {"ansible_connection": "community.docker.docker", "ansible_python_interpreter": "/usr/bin/python3"}
+    inventory.write_text(json.dumps({"all": {"children": {"flow_nodes": {"hosts": {name: node}}}}}))
+    values = {"molecule_yml": {"platforms": [{"name": name}]}}
+    values["molecule_scenario_directory"] = str(checkout / "molecule/host_docker")  # type: ignore[assignment]
+    try:
+        call("ansible-playbook", "molecule/default/create.yml", "-e", json.dumps(values), cwd=checkout)
+        yield str(inventory)
+    finally:
+        subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True, timeout=120)
+
+
 def site(inventory: str, checkout: Path, env: dict[str, str], samples: Samples, rounds: int) -> str:
-    """``site.yml`` on the hosts of ``inventory`` that it has already brought to their state, beside an empty play."""
+    """``site.yml`` on the hosts of ``inventory`` when it has brought them to their state, beside an empty play."""
 
     def play(path: str) -> str:
         argv = ["ansible-playbook", path, "-i", inventory]
         done = subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, timeout=TIMEOUT)
-        if done.returncode:
+        if failed(done.stdout):
             sys.exit(f"bench: '{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr}")
         return done.stdout
 
     play("site.yml")
     for _ in range(rounds):
-        note(samples, "site empty", lambda: play("tests/bench/empty.yml"))
+        note(samples, "site empty", play, "tests/bench/empty.yml")
         note(samples, "site", lambda: unchanged(play("site.yml")))
-    return f"inventory {os.path.basename(inventory.rstrip('/'))}"
+    return "the node of site.yml is a systemd container" if inventory.endswith("hosts.json") else ""
+
+
+def recap(output: str) -> list[str]:
+    """The recap's lines of hosts; localhost only tells the verdict, which no container can meet in full (audit)."""
+    lines = output.partition("PLAY RECAP")[2].splitlines()
+    return [line for line in lines if "unreachable=" in line and not line.startswith("localhost ")]
+
+
+def failed(output: str) -> bool:
+    words = ("failed=0", "unreachable=0")
+    return "PLAY RECAP" not in output or not all(word in line for line in recap(output) for word in words)
 
 
 def unchanged(output: str) -> None:
-    recap = output.partition("PLAY RECAP")[2]
-    if any("changed=" in line and "changed=0" not in line for line in recap.splitlines()):
+    if not all("changed=0" in line for line in recap(output)):
         sys.exit(f"bench: the second run of site.yml changed something:\n{output}")
 
 
