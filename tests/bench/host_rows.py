@@ -135,6 +135,32 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
     return "with the audit number" if NUMBERED.exists() else "without the audit number (host_audit is not here)"
 
 
+# Neighbours
+
+
+def neighbours(place: Path, samples: Samples, rounds: int) -> str:
+    """How long a workspace takes to answer beside another that misbehaves, and how long when all is quiet."""
+    from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+    from ansible_collections.spt.flow.tests.integration import lab, noise_kit
+
+    with lab.lab(place, _image_identity.identity("slim", {})) as made:
+        for noise, door, loud, quiet in noise_kit.measure(made, rounds):
+            samples.setdefault(f"{noise}: {door}", []).append(loud)
+            samples.setdefault(f"quiet, {noise}: {door}", []).append(quiet)
+    return "neighbours: the loud one has every processor, 1 GiB and 400 processes"
+
+
+def neighbour_rows(samples: Samples) -> Iterator[Row]:
+    for name, found in samples.items():
+        noise, _, door = name.partition(": ")
+        if not door or noise.startswith("quiet, "):
+            continue
+        quiet = samples[f"quiet, {name}"]
+        share = statistics.median(a / b for a, b in zip(found, quiet, strict=True))
+        figures = f"{statistics.median(found) * 1000:.0f} ms = {share:.2f} × quiet"
+        yield f"{door} of a workspace beside a {noise}", figures, "≤ 2 ×", "yes" if share <= 2 else "**no**"
+
+
 # A node
 
 
@@ -215,6 +241,7 @@ def rows(samples: Samples) -> Iterator[Row]:
             share = ratio(f"{name} spt-flow", f"{name} runc")
             measured = f"{m(f'{name} spt-flow') * 1000:.0f} ms = {share:.3f} × runc's {m(f'{name} runc') * 1000:.0f} ms"
             yield f"{what} by the runtime `spt-flow`", measured, "≤ 1.05 ×", verdict(share <= 1.05)
+    yield from neighbour_rows(samples)
     if "site" in samples:
         share = ratio("site", "site empty")
         measured = f"{m('site'):.1f} s = {share:.1f} × empty"

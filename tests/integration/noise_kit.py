@@ -136,11 +136,13 @@ def pair(lab: Lab) -> tuple[Workspace, Workspace]:
     return loud, other
 
 
-def measure(lab: Lab, seconds: float = 5.0) -> tuple[dict[str, list[float]], dict[str, dict[str, list[float]]]]:
-    """(quiet answers, answers beside each noise) of one workspace, the noise being another's."""
+def measure(lab: Lab, rounds: int, seconds: float = 5.0) -> Iterator[tuple[str, str, float, float]]:
+    """(noise, door, median beside it, median when all is quiet) in seconds; quiet is asked anew before each noise."""
     loud, other = pair(lab)
-    quiet, beside = latencies(other, seconds), {}
-    for name in NOISES:
-        with noise(loud, name, seconds + 1) as child:
-            beside[name] = latencies(other, seconds, child)
-    return quiet, beside
+    for _ in range(rounds):
+        for name in NOISES:
+            quiet = latencies(other, seconds / 2)
+            with noise(loud, name, seconds + 1) as child:
+                beside = latencies(other, seconds, child)
+            for door in DOORS:
+                yield name, door, statistics.median(beside[door]), statistics.median(quiet[door])
