@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jinja2
@@ -43,10 +46,11 @@ def docker(*words: str, **more: object) -> str:
 class Trail:
     """A running daemon with our rules, its log and a registry, all below ``root``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, space_left: tuple[int, int] = (75, 50)) -> None:
+        """``space_left`` is what the role's two limits are, in MiB."""
         self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
         for folder in ("log", "etc", "registry/ids", "registry/containers", "lib/spt_flow_host"):
-            (root / folder).mkdir(parents=True)
+            (root / folder).mkdir(parents=True, exist_ok=True)
         for part in ("_errors", "_audit"):
             shutil.copy(ROOT / "plugins/module_utils" / f"{part}.py", root / "lib/spt_flow_host")
         (root / "lib/spt_flow_host/__init__.py").touch()
@@ -63,7 +67,8 @@ class Trail:
         settings = f"local_events = yes\nwrite_logs = yes\nlog_file = {self.log}\nlog_format = RAW\nmax_log_file = 64\n"
         settings += "flush = INCREMENTAL_ASYNC\nfreq = 50\nnum_logs = 99\nmax_log_file_action = KEEP_LOGS\n"
         settings += "disk_full_action = SUSPEND\n"
-        settings += "priority_boost = 4\nspace_left = 75\nspace_left_action = SYSLOG\nadmin_space_left = 50\n"
+        settings += f"space_left = {space_left[0]}\nadmin_space_left = {space_left[1]}\n"
+        settings += "priority_boost = 4\nspace_left_action = SYSLOG\n"
         settings += (
             "admin_space_left_action = SUSPEND\ndisk_error_action = SUSPEND\nname_format = NONE\nq_depth = 4000\n"
         )
@@ -151,9 +156,10 @@ class Workspace:
 
     def __call__(self, command: str, uid: int = 1000) -> subprocess.CompletedProcess[str]:
         enter = f"nsenter -t {self.pid} -U -m -p -n -u -i -S {uid} -G {uid} -r -w"
-        (self.trail.root / "command").write_text(command)
+        file = self.trail.root / f"command-{secrets.token_hex(4)}"
+        file.write_text(command)
         return self.trail.shell(
-            f'spt_flow_audit_exec "$1" && exec {enter} env -i PATH="$PATH" bash -c "$(cat {self.trail.root}/command)"',
+            f'spt_flow_audit_exec "$1" && exec {enter} env -i PATH="$PATH" bash -c "$(cat {file})"',
             self.container,
         )
 
@@ -337,6 +343,121 @@ def test_packed_logs_are_searched_and_dropped_with_age(trail: Trail, workspace: 
     os.utime(packed[0], (1, 1))
     trail.program("archive", "--days", "30")
     assert not packed[0].exists()
+
+
+ENDS = {
+    "switch off": ["-e", "0"],
+    "drop the rules": ["-D"],
+    "limit the rate": ["-r", "1"],
+    "take away the room": ["-b", "0"],
+    "forge a record": ["-m", "forged-by-root-inside"],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_root_inside_cannot_command_the_kernels_audit(trail: Trail, workspace: Workspace, end: str) -> None:
+    """The host's own auditctl as root inside: the workspace's namespaces, but files in which the program is found."""
+    before = [run("auditctl", word).stdout.partition("backlog_wait_time_actual")[0] for word in ("-s", "-l")]
+    enter = ["nsenter", "-t", workspace.pid, "-U", "-p", "-n", "-u", "-i", "-S", "0", "-G", "0"]
+    done = run(*enter, "auditctl", *ENDS[end])
+    assert "forged-by-root-inside" not in "\n".join(
+        line for line in trail.log.read_text(errors="replace").splitlines() if line.startswith("type=USER")
+    ), done
+    assert done.returncode != 0, done
+    after = [run("auditctl", word).stdout.partition("backlog_wait_time_actual")[0] for word in ("-s", "-l")]
+    assert [settled(text) for text in after] == [settled(text) for text in before]
+
+
+def settled(text: str) -> list[str]:
+    """The lines of ``auditctl`` that only a command changes."""
+    return [line for line in text.splitlines() if not line.startswith(("backlog ", "lost "))]
+
+
+def test_a_flood_in_one_workspace_buries_no_record_of_another(trail: Trail, workspace: Workspace) -> None:
+    other = Workspace(trail, "bob", "beside")
+    try:
+        began, lost = since(), trail.lost()
+        flood = "end=$((SECONDS+4)); while [ $SECONDS -lt $end ]; do /bin/true flood; done"
+        with ThreadPoolExecutor(2) as crowd:
+            began_with = trail.log.read_text(errors="replace")
+            noisy = [crowd.submit(workspace, f"sudo bash -c '{flood}'") for _ in range(2)]
+            for number in range(10):
+                assert other(f"sudo /bin/echo of-bob-{number}").returncode == 0
+            assert [future.result().returncode for future in noisy] == [0, 0]
+        time.sleep(1)
+        text = commands(other.rows(began))
+        assert [number for number in range(10) if f"of-bob-{number}" not in text] == []
+        assert "flood" not in text
+        assert trail.lost() == lost
+        assert trail.log.read_text(errors="replace").startswith(began_with)
+    finally:
+        run("docker", "rm", "-f", other.container)
+
+
+def test_the_playbook_tells_who_ran_what_at_once(trail: Trail, workspace: Workspace, tmp_path: Path) -> None:
+    """``playbooks/audit.yml`` as it stands, in a mount namespace where this trail lies where a node has it."""
+    shutil.copy(FILES / "spt-flow-audit", trail.root / "lib")
+    places = {trail.root / "lib": "/usr/local/lib/spt-flow", trail.log.parent: "/var/log/audit"}
+    mounts = [f"mount --bind {source} {target}" for source, target in places.items()]
+    mounts += ["mount -t tmpfs none /var/lib/spt-flow", "mkdir -p /var/lib/spt-flow/audit/registry"]
+    mounts += [f"mount --bind {trail.registry} /var/lib/spt-flow/audit/registry"]
+    for target in (*places.values(), "/var/lib/spt-flow"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+    script = " && ".join(["mount --make-rprivate /", *mounts, 'exec "$@"'])
+    play = ["ansible-playbook", "playbooks/audit.yml", "-e", "owner=alice", "-e", "since=1m"]
+
+    other = Workspace(trail, "bob", "unasked")
+    other("sudo /bin/echo of-bob")
+    run("docker", "rm", "-f", other.container)
+    began = time.monotonic()
+    workspace("cd /tmp && sudo /bin/echo for-the-playbook")
+    done = run("unshare", "--mount", "sh", "-ec", script, "sh", *play, cwd=ROOT)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"told {seconds:.1f}s after the command")
+    (line,) = [line for line in done.stdout.splitlines() if line.rstrip('",').endswith("  /bin/echo for-the-playbook")]
+    assert "alice/demo  /tmp  " in line
+    assert "of-bob" not in done.stdout
+    assert "changed=0" in done.stdout
+
+
+def test_a_full_disk_keeps_what_was_recorded_and_is_an_alarm(trail: Trail, tmp_path: Path) -> None:
+    """The role's policy on a disk of 32 MiB: the daemon stops writing, drops nothing, and the status says so."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    trail.stop()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(disk)], check=True)
+    small = Trail(disk, space_left=(16, 12))
+    try:
+        small.start()
+        mark = since()
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "before-it-was-full")
+        time.sleep(0.5)
+        assert "before-it-was-full" in commands(small.rows(mark))
+        assert "does not write" not in small.program("status").stdout
+        (disk / "filler").write_bytes(b"x" * (21 << 20))
+        written = small.log.read_text(errors="replace")
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "while-it-was-full")
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            status = small.program("status")
+            if "does not write" in status.stdout:
+                break
+        assert (status.returncode, "does not write" in status.stdout) == (8, True), status.stdout
+        assert small.log.read_text(errors="replace").startswith(written), "what was recorded is gone"
+        assert small.daemon.poll() is None
+        (disk / "filler").unlink()
+        small.daemon.send_signal(signal.SIGUSR2)
+        mark = since()
+        time.sleep(0.5)
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "after-there-was-room")
+        time.sleep(0.5)
+        assert "after-there-was-room" in commands(small.rows(mark))
+        assert "does not write" not in small.program("status").stdout
+    finally:
+        small.stop()
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        trail.start()
 
 
 # With the real runtime
