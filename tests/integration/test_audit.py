@@ -8,6 +8,7 @@ and take their rules and daemon away again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from ansible_collections.spt.flow.tests.integration import contract_kit
+from ansible_collections.spt.flow.tests.integration.test_contract import ROOTFS
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/host_audit/files"
@@ -498,3 +501,40 @@ def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Pa
         assert {"sudo sleep 600", "sleep 600", "/bin/echo by-exec"} <= {row["command"] for row in mine}
     finally:
         run("docker", "rm", "-f", container)
+
+
+def reported(trail: Trail, registry: Path, began: float, owner: str) -> list[dict]:
+    done = trail.program("--registry", str(registry), "report", "--json", "--since", str(began), "--owner", owner)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def login_uid(marker: str) -> tuple[int, int, str]:
+    """(pid, real uid, audit number) on the host of the shell that was given ``marker``."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes() == f"/bin/dash\0-s\0{marker}\0".encode():
+                uid = (folder / "status").read_text().partition("\nUid:")[2].split()[0]
+                return int(folder.name), int(uid), (folder / "loginuid").read_text()
+    raise AssertionError(f"no process has {marker}")
+
+
+def test_the_number_goes_into_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
+    began, marker = since(), f"nested-{os.getpid()}"
+    with contract_kit.workspace(tmp_path, docker="auto") as inside:
+        number = (runtime / "containers" / inside.workspace.id).read_text().strip()
+        inside.wait("docker", "ok", seconds=60)
+        inside.sh(ROOTFS)
+        inside.sh(f"docker run -d -i --name nested --network none tiny /bin/dash -s {marker}")
+        pid, uid, found = login_uid(marker)
+        assert found == number
+        assert uid not in (0, BASE), "root of a nested container is neither root of the workspace nor of the host"
+        forging = "for n in 4294967295 0 700001; do echo $n >/proc/self/loginuid && echo changed; done; echo tried"
+        assert inside.sh(f"docker exec nested /bin/dash -c '{forging}' 2>/dev/null") == "tried"
+        assert login_uid(marker) == (pid, uid, number)
+        inside.sh('sudo docker -H "unix:///run/user/1000/docker.sock" exec nested /bin/dash -c "echo by-root"')
+        time.sleep(1)
+        rows = [row for row in reported(trail, runtime, began, inside.owner) if row["euid"] == BASE]
+        assert "docker -H unix:///run/user/1000/docker.sock exec nested /bin/dash" in commands(rows)
+        assert marker not in commands(rows), "what the user runs there without sudo is nobody's root"
+        assert {row["workspace"] for row in rows} == {inside.name}
