@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -55,6 +57,7 @@ def sshd(folder: Path) -> Iterator[Path]:
     server = subprocess.Popen(
         [program, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    (folder / "server.pid").write_text(str(server.pid))
     try:
         answers(folder / "ssh_config")
         yield folder / "ssh_config"
@@ -75,3 +78,12 @@ def answers(config: Path, within: float = 10.0) -> float:
             return time.monotonic() - begun
         assert time.monotonic() < until, done.stderr.decode()
         time.sleep(0.1)
+
+
+def hang_up(folder: Path) -> None:
+    """Kill the sessions of the server below ``folder``, as a machine does that loses its power; the server stays."""
+    for line in (folder / "server.pid").read_text().split():
+        for child in Path(f"/proc/{line}/task/{line}/children").read_text().split():
+            for process in (*Path(f"/proc/{child}/task/{child}/children").read_text().split(), child):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)

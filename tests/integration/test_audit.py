@@ -22,6 +22,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 from ansible_collections.spt.flow.tests.integration import contract_kit
 from ansible_collections.spt.flow.tests.integration.test_contract import ROOTFS
 
@@ -46,6 +47,12 @@ def docker(*words: str, **more: object) -> str:
     return done.stdout.strip()
 
 
+def render(name: str, **values: object) -> str:
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters["comment"] = lambda text: f"# {text}"
+    return environment.from_string((ROOT / "roles/host_audit/templates" / name).read_text()).render(values)
+
+
 class Trail:
     """A running daemon with our rules, its log and a registry, all below ``root``."""
 
@@ -63,10 +70,7 @@ class Trail:
             "host_audit_backlog_wait": 60000,
             "host_audit_remap_base": BASE,
         }
-        environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-        environment.filters["comment"] = lambda text: f"# {text}"
-        text = (ROOT / "roles/host_audit/templates/rules.j2").read_text()
-        (root / "etc/rules").write_text(environment.from_string(text).render(values).replace("-w /var/lib", "#"))
+        (root / "etc/rules").write_text(render("rules.j2", **values).replace("-w /var/lib", "#"))
         settings = f"local_events = yes\nwrite_logs = yes\nlog_file = {self.log}\nlog_format = RAW\nmax_log_file = 64\n"
         settings += "flush = INCREMENTAL_ASYNC\nfreq = 50\nnum_logs = 99\nmax_log_file_action = KEEP_LOGS\n"
         settings += "disk_full_action = SUSPEND\n"
@@ -461,6 +465,58 @@ def test_a_full_disk_keeps_what_was_recorded_and_is_an_alarm(trail: Trail, tmp_p
         small.stop()
         subprocess.run(["umount", "-l", str(disk)], check=True)
         trail.start()
+
+
+# Locked rules. The kernel's lock itself holds until a reboot, so no test may set it on a machine that others use.
+
+
+def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
+    """The distribution's own augenrules merges what the role writes beside the distribution's first file."""
+    if os.geteuid() != 0 or not shutil.which("augenrules"):
+        pytest.skip("needs root and auditd")
+    (task,) = [
+        task
+        for task in yaml.safe_load((ROOT / "roles/host_audit/tasks/configure.yml").read_text())
+        if task.get("ansible.builtin.copy", {}).get("dest", "").endswith("spt-flow-lock.rules")
+    ]
+    content = jinja2.Environment(keep_trailing_newline=True).from_string(task["ansible.builtin.copy"]["content"])
+    folder = tmp_path / "audit/rules.d"
+    folder.mkdir(parents=True)
+    (folder / "audit.rules").write_text("-D\n-b 8192\n-f 1\n")
+    values = {"host_audit_backlog": 65536, "host_audit_backlog_wait": 60000, "host_audit_remap_base": BASE}
+    (folder / "spt-flow.rules").write_text(render("rules.j2", ansible_managed="test", **values))
+    for locked, last in ((True, "-e 2"), (False, "-e 1")):
+        (folder / "spt-flow-lock.rules").write_text(content.render(host_audit_immutable=locked))
+        script = f"mount --make-rprivate / && mount --bind {tmp_path}/audit /etc/audit && augenrules"
+        done = run("unshare", "--mount", "sh", "-ec", script)
+        lines = [line for line in (tmp_path / "audit/audit.rules").read_text().splitlines() if line]
+        assert done.returncode == 0, done.stderr
+        assert (lines[1], lines[2], lines[-1]) == ("-D", "-b 65536", last)
+        assert sum("spt-flow-priv" in line for line in lines) == 2
+
+
+def test_locked_rules_are_pending_and_no_failure(tmp_path: Path) -> None:
+    """The role's own handlers, with an augenrules that says what auditctl says of a locked kernel."""
+    words = "The audit system is in immutable mode, no rule changes allowed"
+    program = shutil.which("auditctl")
+    if program is None:
+        pytest.skip("needs auditd")
+    assert b"immutable mode" in Path(program).read_bytes()
+    (tmp_path / "augenrules").write_text(f"#!/bin/sh\necho '{words}'\n")
+    (tmp_path / "augenrules").chmod(0o755)
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"__host_audit_systemd": False, "__host_audit_loadable": True, "ansible_become": False},
+        "tasks": [{"ansible.builtin.debug": {}, "changed_when": True, "notify": "Load the audit rules"}],
+        "handlers": [{"ansible.builtin.import_tasks": str(ROOT / "roles/host_audit/handlers/main.yml")}],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run("ansible-playbook", str(tmp_path / "play.yml"), cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Pending: the audit rules of localhost are locked and change at its next reboot." in done.stdout
 
 
 # With the real runtime
