@@ -292,6 +292,11 @@ def test_numbers_never_collide_even_at_once(trail: Trail, tmp_path: Path) -> Non
     pairs = {tuple(process.communicate()[0].split()) for process in crowd}
     assert len(pairs) == 20
     assert len({number for _key, number in pairs}) == 20
+    mine, other = dict(pairs)["o/w1"], dict(pairs)["o/w2"]
+    for wrong in (other, "700001", "nonsense", ""):
+        (tmp_path / "keys/o.w1").write_text(f"{wrong}\n")
+        done = run("sh", "-c", one, "sh", "1", env=env)
+        assert done.stdout.split() == ["o/w1", mine], f"what ids/ says counts, not {wrong!r} in keys/"
 
 
 @pytest.mark.parametrize(
