@@ -143,7 +143,7 @@ def neighbours(place: Path, samples: Samples, rounds: int) -> str:
     from ansible_collections.spt.flow.plugins.module_utils import _image_identity
     from ansible_collections.spt.flow.tests.integration import lab, noise_kit
 
-    with lab.lab(place, _image_identity.identity("slim", {})) as made:
+    with lab.lab(place, _image_identity.identity()) as made:
         for noise, door, loud, quiet in noise_kit.measure(made, rounds):
             samples.setdefault(f"{noise}: {door}", []).append(loud)
             samples.setdefault(f"quiet, {noise}: {door}", []).append(quiet)
