@@ -10,6 +10,7 @@ in pieces. The number in ``auid`` names the workspace (``registry``); on the hos
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pwd
@@ -243,6 +244,8 @@ def health(state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str 
     known = int(memory.read_text()) if memory.exists() else 0
     # The kernel counts from its start: a smaller number means that it was started again.
     found = problems(status, rules, known if known <= status.get("lost", 0) else 0, log)
+    if status.get("enabled") and status.get("pid") and not written(log):
+        found.append("The audit daemon does not write what it is given: make room, then pkill -USR2 -x auditd.")
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(f"{status.get('lost', 0)}\n")
     if textfile:
@@ -251,6 +254,25 @@ def health(state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str 
         fresh.write_text("\n".join([*lines, f"spt_flow_audit_ok {int(not found)}"]) + "\n")
         fresh.replace(Path(textfile, "spt_flow_audit.prom"))
     return found
+
+
+def written(log: str = LOG, wait: float = 3.0) -> bool:
+    """Whether a record made now arrives in the log within ``wait`` seconds: a daemon whose disk was full runs on, takes
+    records and drops them."""
+    mark = f"spt-flow-probe-{os.getpid()}-{time.monotonic_ns()}"
+    size = Path(log).stat().st_size if Path(log).exists() else 0
+    if subprocess.run(["auditctl", "-m", mark], capture_output=True, check=False).returncode:
+        return False
+    deadline = time.monotonic() + wait
+    while True:
+        with contextlib.suppress(OSError), open(log, "rb") as file:
+            # A log that was begun anew meanwhile is read from its start.
+            file.seek(size if os.fstat(file.fileno()).st_size >= size else 0)
+            if mark.encode() in file.read():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
 
 
 # Rotation and retention

@@ -70,9 +70,9 @@ def expired(snapshots: Iterable[Snapshot], now: float, keep_days: int = 7) -> li
     return gone
 
 
-def orphaned(snapshots: Iterable[Snapshot], now: float, keep_days: int) -> list[Snapshot]:
-    """The snapshots to drop of a volume that no longer exists: all, ``keep_days`` after the last one; 0 keeps them
-    for ever."""
+def orphaned(snapshots: Iterable[Snapshot], now: float, keep_days: int, seen: float = 0.0) -> list[Snapshot]:
+    """The snapshots to drop of a volume that no longer exists: all, ``keep_days`` after the last one or after it was
+    ``seen`` to be unchanged since then; 0 keeps them for ever."""
     everything = list(snapshots)
-    last = max((s.time for s in everything), default=now)
+    last = max((seen, *(s.time for s in everything))) if everything else now
     return everything if keep_days > 0 and now - last > keep_days * 86400 else []

@@ -36,7 +36,21 @@ class Restic:
     def run(
         self, *args: str, cwd: str | None = None, accept: tuple[int, ...] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        """Run restic with ``args``; any exit status not in ``accept`` is an error with restic's own last words."""
+        """Run restic with ``args``; any exit status not in ``accept`` is an error with restic's own last words.
+
+        A lock in the way is looked at once: one that a dead process left goes, and restic is run again.
+        """
+        try:
+            return self._once(args, cwd, accept)
+        except Conflict:
+            if args[0] == "unlock":
+                raise
+            self.unlock()
+            return self._once(args, cwd, accept)
+
+    def _once(
+        self, args: tuple[str, ...], cwd: str | None, accept: tuple[int, ...]
+    ) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, **self.environment, "RESTIC_REPOSITORY": self.repository, "LC_ALL": "C"}
         env.update(RESTIC_PASSWORD_FILE=self.password_file, RESTIC_CACHE_DIR=self.cache, RESTIC_PROGRESS_FPS="0.1")
         try:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -110,6 +111,35 @@ def by_name(data_root: str) -> list[Volume]:
     root = Path(data_root)
     found = [*root.glob("volumes/spt-flow-*-home/_data"), *root.glob("*.*/volumes/spt-flow-*-home/_data")]
     return [Volume(path.parent.name, str(path)) for path in sorted(found) if path.is_dir() and not path.is_symlink()]
+
+
+def fingerprint(volume: Volume, exclude: Iterable[str] = ()) -> str:
+    """What tells whether ``volume`` has changed: a hash over the inode of every entry; empty when one cannot be read.
+
+    The time of an inode's last change is the kernel's and nobody can set it, so contents need not be read. ``exclude``
+    is part of what a snapshot holds, and so are the labels.
+    """
+    found = hashlib.sha256(json.dumps([sorted(volume.labels.items()), list(exclude)]).encode())
+    todo = [os.fsencode(volume.path)]
+    try:
+        while todo:
+            folder = todo.pop()
+            found.update(_inode(folder, os.lstat(folder)))
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                else:
+                    found.update(_inode(entry.name, entry.stat(follow_symlinks=False)))
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
+def _inode(name: bytes, facts: os.stat_result) -> bytes:
+    numbers = (facts.st_dev, facts.st_ino, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size)
+    return b"%s\0%s\0" % (name, repr((*numbers, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
 
 
 @contextmanager

@@ -26,10 +26,12 @@ from ._errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unh
 from ._snapshot_compare import differences
 from ._snapshot_policy import Snapshot, expired, newest_good, orphaned
 from ._snapshot_restic import Restic, label_tag
-from ._snapshot_volumes import SKIP, VOLUME_NAME, Engine, Volume, by_name, discover, frozen
+from ._snapshot_volumes import SKIP, VOLUME_NAME, Engine, Volume, by_name, discover, fingerprint, frozen
 
 CONFIG = "/etc/spt-flow/snapshots.json"
 HOUR = 3600
+STORE_AFTER = 6.5 * 24 * HOUR
+"""Seconds after which a volume is stored again though nothing in it has changed."""
 CLOCK_SLACK = HOUR
 """Seconds that a snapshot may lie in the future before that counts as a wrong clock."""
 
@@ -161,21 +163,39 @@ def _run(config: Config, names: tuple[str, ...], status: dict[str, Any], clock: 
         raise NotFound(
             f"No home volume called {', '.join(sorted(missing))} on {config.node}.", "See spt-flow-snapshots status."
         )
-    restic.unlock()
-    known = restic.snapshots()
+    known, stored = restic.snapshots(), False
     for volume in volumes:
         if names and volume.name not in names:
             continue
         record = status["volumes"].setdefault(volume.name, {})
         try:
+            # Before anything is read: what changes from here on changes the next run's fingerprint.
+            mark = fingerprint(volume, config.exclude)
+            if not names and unchanged(record, mark, known, volume.name, clock()):
+                record.update(error="", last_good=clock(), added=0, seconds=0.0, present=True)
+                continue
+            record["mark"], stored = "", True
             with frozen(volume, config.source) as (source, kind):
                 record.update(store(config, volume, source, kind, known, clock))
+            record["mark"] = "" if record["error"] else mark
         except (FlowError, OSError) as error:
             record["error"] = str(error)
         if record["error"]:
             errors.append(f"{volume.name}: {record['error']}")
     if not names:
-        _tidy(config, volumes, status, clock(), trusted=not note)
+        _tidy(config, volumes, status, clock(), restic.snapshots() if stored else known, trusted=not note)
+
+
+def unchanged(record: dict[str, Any], mark: str, known: list[Snapshot], name: str, now: float) -> bool:
+    """Whether the newest good snapshot of volume ``name`` still is what the volume holds.
+
+    ``mark`` is the volume's fingerprint, ``record`` what its last snapshot left. A snapshot older than
+    ``STORE_AFTER`` is made anew all the same, and so is one dated in the future.
+    """
+    last = newest_good((s for s in known if s.volume == name), now)
+    if last is None or not mark or record.get("error") or record.get("mark") != mark:
+        return False
+    return str(record.get("last_id", "")).startswith(last.id) and 0 <= now - last.time < STORE_AFTER
 
 
 def store(
@@ -200,20 +220,22 @@ def store(
     return {**record, "last_good": clock(), "last_id": summary["id"]}
 
 
-def _tidy(config: Config, volumes: list[Volume], status: dict[str, Any], now: float, trusted: bool) -> None:
+def _tidy(
+    config: Config, volumes: list[Volume], status: dict[str, Any], now: float, known: list[Snapshot], trusted: bool
+) -> None:
     """Drop what the policy allows; what belongs to volumes that are gone only when the engine itself said so."""
     present = {v.name for v in volumes}
-    restic = config.restic()
     grouped: dict[str, list[Snapshot]] = {}
-    for snapshot in restic.snapshots():
+    for snapshot in known:
         grouped.setdefault(snapshot.volume, []).append(snapshot)
     gone: list[str] = []
     for name, snapshots in grouped.items():
         dropped = expired(snapshots, now, config.keep_days)
         if trusted and name not in present:
-            dropped = orphaned(snapshots, now, config.orphan_days) or dropped
+            seen = status["volumes"].get(name, {}).get("last_good") or 0.0
+            dropped = orphaned(snapshots, now, config.orphan_days, seen) or dropped
         gone += [s.id for s in dropped]
-    restic.forget(gone)
+    config.restic().forget(gone)
     status["run"]["dropped"] = len(gone)
     for name in list(status["volumes"]):
         status["volumes"][name]["present"] = name in present

@@ -8,16 +8,23 @@ and take their rules and daemon away again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
+from ansible_collections.spt.flow.tests.integration import contract_kit
+from ansible_collections.spt.flow.tests.integration.test_contract import ROOTFS
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/host_audit/files"
@@ -40,13 +47,20 @@ def docker(*words: str, **more: object) -> str:
     return done.stdout.strip()
 
 
+def render(name: str, **values: object) -> str:
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters["comment"] = lambda text: f"# {text}"
+    return environment.from_string((ROOT / "roles/host_audit/templates" / name).read_text()).render(values)
+
+
 class Trail:
     """A running daemon with our rules, its log and a registry, all below ``root``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, space_left: tuple[int, int] = (75, 50)) -> None:
+        """``space_left`` is what the role's two limits are, in MiB."""
         self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
         for folder in ("log", "etc", "registry/ids", "registry/containers", "lib/spt_flow_host"):
-            (root / folder).mkdir(parents=True)
+            (root / folder).mkdir(parents=True, exist_ok=True)
         for part in ("_errors", "_audit"):
             shutil.copy(ROOT / "plugins/module_utils" / f"{part}.py", root / "lib/spt_flow_host")
         (root / "lib/spt_flow_host/__init__.py").touch()
@@ -56,14 +70,12 @@ class Trail:
             "host_audit_backlog_wait": 60000,
             "host_audit_remap_base": BASE,
         }
-        environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-        environment.filters["comment"] = lambda text: f"# {text}"
-        text = (ROOT / "roles/host_audit/templates/rules.j2").read_text()
-        (root / "etc/rules").write_text(environment.from_string(text).render(values).replace("-w /var/lib", "#"))
+        (root / "etc/rules").write_text(render("rules.j2", **values).replace("-w /var/lib", "#"))
         settings = f"local_events = yes\nwrite_logs = yes\nlog_file = {self.log}\nlog_format = RAW\nmax_log_file = 64\n"
         settings += "flush = INCREMENTAL_ASYNC\nfreq = 50\nnum_logs = 99\nmax_log_file_action = KEEP_LOGS\n"
         settings += "disk_full_action = SUSPEND\n"
-        settings += "priority_boost = 4\nspace_left = 75\nspace_left_action = SYSLOG\nadmin_space_left = 50\n"
+        settings += f"space_left = {space_left[0]}\nadmin_space_left = {space_left[1]}\n"
+        settings += "priority_boost = 4\nspace_left_action = SYSLOG\n"
         settings += (
             "admin_space_left_action = SUSPEND\ndisk_error_action = SUSPEND\nname_format = NONE\nq_depth = 4000\n"
         )
@@ -151,9 +163,10 @@ class Workspace:
 
     def __call__(self, command: str, uid: int = 1000) -> subprocess.CompletedProcess[str]:
         enter = f"nsenter -t {self.pid} -U -m -p -n -u -i -S {uid} -G {uid} -r -w"
-        (self.trail.root / "command").write_text(command)
+        file = self.trail.root / f"command-{secrets.token_hex(4)}"
+        file.write_text(command)
         return self.trail.shell(
-            f'spt_flow_audit_exec "$1" && exec {enter} env -i PATH="$PATH" bash -c "$(cat {self.trail.root}/command)"',
+            f'spt_flow_audit_exec "$1" && exec {enter} env -i PATH="$PATH" bash -c "$(cat {file})"',
             self.container,
         )
 
@@ -279,6 +292,11 @@ def test_numbers_never_collide_even_at_once(trail: Trail, tmp_path: Path) -> Non
     pairs = {tuple(process.communicate()[0].split()) for process in crowd}
     assert len(pairs) == 20
     assert len({number for _key, number in pairs}) == 20
+    mine, other = dict(pairs)["o/w1"], dict(pairs)["o/w2"]
+    for wrong in (other, "700001", "nonsense", ""):
+        (tmp_path / "keys/o.w1").write_text(f"{wrong}\n")
+        done = run("sh", "-c", one, "sh", "1", env=env)
+        assert done.stdout.split() == ["o/w1", mine], f"what ids/ says counts, not {wrong!r} in keys/"
 
 
 @pytest.mark.parametrize(
@@ -339,6 +357,173 @@ def test_packed_logs_are_searched_and_dropped_with_age(trail: Trail, workspace: 
     assert not packed[0].exists()
 
 
+ENDS = {
+    "switch off": ["-e", "0"],
+    "drop the rules": ["-D"],
+    "limit the rate": ["-r", "1"],
+    "take away the room": ["-b", "0"],
+    "forge a record": ["-m", "forged-by-root-inside"],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_root_inside_cannot_command_the_kernels_audit(trail: Trail, workspace: Workspace, end: str) -> None:
+    """The host's own auditctl as root inside: the workspace's namespaces, but files in which the program is found."""
+    before = [run("auditctl", word).stdout.partition("backlog_wait_time_actual")[0] for word in ("-s", "-l")]
+    enter = ["nsenter", "-t", workspace.pid, "-U", "-p", "-n", "-u", "-i", "-S", "0", "-G", "0"]
+    done = run(*enter, "auditctl", *ENDS[end])
+    assert "forged-by-root-inside" not in "\n".join(
+        line for line in trail.log.read_text(errors="replace").splitlines() if line.startswith("type=USER")
+    ), done
+    assert done.returncode != 0, done
+    after = [run("auditctl", word).stdout.partition("backlog_wait_time_actual")[0] for word in ("-s", "-l")]
+    assert [settled(text) for text in after] == [settled(text) for text in before]
+
+
+def settled(text: str) -> list[str]:
+    """The lines of ``auditctl`` that only a command changes."""
+    return [line for line in text.splitlines() if not line.startswith(("backlog ", "lost "))]
+
+
+def test_a_flood_in_one_workspace_buries_no_record_of_another(trail: Trail, workspace: Workspace) -> None:
+    other = Workspace(trail, "bob", "beside")
+    try:
+        began, lost = since(), trail.lost()
+        flood = "end=$((SECONDS+4)); while [ $SECONDS -lt $end ]; do /bin/true flood; done"
+        with ThreadPoolExecutor(2) as crowd:
+            began_with = trail.log.read_text(errors="replace")
+            noisy = [crowd.submit(workspace, f"sudo bash -c '{flood}'") for _ in range(2)]
+            for number in range(10):
+                assert other(f"sudo /bin/echo of-bob-{number}").returncode == 0
+            assert [future.result().returncode for future in noisy] == [0, 0]
+        time.sleep(1)
+        text = commands(other.rows(began))
+        assert [number for number in range(10) if f"of-bob-{number}" not in text] == []
+        assert "flood" not in text
+        assert trail.lost() == lost
+        assert trail.log.read_text(errors="replace").startswith(began_with)
+    finally:
+        run("docker", "rm", "-f", other.container)
+
+
+def test_the_playbook_tells_who_ran_what_at_once(trail: Trail, workspace: Workspace, tmp_path: Path) -> None:
+    """``playbooks/audit.yml`` as it stands, in a mount namespace where this trail lies where a node has it."""
+    shutil.copy(FILES / "spt-flow-audit", trail.root / "lib")
+    places = {trail.root / "lib": "/usr/local/lib/spt-flow", trail.log.parent: "/var/log/audit"}
+    mounts = [f"mount --bind {source} {target}" for source, target in places.items()]
+    mounts += ["mount -t tmpfs none /var/lib/spt-flow", "mkdir -p /var/lib/spt-flow/audit/registry"]
+    mounts += [f"mount --bind {trail.registry} /var/lib/spt-flow/audit/registry"]
+    for target in (*places.values(), "/var/lib/spt-flow"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+    script = " && ".join(["mount --make-rprivate /", *mounts, 'exec "$@"'])
+    play = ["ansible-playbook", "playbooks/audit.yml", "-e", "owner=alice", "-e", "since=1m"]
+
+    other = Workspace(trail, "bob", "unasked")
+    other("sudo /bin/echo of-bob")
+    run("docker", "rm", "-f", other.container)
+    began = time.monotonic()
+    workspace("cd /tmp && sudo /bin/echo for-the-playbook")
+    done = run("unshare", "--mount", "sh", "-ec", script, "sh", *play, cwd=ROOT)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"told {seconds:.1f}s after the command")
+    (line,) = [line for line in done.stdout.splitlines() if line.rstrip('",').endswith("  /bin/echo for-the-playbook")]
+    assert "alice/demo  /tmp  " in line
+    assert "of-bob" not in done.stdout
+    assert "changed=0" in done.stdout
+
+
+def test_a_full_disk_keeps_what_was_recorded_and_is_an_alarm(trail: Trail, tmp_path: Path) -> None:
+    """The role's policy on a disk of 32 MiB: the daemon stops writing, drops nothing, and the status says so."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    trail.stop()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(disk)], check=True)
+    small = Trail(disk, space_left=(16, 12))
+    try:
+        small.start()
+        mark = since()
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "before-it-was-full")
+        time.sleep(0.5)
+        assert "before-it-was-full" in commands(small.rows(mark))
+        assert "does not write" not in small.program("status").stdout
+        (disk / "filler").write_bytes(b"x" * (21 << 20))
+        written = small.log.read_text(errors="replace")
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "while-it-was-full")
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            status = small.program("status")
+            if "does not write" in status.stdout:
+                break
+        assert (status.returncode, "does not write" in status.stdout) == (8, True), status.stdout
+        assert small.log.read_text(errors="replace").startswith(written), "what was recorded is gone"
+        assert small.daemon.poll() is None
+        (disk / "filler").unlink()
+        small.daemon.send_signal(signal.SIGUSR2)
+        mark = since()
+        time.sleep(0.5)
+        run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "after-there-was-room")
+        time.sleep(0.5)
+        assert "after-there-was-room" in commands(small.rows(mark))
+        assert "does not write" not in small.program("status").stdout
+    finally:
+        small.stop()
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        trail.start()
+
+
+# Locked rules. The kernel's lock itself holds until a reboot, so no test may set it on a machine that others use.
+
+
+def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
+    """The distribution's own augenrules merges what the role writes beside the distribution's first file."""
+    if os.geteuid() != 0 or not shutil.which("augenrules"):
+        pytest.skip("needs root and auditd")
+    (task,) = [
+        task
+        for task in yaml.safe_load((ROOT / "roles/host_audit/tasks/configure.yml").read_text())
+        if task.get("ansible.builtin.copy", {}).get("dest", "").endswith("spt-flow-lock.rules")
+    ]
+    content = jinja2.Environment(keep_trailing_newline=True).from_string(task["ansible.builtin.copy"]["content"])
+    folder = tmp_path / "audit/rules.d"
+    folder.mkdir(parents=True)
+    (folder / "audit.rules").write_text("-D\n-b 8192\n-f 1\n")
+    values = {"host_audit_backlog": 65536, "host_audit_backlog_wait": 60000, "host_audit_remap_base": BASE}
+    (folder / "spt-flow.rules").write_text(render("rules.j2", ansible_managed="test", **values))
+    for locked, last in ((True, "-e 2"), (False, "-e 1")):
+        (folder / "spt-flow-lock.rules").write_text(content.render(host_audit_immutable=locked))
+        script = f"mount --make-rprivate / && mount --bind {tmp_path}/audit /etc/audit && augenrules"
+        done = run("unshare", "--mount", "sh", "-ec", script)
+        lines = [line for line in (tmp_path / "audit/audit.rules").read_text().splitlines() if line]
+        assert done.returncode == 0, done.stderr
+        assert (lines[1], lines[2], lines[-1]) == ("-D", "-b 65536", last)
+        assert sum("spt-flow-priv" in line for line in lines) == 2
+
+
+def test_locked_rules_are_pending_and_no_failure(tmp_path: Path) -> None:
+    """The role's own handlers, with an augenrules that says what auditctl says of a locked kernel."""
+    words = "The audit system is in immutable mode, no rule changes allowed"
+    program = shutil.which("auditctl")
+    if program is None:
+        pytest.skip("needs auditd")
+    assert b"immutable mode" in Path(program).read_bytes()
+    (tmp_path / "augenrules").write_text(f"#!/bin/sh\necho '{words}'\n")
+    (tmp_path / "augenrules").chmod(0o755)
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"__host_audit_systemd": False, "__host_audit_loadable": True, "ansible_become": False},
+        "tasks": [{"ansible.builtin.debug": {}, "changed_when": True, "notify": "Load the audit rules"}],
+        "handlers": [{"ansible.builtin.import_tasks": str(ROOT / "roles/host_audit/handlers/main.yml")}],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run("ansible-playbook", str(tmp_path / "play.yml"), cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Pending: the audit rules of localhost are locked and change at its next reboot." in done.stdout
+
+
 # With the real runtime
 
 
@@ -377,3 +562,40 @@ def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Pa
         assert {"sudo sleep 600", "sleep 600", "/bin/echo by-exec"} <= {row["command"] for row in mine}
     finally:
         run("docker", "rm", "-f", container)
+
+
+def reported(trail: Trail, registry: Path, began: float, owner: str) -> list[dict]:
+    done = trail.program("--registry", str(registry), "report", "--json", "--since", str(began), "--owner", owner)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def login_uid(marker: str) -> tuple[int, int, str]:
+    """(pid, real uid, audit number) on the host of the shell that was given ``marker``."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes() == f"/bin/dash\0-s\0{marker}\0".encode():
+                uid = (folder / "status").read_text().partition("\nUid:")[2].split()[0]
+                return int(folder.name), int(uid), (folder / "loginuid").read_text()
+    raise AssertionError(f"no process has {marker}")
+
+
+def test_the_number_goes_into_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
+    began, marker = since(), f"nested-{os.getpid()}"
+    with contract_kit.workspace(tmp_path, docker="auto") as inside:
+        number = (runtime / "containers" / inside.workspace.id).read_text().strip()
+        inside.wait("docker", "ok", seconds=60)
+        inside.sh(ROOTFS)
+        inside.sh(f"docker run -d -i --name nested --network none tiny /bin/dash -s {marker}")
+        pid, uid, found = login_uid(marker)
+        assert found == number
+        assert uid not in (0, BASE), "root of a nested container is neither root of the workspace nor of the host"
+        forging = "for n in 4294967295 0 700001; do echo $n >/proc/self/loginuid && echo changed; done; echo tried"
+        assert inside.sh(f"docker exec nested /bin/dash -c '{forging}' 2>/dev/null") == "tried"
+        assert login_uid(marker) == (pid, uid, number)
+        inside.sh('sudo docker -H "unix:///run/user/1000/docker.sock" exec nested /bin/dash -c "echo by-root"')
+        time.sleep(1)
+        rows = [row for row in reported(trail, runtime, began, inside.owner) if row["euid"] == BASE]
+        assert "docker -H unix:///run/user/1000/docker.sock exec nested /bin/dash" in commands(rows)
+        assert marker not in commands(rows), "what the user runs there without sudo is nobody's root"
+        assert {row["workspace"] for row in rows} == {inside.name}

@@ -12,10 +12,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _snapshot_volumes as volumes_
 from ansible_collections.spt.flow.plugins.module_utils._snapshot_compare import differences
+from ansible_collections.spt.flow.tests.integration import sshd_kit
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["_errors", "_snapshots", "_snapshot_policy", "_snapshot_restic", "_snapshot_volumes", "_snapshot_compare"]
@@ -30,10 +32,10 @@ class Node:
     """A node below ``root``: the program as the role installs it, a data root and a repository."""
 
     def __init__(
-        self, root: Path, data_root: Path | None = None, repository: Path | None = None, **settings: object
+        self, root: Path, data_root: Path | None = None, repository: Path | str | None = None, **settings: object
     ) -> None:
         self.root, self.data = root, data_root or root / "docker"
-        self.repository = repository or root / "repository"
+        self.repository: Any = repository or root / "repository"
         package = root / "lib" / "spt_flow_host"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
@@ -224,6 +226,48 @@ def test_a_volume_is_read_as_of_one_instant_where_the_file_system_can(
     assert node.ok("verify")["compared"] > 50
 
 
+def test_a_volume_that_did_not_change_is_not_stored_again_and_any_change_is_seen(node: Node) -> None:
+    home = node.volume("a-one")
+    node.ok("run")
+    first = node.ok("list")["snapshots"]
+    before = node.status()["volumes"]["spt-flow-a-one-home"]["last_good"]
+    record = node.ok("run")["volumes"]["spt-flow-a-one-home"]
+    assert node.ok("list")["snapshots"] == first
+    assert (record["last_good"] > before, record["added"], record["error"]) == (True, 0, "")
+    assert first[0]["id"] == record["last_id"][:8]
+    node.ok("status")
+
+    def same_size_and_times() -> None:
+        found = (home / "src" / "file9").stat()
+        (home / "src" / "file9").write_bytes(os.urandom(found.st_size))
+        os.utime(home / "src" / "file9", ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    changes = [
+        same_size_and_times,
+        lambda: (home / "src" / "file8").chmod(0o600),
+        lambda: os.lchown(home / "up", BASE + 5, BASE + 5),
+        lambda: os.setxattr(home / "run", "user.new", b"1"),
+        lambda: (home / "src" / "file7").rename(home / "src" / "file70"),
+        (home / "new").mkdir,
+        lambda: home.chmod(0o755),
+    ]
+    seen = {record["last_id"]}
+    for change in changes:
+        change()
+        seen.add(node.ok("run")["volumes"]["spt-flow-a-one-home"]["last_id"])
+    assert len(seen) == len(changes) + 1
+    node.ok("run", "spt-flow-a-one-home")
+    assert len(node.ok("list")["snapshots"]) == len(changes) + 2, "asked for by name it is stored all the same"
+
+
+def test_a_snapshot_that_is_gone_from_the_repository_is_made_anew(node: Node) -> None:
+    node.volume("a-one")
+    node.ok("run")
+    node.restic("forget", node.ok("list")["snapshots"][0]["id"])
+    node.ok("run")
+    assert len(node.ok("list")["snapshots"]) == 1
+
+
 def test_leftovers_of_a_killed_run_go_with_the_next_one(node: Node) -> None:
     home = node.volume("a-one")
     scratch = home.parent / volumes_.FROZEN
@@ -337,6 +381,81 @@ def test_an_unwritable_or_missing_repository_is_one_sentence(node: Node) -> None
     done = node("run")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+# On another machine
+
+
+class Remote(Node):
+    """A node whose repository lies behind SFTP; ``ssh`` is found with the configuration of the test's server."""
+
+    def __init__(self, root: Path, config: Path) -> None:
+        super().__init__(root, repository=f"sftp:loopback:{root}/remote")
+        (root / "bin").mkdir()
+        (root / "bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+        (root / "bin/ssh").chmod(0o755)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**super().env, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
+
+
+def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_told(tmp_path: Path) -> None:
+    for name in ("node", "server"):
+        (tmp_path / name).mkdir()
+    with sshd_kit.sshd(tmp_path / "server") as config:
+        node = Remote(tmp_path / "node", config).started()
+        home = node.volume("a-one")
+        node.ok("run")
+        before = node.ok("list")["snapshots"]
+        assert node.ok("verify")["compared"] > 50
+        assert not node.ok("init")["changed"]
+        assert any((tmp_path / "node/remote/data").rglob("*")), "the data went over the wire"
+        (home / "more").write_text("more")
+    done = node("run")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert node.status()["run"]["ok"] is False
+    (tmp_path / "again").mkdir()
+    with sshd_kit.sshd(tmp_path / "again") as config:
+        (tmp_path / "node/bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+        node.ok("run")
+        after = node.ok("list")["snapshots"]
+        assert [snapshot for snapshot in after if snapshot in before] == [s for s in before if s in after] != []
+        assert len(after) > len(before)
+        assert node.ok("verify")["compared"] > 50
+
+
+def test_a_server_that_dies_in_the_middle_costs_no_older_snapshot(tmp_path: Path) -> None:
+    for name in ("node", "server", "again"):
+        (tmp_path / name).mkdir()
+    with sshd_kit.sshd(tmp_path / "server") as config:
+        node = Remote(tmp_path / "node", config).started()
+        home = node.volume("a-one")
+        node.ok("run")
+        before = node.ok("list")["snapshots"]
+        for number in range(40):
+            (home / f"more{number}").write_bytes(os.urandom(4 << 20))
+        process = subprocess.Popen(node.argv("run"), env=node.env, stdout=-3, stderr=subprocess.PIPE, text=True)
+        data = tmp_path / "node/remote/data"
+        size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+        until = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < until:
+            if sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) > size + (8 << 20):
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "the run was over before its server died"
+        sshd_kit.hang_up(tmp_path / "server")
+        _out, said = process.communicate(timeout=120)
+        assert process.returncode == 1, said
+        assert "Traceback" not in said
+    with sshd_kit.sshd(tmp_path / "again") as config:
+        (tmp_path / "node/bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+        assert node.ok("list")["snapshots"] == before
+        node.ok("run")
+        assert len(node.ok("list")["snapshots"]) == 2
+        assert node.ok("verify")["compared"] > 80
 
 
 # With the real engine

@@ -140,6 +140,27 @@ def test_a_deleted_volume_keeps_its_snapshots_for_the_time_asked() -> None:
     assert orphaned(left, 9e9, 0) == []
 
 
+def test_a_volume_that_slept_before_it_was_deleted_keeps_its_snapshots_as_long() -> None:
+    left = [Snapshot("one", "home", 1e9)]
+    asleep = 1e9 + 6 * 86400
+    assert orphaned(left, asleep + 29 * 86400, 30, asleep) == []
+    assert orphaned(left, asleep + 31 * 86400, 30, asleep) == left
+
+
+def test_what_did_not_change_is_stored_again_before_the_week_is_over() -> None:
+    record = {"mark": "m", "last_id": "aaaaaaaa00", "error": ""}
+    known = [Snapshot("aaaaaaaa", "home", 1e9), Snapshot("bbbbbbbb", "other", 1e9 + 5)]
+    assert snapshots.unchanged(record, "m", known, "home", 1e9 + 6 * 86400)
+    assert not snapshots.unchanged(record, "m", known, "home", 1e9 + 7 * 86400)
+    assert not snapshots.unchanged(record, "m", known, "home", 1e9 - 5), "a clock that went back proves nothing"
+    assert not snapshots.unchanged(record, "n", known, "home", 1e9 + 5)
+    assert not snapshots.unchanged(record, "", known, "home", 1e9 + 5), "a volume that could not be read in full"
+    assert not snapshots.unchanged({**record, "error": "x"}, "m", known, "home", 1e9 + 5)
+    newer = Snapshot("cccccccc", "home", 1e9 + 3)
+    assert not snapshots.unchanged(record, "m", [*known, newer], "home", 1e9 + 5), "another one is newer"
+    assert not snapshots.unchanged(record, "m", known[1:], "home", 1e9 + 5), "it is gone from the repository"
+
+
 def config(**changes: object) -> snapshots.Config:
     return snapshots.Config(repository="/nowhere", **changes)  # type: ignore[arg-type]
 

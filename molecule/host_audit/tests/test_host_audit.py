@@ -8,7 +8,7 @@ from __future__ import annotations
 
 def test_rules_are_what_the_loader_would_take(host) -> None:  # type: ignore[no-untyped-def]
     assert host.run("augenrules --check").rc == 0 or "should be updated" in host.run("augenrules --check").stdout
-    rules = host.file("/etc/audit/rules.d/50-spt-flow.rules").content_string
+    rules = host.file("/etc/audit/rules.d/spt-flow.rules").content_string
     assert rules.count("-F euid=1000000 -k spt-flow-priv") == 2
     assert "{{" not in rules
 

@@ -4,6 +4,7 @@
 # The audit number of a workspace, sourced by the runtime spt-flow before it becomes runc.
 # ids/<number> begins with the workspace's key and is made by link(2), which exactly one of several can win: a key has one number
 # and a number one key, for as long as the trail is kept. containers/<id> tells exec the number without believing its environment.
+# keys/<owner>.<workspace> only saves looking for the number: it counts when ids/ says the same.
 spt_flow_registry=${SPT_FLOW_AUDIT_REGISTRY:-/var/lib/spt-flow/audit/registry}
 
 # The key: owner/workspace of the bundle, or the container's id for anything else that uses this runtime. A quote inside another
@@ -20,8 +21,18 @@ spt_flow_audit_key() { # config.json, container
   if [ -n "$owner" ] && [ -n "$workspace" ]; then key=$owner/$workspace; else key=container/$2; fi
 }
 
-# The number of $key: where its checksum points, or the next one that is free.
+# The number of $key: where it was before, where its checksum points, or the next one that is free.
 spt_flow_audit_allocate() {
+  known=$spt_flow_registry/keys/${key%/*}.${key#*/} taken=''
+  [ -r "$known" ] && read -r number <"$known" && read -r taken <"$spt_flow_registry/ids/$number" && [ "$taken" = "$key" ] && return 0
+  spt_flow_audit_search || return 1
+  case "$key" in
+    container/*) ;;
+    *) mkdir -p "$spt_flow_registry/keys" && echo "$number" >"$known" ;;
+  esac
+}
+
+spt_flow_audit_search() {
   sum=$(printf %s "$key" | cksum)
   offset=$((${sum%% *} % 100000)) tries=0 fresh=$spt_flow_registry/.new.$$
   while [ "$tries" -lt 100000 ]; do

@@ -1,0 +1,248 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rows of the speed table that are about workspace hosts: snapshots, the runtime, a converged ``site.yml``.
+
+Each part fills ``samples`` (seconds by name) and ``rows`` makes the table's rows of those that were measured. What is
+compared runs in turns within one run, so that the machine's noise meets both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Samples = dict[str, list[float]]
+Row = tuple[str, str, str, str]
+
+FILES = 50_000
+BYTES = 600_000_000
+POOL = 8 << 20
+NUMBERED = Path("/usr/local/lib/spt-flow/audit-id.sh")
+RUNTIMES = ("runc", "spt-flow")
+STARTS_PER_ROUND, EXECS_PER_ROUND = 6, 20
+TIMEOUT = 1800.0
+
+
+def note(samples: Samples, name: str, action: Callable[..., object], *words: Any, sync: bool = False) -> None:
+    """One sample; with ``sync`` what others have yet to write to the disk is written first."""
+    if sync:
+        os.sync()
+    begun = time.monotonic()
+    action(*words)
+    samples.setdefault(name, []).append(time.monotonic() - begun)
+
+
+def call(*argv: str, cwd: Path | None = None) -> str:
+    """A command's output; its failure ends the bench with its words."""
+    done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+    if done.returncode != 0:
+        sys.exit(f"bench: '{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+# Snapshots
+
+
+def fill(home: Path, files: int = FILES, size: int = BYTES) -> None:
+    """A home of ``files`` files with ``size`` bytes in all, half of each incompressible, none like another."""
+    source = random.Random(1)
+    pool, words = source.randbytes(POOL), b"def main() -> None:\n    return\n" * 2000
+    mean = size // files
+    for number in range(files):
+        folder = home / f"d{number // 500}"
+        if number % 500 == 0:
+            folder.mkdir(parents=True)
+        half = (mean // 4 + mean * 3 // 2 * (number % 101) // 100) // 2
+        start = number * 7919 % (POOL - half)
+        (folder / f"f{number}").write_bytes(b"%012d" % number + pool[start : start + half] + words[: half - 12])
+
+
+def snapshots(place: Path, samples: Samples, rounds: int) -> str:
+    """First and unchanged snapshot and a restore by the node's program, beside ``tar --zstd`` and ``cp -a``.
+
+    Returns what was measured, or why nothing was.
+    """
+    from ansible_collections.spt.flow.plugins.module_utils import _snapshots
+
+    missing = [name for name in ("restic", "zstd") if not shutil.which(name)]
+    if missing:
+        return f"snapshots: not measured, {' and '.join(missing)} is not installed"
+    home = place / "docker/volumes/spt-flow-bench-home/_data"
+    fill(home)
+    total = sum(entry.stat().st_size for folder in home.iterdir() for entry in folder.iterdir())
+    for number in range(rounds):
+        here = place / f"round{number}"
+        here.mkdir()
+        config = _snapshots.Config(
+            repository=str(here / "repository"),
+            password_file=str(here / "password"),
+            state=str(here / "state"),
+            lock=str(here / "lock"),
+            cache=str(here / "cache"),
+            data_root=str(place / "docker"),
+            engine=False,
+        )
+        _snapshots.set_password(config)
+        _snapshots.init(config)
+        archive, copy = here / "home.tar.zst", here / "copy"
+        note(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name, sync=True)
+        note(samples, "cp", call, "cp", "-a", "--", str(home), str(copy), sync=True)
+        note(samples, "first", _snapshots.run, config, sync=True)
+        note(samples, "unchanged", _snapshots.run, config, sync=True)
+        shutil.rmtree(copy)
+        for name in ("restored", "untarred"):
+            (here / name).mkdir()
+        note(samples, "untar", call, "tar", "--zstd", "-xf", str(archive), "-C", str(here / "untarred"), sync=True)
+        note(samples, "restore", config.restic().restore, "latest", str(here / "restored"), sync=True)
+        found = sum(1 for folder in (here / "restored" / home.name).iterdir() for _ in folder.iterdir())
+        if found != FILES:
+            sys.exit(f"bench: {found} of {FILES} files came back")
+        shutil.rmtree(here)
+    shutil.rmtree(place / "docker")
+    return f"{FILES} files, {total / 1e6:.0f} MB, half of it incompressible, kind of source: live"
+
+
+# The runtime
+
+
+def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
+    """Starts and execs under the runtime spt-flow and under plain runc, on the same engine, in turns."""
+    offered = call("docker", "info", "--format", "{{range $name, $_ := .Runtimes}}{{$name}} {{end}}").split()
+    if "spt-flow" not in offered:
+        return "runtime: not measured, the engine does not offer spt-flow"
+    common = ["docker", "run", "--rm", "--network=none", f"--label=spt-flow.bench={owner}", "--entrypoint=sleep"]
+    common += ["-e", f"SPT_FLOW_OWNER={owner}", "-e", "SPT_FLOW_WORKSPACE=bench"]
+    running = {name: call(*common, "-d", f"--runtime={name}", image, "3600").strip() for name in RUNTIMES}
+    try:
+        for number in range(rounds * EXECS_PER_ROUND):
+            for name in RUNTIMES if number % 2 else reversed(RUNTIMES):
+                note(samples, f"exec {name}", call, "docker", "exec", running[name], "true")
+                if number % EXECS_PER_ROUND < STARTS_PER_ROUND:
+                    note(samples, f"start {name}", call, *common, f"--runtime={name}", image, "0")
+    finally:
+        for identifier in running.values():
+            subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=60)
+    return "with the audit number" if NUMBERED.exists() else "without the audit number (host_audit is not here)"
+
+
+# Neighbours
+
+
+def neighbours(place: Path, samples: Samples, rounds: int) -> str:
+    """How long a workspace takes to answer beside another that misbehaves, and how long when all is quiet."""
+    from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+    from ansible_collections.spt.flow.tests.integration import lab, noise_kit
+
+    with lab.lab(place, _image_identity.identity()) as made:
+        for noise, door, loud, quiet in noise_kit.measure(made, rounds):
+            samples.setdefault(f"{noise}: {door}", []).append(loud)
+            samples.setdefault(f"quiet, {noise}: {door}", []).append(quiet)
+    return "neighbours: the loud one has every processor, 1 GiB and 400 processes"
+
+
+def neighbour_rows(samples: Samples) -> Iterator[Row]:
+    for name, found in samples.items():
+        noise, _, door = name.partition(": ")
+        if not door or noise.startswith("quiet, "):
+            continue
+        quiet = samples[f"quiet, {name}"]
+        share = statistics.median(a / b for a, b in zip(found, quiet, strict=True))
+        figures = f"{statistics.median(found) * 1000:.0f} ms = {share:.2f} × quiet"
+        yield f"{door} of a workspace beside a {noise}", figures, "≤ 2 ×", "yes" if share <= 2 else "**no**"
+
+
+# A node
+
+
+@contextmanager
+def machine(checkout: Path, place: Path, owner: str) -> Iterator[str]:
+    """A systemd container as molecule makes them; gives an inventory with it as the only node."""
+    name, inventory = f"spt-flow-{owner}", place / "hosts.json"
+    node = {"ansible_connection": "community.docker.docker", "ansible_python_interpreter": "/usr/bin/python3"}
+    inventory.write_text(json.dumps({"all": {"children": {"flow_nodes": {"hosts": {name: node}}}}}))
+    values = {"molecule_yml": {"platforms": [{"name": name}]}}
+    values["molecule_scenario_directory"] = str(checkout / "molecule/host_docker")  # type: ignore[assignment]
+    try:
+        call("ansible-playbook", "molecule/default/create.yml", "-e", json.dumps(values), cwd=checkout)
+        yield str(inventory)
+    finally:
+        subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True, timeout=120)
+
+
+def site(inventory: str, checkout: Path, env: dict[str, str], samples: Samples, rounds: int) -> str:
+    """``site.yml`` on the hosts of ``inventory`` when it has brought them to their state, beside an empty play."""
+
+    def play(path: str) -> str:
+        argv = ["ansible-playbook", path, "-i", inventory]
+        done = subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+        if failed(done.stdout):
+            sys.exit(f"bench: '{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr}")
+        return done.stdout
+
+    play("site.yml")
+    for _ in range(rounds):
+        note(samples, "site empty", play, "tests/bench/empty.yml")
+        note(samples, "site", lambda: unchanged(play("site.yml")))
+    return "the node of site.yml is a systemd container" if inventory.endswith("hosts.json") else ""
+
+
+def recap(output: str) -> list[str]:
+    """The recap's lines of hosts; localhost only tells the verdict, which no container can meet in full (audit)."""
+    lines = output.partition("PLAY RECAP")[2].splitlines()
+    return [line for line in lines if "unreachable=" in line and not line.startswith("localhost ")]
+
+
+def failed(output: str) -> bool:
+    words = ("failed=0", "unreachable=0")
+    return "PLAY RECAP" not in output or not all(word in line for line in recap(output) for word in words)
+
+
+def unchanged(output: str) -> None:
+    if not all("changed=0" in line for line in recap(output)):
+        sys.exit(f"bench: the second run of site.yml changed something:\n{output}")
+
+
+# The table
+
+
+def rows(samples: Samples) -> Iterator[Row]:
+    """(what, measured, bound, whether it holds) of what was measured."""
+
+    def m(name: str) -> float:
+        return statistics.median(samples[name])
+
+    def ratio(above: str, below: str) -> float:
+        """Median of the ratios of neighbours in time, which noise moves less than a ratio of medians."""
+        return statistics.median(a / b for a, b in zip(samples[above], samples[below], strict=True))
+
+    def verdict(holds: bool) -> str:
+        return "yes" if holds else "**no**"
+
+    if "first" in samples:
+        beside = f"`tar --zstd` {m('tar'):.1f} s, `cp -a` {m('cp'):.1f} s"
+        yield f"snapshot of {FILES} files, first", f"{m('first'):.1f} s; {beside}", "", ""
+        share = ratio("unchanged", "first")
+        measured = f"{m('unchanged'):.2f} s = {share:.2f} × first"
+        yield "snapshot, unchanged", measured, "≤ 0.2 × first", verdict(share <= 0.2)
+        beside = f"`tar --zstd` {m('untar'):.1f} s, `cp -a` {m('cp'):.1f} s"
+        yield "restore, all read back and verified", f"{m('restore'):.1f} s; {beside}", "", ""
+    for what, name in (("container start", "start"), ("`docker exec`", "exec")):
+        if f"{name} runc" in samples:
+            share = ratio(f"{name} spt-flow", f"{name} runc")
+            measured = f"{m(f'{name} spt-flow') * 1000:.0f} ms = {share:.3f} × runc's {m(f'{name} runc') * 1000:.0f} ms"
+            yield f"{what} by the runtime `spt-flow`", measured, "≤ 1.05 ×", verdict(share <= 1.05)
+    yield from neighbour_rows(samples)
+    if "site" in samples:
+        share = ratio("site", "site empty")
+        measured = f"{m('site'):.1f} s = {share:.1f} × empty"
+        yield "`site.yml` on a converged node", measured, "≤ 15 ×", verdict(share <= 15)

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Noise that one workspace makes and what its neighbours notice; shared by the test and by the bench.
+
+Every noise ends by itself at its deadline, whatever happened to who started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+
+CGROUPS = Path("/sys/fs/cgroup")
+LOUD: dict[str, Any] = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400}
+"""Limits of the loud one: every processor, but less memory than the machine has."""
+
+_LOOP = "import os, sys, time\nend = time.time() + float(sys.argv[1])\n"
+NOISES: dict[str, str] = {
+    "fork bomb": _LOOP
+    + "while time.time() < end:\n try: os.fork()\n except OSError as e: sys.argv[1:] = [str(e)]\nos._exit(0)",
+    "CPU hog": _LOOP + "for _ in range(5): os.fork()\nwhile time.time() < end: pass\nos._exit(0)",
+    "memory hog": _LOOP
+    + "while time.time() < end:\n if os.fork():\n  os.wait()\n  continue\n held = []\n"
+    + " while time.time() < end: held.append(b'x' * (16 << 20))\n os._exit(0)",
+    "disk filler": _LOOP + "name = os.path.expanduser('~/.noise')\n"
+    "try:\n while time.time() < end:\n"
+    "  with open(name, 'wb', 0) as f:\n"
+    "   while time.time() < end and f.tell() < 1 << 30: f.write(os.urandom(1 << 20) * 8)\n"
+    "   os.fsync(f.fileno())\n"
+    "finally: os.unlink(name)",
+}
+"""Python programs by name; the argument is for how many seconds."""
+
+
+@contextlib.contextmanager
+def noise(workspace: Workspace, name: str, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """``name`` at work in ``workspace`` as its user; the body runs beside it, the end waits for its end."""
+    argv = ["docker", "exec", "-u", "1000:1000", workspace.id, "python3", "-c", NOISES[name], str(seconds)]
+    begun = time.monotonic()
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as child:
+        time.sleep(1)
+        yield child
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds + 60 - (time.monotonic() - begun))
+        child.kill()
+
+
+# What a neighbour notices
+
+
+def by_exec(workspace: Workspace) -> None:
+    subprocess.run(["docker", "exec", workspace.id, "true"], check=True, capture_output=True, timeout=60)
+
+
+def by_ide(workspace: Workspace) -> None:
+    with urllib.request.urlopen(f"{workspace.url}healthz", timeout=60) as answer:
+        assert answer.status == 200
+
+
+Door = Callable[[Workspace], None]
+DOORS: dict[str, Door] = {"docker exec": by_exec, "IDE": by_ide}
+
+
+def latencies(
+    workspace: Workspace, seconds: float, child: subprocess.Popen[bytes] | None = None, **more: Door
+) -> dict[str, list[float]]:
+    """Seconds of every answer of ``workspace`` by door, asked in turns for ``seconds`` while ``child`` lives.
+
+    Every door answers at least once.
+    """
+    doors = {**DOORS, **more}
+    found: dict[str, list[float]] = {name: [] for name in doors}
+    end = time.monotonic() + seconds
+    while not all(found.values()) or (time.monotonic() < end and (child is None or child.poll() is None)):
+        for name, door in doors.items():
+            begun = time.monotonic()
+            door(workspace)
+            found[name].append(time.monotonic() - begun)
+            time.sleep(0.02)
+    return found
+
+
+def table(quiet: dict[str, list[float]], beside: dict[str, dict[str, list[float]]]) -> str:
+    """Medians and the worst answers as Markdown; the ratio is that of the medians."""
+    rows = ["| Beside | Door | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
+    for noise_name, doors in beside.items():
+        for door, answers in doors.items():
+            median, base = statistics.median(answers), statistics.median(quiet[door])
+            figures = [f"{value * 1000:.0f} ms" for value in (median, max(answers), base)]
+            rows.append(f"| {noise_name} | {door} | {' | '.join(figures)} | {median / base:.2f} |")
+    return "\n".join(rows) + "\n"
+
+
+# What the kernel counted
+
+
+def counter(lab: Lab, workspace: Workspace, which: str) -> int:
+    """``pids`` (forks refused) or ``oom`` (processes killed for memory) of its cgroup.
+
+    Version 1 and version 2 name them differently; a file that is not there is an error of the test.
+    """
+    controller, names, word = {
+        "pids": ("pids", ("pids.events",), "max"),
+        "oom": ("memory", ("memory.oom_control", "memory.events"), "oom_kill"),
+    }[which]
+    pid = lab.inspect(workspace.id)["State"]["Pid"]
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        folder = CGROUPS / controllers / path.lstrip("/") if controllers else CGROUPS / path.lstrip("/")
+        if controllers not in ("", controller):
+            continue
+        for name in names:
+            if (folder / name).exists():
+                words = dict(line.split() for line in (folder / name).read_text().splitlines())
+                return int(words[word])
+    raise AssertionError(f"no {which} counter of {workspace.name}")
+
+
+def pair(lab: Lab) -> tuple[Workspace, Workspace]:
+    """A workspace that is going to be loud, and its neighbour, whose IDE answers."""
+    loud = lab.up(lab.spec(lab.repository("loud"), **LOUD))
+    other = lab.up(lab.spec(lab.repository("other")))
+    for door in DOORS.values():
+        door(other)
+    return loud, other
+
+
+def measure(lab: Lab, rounds: int, seconds: float = 5.0) -> Iterator[tuple[str, str, float, float]]:
+    """(noise, door, median beside it, median when all is quiet) in seconds; quiet is asked anew before each noise."""
+    loud, other = pair(lab)
+    for _ in range(rounds):
+        for name in NOISES:
+            quiet = latencies(other, seconds / 2)
+            with noise(loud, name, seconds + 1) as child:
+                beside = latencies(other, seconds, child)
+            for door in DOORS:
+                yield name, door, statistics.median(beside[door]), statistics.median(quiet[door])

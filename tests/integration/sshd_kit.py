@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real OpenSSH server on loopback for the length of a test, and the configuration with which a client reaches it."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SEPARATION = Path("/run/sshd")
+"""The empty directory that sshd insists on."""
+
+
+@contextlib.contextmanager
+def sshd(folder: Path) -> Iterator[Path]:
+    """Serve this user, shell and sftp, below ``folder``; gives an ssh configuration whose host is ``loopback``."""
+    program = shutil.which("sshd")
+    if program is None:
+        pytest.skip("needs openssh-server")
+    for name in ("host", "user"):
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(words, check=True, capture_output=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n"
+    )
+    key = (folder / "host.pub").read_text()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key}")
+    options = {
+        "HostName": "127.0.0.1",
+        "Port": port,
+        "User": getpass.getuser(),
+        "IdentityFile": folder / "user",
+        "UserKnownHostsFile": folder / "known_hosts",
+        "StrictHostKeyChecking": "yes",
+        "BatchMode": "yes",
+        "IdentitiesOnly": "yes",
+    }
+    lines = ["Host loopback", *(f"  {name} {value}" for name, value in options.items())]
+    (folder / "ssh_config").write_text("\n".join(lines) + "\n")
+    made = not SEPARATION.exists()
+    if made:
+        SEPARATION.mkdir(mode=0o755)
+    server = subprocess.Popen(
+        [program, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    (folder / "server.pid").write_text(str(server.pid))
+    try:
+        answers(folder / "ssh_config")
+        yield folder / "ssh_config"
+    finally:
+        server.terminate()
+        server.wait(20)
+        if made:
+            SEPARATION.rmdir()
+
+
+def answers(config: Path, within: float = 10.0) -> float:
+    """Seconds that a login and one command take; tries until ``within`` seconds are over."""
+    until = time.monotonic() + within
+    while True:
+        begun = time.monotonic()
+        done = subprocess.run(["ssh", "-F", str(config), "loopback", "true"], capture_output=True, timeout=60)
+        if done.returncode == 0:
+            return time.monotonic() - begun
+        assert time.monotonic() < until, done.stderr.decode()
+        time.sleep(0.1)
+
+
+def hang_up(folder: Path) -> None:
+    """Kill the sessions of the server below ``folder``, as a machine does that loses its power; the server stays."""
+    for line in (folder / "server.pid").read_text().split():
+        for child in Path(f"/proc/{line}/task/{line}/children").read_text().split():
+            for process in (*Path(f"/proc/{child}/task/{child}/children").read_text().split(), child):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)

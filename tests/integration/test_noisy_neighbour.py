@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One workspace misbehaves: its limits bite, another one and the host still answer, nothing outside it is killed.
+
+No figure fails a test: they go to ``artifacts/noisy-neighbour.md``, the ratios are rows of ``make bench``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.tests.integration import noise_kit, sshd_kit
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+
+ARTIFACT = Path(__file__).parents[2] / "artifacts/noisy-neighbour.md"
+SECONDS = 6.0
+BITES = {"fork bomb": "pids", "memory hog": "oom"}
+"""Which counter of the loud one tells that its limit was reached; it may use every processor (see test_limits)."""
+
+
+@pytest.fixture(scope="module")
+def pair(shared_lab: Lab) -> tuple[Workspace, Workspace]:
+    return noise_kit.pair(shared_lab)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with sshd_kit.sshd(tmp_path_factory.mktemp("sshd")) as config:
+        yield config
+
+
+@pytest.fixture
+def canary() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the host that the kernel would kill before any other."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def figures(pair: tuple[Workspace, Workspace], host: Path) -> Iterator[dict[str, dict[str, list[float]]]]:
+    """Answers beside each noise; the table is written when the module has run."""
+    quiet = noise_kit.latencies(pair[1], 4.0, ssh=lambda _workspace: by_ssh(host))
+    found: dict[str, dict[str, list[float]]] = {}
+    yield found
+    text = noise_kit.table(quiet, found)
+    ARTIFACT.parent.mkdir(exist_ok=True)
+    ARTIFACT.write_text(text)
+    print(f"\n{text}")
+
+
+def by_ssh(host: Path) -> None:
+    sshd_kit.answers(host, within=60)
+
+
+def processes(lab: Lab, workspace: Workspace) -> set[tuple[int, str]]:
+    """(pid, when it started) of the workspace's own processes, those of ``docker exec`` left out."""
+    root = lab.inspect(workspace.id)["State"]["Pid"]
+    found, todo = set(), [root]
+    while todo:
+        pid = todo.pop()
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found.add((pid, stat[19]))
+        todo += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return found
+
+
+@pytest.mark.parametrize("name", noise_kit.NOISES)
+def test_a_noisy_workspace_is_held_to_its_limits_and_harms_nobody(
+    shared_lab: Lab,
+    pair: tuple[Workspace, Workspace],
+    host: Path,
+    canary: subprocess.Popen[bytes],
+    figures: dict[str, dict[str, list[float]]],
+    name: str,
+) -> None:
+    loud, other = pair
+    kernel = {which: noise_kit.counter(shared_lab, loud, which) for which in ("pids", "oom")}
+    states = {w.name: shared_lab.inspect(w.id)["State"] for w in pair}
+    before = processes(shared_lab, other)
+    engine = shared_lab.engine.get_json("/info")["ID"]
+
+    with noise_kit.noise(loud, name, SECONDS) as child:
+        figures[name] = noise_kit.latencies(other, SECONDS, child, ssh=lambda _workspace: by_ssh(host))
+
+    if name in BITES:
+        assert noise_kit.counter(shared_lab, loud, BITES[name]) > kernel[BITES[name]], "the limit was never reached"
+    assert (noise_kit.counter(shared_lab, loud, "oom") > kernel["oom"]) == (name == "memory hog")
+    assert noise_kit.counter(shared_lab, other, "oom") == 0
+    assert canary.poll() is None, "the host itself ran out of memory"
+    assert before <= processes(shared_lab, other), "a process of the neighbour is gone"
+    assert shared_lab.engine.get_json("/info")["ID"] == engine
+    for workspace in pair:
+        state = shared_lab.inspect(workspace.id)["State"]
+        assert (state["Running"], state["Pid"]) == (True, states[workspace.name]["Pid"]), workspace.name
+        assert shared_lab.inside(workspace, "echo here") == "here"
