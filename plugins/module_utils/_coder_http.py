@@ -203,7 +203,11 @@ class CoderHttp:
             raise self._redirected(response.headers.get("Location", ""))
         said = _Said.of(content)
         if status in NOT_PROCESSED | AGAIN:
-            error = Unhealthy(self._sentence(method, path, f"status {status}: {said.text}"), "", said.details(status))
+            error = Unhealthy(
+                self._sentence(method, path, ": ".join(filter(None, (f"status {status}", said.text)))),
+                "",
+                said.details(status),
+            )
             after = _retry_after(response.headers.get("Retry-After", ""))
             return _Trouble(error, status in AGAIN, status in (502, 503, 504), after)
         if status >= 400:
