@@ -131,8 +131,9 @@ def restart_engine() -> None:
         if shutil.which("systemctl") and Path("/run/systemd/system").exists():
             subprocess.run(["systemctl", "start", "docker"], check=True, timeout=90)
         else:
+            # Nobody's child, or the next restart would wait for a process that nobody has reaped.
             with open("/run/spt-flow-test-dockerd.log", "ab") as log:
-                subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+                subprocess.run(["setsid", "--fork", *argv], stdout=log, stderr=log, check=True, timeout=90)
         while time.monotonic() < until:
             try:
                 _docker_http.connect().get_json("/version")
