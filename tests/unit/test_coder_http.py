@@ -1,0 +1,182 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests to a Coder server: what is tried again, what is told, and what never is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _coder_http, _errors
+from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
+
+pytest.importorskip("urllib3", reason="the client's own library")
+
+TOKEN = "CANARYtoken"
+JSON = {"Content-Type": "application/json"}
+OK = (200, JSON, b'{"id": 1}')
+
+
+def error(status: int, message: str = "No.", headers: dict[str, str] | None = None, **more: Any) -> tuple[Any, ...]:
+    return status, {**JSON, **(headers or {})}, json.dumps({"message": message, **more}).encode()
+
+
+class Server:
+    """Answers by a script; ``None`` in it breaks the connection off."""
+
+    def __init__(self) -> None:
+        self.script: list[tuple[int, dict[str, str], bytes] | None] = []
+        self.seen: list[tuple[str, str]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                server.seen.append((self.command, self.path))
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                now = server.script.pop(0) if server.script else OK
+                if now is None:
+                    self.close_connection = True
+                    return
+                status, headers, body = now
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.httpd.daemon_threads = True
+        threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.httpd.server_port}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.httpd.shutdown()
+    made.httpd.server_close()
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def client(server: Server | str, clock: Clock | None = None, **more: Any) -> _coder_http.CoderHttp:
+    clock = clock or Clock()
+    url = server if isinstance(server, str) else server.url
+    config = CoderConfig(url=url, token=TOKEN, source="the test", headers=(("X-Proxy", "CANARYheader"),))
+    return _coder_http.CoderHttp(config, clock=clock, sleep=clock.sleep, **more)
+
+
+def test_an_answer(server: Server) -> None:
+    answer = client(server).request("GET", "/api/v2/x", {"q": "owner:me", "deleted": True, "no": None})
+    assert (answer.status, answer.data) == (200, {"id": 1})
+    assert server.seen == [("GET", "/api/v2/x?q=owner%3Ame&deleted=true")]
+
+
+@pytest.mark.parametrize(
+    ("method", "trouble"),
+    [
+        ("GET", error(502)),
+        ("GET", error(500)),
+        ("GET", None),
+        ("GET", (200, JSON, b'{"id": ')),
+        ("DELETE", error(504)),
+        ("POST", error(503)),
+        ("POST", error(429, headers={"Retry-After": "3"})),
+        ("PATCH", error(429)),
+    ],
+)
+def test_what_may_be_asked_again_is(server: Server, method: str, trouble: Any) -> None:
+    server.script = [trouble]
+    assert client(server).request(method, "/x", body={}).status == 200
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize("trouble", [error(500), error(502), None, (200, JSON, b"{")])
+def test_a_post_that_may_have_been_carried_out_is_not_sent_twice(server: Server, trouble: Any) -> None:
+    server.script = [trouble]
+    with pytest.raises(_coder_http.Unsure, match="may have been carried out"):
+        client(server).request("POST", "/x", body={})
+    assert len(server.seen) == 1
+
+
+def test_retry_after_is_obeyed_and_bounded_by_the_deadline(server: Server) -> None:
+    clock = Clock()
+    server.script = [error(429, headers={"Retry-After": "20"})]
+    client(server, clock).request("POST", "/x", timeout=60)
+    assert 20 <= clock.now <= 23
+    server.script = [error(429, headers={"Retry-After": "90"})]
+    with pytest.raises(_errors.DeadlineExceeded, match="come back in 90 s"):
+        client(server, clock).request("POST", "/x", timeout=60)
+
+
+def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    clock, said = Clock(), []
+    with pytest.raises(_errors.Unhealthy, match="cannot be reached") as caught:
+        client(server, clock, say=said.append, outage=30).request("POST", "/x", timeout=300)
+    assert 20 <= clock.now <= 30 and said and "CODER_URL" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (error(400, "Bad.", validations=[{"field": "name", "detail": "too long"}]), _errors.InvalidInput, "name: too"),
+        (error(401, "Signed out."), _errors.AuthError, "token from the test"),
+        (error(403, "Forbidden.", detail="no role"), _errors.AuthError, "no role"),
+        (error(404, "Gone."), _errors.NotFound, "Gone"),
+        (error(406, "Hidden."), _errors.Conflict, "Hidden"),
+        (error(409, "Busy."), _errors.Conflict, "Busy"),
+        (error(410, "Deleted."), _errors.NotFound, "Deleted"),
+        ((200, {"Content-Type": "text/html"}, b"<html>login"), _errors.Unhealthy, "web page"),
+        ((404, {"Content-Type": "text/html"}, b"<html>"), _errors.Unhealthy, "web page"),
+        ((302, {"Location": "https://sso.example.com/login"}, b""), _errors.Unhealthy, "https://sso.example.com"),
+    ],
+)
+def test_a_refusal_is_a_sentence(server: Server, answer: Any, kind: type[_errors.FlowError], words: str) -> None:
+    server.script = [answer]
+    with pytest.raises(kind) as caught:
+        client(server).request("POST", "/x", body={})
+    assert words in caught.value.message and len(server.seen) == 1
+
+
+def test_no_secret_in_what_is_told(server: Server) -> None:
+    server.script = [error(400, f"Bad token {TOKEN} with CANARYheader.", detail=TOKEN)]
+    http = client(server)
+    with pytest.raises(_errors.FlowError) as caught:
+        http.request("GET", "/x")
+    assert "CANARY" not in json.dumps(caught.value.to_dict()) + repr(http) + repr(http.config)
+
+
+def test_an_unknown_host_is_told_at_once() -> None:
+    clock = Clock()
+    with pytest.raises(_errors.Unhealthy, match="no server called"):
+        client("http://coder.invalid", clock).request("GET", "/x")
+    assert clock.now == 0
