@@ -8,7 +8,7 @@ import os
 import shlex
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, InvalidInput
@@ -19,6 +19,9 @@ from ansible_collections.spt.flow.plugins.module_utils._workspace import (
     Workspace,
     WorkspaceSpec,
 )
+
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.module_utils._target import Target
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
 NOT_OURS = ("size", "follow", "tail")
@@ -35,9 +38,9 @@ class ActionModule(_ansible.FlowAction):
     def act(self) -> dict[str, Any]:
         state = self.own["state"]
         self._refuse(state)
-        target = _ansible.open_target(self.values)
         check = bool(self._task.check_mode)
-        ahead = _ansible.Ahead(target, self.values) if state == "started" and not check else None
+        ahead = _ansible.Ahead(self.values) if state == "started" and not check else None
+        target = _ansible.open_target(self.values)
         from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
 
         spec = self._spec(target)
@@ -56,8 +59,7 @@ class ActionModule(_ansible.FlowAction):
             raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
-        session = ahead.session(result.workspace) if ahead and not result.actions else None
-        return self._enter(session or target.session(result.workspace), result, result.workspace)
+        return self._enter(target, None if result.actions else ahead, result, result.workspace)
 
     def _refuse(self, state: str) -> None:
         """What no engine needs to be asked about."""
@@ -106,10 +108,13 @@ class ActionModule(_ansible.FlowAction):
             "notes": result.notes,
         }
 
-    def _enter(self, session: Session, result: Result, workspace: Workspace) -> dict[str, Any]:
+    def _enter(
+        self, target: Target, ahead: _ansible.Ahead | None, result: Result, workspace: Workspace
+    ) -> dict[str, Any]:
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
         from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
 
+        session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
         workspace = result.workspace = with_clone(workspace, session)
         answer = self._data(result)
         if not self.values["connect"] and workspace.step("clone").state == "needs-auth":

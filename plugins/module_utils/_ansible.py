@@ -9,6 +9,7 @@ show and how it ended. Everything of the engine that is not needed by every run 
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import traceback
@@ -30,6 +31,7 @@ from ._errors import FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
 
 if TYPE_CHECKING:
+    from . import _docker_http
     from ._target import Target
     from ._workspace import Session, Workspace, WorkspaceSpec
 
@@ -199,6 +201,8 @@ class FlowAction(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        # The worker was forked from a process full of objects, which it would look through again and again.
+        gc.freeze()
         super().run(tmp, task_vars)
         spec = {**self.OWN, **{name: {"type": "raw"} for name in self.VALUES}}
         _checked, args = self.validate_argument_spec(spec)
@@ -370,35 +374,42 @@ class Furnished:
 
 
 class Ahead:
-    """Reads how to enter a running workspace while the run is still being prepared, half of the time of `up` (B1)."""
+    """Reads how to enter a running workspace while the run is still being prepared, half of the time of `up` (B1).
 
-    def __init__(self, target: Target, values: Mapping[str, Any]) -> None:
+    Only where the container's name can be told beforehand, on the engine of this machine.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
         import sys
         import threading
 
         # The thread has little to do, but at once: with the usual 5 ms it waits behind imports for each answer.
         sys.setswitchinterval(0.0005)
-        self._target = target
         self._values = values
-        self._found: tuple[str, Session] | None = None
+        self._ran: _docker_http.Ran | None = None
         self._thread = threading.Thread(target=self._read, name="spt-flow-ahead", daemon=True)
         self._thread.start()
 
     def session(self, workspace: Workspace) -> Session | None:
         """The session of ``workspace``; ``None`` when another or none was found, or reading failed."""
+        from ._docker_session import to_session
+
         self._thread.join()
-        return self._found[1] if self._found and self._found[0] == workspace.id else None
+        if self._ran is None or self._ran.status or self._ran.container != workspace.id:
+            return None
+        return to_session(workspace.url, self._ran.stdout.decode(errors="replace"))
 
     def _read(self) -> None:
+        from . import _docker_http, _docker_session
         from ._repository import Repository
 
         name, repo = self._values["workspace"], self._values["repo"]
+        if self._values["target"] not in ("auto", "docker") or self._values["engine"] or not (name or repo):
+            return
         try:
-            identity = Repository.parse(repo, self._values["default_host"]).identity if repo else ""
-            mine = self._target.list(owner_of(self._values))
-            wanted = [w for w in mine if (w.name == name if name else w.repo == identity) or not (name or repo)]
-            if len(wanted) == 1 and wanted[0].state == "running":
-                self._found = (wanted[0].id, self._target.session(wanted[0]))
+            name = name or Repository.parse(repo, self._values["default_host"]).slug
+            container = _docker_session.container_name(owner_of(self._values), name)
+            self._ran = _docker_http.connect().run(container, _docker_session.READ, user=_docker_session.USER)
         except FlowError:
             return  # whoever asks in earnest gets the error
 

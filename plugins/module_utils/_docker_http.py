@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from ._errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
@@ -30,6 +30,15 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 NO_SPACE = "no space left on device"
 AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
+
+
+class Ran(NamedTuple):
+    """A command that has ended inside the container with the id ``container``."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    container: str
 
 
 class _Connection(http.client.HTTPConnection):
@@ -239,8 +248,8 @@ class Engine:
 
     def run(
         self, container: str, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
-    ) -> tuple[int, bytes, bytes]:
-        """Run ``argv`` in ``container``; (exit status, stdout, stderr)."""
+    ) -> Ran:
+        """Run ``argv`` in ``container``, an id or a name."""
         options = {
             "Cmd": list(argv),
             "User": user,
@@ -271,11 +280,11 @@ class Engine:
             raise self._broken("POST", f"{path}/start", error) from None
         finally:
             connection.close()
-        status = self.get_json(f"{path}/json", timeout=timeout)["ExitCode"]
-        if status is None:
+        ended = self.get_json(f"{path}/json", timeout=timeout)
+        if ended["ExitCode"] is None:
             # The connection was cut while the command ran on: that is no success.
             raise self._broken("POST", f"{path}/start", "its answer ended before the command")
-        return int(status), bytes(output[1]), bytes(output[2])
+        return Ran(int(ended["ExitCode"]), bytes(output[1]), bytes(output[2]), ended["ContainerID"])
 
 
 def _exactly(source: Any, size: int) -> bytes | None:

@@ -9,7 +9,6 @@ answers are those of Docker's Engine API 1.41.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -17,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import _docker_http
+from . import _docker_http, _docker_session
+from ._docker_session import PREFIX, USER, container_name
 from ._errors import Conflict, FlowError, NotFound, Unhealthy
 from ._progress import Progress
 from ._target import EngineFacts, ExecResult
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 Workspaces = list[Workspace]
 Words = list[str]
 Entries = list[dict[str, Any]]
-PREFIX = "spt-flow-"
 OLD = "-old"
-USER = "1000:1000"
-SESSION_FILES = ("/run/spt-flow/session.json", "/run/spt-flow/steps.json")
-"""What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
 DRAINED = "spt-flow-drained"
 """The volume that marks a drained engine: it outlives restarts, and every client of the engine sees it."""
 GRACE = 30
@@ -523,11 +519,11 @@ class DockerTarget:
         return self._detailed(workspace)
 
     def session(self, workspace: Workspace) -> Session:
-        done = self.exec(workspace, ["cat", *SESSION_FILES])
+        done = self.exec(workspace, _docker_session.READ)
         if done.status:
             done = self.exec(workspace, ["spt-workspace", "status"])
         try:
-            return to_session(workspace.url, done.stdout)
+            return _docker_session.to_session(workspace.url, done.stdout)
         except (ValueError, AttributeError):
             raise Unhealthy(
                 f"Workspace {workspace.name} does not answer: {(done.stderr or done.stdout).strip()[:200]}",
@@ -558,8 +554,8 @@ class DockerTarget:
     def exec(
         self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
     ) -> ExecResult:
-        status, out, err = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
-        return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
+        ran = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
+        return ExecResult(ran.status, ran.stdout.decode(errors="replace"), ran.stderr.decode(errors="replace"))
 
     def proxy_command(self, workspace: Workspace) -> Words:
         return [
@@ -627,10 +623,6 @@ def _remembered(spec: WorkspaceSpec, labels: Mapping[str, str]) -> WorkspaceSpec
 
 def _busy(name: str) -> Conflict:
     return Conflict(f"Somebody else is restarting {name}.", "Wait until that is done.")
-
-
-def container_name(owner: str, name: str) -> str:
-    return f"{PREFIX}{owner}-{name}"
 
 
 def age(status: str) -> float:
@@ -705,21 +697,6 @@ def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
     for line in lines:
         watch.feed(line)
     return watch.apply(workspace)
-
-
-def to_session(url: str, text: str) -> Session:
-    """From what `status` prints, or from its parts one after the other. Raises ``ValueError``, ``AttributeError``."""
-    data: dict[str, Any] = {}
-    decoder = json.JSONDecoder()
-    text = text.strip()
-    while text:
-        part, end = decoder.raw_decode(text)
-        data |= dict(part)
-        text = text[end:].lstrip()
-    ide, clone = data.get("ide") or {}, (data.get("steps") or {}).get("clone") or {}
-    return Session(
-        url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""), clone.get("state", "")
-    )
 
 
 def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:

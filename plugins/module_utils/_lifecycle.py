@@ -11,9 +11,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _repository
 from ._errors import (
     AuthError,
     Conflict,
@@ -23,10 +22,13 @@ from ._errors import (
     Unhealthy,
 )
 from ._progress import Progress
-from ._repository import HOME, Probe, Repository
+from ._repository import HOME, Repository
 from ._target import Target
 from ._wait import Waiter
 from ._workspace import Result, Workspace, WorkspaceSpec
+
+if TYPE_CHECKING:
+    from ._repository_probe import Probe
 
 STATES = ("started", "stopped", "restarted", "kept", "absent")
 SEED = ".cache/spt-flow/seed.bundle"
@@ -36,7 +38,7 @@ TRIES = 5
 YOUNG = 30.0
 """Seconds after its start in which a running workspace may still be somebody else's that is not ready yet."""
 
-ProbeFunction = Callable[[Repository, str], Probe]
+ProbeFunction = Callable[[Repository, str], "Probe"]
 
 
 # Planning
@@ -250,7 +252,12 @@ def ensure(
 
 
 def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:
-    return lambda repository, ref: _repository.probe(repository, ref, known_hosts=spec.settings.known_hosts)
+    def ask(repository: Repository, ref: str) -> Probe:
+        from ._repository_probe import probe
+
+        return probe(repository, ref, known_hosts=spec.settings.known_hosts)
+
+    return ask
 
 
 def _new_name(target: Target, spec: WorkspaceSpec) -> str:
@@ -362,7 +369,7 @@ class _Run:
         repository = self.spec.repository
         if repository is not None and repository.kind == "local" and not self._bundle:
             with self.progress.stage("bundle", f"copying {repository.path}"):
-                self._bundle = _repository.make_bundle(repository, self.spec.ref)
+                self._bundle = _bundle(repository, self.spec.ref)
         known = len(self.progress.stages)
         begun = self.progress.elapsed
         self.progress.note("create: creating the workspace")
@@ -381,7 +388,7 @@ class _Run:
         from ._readiness import clone_failed
 
         if fresh or clone_failed(self.target, workspace):
-            self._bundle = self._bundle or _repository.make_bundle(repository, self.spec.ref)
+            self._bundle = self._bundle or _bundle(repository, self.spec.ref)
             self.target.put(workspace, HOME, seed_archive(self._bundle))
 
     def _start(self, workspace: Workspace, created: bool) -> Workspace:
@@ -399,6 +406,12 @@ class _Run:
             if predicted and predicted != workspace.name:
                 msg = msg.replace(f"Workspace {predicted} ", f"Workspace {workspace.name} ", 1)
         return Result(bool(self.actions), msg, workspace, self.actions, planned.diff, list(self.progress.stages), notes)
+
+
+def _bundle(repository: Repository, ref: str) -> bytes:
+    from ._repository_probe import make_bundle
+
+    return make_bundle(repository, ref)
 
 
 def judge(answer: Probe, repository: Repository, target: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image_identity, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget, container_name
+from ansible_collections.spt.flow.plugins.module_utils._docker_session import container_name
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
 from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -75,6 +74,8 @@ for folder, folders, files in os.walk(sys.argv[1]):
 print(count, total.hexdigest())
 """
 
+ENGINE_PROGRAM = "/usr/local/lib/spt-flow/spt-flow-engine"
+
 
 def python(lab: Lab, workspace: Workspace, script: str, *words: str) -> str:
     done = lab.target.exec(workspace, ["python3", "-c", script, *words], timeout=120, user="0:0")
@@ -117,23 +118,30 @@ class Cycle:
         restart_engine()
 
 
+def again(until: float) -> None:
+    """End an engine that somebody else started and start it with the same arguments."""
+    pid = int(Path("/var/run/docker.pid").read_text())
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    os.kill(pid, signal.SIGTERM)
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    # Nobody's child, or the next restart would wait for a process that nobody has reaped.
+    with open("/run/spt-flow-test-dockerd.log", "ab") as log:
+        subprocess.run(["setsid", "--fork", *argv], stdout=log, stderr=log, check=True, timeout=90)
+
+
 def restart_engine() -> None:
     """End the engine and start it as it was started."""
     busy = Path(os.environ["SPT_FLOW_TEST_ENGINE_RESTART"])
     busy.touch()
     try:
-        pid = int(Path("/var/run/docker.pid").read_text())
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
-        os.kill(pid, signal.SIGTERM)
         until = time.monotonic() + 90
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-            time.sleep(0.2)
-        if shutil.which("systemctl") and Path("/run/systemd/system").exists():
-            subprocess.run(["systemctl", "start", "docker"], check=True, timeout=90)
+        if Path("/run/systemd/system").exists():
+            subprocess.run(["systemctl", "restart", "docker"], check=True, timeout=90)
+        elif Path("/run/spt-flow/dockerd.pid").exists():
+            subprocess.run([ENGINE_PROGRAM, "restart"], check=True, timeout=90)
         else:
-            # Nobody's child, or the next restart would wait for a process that nobody has reaped.
-            with open("/run/spt-flow-test-dockerd.log", "ab") as log:
-                subprocess.run(["setsid", "--fork", *argv], stdout=log, stderr=log, check=True, timeout=90)
+            again(until)
         while time.monotonic() < until:
             try:
                 _docker_http.connect().get_json("/version")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``_repository.probe`` against real servers on loopback: an sshd and an HTTPS server with dumb git repositories."""
+"""Probing repositories on real servers on loopback: an sshd and an HTTPS server with dumb git repositories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _repository
+from ansible_collections.spt.flow.plugins.module_utils import _repository, _repository_probe
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 LIMIT = 10.0
@@ -161,14 +161,15 @@ def https(repository, tmp_path_factory) -> Iterator[Https]:
 def ask_https(https, home, monkeypatch):
     monkeypatch.setenv("GIT_SSL_CAINFO", str(https.certificate))
 
-    def ask(path: str, ref: str = "", **more) -> _repository.Probe:
-        return _repository.probe(_repository.Repository.parse(f"https://127.0.0.1:{https.port}/{path}"), ref, **more)
+    def ask(path: str, ref: str = "", **more) -> _repository_probe.Probe:
+        repository = _repository.Repository.parse(f"https://127.0.0.1:{https.port}/{path}")
+        return _repository_probe.probe(repository, ref, **more)
 
     return ask
 
 
 def test_https_open(ask_https, repository):
-    assert ask_https("open/open.git") == _repository.Probe("open", "", repository[1])
+    assert ask_https("open/open.git") == _repository_probe.Probe("open", "", repository[1])
 
 
 def test_https_refs(ask_https, repository):
@@ -186,7 +187,7 @@ def test_https_401_with_the_callers_credential_helper(ask_https, home, repositor
     (home / ".gitconfig").write_text(
         '[credential]\n\thelper = "!f() { echo username=ada; echo password=lovelace; }; f"\n'
     )
-    assert ask_https("private/open.git") == _repository.Probe("open", "", repository[1])
+    assert ask_https("private/open.git") == _repository_probe.Probe("open", "", repository[1])
 
 
 def test_https_401_with_wrong_credentials(ask_https, home):
@@ -220,7 +221,7 @@ def test_https_that_does_not_answer_is_given_up(ask_https):
 
 @pytest.mark.parametrize("form", ["https://127.0.0.1:{port}/o/r", "ssh://git@127.0.0.1:{port}/o/r"])
 def test_nobody_listens(form, home):
-    answer = _repository.probe(_repository.Repository.parse(form.format(port=free_port())))
+    answer = _repository_probe.probe(_repository.Repository.parse(form.format(port=free_port())))
     assert answer.state == "unreachable" and answer.detail
 
 
@@ -231,12 +232,12 @@ def test_a_black_hole_is_given_up_after_the_time(form, home):
         hole.listen(5)
         begun = time.monotonic()
         repository = _repository.Repository.parse(form.format(port=hole.getsockname()[1]))
-        assert _repository.probe(repository, timeout=2.0).state == "unreachable"
+        assert _repository_probe.probe(repository, timeout=2.0).state == "unreachable"
         assert time.monotonic() - begun < 4
 
 
 def test_an_unknown_host(home):
-    answer = _repository.probe(_repository.Repository.parse("https://nowhere.invalid/o/r"))
+    answer = _repository_probe.probe(_repository.Repository.parse("https://nowhere.invalid/o/r"))
     assert answer.state == "unreachable" and answer.detail
 
 
@@ -289,19 +290,19 @@ def sshd(tmp_path_factory) -> Iterator[Ssh]:
 def ask_ssh(sshd, home, repository, monkeypatch):
     """Ask as a user with ``key``; OpenSSH finds its files by the passwd entry, so they are named."""
 
-    def ask(path: str = "", key: str = "user", known: str | None = None, **more) -> _repository.Probe:
+    def ask(path: str = "", key: str = "user", known: str | None = None, **more) -> _repository_probe.Probe:
         (home / "known").write_text(sshd.known_hosts() if known is None else known)
         options = f"-F /dev/null -i {sshd.folder / key} -o IdentitiesOnly=yes -o UserKnownHostsFile={home / 'known'}"
         monkeypatch.setenv("GIT_SSH_COMMAND", f"ssh {options}")
         where = path or str(repository[0])
         text = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd.port}{where}"
-        return _repository.probe(_repository.Repository.parse(text), **more)
+        return _repository_probe.probe(_repository.Repository.parse(text), **more)
 
     return ask
 
 
 def test_ssh_open(ask_ssh, repository):
-    assert ask_ssh() == _repository.Probe("open", "", repository[1])
+    assert ask_ssh() == _repository_probe.Probe("open", "", repository[1])
 
 
 def test_ssh_with_an_agent(ask_ssh, sshd, repository, tmp_path, monkeypatch):
@@ -317,7 +318,7 @@ def test_ssh_with_an_agent(ask_ssh, sshd, repository, tmp_path, monkeypatch):
         monkeypatch.setenv("GIT_SSH_COMMAND", f"ssh -F /dev/null -o UserKnownHostsFile={tmp_path / 'known'}")
         (tmp_path / "known").write_text(sshd.known_hosts())
         text = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd.port}{repository[0]}"
-        assert _repository.probe(_repository.Repository.parse(text)).state == "open"
+        assert _repository_probe.probe(_repository.Repository.parse(text)).state == "open"
     finally:
         agent.terminate()
         agent.wait(5)

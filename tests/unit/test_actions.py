@@ -16,8 +16,8 @@ import pytest
 from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _lifecycle, _settings, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import to_session
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _repository_probe, _settings, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._docker_session import to_session
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
@@ -175,7 +175,7 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
         monkeypatch.setitem(sys.modules, f"{engine}.{name}", module)
         monkeypatch.setattr(importlib.import_module(engine), name, module, raising=False)
     monkeypatch.setattr(_ansible, "open_target", lambda values: target)
-    monkeypatch.setattr(_lifecycle._repository, "probe", lambda *args, **more: _lifecycle.Probe("open"))
+    monkeypatch.setattr(_repository_probe, "probe", lambda *args, **more: _repository_probe.Probe("open"))
     monkeypatch.setenv("SPT_FLOW_OWNER", "alice")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))

@@ -245,9 +245,9 @@ def test_run(tmp_path, upgraded, stdin):
         got.append(data)
         client.sendall(frame(1, b"out 1 ") + frame(2, b"err") + frame(1, b"out 2"))
 
-    answers = (reply("201 Created", b'{"Id": "e1"}'), start, reply("200 OK", b'{"ExitCode": 3}'))
+    answers = (reply("201 Created", b'{"Id": "e1"}'), start, reply("200 OK", b'{"ExitCode": 3, "ContainerID": "c1"}'))
     with engine(tmp_path, *answers) as (client, asked):
-        assert client.run("box", ["a", "-b; c"], stdin, user="1000:1000") == (3, b"out 1 out 2", b"err")
+        assert client.run("box", ["a", "-b; c"], stdin, user="1000:1000") == (3, b"out 1 out 2", b"err", "c1")
     made = json.loads(asked[0].partition(b"\r\n\r\n")[2])
     assert made["Cmd"] == ["a", "-b; c"] and made["User"] == "1000:1000" and made["AttachStdin"] is bool(stdin)
     assert b"/exec/e1/start" in asked[1] and b"/exec/e1/json" in asked[2]

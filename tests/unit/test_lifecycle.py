@@ -14,6 +14,7 @@ from ansible_collections.spt.flow.plugins.module_utils import (
     _progress,
     _readiness,
     _repository,
+    _repository_probe,
     _settings,
     _wait,
     _workspace,
@@ -29,7 +30,7 @@ RUNNING = _workspace.Workspace(owner="alice", name="demo", repo=REPO.identity, s
 
 
 def says(state: str, detail: str = ""):
-    return lambda repository, ref: _repository.Probe(state, detail)
+    return lambda repository, ref: _repository_probe.Probe(state, detail)
 
 
 def never(repository, ref):
@@ -422,7 +423,7 @@ def test_every_single_fault_leaves_something_that_the_next_run_completes():
 
 @pytest.fixture
 def bundled(monkeypatch):
-    monkeypatch.setattr(_repository, "make_bundle", lambda repository, ref="": b"BUNDLE")
+    monkeypatch.setattr(_repository_probe, "make_bundle", lambda repository, ref="": b"BUNDLE")
     return replace(SPEC, repository=_repository.Repository.parse("/srv/demo"))
 
 

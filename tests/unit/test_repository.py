@@ -7,10 +7,10 @@ import subprocess
 import time
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _repository
+from ansible_collections.spt.flow.plugins.module_utils import _errors, _repository, _repository_probe
 
 Repository = _repository.Repository
-Outcome = _repository.Outcome
+Outcome = _repository_probe.Outcome
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def answer(outcome: Outcome, text: str = "https://h.example/o/r", ref: str = "",
         seen.update(argv=list(argv), environ=dict(environ), timeout=timeout)
         return outcome
 
-    return _repository.probe(Repository.parse(text), ref, runner=runner, **more), seen
+    return _repository_probe.probe(Repository.parse(text), ref, runner=runner, **more), seen
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_what_servers_say_is_classified(stderr, state):
 
 def test_an_open_repository_tells_its_head():
     probe, seen = answer(Outcome(0, "c0ffee\tHEAD\n", ""))
-    assert probe == _repository.Probe("open", "", "c0ffee")
+    assert probe == _repository_probe.Probe("open", "", "c0ffee")
     assert seen["argv"][-3:] == ["--", "https://h.example/o/r", "HEAD"]
 
 
 def test_an_empty_repository_is_open():
-    assert answer(Outcome(0, "", ""))[0] == _repository.Probe("open")
+    assert answer(Outcome(0, "", ""))[0] == _repository_probe.Probe("open")
 
 
 def test_a_branch_that_is_not_there_is_not_found():
@@ -192,7 +192,7 @@ def test_no_git_and_no_time():
         raise FileNotFoundError("git")
 
     repository = Repository.parse("o/r")
-    assert _repository.probe(repository, runner=missing).detail == "git is not installed on this machine"
+    assert _repository_probe.probe(repository, runner=missing).detail == "git is not installed on this machine"
     probe, _seen = answer(Outcome(None, "", ""))
     assert (probe.state, probe.detail) == ("unreachable", "no answer within 10 s")
 
@@ -200,7 +200,7 @@ def test_no_git_and_no_time():
 def test_a_program_and_its_children_are_killed_when_the_time_is_over():
     marker = f"3{os.getpid()}.25"
     begun = time.monotonic()
-    outcome = _repository.run_bounded(["sh", "-c", f"sleep {marker} & sleep {marker}"], dict(os.environ), 0.3)
+    outcome = _repository_probe.run_bounded(["sh", "-c", f"sleep {marker} & sleep {marker}"], dict(os.environ), 0.3)
     assert outcome.status is None and time.monotonic() - begun < 3
     time.sleep(0.1)
     left = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -209,7 +209,7 @@ def test_a_program_and_its_children_are_killed_when_the_time_is_over():
 
 def test_a_daemon_that_is_left_behind_does_not_hold_the_caller():
     begun = time.monotonic()
-    outcome = _repository.run_bounded(["sh", "-c", "setsid sleep 2 & echo done"], dict(os.environ), 10)
+    outcome = _repository_probe.run_bounded(["sh", "-c", "setsid sleep 2 & echo done"], dict(os.environ), 10)
     assert outcome == Outcome(0, "done\n", "") and time.monotonic() - begun < 1.5
 
 
@@ -241,8 +241,8 @@ def test_a_local_repository_becomes_a_bundle_that_can_be_cloned(folder, tmp_path
     head = commit(folder)
     git(folder, "branch", "side")
     repository = Repository.parse(str(folder))
-    assert _repository.probe(repository) == _repository.Probe("open", "", head)
-    (tmp_path / "seed.bundle").write_bytes(_repository.make_bundle(repository, "side"))
+    assert _repository_probe.probe(repository) == _repository_probe.Probe("open", "", head)
+    (tmp_path / "seed.bundle").write_bytes(_repository_probe.make_bundle(repository, "side"))
     git(tmp_path, "clone", "-q", "seed.bundle", "copy")
     assert git(tmp_path / "copy", "rev-parse", "HEAD") == head
     assert "origin/side" in git(tmp_path / "copy", "branch", "-r")
@@ -254,15 +254,15 @@ def test_bare_and_detached_repositories_travel_too(folder, tmp_path):
     git(tmp_path, "clone", "-q", "--bare", str(folder), str(tmp_path / "bare.git"))
     for path in (folder, tmp_path / "bare.git"):
         repository = Repository.parse(str(path))
-        assert _repository.probe(repository).head == head
-        assert _repository.make_bundle(repository).startswith(b"# v2 git bundle")
+        assert _repository_probe.probe(repository).head == head
+        assert _repository_probe.make_bundle(repository).startswith(b"# v2 git bundle")
 
 
 def refusal(path, ref="") -> str:
     repository = Repository.parse(str(path))
-    assert _repository.probe(repository, ref).state == "not-found"
+    assert _repository_probe.probe(repository, ref).state == "not-found"
     with pytest.raises(_errors.NotFound, match="Cannot copy the repository") as caught:
-        _repository.make_bundle(repository, ref)
+        _repository_probe.make_bundle(repository, ref)
     return caught.value.message
 
 

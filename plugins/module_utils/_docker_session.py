@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How to enter a running workspace, read by one command inside it (private to the collection).
+
+Apart from ``_docker_target``, because `up` asks this first, by the container's name, and imports the rest meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ._workspace import Session
+
+PREFIX = "spt-flow-"
+USER = "1000:1000"
+READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json")
+"""What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
+
+
+def container_name(owner: str, name: str) -> str:
+    return f"{PREFIX}{owner}-{name}"
+
+
+def to_session(url: str, text: str) -> Session:
+    """From what `status` prints, or from its parts one after the other. Raises ``ValueError``, ``AttributeError``."""
+    data: dict[str, Any] = {}
+    decoder = json.JSONDecoder()
+    text = text.strip()
+    while text:
+        part, end = decoder.raw_decode(text)
+        data |= dict(part)
+        text = text[end:].lstrip()
+    ide, clone = data.get("ide") or {}, (data.get("steps") or {}).get("clone") or {}
+    return Session(
+        url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""), clone.get("state", "")
+    )
