@@ -9,6 +9,7 @@ show and how it ended. Everything of the engine that is not needed by every run 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -31,6 +32,8 @@ from ._errors import FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
 
 if TYPE_CHECKING:
+    import threading
+
     from . import _docker_http
     from ._target import Target
     from ._workspace import Session, Workspace, WorkspaceSpec
@@ -380,38 +383,41 @@ class Ahead:
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        import sys
-        import threading
-
-        # The thread has little to do, but at once: with the usual 5 ms it waits behind imports for each answer.
-        sys.setswitchinterval(0.0005)
-        self._values = values
         self._ran: _docker_http.Ran | None = None
-        self._thread = threading.Thread(target=self._read, name="spt-flow-ahead", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        name, repo = values["workspace"], values["repo"]
+        if values["target"] in ("auto", "docker") and not values["engine"] and (name or repo):
+            self._begin(values, name, repo)
 
     def session(self, workspace: Workspace) -> Session | None:
         """The session of ``workspace``; ``None`` when another or none was found, or reading failed."""
         from ._docker_session import to_session
 
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
         if self._ran is None or self._ran.status or self._ran.container != workspace.id:
             return None
         return to_session(workspace.url, self._ran.stdout.decode(errors="replace"))
 
-    def _read(self) -> None:
+    def _begin(self, values: Mapping[str, Any], name: str, repo: str) -> None:
+        import sys
+        import threading
+
+        # Imported before the thread starts: side by side with the other imports it would take twice as long.
         from . import _docker_http, _docker_session
         from ._repository import Repository
 
-        name, repo = self._values["workspace"], self._values["repo"]
-        if self._values["target"] not in ("auto", "docker") or self._values["engine"] or not (name or repo):
-            return
-        try:
-            name = name or Repository.parse(repo, self._values["default_host"]).slug
-            container = _docker_session.container_name(owner_of(self._values), name)
-            self._ran = _docker_http.connect().run(container, _docker_session.READ, user=_docker_session.USER)
-        except FlowError:
-            return  # whoever asks in earnest gets the error
+        def read() -> None:
+            # Whoever asks in earnest gets the error.
+            with contextlib.suppress(FlowError):
+                self._ran = _docker_http.connect().run(container, _docker_session.READ, user=_docker_session.USER)
+
+        name = name or Repository.parse(repo, values["default_host"]).slug
+        container = _docker_session.container_name(owner_of(values), name)
+        # The thread has little to do, but at once: with the usual 5 ms it waits behind imports for each answer.
+        sys.setswitchinterval(0.0005)
+        self._thread = threading.Thread(target=read, name="spt-flow-ahead", daemon=True)
+        self._thread.start()
 
 
 def image_options(values: Mapping[str, Any]) -> dict[str, Any]:

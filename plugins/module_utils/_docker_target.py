@@ -20,11 +20,11 @@ from . import _docker_http, _docker_session
 from ._docker_session import PREFIX, USER, container_name
 from ._errors import Conflict, FlowError, NotFound, Unhealthy
 from ._progress import Progress
-from ._target import EngineFacts, ExecResult
 from ._workspace import LABEL, Session, Workspace, WorkspaceSpec
 
 if TYPE_CHECKING:
     from . import _docker_body
+    from ._target import EngineFacts, ExecResult
 
 Workspaces = list[Workspace]
 Words = list[str]
@@ -554,6 +554,8 @@ class DockerTarget:
     def exec(
         self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
     ) -> ExecResult:
+        from ._target import ExecResult
+
         ran = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
         return ExecResult(ran.status, ran.stdout.decode(errors="replace"), ran.stderr.decode(errors="replace"))
 
@@ -701,6 +703,8 @@ def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
 
 def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:
     """What ``GET /info`` says; the size of the remapped range comes from /etc/subuid where it can be read (A3)."""
+    from ._target import EngineFacts
+
     options = [word for option in info.get("SecurityOptions") or [] for word in option.split(",")]
     remapped = "name=userns" in options
     base = re.search(r"/(\d+)\.\d+/?$", info.get("DockerRootDir", ""))

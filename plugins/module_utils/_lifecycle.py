@@ -23,12 +23,12 @@ from ._errors import (
 )
 from ._progress import Progress
 from ._repository import HOME, Repository
-from ._target import Target
 from ._wait import Waiter
 from ._workspace import Result, Workspace, WorkspaceSpec
 
 if TYPE_CHECKING:
     from ._repository_probe import Probe
+    from ._target import Target
 
 STATES = ("started", "stopped", "restarted", "kept", "absent")
 SEED = ".cache/spt-flow/seed.bundle"

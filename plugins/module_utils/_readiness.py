@@ -11,13 +11,15 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._errors import DeadlineExceeded, FlowError, Unhealthy, redact
 from ._progress import Progress
-from ._target import Target
 from ._wait import Waiter
 from ._workspace import STEPS, Life, Step, Workspace
+
+if TYPE_CHECKING:
+    from ._target import Target
 
 FINAL = ("ok", "failed", "skipped", "needs-auth")
 LAST_LINES = 5
