@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import _host
 from ._docker_http import Engine
 from ._errors import FlowError, InvalidInput
 from ._workspace import LABEL
 
 LIBRARY = "usr/local/lib/spt-flow"
-PROFILE = "spt-flow-workspace"
 KEYS = ("maxkeys", "maxbytes")
 PROGRAMS = ("usr/sbin/dockerd", "usr/bin/dockerd")
 DATA_ROOT = "/var/lib/docker"
@@ -43,54 +43,25 @@ def read(
     settings = _settings(base / "etc/docker/daemon.json")
     info = _info() if real else {}
     return {
-        **_system(base),
+        **_host.system(base),
         "settings": settings,
         "info": info,
         "content": _content(base, settings, info),
         "newer": _newer(base),
         "ours": (base / "run/spt-flow/dockerd.pid").exists(),
-        "packages": _packages(packages) if real and packages else {},
-        "units": {name: _unit(name) for name in units} if real else {},
-        "devices": {f"/{name}": _mode(base / name) for name in devices if (base / name).exists()},
+        "packages": _host.installed(packages) if real and packages else {},
+        "units": {name: _host.unit(name) for name in units} if real else {},
+        "devices": {f"/{name}": _host.mode(base / name) for name in devices if (base / name).exists()},
         "ids": {name: _ids(base / "etc" / name, remap_user) for name in ("subuid", "subgid")},
-        "remap_user": any(line.startswith(f"{remap_user}:") for line in _lines(base / "etc/passwd")),
+        "remap_user": any(line.startswith(f"{remap_user}:") for line in _host.lines(base / "etc/passwd")),
         "members": _members(base, "docker"),
         "firewall": real and _works(f"/{LIBRARY}/spt-flow-firewall", "check"),
-        "key_limits": {name: int(_text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
-    }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _lines(path: Path) -> list[str]:
-    return _text(path).splitlines()
-
-
-def _system(base: Path) -> dict[str, Any]:
-    """Release, start system, AppArmor, cgroups and size of the machine."""
-    release = dict(line.split("=", 1) for line in _lines(base / "etc/os-release") if "=" in line)
-    values = {name: value.strip("\"'") for name, value in release.items()}
-    memory = next((line.split()[1] for line in _lines(base / "proc/meminfo") if line.startswith("MemTotal:")), "0")
-    profiles = _lines(base / "sys/kernel/security/apparmor/profiles")
-    return {
-        "release": f"{values.get('ID', 'unknown').capitalize()}-{values.get('VERSION_ID', '')}",
-        "codename": values.get("VERSION_CODENAME", ""),
-        "systemd": (base / "run/systemd/system").is_dir(),
-        "apparmor": _text(base / "sys/module/apparmor/parameters/enabled") == "Y",
-        "profile": any(line.startswith(f"{PROFILE} ") for line in profiles),
-        "unified": (base / "sys/fs/cgroup/cgroup.controllers").exists(),
-        "memory": int(memory) * 1024,
-        "cpus": sum(line.startswith("processor") for line in _lines(base / "proc/cpuinfo")),
+        "key_limits": {name: int(_host.text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
     }
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    text = _text(path)
+    text = _host.text(path)
     try:
         found = json.loads(text or "{}")
     except ValueError as error:
@@ -148,47 +119,14 @@ def _newer(base: Path) -> bool:
     return any(moment > started for moment in changed)
 
 
-def _packages(names: Sequence[str]) -> dict[str, str]:
-    """Version by name of those that are installed."""
-    said = _run("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version}\n", "--", *names)
-    words = [line.split() for line in said.splitlines()]
-    return {word[1]: word[2] for word in words if len(word) == 3 and word[0] == "installed"}
-
-
-def _unit(name: str) -> dict[str, bool]:
-    asked = ("ActiveState", "UnitFileState", "NeedDaemonReload")
-    said = _run("systemctl", "show", f"--property={','.join(asked)}", "--", name)
-    values = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
-    return {
-        "active": values.get("ActiveState") == "active",
-        "enabled": values.get("UnitFileState") == "enabled",
-        "reload": values.get("NeedDaemonReload") == "yes",
-    }
-
-
-def _mode(path: Path) -> str:
-    return f"{os.stat(path).st_mode & 0o7777:04o}"
-
-
 def _ids(path: Path, user: str) -> list[str]:
     """Ranges of ``user`` as ``first:count``."""
-    return [line.partition(":")[2] for line in _lines(path) if line.startswith(f"{user}:")]
+    return [line.partition(":")[2] for line in _host.lines(path) if line.startswith(f"{user}:")]
 
 
 def _members(base: Path, group: str) -> list[str]:
-    found = [line.split(":") for line in _lines(base / "etc/group") if line.startswith(f"{group}:")]
+    found = [line.split(":") for line in _host.lines(base / "etc/group") if line.startswith(f"{group}:")]
     return [name for fields in found for name in fields[-1].split(",") if name]
-
-
-def _run(*argv: str) -> str:
-    """What a program prints; nothing when it is not there or hangs."""
-    try:
-        done = subprocess.run(
-            argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def _works(*argv: str) -> bool:

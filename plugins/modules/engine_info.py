@@ -61,6 +61,9 @@ engine:
     systemd:
       description: Whether systemd is process 1.
       type: bool
+    container:
+      description: Whether the host is a container itself.
+      type: bool
     apparmor:
       description: Whether AppArmor is active.
       type: bool

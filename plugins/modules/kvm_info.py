@@ -79,14 +79,16 @@ host:
   description:
     - What kind of host this is (intel, amd, builtin, paravirtual, arm64, none), the module to load and
       whether it is, its nested flag, how many machines use it, what a wished flag takes (reload is no, now or reboot).
+    - Its release, whether systemd is process 1, and the device's mode as octal text, empty without one.
   type: dict
   returned: always
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _kvm, _kvm_host
+from ansible_collections.spt.flow.plugins.module_utils import _host, _kvm, _kvm_host
 
 
 def main() -> None:
@@ -94,7 +96,14 @@ def main() -> None:
     module = AnsibleModule(spec, supports_check_mode=True)
     verdict = _kvm.verdict(module.params["device"])
     host = _kvm_host.read("/", module.params["nested"])
-    module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict), host=host.to_dict())
+    system = _host.system(Path("/"))
+    about = {
+        **host.to_dict(),
+        "release": system["release"],
+        "systemd": system["systemd"],
+        "device_mode": _host.mode(Path(module.params["device"])),
+    }
+    module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict), host=about)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,16 @@ def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
     assert found["key_limits"] == {"maxkeys": 200, "maxbytes": 0}
 
 
+def test_a_container_is_told_from_its_host(tmp_path: Path) -> None:
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    for name, number in (("user", 4026531837), ("pid", 4026531836)):
+        (tmp_path / "proc/self/ns" / name).symlink_to(f"{name}:[{number}]")
+    assert read(tmp_path)["container"] is False
+    (tmp_path / "proc/self/ns/pid").unlink()
+    (tmp_path / "proc/self/ns/pid").symlink_to("pid:[4026532199]")
+    assert read(tmp_path)["container"] is True
+
+
 def test_an_empty_host_is_read_too(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert (found["release"], found["systemd"], found["apparmor"], found["remap_user"]) == ("Unknown-", *[False] * 3)

@@ -1,0 +1,101 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_info
+short_description: Read in one call what roles decide by on a host
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Release, start system, packages, units and room; gathering facts and a task for each would cost half a second each.
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.info
+options:
+  packages:
+    description: Packages whose installed versions are read.
+    type: list
+    elements: str
+    default: []
+  units:
+    description: Units of systemd to read.
+    type: list
+    elements: str
+    default: []
+  room:
+    description: Paths, which need not exist, for which the free space is read.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Read what this host is
+  spt.flow.host_info:
+    packages: [restic]
+    units: [spt-flow-snapshots.timer]
+    room: [/var/backups]
+  register: found
+"""
+
+RETURN = r"""
+host:
+  description: The host.
+  type: dict
+  returned: always
+  contains:
+    release:
+      description: Distribution and version, such as V(Debian-12).
+      type: str
+    codename:
+      description: The release's name in package sources.
+      type: str
+    systemd:
+      description: Whether systemd is process 1.
+      type: bool
+    container:
+      description: Whether the host is a container itself.
+      type: bool
+    apparmor:
+      description: Whether AppArmor is active.
+      type: bool
+    profile:
+      description: Whether the kernel has the profile of workspaces.
+      type: bool
+    unified:
+      description: Whether the host has cgroups of version 2 only.
+      type: bool
+    memory:
+      description: Bytes of memory.
+      type: int
+    cpus:
+      description: Number of processors.
+      type: int
+    packages:
+      description: Versions of those that are installed.
+      type: dict
+    units:
+      description: Whether each is active and enabled, and whether systemd has to read it anew (reload).
+      type: dict
+    room:
+      description: Free bytes by path.
+      type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils import _host
+
+
+def main() -> None:
+    names = {"type": "list", "elements": "str", "default": []}
+    module = AnsibleModule({"packages": names, "units": names, "room": names}, supports_check_mode=True)
+    module.exit_json(changed=False, host=_host.read(**module.params))
+
+
+if __name__ == "__main__":
+    main()
