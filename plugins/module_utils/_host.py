@@ -20,7 +20,11 @@ INITIAL = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
 
 
 def read(
-    packages: Sequence[str] = (), units: Sequence[str] = (), room: Sequence[str] = (), root: str = "/"
+    packages: Sequence[str] = (),
+    units: Sequence[str] = (),
+    room: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    root: str = "/",
 ) -> dict[str, Any]:
     """What every role asks; keys as in the module host_info."""
     base, real = Path(root), root == "/"
@@ -29,6 +33,7 @@ def read(
         "packages": installed(packages) if real and packages else {},
         "units": {name: unit(name) for name in units} if real else {},
         "room": {path: free(base, path) for path in room},
+        "paths": [path for path in paths if (base / path.lstrip("/")).exists()],
     }
 
 

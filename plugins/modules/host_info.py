@@ -32,6 +32,11 @@ options:
     type: list
     elements: str
     default: []
+  paths:
+    description: Paths that are looked for.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -85,6 +90,10 @@ host:
     room:
       description: Free bytes by path.
       type: dict
+    paths:
+      description: Those that exist.
+      type: list
+      elements: str
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -93,7 +102,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _host
 
 def main() -> None:
     names = {"type": "list", "elements": "str", "default": []}
-    module = AnsibleModule({"packages": names, "units": names, "room": names}, supports_check_mode=True)
+    module = AnsibleModule({"packages": names, "units": names, "room": names, "paths": names}, supports_check_mode=True)
     module.exit_json(changed=False, host=_host.read(**module.params))
 
 
