@@ -10,7 +10,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _ansible, _setting
 
 
 class ActionModule(_ansible.FlowAction):
-    OWN = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
+    OWN = {"state": {"type": "str", "choices": ["present", "absent", "archived"], "default": "present"}}
     VALUES = ("output", "profile", *(option.name for option in _settings.OPTIONS.values() if option.scope == "image"))
     DOING = "look after the workspace image"
 
@@ -19,6 +19,8 @@ class ActionModule(_ansible.FlowAction):
 
         options = _ansible.image_options(self.values)
         image = _image_identity.identity(self.values["profile"])
+        if self.own["state"] == "archived":
+            return self._archived(image, options)
         present = self.own["state"] == "present"
         changed = _image.present(image) != present
         if changed and not self._task.check_mode:
@@ -37,3 +39,12 @@ class ActionModule(_ansible.FlowAction):
             },
             ["", msg],
         )
+
+    def _archived(self, image: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """An archive for machines that get the image without a registry; changes nothing but the cache."""
+        from ansible_collections.spt.flow.plugins.module_utils import _image
+
+        path = "" if self._task.check_mode else str(_image.archived(image, options, self.progress))
+        msg = f"The image {image.tag} lies in {path}." if path else f"Check mode: the image {image.tag} is archived."
+        about = {"tag": image.tag, "hash": image.hash, "profile": image.profile, "archive": path}
+        return self.finish({"changed": False, "msg": msg, "image": about}, ["", msg])

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import _audit, _kvm, _snapshots
+from . import _audit, _host, _kvm, _snapshots
 from ._acceptance import Row, judge
 from ._errors import FlowError
 from ._snapshot_volumes import Engine
@@ -34,8 +34,9 @@ def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int
         judge("systemd", "yes" if systemd else "process 1 is something else", "yes", systemd, possible=False),
         *kvm(kvm_required),
         *engine(min_free_gib),
+        image(),
         *([firewall_rules()] if firewall else []),
-        *audit(systemd),
+        *audit(systemd, _host.system(Path("/"))["container"]),
         *snapshots(systemd),
     ]
 
@@ -89,14 +90,24 @@ def engine(min_free_gib: int) -> list[Row]:
     ]
 
 
+def image() -> Row:
+    """Whether the engine has the workspace image that the role host_images recorded."""
+    code, said = _run(f"{LIBRARY}/spt-flow-images")
+    return judge("workspace image", said.partition(" Bring it")[0], "present", code == 0)
+
+
 def firewall_rules() -> Row:
     """Whether workspaces are kept from the host's services and from cloud metadata."""
     code, said = _run(f"{LIBRARY}/spt-flow-firewall", "check")
     return judge("firewall", "in place" if code == 0 else said or "rules are missing", "in place", code == 0)
 
 
-def audit(systemd: bool) -> list[Row]:
-    """Whether the kernel records what root runs and the daemon writes it; reads only, unlike the node's own check."""
+def audit(systemd: bool, container: bool) -> list[Row]:
+    """Whether the kernel records what root runs and the daemon writes it; reads only, unlike the node's own check.
+
+    A container shares the kernel with its host, and has no audit trail of its own.
+    """
+    possible = systemd and not container
     try:
         status = _audit.kernel()
         found = _audit.problems(status, _run("auditctl", "-l")[1], status.get("lost", 0))
@@ -105,8 +116,8 @@ def audit(systemd: bool) -> list[Row]:
     on = bool(status.get("enabled"))
     lost = status.get("lost", 0) if on else "nothing is recorded"
     return [
-        judge("audit trail", " ".join(found) or "whole", "whole", not found, systemd),
-        judge("audit records lost", lost, "0", lost == 0, systemd or on),
+        judge("audit trail", " ".join(found) or "whole", "whole", not found, possible),
+        judge("audit records lost", lost, "0", lost == 0, possible or on),
         *[_timer(name, systemd) for name in TIMERS[:2]],
     ]
 

@@ -60,6 +60,17 @@ def ensure(image: Image, options: Mapping[str, Any], progress: Progress) -> bool
     return True
 
 
+def archived(image: Image, options: Mapping[str, Any], progress: Progress) -> Path:
+    """The cache's archive of ``image`` (as `docker save` writes it), made when it is missing, the image as well."""
+    archive = _archive(image)
+    if not archive.exists():
+        ensure(image, options, progress)
+    if not archive.exists():
+        with progress.stage("archive", f"{image.tag} goes to {archive}"):
+            _save(_engine(), image)
+    return archive
+
+
 def _engine() -> Any:
     """The Docker SDK's client, imported here only: it costs 0.4 s (decision B1)."""
     try:
@@ -136,6 +147,17 @@ def _atomic(target: Path) -> Iterator[Path]:
 
 def _archive(image: Image) -> Path:
     return cache("images") / f"{image.profile}-{image.hash}.tar"
+
+
+def _save(engine: Any, image: Image) -> None:
+    """Keep the image in the cache, and of its profile no other one."""
+    archive = _archive(image)
+    with _atomic(archive) as path, open(path, "wb") as out:
+        for block in engine.images.get(image.tag).save(chunk_size=_BLOCK, named=True):
+            out.write(block)
+    for old in archive.parent.glob(f"{image.profile}-*.tar"):
+        if old != archive:
+            old.unlink(missing_ok=True)
 
 
 def _load(image: Image, progress: Progress) -> bool:
@@ -245,21 +267,11 @@ class _Builder:
         )
         repository, tag = self.image.tag.split(":")
         built.tag(repository, tag)
-        self._save()
-
-    def _save(self) -> None:
-        """Keep the image in the cache; without the room for it the image is still there on the engine."""
-        archive = _archive(self.image)
         try:
-            with _atomic(archive) as path, open(path, "wb") as out:
-                for block in self.engine.images.get(self.image.tag).save(chunk_size=_BLOCK, named=True):
-                    out.write(block)
+            _save(self.engine, self.image)
         except OSError as error:
+            # Without the room for an archive the image is still there on the engine.
             self.progress.note(f"image: not kept in the cache ({error})")
-            return
-        for old in archive.parent.glob(f"{self.image.profile}-*.tar"):
-            if old != archive:
-                old.unlink(missing_ok=True)
 
     def _archives(self) -> tuple[str, str]:
         """The package archives: the named mirror, the snapshot of the day, or (said) the newest instead."""

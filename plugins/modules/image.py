@@ -23,9 +23,11 @@ extends_documentation_fragment:
   - spt.flow.values.image
 options:
   state:
-    description: Whether the engine has the image. V(absent) leaves the copy in the cache.
+    description:
+      - Whether the engine has the image. V(absent) leaves the copy in the cache.
+      - V(archived) makes sure of that copy, an archive as C(docker save) writes it, and tells where it lies.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, archived]
     default: present
 seealso:
   - module: spt.flow.workspace
@@ -54,6 +56,10 @@ image:
       description: Which of the image's profiles.
       type: str
       sample: slim
+    archive:
+      description: Where the archive lies.
+      type: str
+      returned: with O(state=archived)
 error:
   description: What went wrong; see M(spt.flow.workspace).
   type: dict

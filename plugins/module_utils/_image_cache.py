@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The workspace image on a host's engine: is it there, bring it, and which old ones may go (private to the collection).
+
+Presence, tags and users are asked by the small client; what moves gigabytes is the `docker` program's work.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._docker_http import Engine, connect
+from ._errors import Conflict, FlowError, InvalidInput, NotFound
+
+LABEL = "spt.flow.image"
+"""Holds the content hash of an image (decision B10)."""
+LIMIT = 3600.0
+"""Seconds that loading or pulling may take."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The image by its tag and content hash, and where it comes from when the engine lacks it.
+
+    ``archive`` is a file on this host, ``reference`` a name in a registry with its digest; without both it is only
+    looked for. ``keep`` is how many older images stay although nothing uses them; -1 leaves all.
+    """
+
+    tag: str
+    hash: str
+    archive: str = ""
+    reference: str = ""
+    keep: int = -1
+
+
+@dataclass
+class Outcome:
+    """``present`` tells whether the engine has the image (in check mode: would have), ``removed`` which went."""
+
+    present: bool
+    brought: bool = False
+    removed: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return self.brought or bool(self.removed)
+
+
+def look_after(wanted: Wanted, check: bool = False, engine: Engine | None = None) -> Outcome:
+    """Bring the image where it is missing, then drop old ones. Raises ``FlowError``."""
+    engine = engine or connect()
+    outcome = Outcome(has(engine, wanted))
+    if not outcome.present and (wanted.archive or wanted.reference):
+        if not check:
+            _bring(engine, wanted)
+        outcome.present = outcome.brought = True
+    if outcome.present and wanted.keep >= 0:
+        outcome.removed = _prune(engine, wanted, check)
+    return outcome
+
+
+def has(engine: Engine, wanted: Wanted) -> bool:
+    """Whether the tag is there and means what it says."""
+    try:
+        found = engine.get_json(f"/images/{wanted.tag}/json")
+    except NotFound:
+        return False
+    return ((found.get("Config") or {}).get("Labels") or {}).get(LABEL) == wanted.hash
+
+
+def _bring(engine: Engine, wanted: Wanted) -> None:
+    if wanted.archive:
+        _docker("load", "--quiet", "--input", wanted.archive)
+    else:
+        if "@sha256:" not in wanted.reference:
+            raise InvalidInput(f"{wanted.reference} has no digest.", "Name the image as registry/name@sha256:…")
+        _docker("pull", "--quiet", wanted.reference)
+        _docker("tag", wanted.reference, wanted.tag)
+    if has(engine, wanted):
+        return
+    source = wanted.archive or wanted.reference
+    raise FlowError(
+        f"Cannot use {source}: it does not hold the image {wanted.tag} that this version of spt.flow describes.",
+        "Make it with the same version: ansible-playbook spt.flow.image, then docker save.",
+    )
+
+
+def _prune(engine: Engine, wanted: Wanted, check: bool) -> list[str]:
+    """Drop images of ours that no container uses, but the wanted one and the ``keep`` newest others; their tags."""
+    repository = wanted.tag.rpartition(":")[0]
+    images = engine.get_json("/images/json", {"filters": {"reference": [repository]}})
+    used = {entry["ImageID"] for entry in engine.get_json("/containers/json", {"all": True})}
+    old = [image for image in images if wanted.tag not in _tags(image) and image["Id"] not in used]
+    newest = sorted(old, key=lambda image: image["Created"], reverse=True)
+    tags = [tag for image in newest[wanted.keep :] for tag in _tags(image)]
+    return [tag for tag in tags if check or _dropped(engine, tag)]
+
+
+def _tags(image: dict[str, Any]) -> list[str]:
+    return [str(tag) for tag in image.get("RepoTags") or []]
+
+
+def _dropped(engine: Engine, tag: str) -> bool:
+    """Whether the tag went; a container that has come to use it meanwhile keeps it."""
+    try:
+        engine.request_json("DELETE", f"/images/{tag}", timeout=120)
+    except (Conflict, NotFound):
+        return False
+    return True
+
+
+def _docker(*words: str) -> None:
+    argv = ["docker", *words]
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FlowError(f"Cannot run docker {words[0]}: {error}.") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise FlowError(
+            f"docker {' '.join(words)} failed: {said[-1] if said else f'status {done.returncode}'}.",
+            "Check the archive or the registry, and the room on the engine's disk.",
+        )

@@ -1,0 +1,92 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_cache
+short_description: Keep the workspace image on a host's engine, and old ones off it
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - An image counts as there when its tag is and its label C(spt.flow.image) holds the wanted identity.
+  - Without O(archive) and O(reference) it is only looked for.
+extends_documentation_fragment:
+  - spt.flow.attributes
+options:
+  tag:
+    description: What engines call the image; see P(spt.flow.image_identity#filter).
+    type: str
+    required: true
+  hash:
+    description: Its identity, 64 hexadecimal digits.
+    type: str
+    required: true
+  archive:
+    description: A file on the host, as C(docker save) writes it.
+    type: path
+  reference:
+    description: A name in a registry with its digest; credentials are those of the C(docker) program there.
+    type: str
+    default: ""
+  keep:
+    description:
+      - How many older workspace images stay although no container uses them; the others are removed.
+      - The default removes none. Images that a container uses, stopped ones included, always stay.
+    type: int
+    default: -1
+"""
+
+EXAMPLES = r"""
+- name: Load the image from a file
+  spt.flow.image_cache:
+    tag: "{{ ('slim' | spt.flow.image_identity).tag }}"
+    hash: "{{ ('slim' | spt.flow.image_identity).hash }}"
+    archive: /var/tmp/image.tar
+  become: true
+"""
+
+RETURN = r"""
+present:
+  description: Whether the engine has the image.
+  type: bool
+  returned: success
+removed:
+  description: Tags of the old images that went.
+  type: list
+  elements: str
+  returned: success
+error:
+  description: What went wrong (code, kind, message, hint, details).
+  type: dict
+  returned: failure
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils import _image_cache
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+def main() -> None:
+    text = {"type": "str", "default": ""}
+    spec = {
+        "tag": {"type": "str", "required": True},
+        "hash": {"type": "str", "required": True},
+        "archive": {"type": "path"},
+        "reference": text,
+        "keep": {"type": "int", "default": -1},
+    }
+    module = AnsibleModule(spec, supports_check_mode=True)
+    values = {**module.params, "archive": module.params["archive"] or ""}
+    try:
+        outcome = _image_cache.look_after(_image_cache.Wanted(**values), module.check_mode)
+    except FlowError as error:
+        module.fail_json(msg=str(error), error=error.to_dict())
+    module.exit_json(changed=outcome.changed, present=outcome.present, removed=outcome.removed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The workspace image on a host: what counts as there, what is refused, and which old images may go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput, NotFound
+
+CHECK = Path(__file__).resolve().parents[2] / "roles/host_images/files/spt-flow-images"
+TAG = "spt-flow/workspace:slim-new"
+WANTED = cache.Wanted(TAG, "hash")
+
+
+class FakeEngine:
+    """Images by tag as (label, created); ``used`` are ids, which are the tags, of images that containers have."""
+
+    def __init__(self, images: dict[str, tuple[str, int]], used: set[str] | None = None) -> None:
+        self.images = images
+        self.used = used or set()
+
+    def get_json(self, path: str, query: Any = None, timeout: float = 60.0) -> Any:
+        if path == "/images/json":
+            return [
+                {"Id": tag, "RepoTags": [tag], "Created": created} for tag, (_label, created) in self.images.items()
+            ]
+        if path == "/containers/json":
+            assert query == {"all": True}
+            return [{"ImageID": tag} for tag in self.used]
+        tag = path.removeprefix("/images/").removesuffix("/json")
+        if tag not in self.images:
+            raise NotFound("No such image.")
+        return {"Config": {"Labels": {cache.LABEL: self.images[tag][0]}}}
+
+    def request_json(self, method: str, path: str, timeout: float = 60.0) -> Any:
+        assert method == "DELETE"
+        tag = path.removeprefix("/images/")
+        if tag in self.used:
+            raise Conflict("A container uses it.")
+        del self.images[tag]
+
+
+def old(*numbers: int) -> dict[str, tuple[str, int]]:
+    return {f"spt-flow/workspace:slim-{number}": (str(number), number) for number in numbers}
+
+
+def test_a_tag_counts_only_with_its_content() -> None:
+    assert cache.look_after(WANTED, engine=FakeEngine({TAG: ("hash", 9)})).present
+    assert not cache.look_after(WANTED, engine=FakeEngine({TAG: ("another", 9)})).present
+    assert not cache.look_after(WANTED, engine=FakeEngine({})).present
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(-1, []), (0, [3, 2, 1]), (1, [2, 1]), (5, [])])
+@pytest.mark.parametrize("check", [False, True])
+def test_old_images_go_but_the_newest_ones(keep: int, gone: list[int], check: bool) -> None:
+    engine = FakeEngine({TAG: ("hash", 9), **old(1, 2, 3)})
+    wanted = cache.Wanted(TAG, "hash", keep=keep)
+    outcome = cache.look_after(wanted, check, engine)
+    assert outcome.removed == [f"spt-flow/workspace:slim-{number}" for number in gone]
+    assert outcome.changed is bool(gone)
+    assert len(engine.images) == (4 if check else 4 - len(gone))
+
+
+def test_an_image_that_any_container_uses_stays() -> None:
+    engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, {"spt-flow/workspace:slim-1"})
+    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine)
+    assert outcome.removed == ["spt-flow/workspace:slim-2"]
+
+
+def test_nothing_goes_while_the_wanted_one_is_missing() -> None:
+    engine = FakeEngine(old(1, 2))
+    assert cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine).removed == []
+    assert len(engine.images) == 2
+
+
+def program(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_an_archive_is_loaded_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine({})
+    program(tmp_path, monkeypatch, f'echo "$*" > {tmp_path}/said')
+    wanted = cache.Wanted(TAG, "hash", archive="/srv/image.tar")
+    with pytest.raises(FlowError, match="/srv/image.tar: it does not hold the image"):
+        cache.look_after(wanted, engine=engine)  # type: ignore[arg-type]
+    assert (tmp_path / "said").read_text() == "load --quiet --input /srv/image.tar\n"
+    outcome = cache.look_after(wanted, check=True, engine=engine)  # type: ignore[arg-type]
+    assert outcome.present
+    assert outcome.changed
+
+
+def test_what_docker_says_reaches_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, monkeypatch, "echo first >&2; echo 'no space left on device' >&2; exit 1")
+    with pytest.raises(FlowError, match="no space left on device"):
+        cache.look_after(cache.Wanted(TAG, "hash", archive="/a"), engine=FakeEngine({}))  # type: ignore[arg-type]
+
+
+def test_a_registry_without_a_digest_is_refused_before_anything_runs() -> None:
+    wanted = cache.Wanted(TAG, "hash", reference="registry.example.com/spt-flow/workspace:latest")
+    with pytest.raises(InvalidInput, match="has no digest"):
+        cache.look_after(wanted, engine=FakeEngine({}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "words", "metric"),
+    [
+        ("echo hash", 0, f"node1 has the image {TAG}.", 1),
+        ("echo another", 1, f"node1 does not have the image {TAG}.", 0),
+        ("exit 1", 1, "--limit node1 --tags host_images", 0),
+    ],
+    ids=["there", "another", "gone"],
+)
+def test_the_nodes_own_check(
+    script: str, status: int, words: str, metric: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, monkeypatch, script)
+    record = tmp_path / "image.json"
+    record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": str(tmp_path)}))
+    monkeypatch.setenv("SPT_FLOW_IMAGE_RECORD", str(record))
+    done = subprocess.run([sys.executable, str(CHECK)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+    assert f'spt_flow_image_present{{image="{TAG}"}} {metric}\n' in (tmp_path / "spt_flow_images.prom").read_text()
