@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole site.yml on two nodes: what an operator does after the first run, and what is left when it is undone.
+
+In the order of the file: each test leaves the nodes as it found them, but the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+NODES = ("spt-flow-molecule-e2e-1", "spt-flow-molecule-e2e-2")
+VOLUME = "spt-flow-ada-demo-home"
+
+
+def command(reports: Path, playbook: str, *more: str) -> list[str]:
+    inventory = os.environ["MOLECULE_INVENTORY_FILE"]
+    report = f"flow_report_directory={reports}"
+    return ["ansible-playbook", str(CHECKOUT / playbook), "-i", inventory, "-e", report, *more]
+
+
+def environment() -> dict[str, str]:
+    more = {"ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections"), "ANSIBLE_STDOUT_CALLBACK": "default"}
+    return {**os.environ, **more, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+
+
+def play(reports: Path, playbook: str, *more: str) -> tuple[int, str, dict[str, dict[str, int]]]:
+    """Status, words and the recap by host."""
+    done = subprocess.run(
+        command(reports, playbook, *more),
+        cwd=reports,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    lines = re.findall(r"^(\S+)\s+: (ok=.*)$", done.stdout, re.MULTILINE)
+    recap = {name: {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", words)} for name, words in lines}
+    return done.returncode, done.stdout + done.stderr, recap
+
+
+def docker(node: str, *words: str) -> str:
+    argv = ["docker", "exec", node, *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once(host) -> None:  # type: ignore[no-untyped-def]
+    """These tests speak of both nodes; testinfra would run them for each."""
+    if host.backend.host != NODES[0]:
+        pytest.skip("run once, for both nodes")
+
+
+def test_a_node_alone_is_left_as_it_is_and_the_other_is_not_asked(tmp_path: Path) -> None:
+    status, said, recap = play(tmp_path, "site.yml", "--limit", NODES[0])
+    assert status == 0, said
+    assert set(recap) == {NODES[0]}
+    assert recap[NODES[0]]["changed"] == 0
+
+
+def test_the_verdict_names_every_requirement_of_both_nodes(tmp_path: Path) -> None:
+    status, said, _recap = play(tmp_path, "playbooks/verify.yml")
+    assert status == 0, said
+    report = json.loads((tmp_path / "verify.json").read_text())
+    rows = {host: {row["requirement"]: row["verdict"] for row in found} for host, found in report["hosts"].items()}
+    assert set(rows) == set(NODES)
+    for found in rows.values():
+        assert "failed" not in found.values()
+        assert found["audit trail"] == "impossible"
+        for name in ("Docker engine", "workspace image", "user-namespace remapping", "firewall", "systemd"):
+            assert found[name] == "met", name
+
+
+def test_a_node_that_lost_the_image_is_named_and_repaired(tmp_path: Path) -> None:
+    tag = json.loads(docker(NODES[1], "cat", "/etc/spt-flow/image.json"))["tag"]
+    docker(NODES[1], "docker", "image", "rm", tag)
+    status, said, _recap = play(tmp_path, "playbooks/verify.yml")
+    assert status == 2
+    assert f"{NODES[1]}: workspace image: {NODES[1]} does not have the image {tag}" in " ".join(said.split())
+    status, said, recap = play(tmp_path, "site.yml", "--tags", "host_images")
+    assert status == 0, said
+    assert recap[NODES[1]]["changed"] > 0
+    assert recap[NODES[0]]["changed"] == 0
+    docker(NODES[1], "docker", "image", "inspect", tag)
+
+
+def test_an_unreachable_node_does_not_stop_the_others(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.yml"
+    gone.write_text(
+        "flow_nodes: {hosts: {gone: {ansible_connection: community.docker.docker, ansible_host: spt-flow-no-such}}}\n"
+    )
+    docker(NODES[0], "rm", "/etc/spt-flow/snapshots.json")
+    status, said, recap = play(tmp_path, "playbooks/hosts.yml", "-i", str(gone))
+    assert status == 4, said
+    assert recap["gone"]["unreachable"] == 1
+    assert recap[NODES[0]]["failed"] == recap[NODES[1]]["failed"] == 0
+    docker(NODES[0], "test", "-s", "/etc/spt-flow/snapshots.json")
+
+
+def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(tmp_path: Path) -> None:
+    for path in ("/etc/spt-flow/image.json", "/etc/systemd/system/spt-flow-snapshots.timer"):
+        docker(NODES[0], "rm", path)
+    run = subprocess.Popen(
+        command(tmp_path, "site.yml", "--limit", NODES[0]),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    time.sleep(6)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(timeout=30)
+    status, said, _recap = play(tmp_path, "site.yml", "--limit", NODES[0])
+    assert status == 0, said
+    _status, _said, recap = play(tmp_path, "site.yml", "--limit", NODES[0])
+    assert recap[NODES[0]]["changed"] == 0
+    assert docker(NODES[0], "systemctl", "is-active", "spt-flow-snapshots.timer") == "active"
+
+
+def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> None:
+    docker(NODES[0], "docker", "volume", "create", "--label", "spt.flow.owner=ada", VOLUME)
+    status, said, _recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0])
+    assert status == 2
+    assert "Nothing was removed" in said
+    status, said, _recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
+    assert status == 0, said
+    left = docker(NODES[0], "sh", "-c", "ls /etc/systemd/system/spt-flow* /usr/local/lib/spt-flow/spt-flow-* || true")
+    assert left == ""
+    assert docker(NODES[0], "docker", "volume", "ls", "--quiet") == VOLUME
+    status, said, recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
+    assert status == 0, said
+    assert recap[NODES[0]]["changed"] == 0
