@@ -72,7 +72,14 @@ class CoderTarget:
 
     def _one(self, name: str, owner: str) -> Workspace | None:
         found = self._client.workspace(name, owner or "me")
-        return self._seen(found) if found else None
+        if found is None:
+            return None
+        workspace = self._seen(found)
+        if not metadata(found):
+            # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
+            asked = self._client.build_parameters(found["latest_build"]["id"])
+            workspace = replace(workspace, repo=_identity(asked.get("repo", "")))
+        return workspace
 
     def _seen(self, found: Json) -> Workspace:
         self._read[found["id"]] = found

@@ -282,6 +282,14 @@ def agent_logs(state: State, one: Agent, after: int) -> list[Json]:
     ]
 
 
+def metadata(build: Build) -> list[Json] | None:
+    """What our template hangs on the home (``coder_metadata``); a template without its parameters has none."""
+    if "repo" not in build.parameters:
+        return None
+    items = {"repo": build.parameters["repo"], "contract": "1"}
+    return [{"key": key, "value": value, "sensitive": False} for key, value in items.items()]
+
+
 def resources(state: State, build: Build) -> list[Json]:
     """There from the end of the job on: the container while started, the home until deleted."""
     if build.job.status(state.now) != "succeeded" or build.transition == "delete":
@@ -301,7 +309,7 @@ def resources(state: State, build: Build) -> list[Json]:
             "icon": "",
             "daily_cost": 0,
             "agents": [agent(state, one)] if one else None,
-            "metadata": None,
+            "metadata": metadata(build) if name == "home" else None,
         }
         for kind, name, one in kinds
     ]
