@@ -449,7 +449,7 @@ def image_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {o.name: values[o.name] for o in _settings.OPTIONS.values() if o.scope == "image"}
 
 
-def read_workspaces(values: Mapping[str, Any]) -> list[Workspace]:
+def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
     """The workspace that ``values`` name, else all of the owner's, each with what is outdated about it."""
     target = open_target(values)
     spec = make_spec(values)

@@ -155,7 +155,9 @@ class CoderTarget:
         if spec.name or spec.repository is None:
             return spec.name
         slug = spec.repository.slug
-        taken = self._client.workspace(slug, spec.owner)
+        taken = self._one(slug, spec.owner)
+        if taken is not None and taken.repo == spec.repository.identity:
+            raise Conflict(f"Somebody else has just made workspace {slug}.", "Run the command again.")
         return spec.repository.slug_with_suffix() if taken else slug
 
     # Running
