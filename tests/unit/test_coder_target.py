@@ -27,7 +27,7 @@ from ansible_collections.spt.flow.plugins.module_utils._repository_probe import 
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_house
 
 REPO = Repository.parse("https://example.com/team/demo.git")
 SPEC = WorkspaceSpec("me", Settings(wait_timeout=60), repository=REPO)
@@ -36,13 +36,13 @@ NAMED = replace(SPEC, name="demo", repository=None)
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_kit.server() as made:
+    with coder_house.server() as made:
         yield made
 
 
 @pytest.fixture
 def target(fake: Fake) -> CoderTarget:
-    return CoderTarget(coder_kit.client(fake))
+    return CoderTarget(coder_house.client(fake))
 
 
 def ensure(target: CoderTarget, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
@@ -69,9 +69,9 @@ def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target
 def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.clock.advance(60)
-    fresh = CoderTarget(coder_kit.client(fake))
+    fresh = CoderTarget(coder_house.client(fake))
     before = len(fake.seen)
-    result = ensure(fresh)
+    result = ensure(fresh, now=lambda: fake.state.now)
     assert result.workspace is not None
     session = fresh.session(result.workspace)
     assert not result.changed
@@ -95,7 +95,7 @@ def test_stop_start_restart_delete(fake: Fake, target: CoderTarget) -> None:
 def test_a_new_template_version_waits_for_the_users_restart(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     template = fake.state.template_by_name("spt-flow")
-    new = coder_kit.add_version(fake.state, "v2", template.id)
+    new = coder_house.add_version(fake.state, "v2", template.id)
     fake.state.promote(template, new)
     result = ensure(target)
     assert not result.changed
@@ -148,7 +148,7 @@ def test_the_name_of_another_repository_is_left_alone(fake: Fake, target: CoderT
 
 def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
     with ThreadPoolExecutor(10) as pool:
-        results = list(pool.map(lambda _n: ensure(CoderTarget(coder_kit.client(fake))), range(10)))
+        results = list(pool.map(lambda _n: ensure(CoderTarget(coder_house.client(fake))), range(10)))
     assert {result.workspace.id for result in results if result.workspace} == set(fake.state.workspaces)
     assert len(fake.state.workspaces) == 1
     assert builds(fake) == ["start"]
@@ -156,8 +156,8 @@ def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
 
 def test_what_the_template_does_not_take_is_refused_and_nothing_is_made(fake: Fake, target: CoderTarget) -> None:
     template = fake.state.template_by_name("spt-flow")
-    text = coder_kit.TEMPLATE.replace('"dotfiles"', '"colour"')
-    fake.state.promote(template, coder_kit.add_version(fake.state, "v2", template.id, text))
+    text = coder_house.TEMPLATE.replace('"dotfiles"', '"colour"')
+    fake.state.promote(template, coder_house.add_version(fake.state, "v2", template.id, text))
     with pytest.raises(InvalidInput, match="takes no dotfiles"):
         ensure(target, replace(SPEC, dotfiles="https://example.com/ada/dotfiles"))
     assert fake.state.workspaces == {}
@@ -171,7 +171,7 @@ def test_a_folder_of_this_machine_is_refused(fake: Fake, target: CoderTarget) ->
 
 def test_a_server_without_the_template_is_told(fake: Fake) -> None:
     with pytest.raises(NotFound, match="has no template gone"):
-        ensure(CoderTarget(coder_kit.client(fake), "gone"))
+        ensure(CoderTarget(coder_house.client(fake), "gone"))
 
 
 def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTarget) -> None:
