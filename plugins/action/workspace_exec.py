@@ -19,7 +19,7 @@ KEPT_LINES = 10_000
 
 class ActionModule(_ansible.FlowAction):
     OWN = {"argv": {"type": "list", "elements": "str"}}
-    VALUES = ("workspace", "repo", "owner", "target", "node", "output", "default_host", "command")
+    VALUES = ("workspace", "repo", "owner", "target", "node", "template", "output", "default_host", "command")
     DOING = "run a command in the workspace"
 
     def act(self) -> dict[str, Any]:

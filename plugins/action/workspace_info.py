@@ -13,7 +13,19 @@ from ansible_collections.spt.flow.plugins.module_utils import _ansible, _report
 
 class ActionModule(_ansible.FlowAction):
     OWN = {"logs": {"type": "bool", "default": False}}
-    VALUES = ("workspace", "repo", "owner", "target", "node", "output", "default_host", "size", "follow", "tail")
+    VALUES = (
+        "workspace",
+        "repo",
+        "owner",
+        "target",
+        "node",
+        "template",
+        "output",
+        "default_host",
+        "size",
+        "follow",
+        "tail",
+    )
     DOING = "read the workspaces"
 
     def act(self) -> dict[str, Any]:

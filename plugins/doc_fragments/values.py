@@ -39,7 +39,10 @@ def _fragment(options: Iterable[Option], notes: list[str]) -> str:
 class ModuleDocFragment:
     # Which workspace is meant, and where values come from.
     DOCUMENTATION = _fragment(
-        (OPTIONS[name] for name in ("workspace", "repo", "owner", "target", "node", "output", "default_host")),
+        (
+            OPTIONS[name]
+            for name in ("workspace", "repo", "owner", "target", "node", "template", "output", "default_host")
+        ),
         PRECEDENCE,
     )
 

@@ -307,8 +307,8 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
 
 def owner_of(values: Mapping[str, Any]) -> str:
-    """Whose workspaces are meant: the value, else the login name (decision C7)."""
-    return str(values["owner"]) or _settings.default_owner()
+    """Whose workspaces are meant: the value, else the login name (decision C7), on a Coder server whoever asks."""
+    return str(values["owner"]) or ("me" if values["target"] == "coder" else _settings.default_owner())
 
 
 def engine_of(node: str, task_vars: Mapping[str, Any]) -> str:
@@ -338,16 +338,38 @@ def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
     return wanted
 
 
-def open_target(values: Mapping[str, Any]) -> Target:
-    """The target that ``values`` name; nothing is asked yet."""
-    if values["target"] not in ("auto", "docker"):
-        raise InvalidInput(
-            f"Target {values['target']} is not offered by this version of spt.flow.",
-            "Leave target away, or use target=docker.",
-        )
+def open_target(values: dict[str, Any]) -> Target:
+    """The target that ``values`` name, which name it plainly from then on; nothing is asked yet."""
+    values["target"] = _target_name(values)
+    if values["target"] == "coder":
+        return _open_coder(values)
     from ._docker_target import DockerTarget
 
     return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
+
+
+def _target_name(values: Mapping[str, Any]) -> str:
+    """``auto`` means Coder where a server and a token are at hand, unless a node is named."""
+    if values["target"] != "auto":
+        return str(values["target"])
+    from . import _coder_config
+
+    return "coder" if not values["node"] and _coder_config.configured() else "docker"
+
+
+def _open_coder(values: Mapping[str, Any]) -> Target:
+    from . import _coder_config
+    from ._coder_client import CoderClient
+    from ._coder_http import CoderHttp
+    from ._coder_target import CoderTarget
+
+    if values["node"]:
+        raise InvalidInput(
+            "A node is of no use with target=coder: the server's template places workspaces.",
+            "Leave node away, or use target=docker.",
+        )
+    config = _coder_config.require_token(_coder_config.load())
+    return CoderTarget(CoderClient(CoderHttp(config, say=display.warning)), values["template"])
 
 
 class Furnished:
@@ -369,6 +391,8 @@ class Furnished:
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
         from . import _image, _image_identity
 
+        if self._target.name == "coder":
+            return spec  # the template's nodes have the image, and the server knows who its user is
         if not self._values.get("engine"):
             options = image_options(self._values)
             _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
@@ -425,7 +449,7 @@ def image_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {o.name: values[o.name] for o in _settings.OPTIONS.values() if o.scope == "image"}
 
 
-def read_workspaces(values: Mapping[str, Any]) -> list[Workspace]:
+def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
     """The workspace that ``values`` name, else all of the owner's, each with what is outdated about it."""
     target = open_target(values)
     spec = make_spec(values)

@@ -83,6 +83,7 @@ OPTIONS: dict[str, Option] = {
             "",
             "Host of the inventory's group flow_nodes that workspaces run on; by default this machine.",
         ),
+        Option("template", "str", "spt-flow", "Template of the Coder server that new workspaces are made of."),
         Option("dotfiles", "str", "", "Repository with dotfiles that a new workspace installs after it is ready."),
         Option("connect", "bool", True, "Whether the run ends in a shell of the workspace where there is a terminal."),
         Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),

@@ -4,7 +4,9 @@
 
 One static block serves every workspace: the host is named as the container, the way in is `docker exec` with one
 sshd per session, and the host key is asked for the same way. The key pair lies in memory-backed storage. A workspace
-on another machine has that machine's name after a dot; `docker exec` is then run there, by SSH as well.
+on another machine has that machine's name after a dot; `docker exec` is then run there, by SSH as well. A workspace of
+a Coder server is entered by `coder ssh`, which encrypts up to the workspace's agent and vouches for it (its host key is
+another at each start, so SSH does not look at it).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from ._errors import FlowError
 from ._workspace import Workspace
 
 PREFIX = "spt-flow-"
+CODER = ".spt-coder"
+"""Ends the names of workspaces of a Coder server, which are owner--name."""
 MOST_SOCKET = 45
 """Characters of a folder in which SSH can still make a socket: 104 on some systems, less its own 58."""
 SHELL = 'exec "${SHELL:-/bin/bash}" -l'
@@ -29,6 +33,8 @@ SHELL = 'exec "${SHELL:-/bin/bash}" -l'
 
 def alias(workspace: Workspace) -> str:
     """The name by which SSH knows the workspace."""
+    if workspace.target == "coder":
+        return f"{workspace.owner}--{workspace.name}{CODER}"
     return f"{PREFIX}{workspace.key}{_suffix(workspace.node)}"
 
 
@@ -121,8 +127,20 @@ def config_text(nodes: Mapping[str, str] | None = None) -> str:
     return (
         "# Written by spt.flow; changes are lost.\n"
         + "".join(_node_text(node, engine, f"{key}.pub") for node, engine in (nodes or {}).items())
+        + _coder_text(settings)
         + f'Match originalhost {PREFIX}* exec "test -e {key}.pub || {{ {folder} && {keygen}; {public}; }}"\n{lines}'
     )
+
+
+def _coder_text(settings: Mapping[str, str]) -> str:
+    """The block for workspaces of a Coder server; `coder` finds server and token as it always does."""
+    differing = {
+        "ProxyCommand": f"""/bin/sh -c 'exec coder ssh --stdio --wait=no "$(basename "$0" {CODER})"' %n""",
+        "StrictHostKeyChecking": "no",
+    }
+    without = ("KnownHostsCommand", "HostKeyAlgorithms", "IdentityFile", "IdentitiesOnly", "PreferredAuthentications")
+    kept = {name: value for name, value in {**settings, **differing}.items() if name not in without}
+    return f"Match originalhost *--*{CODER}\n" + "".join(f"    {name} {value}\n" for name, value in kept.items())
 
 
 def _node_text(node: str, engine: str, public: str) -> str:

@@ -83,7 +83,16 @@ def test_audit_and_timers_are_impossible_only_without_systemd(
     monkeypatch.setattr(_acceptance_host._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
     monkeypatch.setattr(_acceptance_host._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
     monkeypatch.setattr(_acceptance_host, "_run", lambda *_: (3, "inactive"))
-    assert {row.verdict for row in _acceptance_host.audit(systemd)} == {verdict}
+    assert {row.verdict for row in _acceptance_host.audit(systemd, container=False)} == {verdict}
+
+
+def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_acceptance_host._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(_acceptance_host._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(_acceptance_host, "_run", lambda *_: (0, "active"))
+    verdicts = {row.requirement: row.verdict for row in _acceptance_host.audit(True, container=True)}
+    assert verdicts["audit trail"] == verdicts["audit records lost"] == "impossible"
+    assert verdicts["timer spt-flow-audit-status"] == "met"
 
 
 def test_kvm_is_a_failure_only_where_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

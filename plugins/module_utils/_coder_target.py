@@ -1,0 +1,397 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Target coder (private to the collection): workspaces on the team's Coder server, of our template.
+
+One read of a workspace tells everything that a verb decides by: the template hangs what it was made for (``repo``,
+``settings``, ``image``, ``contract``) on the home volume as metadata, which the server shows running or stopped. The
+start contract's events are lines of the agent's log, as they are lines of the container's log on target docker.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ._coder_client import CoderClient, Json, agents, search_query
+from ._errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
+from ._progress import Progress
+from ._wait import Waiter
+from ._workspace import Life, Session, Workspace, WorkspaceSpec
+
+if TYPE_CHECKING:
+    from ._target import EngineFacts, ExecResult
+
+Workspaces = list[Workspace]
+Words = list[str]
+
+TEMPLATE = "spt-flow"
+CI_SUFFIX = "-ci"
+"""A template whose name ends so makes workspaces that a mere stop deletes."""
+APP = "ide"
+HOME = "/home/coder"
+BUILD_TIMEOUT = 1200.0
+"""Seconds that Coder's own build may take; it goes on when nobody waits any more."""
+LEAST_EXTENSION = 1800.0
+"""Seconds below which the server refuses to move a stop."""
+LAST_LINES = 5
+STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "canceled": "failed"}
+"""By the latest build's status; everything else is under way."""
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+
+
+class CoderTarget:
+    """Implements ``_target.Target`` on one server; ``template`` is the name of ours there."""
+
+    name = "coder"
+
+    def __init__(self, client: CoderClient, template: str = TEMPLATE) -> None:
+        self._client = client
+        self._template = template
+        self._read: dict[str, Json] = {}
+
+    # Reading
+
+    def probe_engine(self) -> EngineFacts:
+        raise InvalidInput("A Coder server has no engine of its own to look at.", "Look at its nodes: spt.flow.verify")
+
+    def find(self, spec: WorkspaceSpec) -> Workspace | None:
+        if spec.name:
+            return self._one(spec.name, spec.owner)
+        if spec.repository is None:
+            return None
+        for name in (spec.repository.slug, spec.repository.slug_with_suffix()):
+            found = self._one(name, spec.owner)
+            if found is None or found.repo == spec.repository.identity:
+                return found
+        return None
+
+    def _one(self, name: str, owner: str) -> Workspace | None:
+        found = self._client.workspace(name, owner or "me")
+        if found is None:
+            return None
+        workspace = self._seen(found)
+        if not metadata(found):
+            # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
+            asked = self._client.build_parameters(found["latest_build"]["id"])
+            workspace = replace(workspace, repo=_identity(asked.get("repo", "")))
+        return workspace
+
+    def _seen(self, found: Json) -> Workspace:
+        self._read[found["id"]] = found
+        return from_json(found, self._client.http.config.url)
+
+    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
+        """Of our templates only. ``details`` and ``sizes`` are not asked for: the list holds what the server knows."""
+        templates = {self._template, self._template + CI_SUFFIX}
+        query = search_query(owner=owner) if owner else ""
+        pages = self._client.workspaces(query)
+        found = [self._seen(one) for page in pages for one in page if one["template_name"] in templates]
+        return [workspace for workspace in found if not kind or workspace.kind == kind]
+
+    def _fresh(self, workspace: Workspace) -> Json:
+        found = self._client.workspace_by_id(workspace.id)
+        if found is None:
+            raise NotFound(f"Workspace {workspace.name} is not there any more.", "Run the command again.")
+        self._read[workspace.id] = found
+        return found
+
+    # Places: nodes are the template's business
+
+    def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
+        """Refuse what a Coder workspace cannot be made for."""
+        if fresh and spec.repository is not None and spec.repository.kind == "local":
+            raise InvalidInput(
+                f"A workspace on a Coder server cannot clone {spec.repository.path}: nobody there sees this folder.",
+                "Push it somewhere that the workspace can reach, or use target=docker.",
+            )
+
+    def drained(self) -> str:
+        return ""
+
+    def drain(self, by: str) -> None:
+        raise InvalidInput("A Coder server cannot be drained.", "Drain a node of its inventory: -e node=name")
+
+    def undrain(self) -> None:
+        raise InvalidInput("A Coder server cannot be drained.", "Open a node of its inventory: -e node=name")
+
+    # Creating
+
+    def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        template = self._open_template(spec.kind)
+        values = {"repo": spec.repository.url if spec.repository else "", "ref": spec.ref, "dotfiles": spec.dotfiles}
+        wanted = {name: value for name, value in values.items() if value}
+        self._refuse_unknown(template, wanted)
+        name = self._free_name(spec)
+        made = self._client.create_workspace(name, template["id"], owner=spec.owner, rich_parameter_values=wanted)
+        self._built(made, made["latest_build"], progress)
+        return self._seen(self._fresh(Workspace(spec.owner, name, "", id=made["id"])))
+
+    def _open_template(self, kind: str) -> Json:
+        name = self._template + (CI_SUFFIX if kind == "ci" else "")
+        found = self._client.template(name)
+        if found is None:
+            raise NotFound(
+                f"The Coder server {self._client.http.config.url} has no template {name}.",
+                "Whoever runs the server brings it there: ansible-playbook site.yml",
+            )
+        return found
+
+    def _refuse_unknown(self, template: Json, wanted: dict[str, str]) -> None:
+        """The server drops what it does not know without a word."""
+        known = {parameter["name"] for parameter in self._client.version_parameters(template["active_version_id"])}
+        unknown = sorted(set(wanted) - known)
+        if unknown:
+            raise InvalidInput(
+                f"The template {template['name']} takes no {' or '.join(unknown)}.",
+                "Leave it away, or have the template brought up to date: ansible-playbook site.yml",
+            )
+
+    def _free_name(self, spec: WorkspaceSpec) -> str:
+        if spec.name or spec.repository is None:
+            return spec.name
+        slug = spec.repository.slug
+        taken = self._one(slug, spec.owner)
+        if taken is not None and taken.repo == spec.repository.identity:
+            raise Conflict(f"Somebody else has just made workspace {slug}.", "Run the command again.")
+        return spec.repository.slug_with_suffix() if taken else slug
+
+    # Running
+
+    def start(self, workspace: Workspace) -> Workspace:
+        found = self._settled(workspace)
+        status = found["latest_build"]["status"]
+        if status == "running":
+            return self._seen(found)
+        if status in ("failed", "canceled"):
+            # What a failed start made stays until a stop takes it away.
+            found = self._change(found, "stop")
+        return self._seen(self._change(found, "start"))
+
+    def stop(self, workspace: Workspace) -> Workspace:
+        found = self._settled(workspace)
+        return self._seen(found if found["latest_build"]["status"] == "stopped" else self._change(found, "stop"))
+
+    def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        """Stop, then start with what is active now; parameters stay as they are but for those that are given."""
+        found = self._settled(workspace)
+        if found["latest_build"]["status"] != "stopped":
+            found = self._change(found, "stop", progress)
+        active = found["template_active_version_id"]
+        return self._seen(self._change(found, "start", progress, active))
+
+    def delete(self, workspace: Workspace) -> None:
+        found = self._settled(workspace)
+        self._built(found, self._client.create_build(found, "delete"), Progress())
+
+    def _settled(self, workspace: Workspace) -> Json:
+        """The workspace once nobody builds it any more."""
+        found = self._fresh(workspace)
+        while found["latest_build"]["job"]["status"] not in ENDED:
+            self._ended(found["latest_build"]["id"], Progress())
+            found = self._fresh(workspace)
+        return found
+
+    def _change(self, found: Json, transition: str, progress: Progress | None = None, version: str = "") -> Json:
+        build = self._client.create_build(found, transition, version)
+        self._built(found, build, progress or Progress())
+        return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
+
+    def _built(self, workspace: Json, build: Json, progress: Progress) -> None:
+        """Wait for a build. Raises ``Unhealthy`` with its last lines when it failed."""
+        ended = self._ended(build["id"], progress)
+        job = ended["job"]
+        if job["status"] == "succeeded":
+            return
+        lines = [line["output"] for line in self._client.build_logs(build["id"]) if line["output"].strip()]
+        last = [self._client.http.clean(line) for line in lines[-LAST_LINES:]]
+        what = {"start": "start", "stop": "stop", "delete": "delete"}[ended["transition"]]
+        raise Unhealthy(
+            f"Coder could not {what} workspace {workspace['name']}: {job.get('error') or job['status']}.",
+            "\n".join(["The last lines of its build:", *last]) if last else "See the build on the server's dashboard.",
+            {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
+        )
+
+    def _ended(self, build_id: str, progress: Progress) -> Json:
+        """The build once its job has ended; each of its stages is progress."""
+        waiter = Waiter(BUILD_TIMEOUT)
+        stage, after, pending = "", 0, False
+
+        def look() -> Json | None:
+            nonlocal stage, after, pending
+            for line in self._client.build_logs(build_id, after):
+                after = line["id"]
+                if line["stage"] != stage:
+                    stage = line["stage"]
+                    progress.note(f"build: {stage}")
+            found = self._client.build(build_id)
+            if found is None:
+                raise NotFound("The build vanished while it was waited for.", "Run the command again.")
+            if found["job"]["status"] == "pending" and not pending:
+                pending = True
+                self._tell_waiting(found, progress)
+            return found if found["job"]["status"] in ENDED else None
+
+        found = waiter.until("Coder's build, which goes on", look, 0.2, 1.5)
+        assert found is not None
+        return found
+
+    def _tell_waiting(self, build: Json, progress: Progress) -> None:
+        matched = build.get("matched_provisioners") or {}
+        if matched.get("count") and not matched.get("available"):
+            progress.note("build: no provisioner of the server is free or alive; waiting for one")
+
+    def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
+        """Move the stop to ``hours`` from now; 0 gives it back to the template's own time."""
+        found = self._fresh(workspace)
+        seconds = hours * 3600 or max((found.get("ttl_ms") or 0) / 1000, LEAST_EXTENSION)
+        if seconds < LEAST_EXTENSION:
+            raise InvalidInput(
+                f"Coder keeps a workspace alive for half an hour at least, not for {hours:g} hours.",
+                "Use hours=0.5 or more, or stop it.",
+            )
+        try:
+            self._client.extend(found["id"], datetime.fromtimestamp(time.time() + seconds, UTC))
+        except Conflict as error:
+            if "manual" not in error.message:
+                raise
+            return self._seen(found)  # it never stops by itself
+        return self._seen(self._fresh(workspace))
+
+    def session(self, workspace: Workspace) -> Session:
+        clone = ""
+        directory = f"{HOME}/{workspace.name}"
+        if workspace.state == "running":
+            from ._readiness import Watch
+
+            watch = Watch(Progress())
+            for line in self.logs(workspace):
+                watch.feed(line)
+            clone = watch.state("clone")
+        return Session(workspace.url, "", "", directory, clone)
+
+    # Reaching inside
+
+    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
+        found = self._read.get(workspace.id) or self._fresh(workspace)
+        agent = next(iter(agents(found)), None)
+        if agent is None:
+            return
+        lines = self._client.agent_logs(agent["id"])
+        for line in lines[-tail:] if tail else lines:
+            yield str(line["output"])
+        after = lines[-1]["id"] if lines else 0
+        pause = 0.2
+        while follow and self._alive(workspace, agent["id"]):
+            time.sleep(pause)
+            lines = self._client.agent_logs(agent["id"], after)
+            for line in lines:
+                yield str(line["output"])
+            after = lines[-1]["id"] if lines else after
+            pause = 0.2 if lines else min(pause * 1.5, 2.0)
+
+    def _alive(self, workspace: Workspace, agent_id: str) -> bool:
+        """Whether the agent may still say something. Raises ``Unhealthy`` when it never came."""
+        agent = self._client.agent(agent_id)
+        if agent is None or agent["lifecycle_state"] in ("shutting_down", "off", "shutdown_error", "shutdown_timeout"):
+            return False
+        if agent["status"] == "timeout":
+            raise Unhealthy(
+                f"The agent of workspace {workspace.name} has not connected to {self._client.http.config.url}.",
+                "Its container cannot reach the server, or could not fetch the agent: see its log on the node "
+                f"(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
+            )
+        return True
+
+    def exec(
+        self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
+    ) -> ExecResult:
+        from . import _ssh
+        from ._target import ExecResult
+
+        if user:
+            raise InvalidInput("A command on a Coder workspace runs as its own user.", "Use sudo inside.")
+        command = _ssh.argv(workspace, shlex.join(argv))
+        try:
+            done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error}.") from None
+        return ExecResult(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+    def proxy_command(self, workspace: Workspace) -> Words:
+        return ["coder", "ssh", "--stdio", "--wait=no", f"{workspace.owner}/{workspace.name}"]
+
+    def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
+        done = self.exec(workspace, ["tar", "--extract", "--directory", directory], tar, timeout=600)
+        if done.status:
+            raise Unhealthy(f"Cannot copy files into workspace {workspace.name}: {done.stderr.strip()[-200:]}.")
+
+    # Cleaning
+
+    def sweep(self, now: float) -> Iterable[str]:
+        """Nothing: on a server expired workspaces are the reaper's."""
+        return ()
+
+
+# Pure parts
+
+
+def from_json(found: Json, url: str) -> Workspace:
+    """A workspace as the server tells of it; ``url`` is the server's own."""
+    build = found["latest_build"]
+    about = metadata(found)
+    state = STATES.get(build["status"], "building")
+    agent = next(iter(agents(found)), None)
+    ci = found["template_name"].endswith(CI_SUFFIX)
+    stops = seconds(build.get("deadline"))
+    workspace = Workspace(
+        owner=found["owner_name"],
+        name=found["name"],
+        repo=_identity(about.get("repo", "")),
+        kind="ci" if ci else "dev",
+        state=state,
+        target="coder",
+        id=found["id"],
+        created=found["created_at"],
+        contract=about.get("contract", ""),
+        settings_hash=about.get("settings", ""),
+        image_hash=about.get("image", ""),
+        deadline=int(stops) if ci and stops else None,
+        started=seconds(build["created_at"]),
+        outdated=("template",) if found["outdated"] else (),
+    )
+    if state != "running":
+        return workspace
+    reason = "the server's schedule" if stops else "nothing stops it by itself"
+    return replace(
+        workspace,
+        url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
+        life=Life(reason=reason, since=workspace.started, stops_at=stops),
+    )
+
+
+def metadata(found: Json) -> dict[str, str]:
+    """Everything that the template hangs on the resources of the latest build."""
+    resources: Sequence[Any] = found["latest_build"].get("resources") or []
+    items = [item for resource in resources for item in resource.get("metadata") or []]
+    return {str(item["key"]): str(item["value"]) for item in items if not item.get("sensitive")}
+
+
+def _identity(url: str) -> str:
+    from ._repository import Repository
+
+    try:
+        return Repository.parse(url).identity if url else ""
+    except InvalidInput:
+        return url
+
+
+def seconds(text: str | None) -> float | None:
+    """Epoch seconds of the API's time; ``None`` for none, which the server also writes as the year 1."""
+    if not text or text.startswith("0001-"):
+        return None
+    return datetime.fromisoformat(text).timestamp()

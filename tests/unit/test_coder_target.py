@@ -1,0 +1,220 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Target coder against the fake server: the same verbs, the same words, and what only a server can do to them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget, seconds
+from ansible_collections.spt.flow.plugins.module_utils._errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Unhealthy,
+)
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, WorkspaceSpec
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.unit import coder_house
+
+REPO = Repository.parse("https://example.com/team/demo.git")
+SPEC = WorkspaceSpec("me", Settings(wait_timeout=60), repository=REPO)
+NAMED = replace(SPEC, name="demo", repository=None)
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with coder_house.server() as made:
+        yield made
+
+
+@pytest.fixture
+def target(fake: Fake) -> CoderTarget:
+    return CoderTarget(coder_house.client(fake))
+
+
+def ensure(target: CoderTarget, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
+    return _lifecycle.ensure(target, spec, state, probe=lambda repository, ref: Probe("open"), **more)  # type: ignore[arg-type]
+
+
+def builds(fake: Fake) -> list[str]:
+    return [build.transition for workspace in fake.state.workspaces.values() for build in workspace.builds]
+
+
+def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target: CoderTarget) -> None:
+    said: list[str] = []
+    result = ensure(target, progress=Progress(said.append))
+    assert result.changed
+    workspace = result.workspace
+    assert workspace is not None
+    assert (workspace.name, workspace.owner, workspace.state) == ("demo", "ada", "running")
+    assert workspace.repo == REPO.identity
+    assert workspace.url == f"{fake.url}/@ada/demo.main/apps/ide/"
+    assert {step.name: step.state for step in workspace.steps} == {"home": "ok", "clone": "ok", "ide": "ok"}
+    assert any("build: Starting workspace" in line for line in said)
+
+
+def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    fake.state.clock.advance(60)
+    fresh = CoderTarget(coder_house.client(fake))
+    before = len(fake.seen)
+    result = ensure(fresh, now=lambda: fake.state.now)
+    assert result.workspace is not None
+    session = fresh.session(result.workspace)
+    assert not result.changed
+    assert session.clone == "ok"
+    assert len(fake.seen) - before <= 3
+    assert builds(fake) == ["start"]
+
+
+def test_stop_start_restart_delete(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    assert ensure(target, NAMED, "stopped").workspace.state == "stopped"  # type: ignore[union-attr]
+    assert not ensure(target, NAMED, "stopped").changed
+    assert ensure(target, NAMED).workspace.state == "running"  # type: ignore[union-attr]
+    assert ensure(target, NAMED, "restarted").changed
+    assert builds(fake) == ["start", "stop", "start", "stop", "start"]
+    assert ensure(target, NAMED, "absent").changed
+    assert not ensure(target, NAMED, "absent").changed
+    assert target.list("me") == []
+
+
+def test_a_new_template_version_waits_for_the_users_restart(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    template = fake.state.template_by_name("spt-flow")
+    new = coder_house.add_version(fake.state, "v2", template.id)
+    fake.state.promote(template, new)
+    result = ensure(target)
+    assert not result.changed
+    assert result.workspace is not None
+    assert result.workspace.outdated == ("template",)
+    assert any("outdated (template)" in note for note in result.notes)
+    ensure(target, NAMED, "stopped")
+    assert ensure(target, NAMED).workspace.outdated == ("template",)  # type: ignore[union-attr]
+    assert ensure(target, NAMED, "restarted").workspace.outdated == ()  # type: ignore[union-attr]
+
+
+def test_a_failed_start_shows_its_last_lines_and_is_cleaned_before_the_next_try(
+    fake: Fake, target: CoderTarget
+) -> None:
+    fake.state.next("start", error="no such image: spt-flow/workspace", lines=("Error: image is missing",))
+    with pytest.raises(Unhealthy) as failed:
+        ensure(target)
+    assert "could not start workspace demo" in failed.value.message
+    assert "image is missing" in failed.value.hint
+    assert target.find(NAMED).state == "failed"  # type: ignore[union-attr]
+    assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
+    assert builds(fake) == ["start", "stop", "start"]
+
+
+def test_an_agent_that_never_comes_is_told(fake: Fake, target: CoderTarget) -> None:
+    fake.state.next("start", connect=float("inf"), connection_timeout=20)
+    with pytest.raises(Unhealthy, match="agent of workspace demo has not connected"):
+        ensure(target)
+
+
+def test_a_build_of_somebody_else_is_waited_for(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    workspace = next(iter(fake.state.workspaces.values()))
+    ada = fake.state.user("ada")
+    with fake.lock:
+        fake.state.create_build(ada, workspace, {"transition": "stop"})
+    assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
+    assert builds(fake) == ["start", "stop", "start"]
+
+
+def test_the_name_of_another_repository_is_left_alone(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    other = Repository.parse("https://example.com/other/demo.git")
+    result = ensure(target, replace(SPEC, repository=other))
+    assert result.workspace is not None
+    assert result.workspace.name == other.slug_with_suffix()
+    with pytest.raises(Conflict, match=r"belongs to example\.com/team/demo"):
+        ensure(target, replace(SPEC, name="demo", repository=other))
+
+
+def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        results = list(pool.map(lambda _n: ensure(CoderTarget(coder_house.client(fake))), range(10)))
+    assert {result.workspace.id for result in results if result.workspace} == set(fake.state.workspaces)
+    assert len(fake.state.workspaces) == 1
+    assert builds(fake) == ["start"]
+
+
+def test_what_the_template_does_not_take_is_refused_and_nothing_is_made(fake: Fake, target: CoderTarget) -> None:
+    template = fake.state.template_by_name("spt-flow")
+    text = coder_house.TEMPLATE.replace('"dotfiles"', '"colour"')
+    fake.state.promote(template, coder_house.add_version(fake.state, "v2", template.id, text))
+    with pytest.raises(InvalidInput, match="takes no dotfiles"):
+        ensure(target, replace(SPEC, dotfiles="https://example.com/ada/dotfiles"))
+    assert fake.state.workspaces == {}
+
+
+def test_a_folder_of_this_machine_is_refused(fake: Fake, target: CoderTarget) -> None:
+    with pytest.raises(InvalidInput, match="nobody there sees this folder"):
+        ensure(target, replace(SPEC, repository=Repository.parse("/srv/demo")))
+    assert fake.state.workspaces == {}
+
+
+def test_a_server_without_the_template_is_told(fake: Fake) -> None:
+    with pytest.raises(NotFound, match="has no template gone"):
+        ensure(CoderTarget(coder_house.client(fake), "gone"))
+
+
+def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    now = fake.state.now
+    offset = now - time.time()
+    kept = ensure(target, NAMED, "kept", hours=8.0, by="ada").workspace
+    assert kept is not None
+    assert kept.life.stops_at is not None
+    assert abs(kept.life.stops_at - offset - (time.time() + 8 * 3600)) < 3600 or kept.life.stops_at > now
+    with pytest.raises(InvalidInput, match="half an hour"):
+        ensure(target, NAMED, "kept", hours=0.1)
+
+
+def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    before = [seen.route for seen in fake.seen].count("/api/v2/workspaces")
+    found = target.list("me", details=True)
+    assert [workspace.name for workspace in found] == ["demo"]
+    assert [seen.route for seen in fake.seen].count("/api/v2/workspaces") == before + 1
+
+
+def test_a_build_that_takes_too_long_goes_on(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansible_collections.spt.flow.plugins.module_utils._coder_target.BUILD_TIMEOUT", 0.5)
+    fake.state.next("start", start=3600)
+    with pytest.raises(DeadlineExceeded, match="which goes on"):
+        ensure(target)
+    assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
+
+
+def test_a_restarting_server_is_waited_for(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    fake.restart(60)
+    assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
+
+
+def test_the_servers_times() -> None:
+    assert seconds("0001-01-01T00:00:00Z") is None
+    assert seconds(None) is None
+    assert seconds("1970-01-01T00:01:00.123456789Z") == 60.123456
+
+
+def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -> None:
+    ensure(target)
+    asked = Counter(seen.route for seen in fake.seen)
+    assert asked["/api/v2/organizations/{organization}/templates/{templatename}"] == 1, asked
