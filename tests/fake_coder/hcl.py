@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an import learns from a template's archive: its variables and parameters, read off plain HCL by pattern."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import Any
+
+_BLOCK = re.compile(r'^\s*(variable|data|resource)\s+"([^"]+)"(?:\s+"([^"]+)")?\s*\{', re.MULTILINE)
+_COMMENT = re.compile(r"^\s*(#|//).*$", re.MULTILINE)
+_VALUE = r"^\s*{key}\s*=\s*(.+?)\s*$"
+
+
+@dataclass
+class Source:
+    """``problem``: why the import fails, if it does."""
+
+    variables: list[dict[str, Any]]
+    parameters: list[dict[str, Any]]
+    readme: str = ""
+    problem: str = ""
+
+
+def read(archive: bytes) -> Source:
+    """Read a tar as the server does: regular files only, at least one ``.tf`` at the root (§1.6, §6.9)."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            files = {m.name.removeprefix("./"): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+    except (tarfile.TarError, EOFError) as error:
+        return Source([], [], problem=f"extract archive: {error}")
+    roots = [name for name in files if "/" not in name and name.endswith((".tf", ".tf.json"))]
+    if not roots:
+        return Source([], [], problem="the archive has no Terraform file at its root")
+    text = "\n".join(files[name].decode(errors="replace") for name in sorted(roots) if name.endswith(".tf"))
+    readme = next((files[n].decode(errors="replace") for n in ("README.md", "readme.md") if n in files), "")
+    blocks = list(_blocks(_COMMENT.sub("", text)))
+    return Source(
+        [_variable(first, body) for kind, first, _second, body in blocks if kind == "variable"],
+        [_parameter(body) for kind, first, _second, body in blocks if (kind, first) == ("data", "coder_parameter")],
+        readme,
+    )
+
+
+def _blocks(text: str) -> Any:
+    """(kind, first label, second label, body) of each block."""
+    for found in _BLOCK.finditer(text):
+        depth, end = 1, found.end()
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        yield found[1], found[2], found[3] or "", text[found.end() : end - 1]
+
+
+def _own(body: str) -> str:
+    """The body without inner blocks, whose keys are others'."""
+    kept, depth = [], 0
+    for line in body.splitlines():
+        opens, closes = line.count("{"), line.count("}")
+        if depth == 0 and not (opens > closes and "=" not in line):
+            kept.append(line)
+        depth += opens - closes
+    return "\n".join(kept)
+
+
+def _value(body: str, key: str) -> str | None:
+    """A literal as the string that the API shows; an expression is shown as it stands."""
+    found = re.search(_VALUE.format(key=key), _own(body), re.MULTILINE)
+    if not found:
+        return None
+    text = found[1]
+    if text.startswith('"') and text.endswith('"'):
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text[1:-1]
+    return "" if text == "null" else text
+
+
+def _variable(name: str, body: str) -> dict[str, Any]:
+    default = _value(body, "default")
+    return {
+        "name": name,
+        "description": _value(body, "description") or "",
+        "type": _value(body, "type") or "string",
+        "default_value": default or "",
+        "required": default is None,
+        "sensitive": _value(body, "sensitive") == "true",
+    }
+
+
+def _parameter(body: str) -> dict[str, Any]:
+    default = _value(body, "default")
+    options = [
+        {"name": _value(inner, "name") or "", "description": "", "value": _value(inner, "value") or "", "icon": ""}
+        for inner in re.findall(r"\boption\s*\{(.*?)\}", body, re.DOTALL)
+    ]
+    return {
+        "name": _value(body, "name") or "",
+        "display_name": _value(body, "display_name") or "",
+        "description": _value(body, "description") or "",
+        "description_plaintext": _value(body, "description") or "",
+        "type": _value(body, "type") or "string",
+        "form_type": _value(body, "form_type") or ("dropdown" if options else "input"),
+        "mutable": _value(body, "mutable") == "true",
+        "default_value": default or "",
+        "icon": _value(body, "icon") or "",
+        "options": options,
+        "validation_error": "",
+        "validation_regex": "",
+        "required": default is None,
+        "ephemeral": _value(body, "ephemeral") == "true",
+    }
