@@ -8,8 +8,9 @@ import io
 import json
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 _BLOCK = re.compile(r'^\s*(variable|data|resource)\s+"([^"]+)"(?:\s+"([^"]+)")?\s*\{', re.MULTILINE)
 _COMMENT = re.compile(r"^\s*(#|//).*$", re.MULTILINE)
@@ -22,6 +23,7 @@ class Source:
 
     variables: list[dict[str, Any]]
     parameters: list[dict[str, Any]]
+    presets: list[dict[str, Any]] = field(default_factory=list)
     readme: str = ""
     problem: str = ""
 
@@ -42,6 +44,7 @@ def read(archive: bytes) -> Source:
     return Source(
         [_variable(first, body) for kind, first, _second, body in blocks if kind == "variable"],
         [_parameter(body) for kind, first, _second, body in blocks if (kind, first) == ("data", "coder_parameter")],
+        [_preset(body) for kind, first, _second, body in blocks if first == "coder_workspace_preset"],
         readme,
     )
 
@@ -114,4 +117,19 @@ def _parameter(body: str) -> dict[str, Any]:
         "validation_regex": "",
         "required": default is None,
         "ephemeral": _value(body, "ephemeral") == "true",
+    }
+
+
+def _preset(body: str) -> dict[str, Any]:
+    """With the capitals of the API's answer (§1.7)."""
+    inner = re.search(r"parameters\s*=\s*\{(.*?)\}", body, re.DOTALL)
+    values = re.findall(r'"?([\w.-]+)"?\s*=\s*"([^"]*)"', inner[1] if inner else "")
+    return {
+        "ID": str(uuid4()),
+        "Name": _value(body, "name") or "",
+        "Parameters": [{"Name": name, "Value": value} for name, value in values],
+        "Default": _value(body, "default") == "true",
+        "DesiredPrebuildInstances": None,
+        "Description": "",
+        "Icon": "",
     }

@@ -41,6 +41,16 @@ class Clock:
     def __call__(self) -> float:
         return self._start + self._moved + (time.monotonic() - self._origin) * self.speed
 
+    def restart(self, speed: float) -> None:
+        """Go on from now: the wall clock for a state that was kept in a file."""
+        self.__init__(speed)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, float]:
+        return {"speed": self.speed}
+
+    def __setstate__(self, kept: dict[str, float]) -> None:
+        self.restart(kept["speed"])
+
     def advance(self, seconds: float) -> None:
         with self._lock:
             self._moved += seconds
