@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -84,7 +85,7 @@ class Fake:
         self._tls = tls
         self._changed = changed or (lambda: None)
         self._recent: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
-        self._httpd: ThreadingHTTPServer | None = None
+        self._httpd: _Server | None = None
 
     def start(self) -> Fake:
         fake = self
@@ -106,10 +107,11 @@ class Fake:
         return self
 
     def stop(self) -> None:
-        """Close the port; ``start`` opens the same one again."""
+        """Close the port and every connection; ``start`` opens the same port again."""
         if self._httpd is not None:
             self._httpd.shutdown()
             self._httpd.server_close()
+            self._httpd.hang_up()
             self._httpd = None
 
     def restart(self, seconds: float, clean: bool = True) -> None:
@@ -217,6 +219,24 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 256
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self._open.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news."""
