@@ -28,7 +28,7 @@ class CoderAdmin(CoderClient):
     def healthy(self, within: float = 5.0) -> bool:
         """Whether the listener answers ``/healthz`` in so many seconds; it never looks at the database."""
         try:
-            return self.http.request("GET", "/healthz", timeout=within).data == "OK"
+            return bool(self.http.request("GET", "/healthz", timeout=within).data == "OK")
         except FlowError:
             return False
 
