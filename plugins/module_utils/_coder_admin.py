@@ -103,7 +103,7 @@ class CoderAdmin(CoderClient):
         return self._maybe(f"{API}/templates/{_part(template_id)}/versions/{_part(name)}")
 
     def version_variables(self, version_id: str) -> list[Json]:
-        """``name``, ``value`` (``*redacted*`` when ``sensitive``), ``default_value``, ``required``, …"""
+        """``name``, ``value`` (``*redacted*`` when ``sensitive``), ``default_value``, …; 403 while importing."""
         return self._list(f"{API}/templateversions/{_part(version_id)}/variables")
 
     def version_logs(self, version_id: str, after: int = 0) -> list[Json]:

@@ -208,7 +208,10 @@ class CoderClient:
         return self._maybe(f"{API}/templateversions/{_part(version_id)}")
 
     def version_parameters(self, version_id: str) -> list[Json]:
-        """What a workspace is asked: ``name``, ``type``, ``default_value``, ``mutable``, ``required``, …"""
+        """What a workspace is asked: ``name``, ``type``, ``default_value``, ``mutable``, ``required``, …
+
+        Raises ``AuthError`` (403) while the version is still importing.
+        """
         return self._list(f"{API}/templateversions/{_part(version_id)}/rich-parameters")
 
     # How requests are made
@@ -286,12 +289,14 @@ def agents(workspace: Json) -> list[Json]:
 def search_query(terms: Sequence[tuple[str, str]] = (), **more: str) -> str:
     """``q`` of a list: ``search_query(owner="me", template="spt-flow", status="running")``.
 
-    ``terms`` are for keys with a hyphen. The server compares in lower case, and ``name`` as a part of the name.
+    ``terms`` are for keys with a hyphen. The server compares in lower case, and ``name`` as a part of the name; what it
+    finds by ``param="repository=…"`` is to be confirmed by ``build_parameters``. Raises ``InvalidInput`` for a value
+    that the grammar cannot hold: a quotation mark, and in ``param`` a comma or a second equals sign.
     """
     words = []
     for key, value in (*terms, *more.items()):
-        if '"' in value:
-            raise InvalidInput(f"The value of {key} that is searched for holds a quotation mark.")
+        if '"' in value or (key == "param" and ("," in value or value.count("=") > 1)):
+            raise InvalidInput(f"A Coder server cannot search for {key} {value}: its query has no words for that.")
         words.append(f'{key}:"{value}"' if not value.replace("-", "").isalnum() else f"{key}:{value}")
     return " ".join(words)
 

@@ -381,7 +381,7 @@ def version_logs(call: Call) -> Any:
 def parameters(call: Call) -> Any:
     version = call.state.version(call.parts[0])
     if not version.job.over(call.state.now):
-        raise Refused(412, "Template version job has not finished")
+        raise Refused(403, "Job hasn't completed!")
     return version.source.parameters
 
 
@@ -389,7 +389,7 @@ def parameters(call: Call) -> Any:
 def version_variables(call: Call) -> Any:
     version = call.state.version(call.parts[0])
     if not version.job.over(call.state.now):
-        raise Refused(412, "Template version job has not finished")
+        raise Refused(403, "Job hasn't completed!")
     return views.variables(version)
 
 
@@ -413,7 +413,7 @@ def templates(call: Call) -> Any:
         elif colon and key != "name":
             raise Refused(400, "Invalid template search query.", **{key: "is not a valid query param"})
         else:
-            found = [one for one in found if name in one.name.lower()]
+            found = [one for one in found if name in (one.name if colon else one.settings["display_name"]).lower()]
     return [views.template(call.state, one) for one in sorted(found, key=lambda one: one.name)]
 
 

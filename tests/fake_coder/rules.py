@@ -20,7 +20,7 @@ NO_SUCH = "Resource not found or you do not have access to this resource"
 class Refused(Exception):
     """The server says no: a status and the parts of its body (§1.1)."""
 
-    def __init__(self, status: int, message: str, detail: str = "", **fields: str) -> None:
+    def __init__(self, status: int, message: str, detail: str = "", /, **fields: str) -> None:
         super().__init__(message)
         self.status = status
         self.body: dict[str, Any] = {"message": message}

@@ -17,6 +17,9 @@ KEYS = frozenset({
     "owner", "name", "template", "id", "status", "has-agent", "outdated", "dormant", "healthy", "organization",
     "last_used_before", "last_used_after", "param",
 })  # fmt: skip
+STATUSES = frozenset({
+    "pending", "starting", "running", "stopping", "stopped", "failed", "canceling", "canceled", "deleted", "deleting",
+})  # fmt: skip
 Test = Callable[[State, Workspace, str], bool]
 
 
@@ -46,6 +49,7 @@ def workspaces(state: State, asker: User, query: str) -> list[Workspace]:
     twice = sorted({key for key in keys if keys.count(key) > 1 and key not in LISTS})
     if twice:
         raise Refused(400, "Invalid workspace search query.", **dict.fromkeys(twice, "provided more than once"))
+    _check(terms)
     now = state.now
     seen = [
         w for w in state.workspaces.values() if w.owner == asker.id or asker.may("template-admin", "organization-admin")
@@ -61,15 +65,26 @@ def workspaces(state: State, asker: User, query: str) -> list[Workspace]:
     return sorted(seen, key=lambda w: (w.latest.status(now) != "running", state.users[w.owner].username, w.name))
 
 
+def _check(terms: list[tuple[str, str]]) -> None:
+    """Values that are refused; those of lists are separated by commas."""
+    for key, value in terms:
+        wrong = key == "status" and value not in STATUSES
+        if key == "param":
+            wrong = any(one.count("=") > 1 or one.endswith("=") for one in value.split(","))
+        if wrong:
+            raise Refused(400, "Invalid workspace search query.", **{key: f"{value!r} is not a valid value"})
+
+
 def _agent(state: State, workspace: Workspace) -> str:
     agent = workspace.latest.agent
     return agent.status(state.now) if agent and workspace.latest.status(state.now) == "running" else ""
 
 
 def _parameter(state: State, workspace: Workspace, value: str) -> bool:
-    name, equals, wanted = value.partition("=")
+    """Any of those separated by commas; case does not matter."""
     values = {key.lower(): text.lower() for key, text in workspace.latest.parameters.items()}
-    return name in values and (not equals or values[name] == wanted)
+    wanted = [one.partition("=") for one in value.split(",")]
+    return any(name in values and (not equals or values[name] == text) for name, equals, text in wanted)
 
 
 _TESTS: dict[str, Test] = {

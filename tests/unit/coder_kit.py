@@ -22,8 +22,9 @@ def running(state: State | None = None, **more: Any) -> Iterator[Fake]:
     """A fake that has made no mistake and met no request or answer that the API description does not know."""
     with Fake(state, openapi=os.environ.get("CODER_OPENAPI", ""), **more) as fake:
         yield fake
-    assert fake.errors == []
-    assert fake.checker is None or fake.checker.problems == []
+    assert fake.errors == [], "\n".join(fake.errors)
+    problems = fake.checker.problems if fake.checker else []
+    assert problems == [], "\n".join(problems)
 
 
 def connect(fake: Fake, token: str = USER_TOKEN, **more: Any) -> CoderAdmin:

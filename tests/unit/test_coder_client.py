@@ -184,8 +184,11 @@ def test_searching(fake: Fake, person: CoderAdmin, more: dict[str, str], terms: 
 
 
 def test_a_search_that_would_mean_something_else_is_refused(fake: Fake, person: CoderAdmin) -> None:
-    with pytest.raises(_errors.InvalidInput, match="quotation"):
+    with pytest.raises(_errors.InvalidInput, match="cannot search"):
         _coder_client.search_query(name='x" owner:"y')
+    for value in ("ref=a,repository=b", "ref=a=b"):
+        with pytest.raises(_errors.InvalidInput, match="cannot search"):
+            _coder_client.search_query(param=value)
     with pytest.raises(_errors.InvalidInput, match="colour"):
         list(person.workspaces("colour:red"))
 
@@ -365,6 +368,8 @@ def test_a_template_is_pushed_and_rolled_out(fake: Fake, person: CoderAdmin, own
     version = owner.create_version(file, "v-2", template["id"], "two", {"image": "new:2", "secret": "hidden"})
     with pytest.raises(_errors.AuthError, match="successfully"):
         owner.promote(template["id"], version["id"])
+    with pytest.raises(_errors.AuthError, match="hasn't completed"):
+        owner.version_parameters(version["id"])
     with pytest.raises(_errors.Conflict, match="importing"):
         person.create_workspace("two", template_version_id=version["id"])
     fake.state.clock.advance(5)
