@@ -1,0 +1,196 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rolling a template out to a Coder server (private to the collection): the same folder twice changes nothing.
+
+A version is named after the collection's version and everything that makes it what it is (files and variables), so
+its name tells whether it is there. It becomes the active one only when its import has succeeded; workspaces keep the
+version that they were built with until their user restarts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._coder_admin import CoderAdmin
+from ._coder_client import Json
+from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
+from ._progress import Progress
+from ._wait import Waiter
+
+LARGEST = 1 << 20
+"""Bytes of an archive that the server takes (facts, section 6.9)."""
+IMPORT_TIMEOUT = 600.0
+LAST_LINES = 8
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+CREATION_NAMES = {
+    "time_til_dormant_ms": "dormant_ttl_ms",
+    "time_til_dormant_autodelete_ms": "delete_ttl_ms",
+    "use_classic_parameter_flow": "template_use_classic_parameter_flow",
+}
+"""What a field of a template is called when the template is created (facts, section 1.9)."""
+LEFT_OUT = (".terraform", ".git")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A template as it is to be. ``settings`` are fields of the API (``default_ttl_ms``, ``description`` …)."""
+
+    name: str
+    archive: bytes
+    variables: Mapping[str, str]
+    settings: Mapping[str, Any]
+    release: str
+
+    @property
+    def version(self) -> str:
+        """``0.1.0-0123456789ab``: the collection's version and the content."""
+        return f"{self.release}-{self.content[:12]}"
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over the archive and the variables."""
+        words = json.dumps(dict(self.variables), sort_keys=True).encode()
+        return hashlib.sha256(hashlib.sha256(self.archive).digest() + words).hexdigest()
+
+
+@dataclass
+class Rollout:
+    """What was done, or in check mode would be. ``ignored``: settings that the server kept as they were, unlicensed."""
+
+    changed: bool = False
+    version: str = ""
+    diff: dict[str, Any] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
+
+
+def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
+    """The files below ``folder``, and ``more`` by name, as a tar that depends on nothing but them.
+
+    Raises ``InvalidInput`` for one that the server would refuse: without a ``.tf`` file at its top, or over 1 MiB.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part in LEFT_OUT for part in path.relative_to(folder).parts)
+    }
+    files |= more or {}
+    if not any("/" not in name and name.endswith(".tf") for name in files):
+        raise InvalidInput(f"{folder} has no Terraform file.", "A template is a folder with .tf files at its top.")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(files):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(files[name]), 0o644
+            tar.addfile(info, io.BytesIO(files[name]))
+    if len(buffer.getvalue()) > LARGEST:
+        raise InvalidInput(
+            f"The template in {folder} is {len(buffer.getvalue()) >> 10} KiB, the server takes {LARGEST >> 10} KiB.",
+            "Take out what Terraform does not need.",
+        )
+    return buffer.getvalue()
+
+
+def roll_out(client: CoderAdmin, wanted: Wanted, check: bool = False, progress: Progress | None = None) -> Rollout:
+    """Bring the template to the server. Raises ``FlowError``; what ran before goes on as it was."""
+    progress = progress or Progress()
+    template = client.template(wanted.name)
+    done = Rollout(version=wanted.version)
+    before, after = _seen(client, template, wanted), {**wanted.settings, "version": wanted.version}
+    done.diff = {"before": before, "after": after}
+    done.changed = before != after
+    done.actions = _actions(template, before, wanted)
+    if check or not done.changed:
+        return done
+    if before.get("version") != wanted.version:
+        version = _imported(client, template, wanted, progress)
+        if template is None:
+            settings = {CREATION_NAMES.get(name, name): value for name, value in wanted.settings.items()}
+            template = client.create_template(wanted.name, version["id"], settings)
+        else:
+            client.promote(template["id"], version["id"])
+    assert template is not None
+    changes = {name: value for name, value in wanted.settings.items() if template.get(name) != value}
+    if changes:
+        template = client.patch_template(template["id"], changes)
+    done.ignored = sorted(name for name, value in wanted.settings.items() if template.get(name) != value)
+    return done
+
+
+def _seen(client: CoderAdmin, template: Json | None, wanted: Wanted) -> dict[str, Any]:
+    """The template's settings as far as they are wanted, and the name of its active version."""
+    if template is None:
+        return {}
+    active = client.template_version(template["active_version_id"])
+    found = {name: template.get(name) for name in wanted.settings}
+    return {**found, "version": active["name"] if active else ""}
+
+
+def _actions(template: Json | None, before: Mapping[str, Any], wanted: Wanted) -> list[str]:
+    if template is None:
+        return ["import", "create"]
+    actions = [] if before["version"] == wanted.version else ["import", "activate"]
+    return actions + (["change"] if any(before[name] != value for name, value in wanted.settings.items()) else [])
+
+
+def _imported(client: CoderAdmin, template: Json | None, wanted: Wanted, progress: Progress) -> Json:
+    """The version, imported now or by an earlier run. Raises ``Unhealthy`` with its last lines when that failed."""
+    name, version = wanted.version, None
+    if template is not None:
+        version = client.version_by_name(template["id"], name)
+        attempt = 1
+        while version is not None and version["job"]["status"] in ("failed", "canceled"):
+            # A version that failed keeps its name.
+            attempt += 1
+            name = f"{wanted.version}.{attempt}"
+            version = client.version_by_name(template["id"], name)
+    if version is None:
+        with progress.stage("upload", f"{len(wanted.archive) >> 10} KiB"):
+            file_id = client.upload(wanted.archive)
+        version = client.create_version(
+            file_id, name, template["id"] if template else "", "spt.flow", user_variable_values=wanted.variables
+        )
+    with progress.stage("import", f"{wanted.name} {name}"):
+        return _followed(client, version["id"], wanted, progress)
+
+
+def _followed(client: CoderAdmin, version_id: str, wanted: Wanted, progress: Progress) -> Json:
+    """Wait for an import; its log is progress. What takes too long is cancelled."""
+    waiter = Waiter(IMPORT_TIMEOUT)
+    stage, after = "", 0
+
+    def look() -> Json | None:
+        nonlocal stage, after
+        for line in client.version_logs(version_id, after):
+            after = line["id"]
+            if line["stage"] != stage:
+                stage = line["stage"]
+                progress.note(f"import: {stage}")
+        found = client.template_version(version_id)
+        if found is None:
+            raise NotFound("The version vanished while it was imported.", "Run the command again.")
+        return found if found["job"]["status"] in ENDED else None
+
+    try:
+        version = waiter.until(f"the import of template {wanted.name}", look, 0.3, 2.0)
+    except FlowError:
+        client.cancel_version(version_id)
+        raise
+    assert version is not None
+    if version["job"]["status"] == "succeeded":
+        return version
+    lines = [line for line in client.version_logs(version_id) if line["output"].strip()]
+    worst = [line for line in lines if line["log_level"] == "error"] or lines
+    last = [client.http.clean(line["output"]) for line in worst[-LAST_LINES:]]
+    raise Unhealthy(
+        f"The template {wanted.name} cannot be imported: {version['job'].get('error') or version['job']['status']}.",
+        "\n".join(["What was active stays active. The last lines of the import:", *last]),
+        {"log": last, "error_code": version["job"].get("error_code", "")},
+    )

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rolling a template out to the fake server: twice changes nothing, a bad one changes nothing, nobody is disturbed."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _coder_template as roll
+from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.unit import coder_house
+
+ADMIN = "c123456789-d123456789012345678901"
+TEXT = coder_house.TEMPLATE + 'variable "image" {\n  type = string\n  default = ""\n}\n'
+SETTINGS = {"description": "Workspaces", "default_ttl_ms": 7_200_000, "activity_bump_ms": 7_200_000}
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with coder_house.server() as made:
+        made.state.give_token(made.state.user("admin"), ADMIN)
+        yield made
+
+
+@pytest.fixture
+def client(fake: Fake) -> CoderAdmin:
+    return CoderAdmin(coder_house.client(fake, ADMIN).http)
+
+
+@pytest.fixture
+def wanted(tmp_path: Path) -> roll.Wanted:
+    (tmp_path / "main.tf").write_text(TEXT)
+    return roll.Wanted("mine", roll.pack(tmp_path), {"image": "spt-flow/workspace:slim-1"}, SETTINGS, "0.1.0")
+
+
+def test_an_archive_depends_on_its_files_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        (folder / "more").mkdir(parents=True)
+        (folder / "main.tf").write_text(TEXT)
+        (folder / "more/file").write_text("x")
+        (folder / ".terraform").mkdir()
+        (folder / ".terraform/big").write_text(name)
+    (tmp_path / "b/main.tf").chmod(0o600)
+    assert roll.pack(tmp_path / "a") == roll.pack(tmp_path / "b")
+    with tarfile.open(fileobj=io.BytesIO(roll.pack(tmp_path / "a", {"seccomp.json": b"{}"}))) as tar:
+        assert tar.getnames() == ["main.tf", "more/file", "seccomp.json"]
+
+
+def test_what_the_server_would_refuse_is_refused_here(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no Terraform file"):
+        roll.pack(tmp_path)
+    (tmp_path / "main.tf").write_text("x" * roll.LARGEST)
+    with pytest.raises(InvalidInput, match="the server takes 1024 KiB"):
+        roll.pack(tmp_path)
+
+
+def test_twice_is_once(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
+    said: list[str] = []
+    planned = roll.roll_out(client, wanted, check=True)
+    assert planned.changed
+    assert planned.actions == ["import", "create"]
+    assert [one.name for one in fake.state.templates.values()] == ["spt-flow"]
+    first = roll.roll_out(client, wanted, progress=Progress(said.append))
+    assert (first.changed, first.actions, first.ignored) == (True, ["import", "create"], [])
+    assert any("import: " in line for line in said)
+    template = client.template("mine")
+    assert template is not None
+    assert {name: template[name] for name in SETTINGS} == SETTINGS
+    versions = len(fake.state.versions)
+    for check in (False, True):
+        again = roll.roll_out(client, wanted, check)
+        assert (again.changed, again.actions) == (False, [])
+    assert len(fake.state.versions) == versions
+
+
+@pytest.mark.parametrize("what", ["file", "variable"])
+def test_another_content_is_another_version_and_becomes_active(
+    what: str, fake: Fake, client: CoderAdmin, wanted: roll.Wanted
+) -> None:
+    roll.roll_out(client, wanted)
+    new = replace(wanted, variables={"image": "2"}) if what == "variable" else replace(wanted, archive=changed(wanted))
+    assert new.version != wanted.version
+    done = roll.roll_out(client, new)
+    assert done.actions == ["import", "activate"]
+    template = client.template("mine")
+    assert template is not None
+    assert client.template_version(template["active_version_id"])["name"] == new.version  # type: ignore[index]
+    back = roll.roll_out(client, wanted)
+    assert back.actions == ["import", "activate"]
+    assert client.template("mine")["active_version_id"] != template["active_version_id"]  # type: ignore[index]
+
+
+def changed(wanted: roll.Wanted) -> bytes:
+    return coder_house.archive(TEXT + "# more\n")
+
+
+def test_a_failed_import_leaves_what_is_active_and_shows_why(
+    fake: Fake, client: CoderAdmin, wanted: roll.Wanted
+) -> None:
+    roll.roll_out(client, wanted)
+    active = client.template("mine")["active_version_id"]  # type: ignore[index]
+    new = replace(wanted, archive=changed(wanted))
+    fake.state.next("import", error="exit status 1", lines=("Error: Missing provider",))
+    with pytest.raises(Unhealthy) as failed:
+        roll.roll_out(client, new)
+    assert "Missing provider" in failed.value.hint
+    assert client.template("mine")["active_version_id"] == active  # type: ignore[index]
+    # The name of the failed one is taken for good.
+    assert roll.roll_out(client, new).changed
+    assert client.template("mine")["active_version_id"] != active  # type: ignore[index]
+
+
+def test_only_what_differs_is_sent_and_what_needs_a_licence_is_named(
+    fake: Fake, client: CoderAdmin, wanted: roll.Wanted
+) -> None:
+    roll.roll_out(client, wanted)
+    new = replace(wanted, settings={**SETTINGS, "description": "Other", "failure_ttl_ms": 600_000})
+    done = roll.roll_out(client, new)
+    assert done.actions == ["change"]
+    assert done.ignored == ["failure_ttl_ms"]
+    assert client.template("mine")["description"] == "Other"  # type: ignore[index]
+
+
+def test_running_workspaces_are_left_alone(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
+    mine = replace(wanted, name="spt-flow")
+    workspace = fake.state.create_workspace(
+        fake.state.user("ada"),
+        fake.state.user("ada"),
+        {"name": "demo", "template_id": fake.state.template_by_name("spt-flow").id},
+    )
+    fake.state.clock.advance(60)
+    before = [build.id for build in workspace.builds]
+    assert roll.roll_out(client, mine).changed
+    assert [build.id for build in workspace.builds] == before
+    assert client.workspace("demo", "ada")["outdated"] is True  # type: ignore[index]
