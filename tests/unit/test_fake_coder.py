@@ -429,7 +429,8 @@ def test_a_queue_forms_behind_three_provisioners(person: Caller) -> None:
     ("query", "status"),
     [
         ("owner:me", 200), ("dev/one", 200), ("colour:red", 400), ("name:a name:b", 400), ("name:", 400),
-        ("status:fine", 400), ("detail:x", 400), ("param:ref=a=b", 400), ("param:ref=", 400), ("param:ref,nothing", 200),
+        ("status:fine", 400), ("detail:x", 400), ("param:ref=a=b", 400), ("param:ref=", 400),
+        ("param:ref,nothing", 200),
         ('last_used_before:"2030-01-01T00:00:00Z"', 200), ("dormant:false healthy:true outdated:false", 200),
     ],
 )  # fmt: skip

@@ -105,6 +105,7 @@ class Contract:
     git_email: str = ""
     ide_bind: str = "127.0.0.1"
     ide_port: int = 8080
+    ide_auth: str = "password"
     idle_stop: float = 7200.0
     deadline: float = 0.0
     docker: bool = False
@@ -139,6 +140,7 @@ class Contract:
             git_name=text("GIT_NAME"),
             git_email=text("GIT_EMAIL"),
             ide_bind=text("IDE_BIND") or "127.0.0.1",
+            ide_auth="none" if text("IDE_AUTH") == "none" else "password",
             ide_port=int(_number(environ, "SPT_FLOW_IDE_PORT", 8080)),
             idle_stop=_number(environ, "SPT_FLOW_IDLE_STOP", 7200),
             deadline=_number(environ, "SPT_FLOW_DEADLINE", 0),

@@ -18,6 +18,8 @@ from .record import tell
 
 USAGE = """usage: spt-workspace COMMAND
   run                     start everything (the container's main process)
+  start                   the same beside an agent that is the main process; ends when the IDE answers
+  stop                    end what start started
   status                  one JSON object: steps, life, IDE, host key, notes
   clone                   clone the repository now, with the keys of this session
   keepalive HOURS [BY]    hold off the idle stop for at most 24 hours; 0 takes it back
@@ -102,6 +104,18 @@ def run(paths: Paths, environ: Mapping[str, str]) -> int:
     return Supervisor(Contract.from_environment(environ), paths, environ).run()
 
 
+def start(paths: Paths, environ: Mapping[str, str]) -> int:
+    from . import beside
+
+    return beside.start(paths, environ, [sys.executable, sys.argv[0], "run"])
+
+
+def stop(paths: Paths) -> int:
+    from . import beside
+
+    return beside.stop(paths)
+
+
 def keepalive(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
     from . import life
 
@@ -120,6 +134,8 @@ def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008
     environ = dict(os.environ)
     commands: dict[str, tuple[range, Callable[..., int]]] = {
         "run": (range(1), lambda: run(paths, environ)),
+        "start": (range(1), lambda: start(paths, environ)),
+        "stop": (range(1), lambda: stop(paths)),
         "status": (range(1), lambda: print(json.dumps(status(paths, environ))) or 0),
         "clone": (range(1), lambda: clone(paths, environ)),
         "keepalive": (range(1, 3), lambda *words: keepalive(words, paths, environ)),

@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Beside an agent: another program, Coder's, is the container's main process and runs scripts that have to end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from .contract import Failure, Paths, write_file
+from .record import ENDED
+
+PATIENCE = 600.0
+"""Seconds in which the IDE has to answer and the clone to settle; what is not done then goes on by itself."""
+STOP_PATIENCE = 25.0
+
+
+def start(paths: Paths, environ: Mapping[str, str], argv: Sequence[str]) -> int:
+    """Start everything with ``argv``; repeat its log until the IDE (0: it answers) and the clone are settled."""
+    paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = paths.run / "contract.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            list(argv),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    write_file(paths.run / "run.json", json.dumps({"pid": process.pid, "started": _started(process.pid)}), 0o600)
+    states: dict[str, str] = {}
+    for line in _follow(log, process):
+        print(line, flush=True)
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "step":
+                states[str(event.get("step"))] = str(event.get("state"))
+        if states.get("ide") in ENDED and states.get("clone") in ENDED:
+            break
+    return 0 if states.get("ide") in ("ok", "skipped") else 8
+
+
+def _follow(log: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Lines of ``log`` as they come, until ``process`` ends or patience does."""
+    end = time.monotonic() + PATIENCE
+    rest = ""
+    with open(log, encoding="utf-8", errors="replace") as stream:
+        while time.monotonic() < end:
+            ended = process.poll() is not None
+            text = stream.read()
+            *lines, rest = (rest + text).split("\n")
+            yield from lines
+            if ended and not text:
+                return
+            if not text:
+                time.sleep(0.1)
+
+
+def stop(paths: Paths) -> int:
+    """End what ``start`` started, cleanly; 0 also when nothing runs."""
+    try:
+        record = json.loads((paths.run / "run.json").read_text())
+        pid, started = int(record["pid"]), record["started"]
+    except (OSError, ValueError, KeyError):
+        return 0
+    if _started(pid) != started:
+        return 0
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + STOP_PATIENCE
+    while time.monotonic() < end:
+        if _started(pid) != started:
+            return 0
+        time.sleep(0.1)
+    raise Failure("The workspace did not end in time.")
+
+
+def _started(pid: int) -> str:
+    """When the process started, in the kernel's ticks, which tells it from a later one of its number; empty when it is
+    gone, or has ended and nobody has waited for it yet."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

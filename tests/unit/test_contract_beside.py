@@ -1,0 +1,98 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The start contract beside an agent that is the main process: a script that ends, and a workspace that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from spt_workspace import services
+from spt_workspace.contract import Contract
+
+START = """
+import os, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, {library!r})
+from pathlib import Path
+from spt_workspace import beside
+from spt_workspace.contract import Paths
+sys.exit(beside.start(Paths(Path({root!r})), os.environ, [sys.executable, "-c", {run!r}]))
+"""
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = kit.Machine(tmp_path / "m")
+    yield machine
+    machine.kill_rest()
+
+
+def start(machine, **extra):
+    run = kit.RUN.format(library=str(kit.LIBRARY), root=str(machine.root), docker=())
+    program = START.format(library=str(kit.LIBRARY), root=str(machine.root), run=run)
+    env = {**machine.environ, **extra}
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+
+
+def answers(machine):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", machine.port)) == 0
+
+
+def test_the_script_ends_when_the_ide_answers_and_the_workspace_goes_on(machine):
+    done = start(machine)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"spt_flow"')]
+    assert events[0]["event"] == "start"
+    last = {event["step"]: event["state"] for event in events if event["event"] == "step"}
+    assert (last["ide"], last["clone"]) == ("ok", "skipped")
+    assert answers(machine)
+    assert machine.status()["steps"]["ide"]["state"] == "ok"
+    assert machine.command("stop").returncode == 0
+    kit.wait_for(lambda: not answers(machine))
+    assert machine.command("stop").returncode == 0
+
+
+def test_an_ide_that_cannot_start_is_a_failed_script_with_its_words(machine):
+    done = start(machine, STUB_DIES="1")
+    assert done.returncode == 8
+    assert '"step": "ide", "state": "failed"' in done.stdout
+
+
+def test_a_number_that_another_process_has_by_now_is_left_alone(machine):
+    assert start(machine).returncode == 0
+    record = machine.paths.run / "run.json"
+    kept = json.loads(record.read_text())
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        record.write_text(json.dumps({"pid": other.pid, "started": kept["started"]}))
+        assert machine.command("stop").returncode == 0
+        time.sleep(0.2)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+    record.write_text(json.dumps(kept))
+    assert machine.command("stop").returncode == 0
+    assert not os.path.exists(f"/proc/{kept['pid']}") or not answers(machine)
+
+
+@pytest.mark.parametrize(
+    ("bind", "wanted", "auth"),
+    [
+        ("127.0.0.1", "none", "none"),
+        ("0.0.0.0", "none", "password"),
+        ("127.0.0.1", "", "password"),
+        ("127.0.0.1", "None", "password"),
+    ],
+)
+def test_an_ide_without_a_password_is_reached_from_the_workspace_alone(bind, wanted, auth):
+    values = {"SPT_FLOW_IDE_BIND": bind, "SPT_FLOW_IDE_AUTH": wanted}
+    assert f"\nauth: {auth}\n" in services.ide_config(Contract.from_environment(values), "secret")
