@@ -524,6 +524,31 @@ class Settings:
             "/run/user/1000": private,
         }
 
+    def terraform_variables(self) -> dict[str, str]:
+        """The part of the template's variables that settings decide (``templates/coder/spt-flow/variables.tf``).
+
+        All are text, as Coder's API takes them. A limit of processes is the runtime's business there: the provider of
+        Terraform has none.
+        """
+        import json
+
+        environment = {
+            "SPT_FLOW_DEPTH": str(self.depth),
+            "SPT_FLOW_SUBMODULES": str(int(self.submodules)),
+            "SPT_FLOW_LFS": str(int(self.lfs)),
+            "SPT_FLOW_KVM": self.kvm,
+            "SPT_FLOW_KNOWN_HOSTS": self.known_hosts,
+        }
+        return {
+            "settings_hash": self.hash(),
+            "cpus": f"{self.cpus:g}",
+            "memory": str(self.memory // MEBIBYTE),
+            "kvm": str(self.kvm != "disabled").lower(),
+            "docker": str(self.docker != "disabled").lower(),
+            "tmpfs": json.dumps(self.tmpfs(), sort_keys=True),
+            "environment": json.dumps(environment, sort_keys=True),
+        }
+
     def docker_arguments(self) -> dict[str, Any]:
         """The part of Docker's ``HostConfig`` that settings decide."""
         return {

@@ -1,0 +1,343 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# A workspace of spt.flow on Coder: the same image, start contract and limits as everywhere. The collection brings it to the server
+# (role coder_template) with every variable and the file seccomp.json; nothing here is chosen by a developer but what to clone.
+
+terraform {
+  required_version = ">= 1.1"
+  required_providers {
+    coder = {
+      source  = "coder/coder"
+      version = ">= 2.0, < 3.0"
+    }
+    docker = {
+      source  = "kreuzwerker/docker"
+      version = ">= 3.6, < 5.0"
+    }
+  }
+}
+
+provider "docker" {
+  host     = local.engine == "" ? null : local.engine
+  ssh_opts = ["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
+}
+
+data "coder_workspace" "me" {}
+data "coder_workspace_owner" "me" {}
+data "coder_provisioner" "me" {}
+
+locals {
+  ci    = var.kind == "ci"
+  start = data.coder_workspace.me.start_count
+  # A mere stop deletes all that a CI workspace costs.
+  kept = local.ci ? local.start : 1
+  id   = data.coder_workspace.me.id
+  name = "spt-flow-${data.coder_workspace.me.id}"
+
+  nodes   = jsondecode(var.nodes)
+  names   = sort(keys(local.nodes))
+  default = length(local.names) == 0 ? "" : local.names[parseint(substr(replace(local.id, "-", ""), 0, 6), 16) % length(local.names)]
+  node    = length(local.names) < 2 ? local.default : data.coder_parameter.node[0].value
+  engine  = local.node == "" ? "" : local.nodes[local.node]
+
+  repo = trimspace(data.coder_parameter.repo.value)
+  # As on every target: a repository is cloned into a folder that is called as its workspace.
+  directory = local.repo == "" ? "/home/coder" : "/home/coder/${data.coder_workspace.me.name}"
+
+  labels = {
+    "spt.flow.owner"       = data.coder_workspace_owner.me.name
+    "spt.flow.workspace"   = data.coder_workspace.me.name
+    "spt.flow.repo"        = local.repo
+    "spt.flow.kind"        = var.kind
+    "spt.flow.contract"    = var.contract
+    "spt.flow.coder"       = local.id
+    "coder.owner"          = data.coder_workspace_owner.me.name
+    "coder.owner_id"       = data.coder_workspace_owner.me.id
+    "coder.workspace_id"   = local.id
+    "coder.workspace_name" = data.coder_workspace.me.name
+  }
+}
+
+# What a developer may say. Everything has a default, so that a workspace made by one click is ready.
+
+data "coder_parameter" "repo" {
+  name         = "repo"
+  display_name = "Repository"
+  description  = "What is cloned: https, ssh or git@host:path."
+  type         = "string"
+  default      = ""
+  mutable      = true
+  order        = 1
+}
+
+data "coder_parameter" "ref" {
+  name         = "ref"
+  display_name = "Branch, tag or commit"
+  description  = "What a new clone starts on; empty takes the repository's own."
+  type         = "string"
+  default      = ""
+  mutable      = true
+  order        = 2
+}
+
+data "coder_parameter" "dotfiles" {
+  name         = "dotfiles"
+  display_name = "Dotfiles"
+  description  = "A repository whose install script a workspace runs after it is ready."
+  type         = "string"
+  default      = ""
+  mutable      = true
+  order        = 3
+}
+
+data "coder_parameter" "node" {
+  count        = length(local.names) < 2 ? 0 : 1
+  name         = "node"
+  display_name = "Machine"
+  description  = "Where the workspace and its home lie, for good."
+  type         = "string"
+  default      = local.default
+  mutable      = false
+  order        = 4
+  dynamic "option" {
+    for_each = local.names
+    content {
+      name  = option.value
+      value = option.value
+    }
+  }
+}
+
+resource "coder_agent" "main" {
+  os                 = "linux"
+  arch               = data.coder_provisioner.me.arch
+  connection_timeout = 120
+
+  env = {
+    GIT_AUTHOR_NAME     = coalesce(data.coder_workspace_owner.me.full_name, data.coder_workspace_owner.me.name)
+    GIT_AUTHOR_EMAIL    = data.coder_workspace_owner.me.email
+    GIT_COMMITTER_NAME  = coalesce(data.coder_workspace_owner.me.full_name, data.coder_workspace_owner.me.name)
+    GIT_COMMITTER_EMAIL = data.coder_workspace_owner.me.email
+  }
+
+  display_apps {
+    vscode          = true
+    vscode_insiders = false
+    web_terminal    = true
+    ssh_helper      = true
+  }
+
+  metadata {
+    key          = "clone"
+    display_name = "Clone"
+    script       = "spt-workspace status | python3 -c \"import json,sys; print(json.load(sys.stdin)['steps']['clone']['state'])\""
+    interval     = 30
+    timeout      = 5
+  }
+
+  metadata {
+    key          = "kvm"
+    display_name = "KVM"
+    script       = "test -w /dev/kvm && echo yes || echo no"
+    interval     = 600
+    timeout      = 5
+  }
+
+  resources_monitoring {
+    memory {
+      enabled   = true
+      threshold = 90
+    }
+    volume {
+      path      = "/home/coder"
+      enabled   = true
+      threshold = 90
+    }
+  }
+}
+
+# Its lines are the start contract's record, which clients follow.
+resource "coder_script" "start" {
+  agent_id           = coder_agent.main.id
+  display_name       = "spt.flow"
+  script             = "exec spt-workspace start"
+  run_on_start       = true
+  start_blocks_login = false
+}
+
+resource "coder_script" "stop" {
+  agent_id     = coder_agent.main.id
+  display_name = "spt.flow: stop"
+  script       = "exec spt-workspace stop"
+  run_on_stop  = true
+  timeout      = 28
+}
+
+resource "coder_app" "ide" {
+  agent_id     = coder_agent.main.id
+  slug         = "ide"
+  display_name = "VS Code in the browser"
+  icon         = "/icon/code.svg"
+  url          = "http://127.0.0.1:8080/?folder=${urlencode(local.directory)}"
+  subdomain    = false
+  share        = "owner"
+  healthcheck {
+    url       = "http://127.0.0.1:8080/healthz"
+    interval  = 5
+    threshold = 6
+  }
+}
+
+# Never pulled: where the image is missing this fails at once, and says how it gets there.
+data "docker_image" "workspace" {
+  name = var.image
+
+  lifecycle {
+    postcondition {
+      condition     = self.id != ""
+      error_message = "The node does not have the image ${var.image}. Bring it there: ansible-playbook site.yml --tags host_images"
+    }
+  }
+}
+
+resource "docker_volume" "home" {
+  count = local.kept
+  name  = "${local.name}-home"
+  dynamic "labels" {
+    for_each = merge(local.labels, { "spt.flow.part" = "home" })
+    content {
+      label = labels.key
+      value = labels.value
+    }
+  }
+  lifecycle {
+    ignore_changes = all
+  }
+}
+
+resource "docker_volume" "docker" {
+  count = local.ci || !var.docker ? 0 : 1
+  name  = "${local.name}-docker"
+  dynamic "labels" {
+    for_each = merge(local.labels, { "spt.flow.part" = "docker", "spt.flow.snapshot" = "no" })
+    content {
+      label = labels.key
+      value = labels.value
+    }
+  }
+  lifecycle {
+    ignore_changes = all
+  }
+}
+
+resource "docker_container" "workspace" {
+  count    = local.start
+  name     = local.name
+  image    = data.docker_image.workspace.id
+  hostname = data.coder_workspace.me.name
+  user     = "1000:1000"
+  runtime  = var.docker ? var.runtime : null
+
+  entrypoint = ["/usr/bin/tini", "-g", "--", "sh", "-c", replace(coder_agent.main.init_script, "/localhost|127\\.0\\.0\\.1/", "host.docker.internal")]
+  command    = []
+
+  cpus        = var.cpus
+  memory      = var.memory
+  memory_swap = var.memory
+
+  # The volume and the clean end take time; without it the container would be killed.
+  destroy_grace_seconds = 30
+  must_run              = true
+  restart               = "no"
+  log_driver            = "json-file"
+  log_opts              = { "max-size" = "5m", "max-file" = "2" }
+  security_opts         = var.docker ? concat(["seccomp=${jsonencode(jsondecode(file("${path.module}/seccomp.json")))}"], var.apparmor == "" ? [] : ["apparmor=${var.apparmor}"]) : null
+  tmpfs                 = jsondecode(var.tmpfs)
+
+  env = concat([
+    "CODER_AGENT_TOKEN=${coder_agent.main.token}",
+    "SPT_FLOW_CONTRACT=${var.contract}",
+    "SPT_FLOW_OWNER=${data.coder_workspace_owner.me.name}",
+    "SPT_FLOW_WORKSPACE=${data.coder_workspace.me.name}",
+    "SPT_FLOW_KIND=${var.kind}",
+    "SPT_FLOW_REPO=${local.repo}",
+    "SPT_FLOW_REF=${trimspace(data.coder_parameter.ref.value)}",
+    "SPT_FLOW_DIRECTORY=${local.directory}",
+    "SPT_FLOW_DOTFILES=${trimspace(data.coder_parameter.dotfiles.value)}",
+    "SPT_FLOW_GIT_NAME=${coalesce(data.coder_workspace_owner.me.full_name, data.coder_workspace_owner.me.name)}",
+    "SPT_FLOW_GIT_EMAIL=${data.coder_workspace_owner.me.email}",
+    "SPT_FLOW_DOCKER=${var.docker ? "on" : "off"}",
+    # Behind the server, which asks who it is; when a workspace stops is the server's business as well.
+    "SPT_FLOW_IDE_BIND=127.0.0.1",
+    "SPT_FLOW_IDE_AUTH=none",
+    "SPT_FLOW_IDLE_STOP=0",
+  ], [for name, value in jsondecode(var.environment) : "${name}=${value}"])
+
+  capabilities {
+    drop = ["CAP_MKNOD"]
+  }
+
+  dynamic "devices" {
+    for_each = concat(var.kvm ? ["/dev/kvm"] : [], var.docker ? ["/dev/fuse", "/dev/net/tun"] : [])
+    content {
+      host_path      = devices.value
+      container_path = devices.value
+      permissions    = "rw"
+    }
+  }
+
+  host {
+    host = "host.docker.internal"
+    ip   = "host-gateway"
+  }
+
+  networks_advanced {
+    name = var.network
+  }
+
+  dynamic "volumes" {
+    for_each = merge(
+      { for volume in docker_volume.home : "/home/coder" => volume.name },
+      { for volume in docker_volume.docker : "/var/lib/spt-flow-docker" => volume.name },
+    )
+    content {
+      container_path = volumes.key
+      volume_name    = volumes.value
+    }
+  }
+
+  dynamic "labels" {
+    for_each = merge(local.labels, { "spt.flow.settings" = var.settings_hash, "spt.flow.image" = var.image_hash })
+    content {
+      label = labels.key
+      value = labels.value
+    }
+  }
+}
+
+# What clients decide by, there also while the workspace is stopped.
+resource "coder_metadata" "home" {
+  count       = local.kept
+  resource_id = docker_volume.home[0].id
+  hide        = true
+  item {
+    key   = "repo"
+    value = local.repo
+  }
+  item {
+    key   = "contract"
+    value = var.contract
+  }
+  item {
+    key   = "settings"
+    value = var.settings_hash
+  }
+  item {
+    key   = "image"
+    value = var.image_hash
+  }
+  item {
+    key   = "node"
+    value = local.node
+  }
+}

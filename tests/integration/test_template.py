@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The template for Coder with the real Terraform, its providers and the real engine, without a server.
+
+The provider of Coder takes what a server would say from the environment (facts, section 6.2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _docker_body, _image_identity
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+
+FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
+PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
+SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled")
+AGENT = "spt-workspace start; sleep 3600"
+
+
+def variables(**more: str) -> dict[str, str]:
+    image = _image_identity.identity("slim")
+    return {
+        **SETTINGS.terraform_variables(),
+        "kind": "dev",
+        "contract": "1",
+        "image": image.tag,
+        "image_hash": image.hash,
+        "nodes": "{}",
+        "runtime": "spt-flow",
+        "apparmor": "",
+        "network": _docker_body.NETWORK,
+        **more,
+    }
+
+
+class Terraform:
+    """The template as the server unpacks it, for one workspace."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self.folder = folder
+        self.id = str(uuid.uuid4())
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("CODER_", "TF_"))},
+            "CODER_WORKSPACE_ID": self.id,
+            "CODER_WORKSPACE_NAME": "demo",
+            "CODER_WORKSPACE_OWNER": owner,
+            "CODER_WORKSPACE_OWNER_NAME": "Ada Lovelace",
+            "CODER_WORKSPACE_OWNER_EMAIL": "ada@example.com",
+            "CODER_AGENT_SCRIPT_linux_amd64": AGENT,
+        }
+        shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+        shutil.copy(_docker_body.SECCOMP, folder / "seccomp.json")
+        self.run("init", "-input=false")
+
+    def run(self, *words: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        argv = ["terraform", *words, "-no-color"]
+        done = subprocess.run(
+            argv, cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def apply(self, transition: str = "start", check: bool = True, **more: str) -> str:
+        words = [f"-var={name}={value}" for name, value in variables(**more).items()]
+        verb = ["destroy"] if transition == "destroy" else ["apply"]
+        done = self.run(
+            *verb, "-auto-approve", "-input=false", *words, check=check, CODER_WORKSPACE_TRANSITION=transition
+        )
+        return done.stdout + done.stderr
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("show", "-json").stdout)
+        return found
+
+
+@pytest.fixture
+def terraform(lab: Lab, tmp_path: Path) -> Iterator[Terraform]:
+    missing = [name for name in ("coder/coder", "kreuzwerker/docker") if not (PLUGINS / name).is_dir()]
+    if missing or not shutil.which("terraform"):
+        pytest.skip(f"needs Terraform and its providers in {PLUGINS}: {', '.join(missing) or 'no terraform'}")
+    lab.target._ensure_network()
+    made = Terraform(tmp_path / "template", lab.owner)
+    yield made
+    made.apply("destroy")
+
+
+def docker(*words: str) -> str:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+def belongings(terraform: Terraform) -> dict[str, list[str]]:
+    label = f"label=spt.flow.coder={terraform.id}"
+    return {
+        "containers": docker("ps", "--all", "--quiet", "--filter", label).split(),
+        "volumes": sorted(docker("volume", "ls", "--quiet", "--filter", label).split()),
+    }
+
+
+def test_variables_are_declared_and_all_are_sent() -> None:
+    declared = set(re.findall(r'^variable "(\w+)"', (FOLDER / "variables.tf").read_text(), re.MULTILINE))
+    assert declared == set(variables())
+    assert "default" not in (FOLDER / "variables.tf").read_text()
+
+
+def test_the_archive_is_small_and_plain() -> None:
+    assert len(_coder_template.pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})) < 1 << 17
+
+
+def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraform) -> None:
+    terraform.apply()
+    (container,) = belongings(terraform)["containers"]
+    name = f"spt-flow-{terraform.id}"
+    assert belongings(terraform)["volumes"] == [f"{name}-docker", f"{name}-home"]
+    found = json.loads(docker("inspect", container))[0]
+    host = found["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"], host["MemorySwap"]) == (10**9, 1 << 30, 1 << 30)
+    assert host["Runtime"] == "spt-flow"
+    assert not host["Privileged"]
+    assert host["CapDrop"] == ["CAP_MKNOD"]
+    assert host["Tmpfs"] == SETTINGS.tmpfs()
+    assert any(option.startswith("seccomp={") for option in host["SecurityOpt"])
+    assert "docker.sock" not in json.dumps(found["Mounts"])
+    assert found["Config"]["User"] == "1000:1000"
+    for step in ("ide", "docker"):
+        ready = f'spt-workspace status | grep -q \'"{step}": {{"state": "ok"\''
+        docker("exec", container, "sh", "-c", f"for i in $(seq 100); do {ready} && exit; sleep .1; done; exit 1")
+    assert docker("exec", container, "curl", "-fsS", "http://127.0.0.1:8080/healthz")
+    docker("exec", container, "sh", "-c", "echo kept > /home/coder/kept")
+    items = {
+        item["key"]: item["value"]
+        for resource in terraform.state()["values"]["root_module"]["resources"]
+        if resource["type"] == "coder_metadata"
+        for item in resource["values"]["item"]
+    }
+    assert items["settings"] == SETTINGS.hash()
+    assert items["image"] == _image_identity.identity("slim").hash
+
+    terraform.apply("stop")
+    assert belongings(terraform) == {"containers": [], "volumes": [f"{name}-docker", f"{name}-home"]}
+    terraform.apply("start", settings_hash="0" * 64)
+    (again,) = belongings(terraform)["containers"]
+    assert again != container
+    assert docker("exec", again, "cat", "/home/coder/kept") == "kept"
+
+    terraform.apply("destroy")
+    assert belongings(terraform) == {"containers": [], "volumes": []}
+
+
+def test_a_ci_workspace_that_stops_is_gone(terraform: Terraform) -> None:
+    terraform.apply(kind="ci")
+    assert [len(found) for found in belongings(terraform).values()] == [1, 1]
+    terraform.apply("stop", kind="ci")
+    assert belongings(terraform) == {"containers": [], "volumes": []}
+
+
+def test_a_node_without_the_image_says_so_and_pulls_nothing(terraform: Terraform) -> None:
+    said = " ".join(terraform.apply(check=False, image="spt-flow/workspace:none").replace("│", " ").split())
+    assert "spt-flow/workspace:none" in said
+    assert belongings(terraform)["containers"] == []
