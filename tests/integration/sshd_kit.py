@@ -22,8 +22,11 @@ SEPARATION = Path("/run/sshd")
 
 
 @contextlib.contextmanager
-def sshd(folder: Path) -> Iterator[Path]:
-    """Serve this user, shell and sftp, below ``folder``; gives an ssh configuration whose host is ``loopback``."""
+def sshd(folder: Path, address: str = "127.0.0.1") -> Iterator[Path]:
+    """Serve this user, shell and sftp, below ``folder``, on one of this machine's addresses.
+
+    Gives an ssh configuration whose host is ``loopback``.
+    """
     program = shutil.which("sshd")
     if program is None:
         pytest.skip("needs openssh-server")
@@ -31,16 +34,16 @@ def sshd(folder: Path) -> Iterator[Path]:
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(words, check=True, capture_output=True)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port = probe.getsockname()[1]
     (folder / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
+        f"ListenAddress {address}:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile none\n"
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n"
     )
     key = (folder / "host.pub").read_text()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key}")
+    (folder / "known_hosts").write_text(f"[{address}]:{port} {key}")
     options = {
-        "HostName": "127.0.0.1",
+        "HostName": address,
         "Port": port,
         "User": getpass.getuser(),
         "IdentityFile": folder / "user",

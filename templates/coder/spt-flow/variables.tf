@@ -60,6 +60,8 @@ variable "runtime" {
 variable "apparmor" {
   type        = string
   description = "AppArmor profile of workspaces with Docker inside; empty where nodes have no AppArmor."
+  # Coder (v2.35.1) takes an empty value for none at all, so one that may be empty needs a default.
+  default = ""
 }
 
 variable "network" {

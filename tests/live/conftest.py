@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real Coder server with PostgreSQL, Terraform and both providers, for the length of a test run.
+
+It listens on the address of Docker's own bridge alone, where workspaces reach it and nobody else does. What is missing
+on this machine is the reason why these tests skip.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import (
+    _coder_template,
+    _docker_body,
+    _docker_http,
+    _image,
+    _image_identity,
+)
+from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
+from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
+PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
+AGENT = "coder-linux-amd64"
+START = 90.0
+
+
+@dataclass
+class House:
+    """The server, its two users' clients and what our template gets."""
+
+    url: str
+    folder: Path
+    gateway: str
+    image: _image_identity.Image
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    admin: CoderAdmin | None = None
+    token: str = ""
+
+    def target(self) -> CoderTarget:
+        return CoderTarget(self.client(self.token))
+
+    def client(self, token: str) -> CoderAdmin:
+        return CoderAdmin(CoderHttp(CoderConfig(self.url, token, "the test")))
+
+    def wanted(self, settings: Settings, **more: str) -> _coder_template.Wanted:
+        variables = {
+            **settings.terraform_variables(),
+            "kind": "dev",
+            "contract": "1",
+            "image": self.image.tag,
+            "image_hash": self.image.hash,
+            "nodes": "{}",
+            "runtime": "spt-flow",
+            "apparmor": "",
+            "network": "bridge",
+            **more,
+        }
+        archive = _coder_template.pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
+        return _coder_template.Wanted(
+            "spt-flow", archive, variables, {"default_ttl_ms": 7_200_000, "activity_bump_ms": 7_200_000}, "0.1.0"
+        )
+
+    def start(self) -> None:
+        """Start the server, also again after ``stop``; returns when it answers."""
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                ["coder", "server"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
+            )
+        client, end = self.client(""), time.monotonic() + START
+        while not client.healthy(1.0):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError((self.folder / "server.log").read_text()[-3000:])
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(2)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def missing() -> str:
+    """Why there can be no server here; nothing when there can."""
+    for program in ("coder", "terraform"):
+        if not shutil.which(program):
+            return f"no {program} on PATH"
+    if subprocess.run(["coder", "server", "--help"], capture_output=True, timeout=60, check=False).returncode:
+        return "the coder on PATH has no server command"
+    for provider in ("coder/coder", "kreuzwerker/docker"):
+        if not (PLUGINS / provider).is_dir():
+            return f"Terraform's provider {provider} is not in {PLUGINS}"
+    if not shutil.which(AGENT):
+        return f"no {AGENT} (the agent that the server hands out) on PATH"
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        return "no PostgreSQL server"
+    return "" if os.geteuid() == 0 else "needs root, to run PostgreSQL as another user"
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a database behind a socket of its own, run by the user postgres."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+    folder = Path(f"/tmp/spt-flow-live-{secrets.token_hex(4)}")
+    folder.mkdir(mode=0o700)
+    shutil.chown(folder, "postgres")
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+    initdb = [*as_postgres, str(programs / "initdb"), "-D", str(folder / "data"), "-U", "coder", "-A", "trust"]
+    subprocess.run(initdb, check=True, capture_output=True, timeout=120)
+    settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
+    server = subprocess.Popen(
+        [*as_postgres, str(programs / "postgres"), "-D", str(folder / "data"), *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [str(programs / "pg_isready"), "-h", str(folder), "-U", "coder"]
+        end = time.monotonic() + 30
+        while subprocess.run(ready, capture_output=True, check=False).returncode:
+            assert time.monotonic() < end, "PostgreSQL does not answer"
+            time.sleep(0.1)
+        make = [str(programs / "createdb"), "-h", str(folder), "-U", "coder", "coder"]
+        subprocess.run(make, check=True, capture_output=True, timeout=60)
+        yield f"postgres://coder@/coder?host={folder}&sslmode=disable"
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def house(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The server with its first user, our template, and the user ``ada`` who has a token."""
+    try:
+        bridge = _docker_http.connect().get_json("/networks/bridge")
+    except FlowError as error:
+        pytest.skip(error.message)
+    gateway = bridge["IPAM"]["Config"][0]["Gateway"]
+    with socket.socket() as probe:
+        probe.bind((gateway, 0))
+        port = probe.getsockname()[1]
+    image = _image_identity.identity()
+    _image.ensure(image, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
+    made = House(f"http://{gateway}:{port}", tmp_path_factory.mktemp("coder"), gateway, image)
+    binaries = made.folder / "cache/site/orig/bin"
+    binaries.mkdir(parents=True)
+    agent = shutil.which(AGENT)
+    assert agent is not None
+    shutil.copy(agent, binaries / AGENT)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    made.environment = {
+        **kept,
+        "CODER_ACCESS_URL": made.url,
+        "CODER_HTTP_ADDRESS": f"{gateway}:{port}",
+        "CODER_PG_CONNECTION_URL": database,
+        "CODER_CACHE_DIRECTORY": str(made.folder / "cache"),
+        "CODER_CONFIG_DIR": str(made.folder / "config"),
+        "CODER_TELEMETRY_ENABLE": "false",
+        "CODER_UPDATE_CHECK": "false",
+        "CODER_DERP_SERVER_STUN_ADDRESSES": "disable",
+        "CODER_BLOCK_DIRECT": "true",
+        "CODER_PROVISIONER_DAEMONS": "2",
+    }
+    try:
+        made.start()
+        settle(made)
+        yield made
+    finally:
+        made.stop()
+
+
+def settle(house: House) -> None:
+    """First user, a user for people's work, and her token."""
+    password = secrets.token_urlsafe(24)
+    fresh = house.client("")
+    assert not fresh.has_first_user()
+    fresh.create_first_user("admin@example.com", "admin", password)
+    house.admin = house.client(fresh.login("admin@example.com", password))
+    organization = house.admin.organization()["id"]
+    house.admin.create_user("ada@example.com", "ada", [organization], "Ada Lovelace")
+    house.token = house.admin.create_token("test", 86400, "ada")

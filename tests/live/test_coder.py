@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole life of a workspace on a real Coder server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _lifecycle, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.tests.integration import sshd_kit
+from ansible_collections.spt.flow.tests.live.conftest import House
+
+SPEC = WorkspaceSpec("me", Settings(wait_timeout=180), "demo")
+
+
+@pytest.fixture(scope="module")
+def forge(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A private repository behind sshd, on the address that workspaces see; ``key`` opens it."""
+    folder = tmp_path_factory.mktemp("forge")
+    repository = folder / "demo.git"
+    subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
+    author = ["-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
+    subprocess.run(["git", *author, "-C", str(repository), "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    with sshd_kit.sshd(folder, house.gateway):
+        known = (folder / "known_hosts").read_text()
+        port = known.split("]:")[1].split()[0]
+        yield {
+            "url": f"ssh://root@{house.gateway}:{port}{repository}",
+            "known_hosts": known,
+            "key": str(folder / "user"),
+        }
+
+
+@pytest.fixture(scope="module")
+def settings(forge: dict[str, str]) -> Settings:
+    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=forge["known_hosts"], wait_timeout=180)
+
+
+@pytest.fixture(scope="module")
+def workspace(house: House, forge: dict[str, str], settings: Settings) -> Iterator[Workspace]:
+    """Made from nothing: template, then `up`."""
+    assert house.admin is not None
+    said: list[str] = []
+    done = _coder_template.roll_out(house.admin, house.wanted(settings), progress=Progress(said.append))
+    assert done.actions == ["import", "create"], said
+    spec = replace(SPEC, name="", repository=Repository.parse(forge["url"]), settings=settings)
+    result = ensure(house, spec, progress=Progress(said.append))
+    print("\n".join(said))
+    assert result.workspace is not None
+    yield result.workspace
+    ensure(house, SPEC, "absent")
+
+
+def ensure(house: House, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
+    probe = lambda repository, ref: Probe("needs-auth")  # noqa: E731
+    return _lifecycle.ensure(house.target(), spec, state, probe=probe, **more)
+
+
+@pytest.fixture(scope="module")
+def agent(forge: dict[str, str]) -> Iterator[dict[str, str]]:
+    """An SSH agent that holds the key of the private repository."""
+    said = subprocess.run(["ssh-agent", "-s"], capture_output=True, text=True, check=True).stdout
+    found = dict(word.split("=", 1) for word in said.replace(";", " ").split() if "=" in word)
+    subprocess.run(["ssh-add", "-q", forge["key"]], env={**os.environ, **found}, check=True)
+    yield found
+    os.kill(int(found["SSH_AGENT_PID"]), 15)
+
+
+def inside(house: House, workspace: Workspace, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, **env}
+    argv = _ssh.argv(workspace, command)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def belongings(house: House, workspace: Workspace) -> tuple[list[str], list[str]]:
+    label = f"label=spt.flow.coder={workspace.id}"
+    words = {"ps": ["ps", "--all", "--quiet"], "volume": ["volume", "ls", "--quiet"]}
+    found = {
+        name: subprocess.run(
+            ["docker", *argv, "--filter", label], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for name, argv in words.items()
+    }
+    return found["ps"], sorted(found["volume"])
+
+
+def test_up_makes_it_and_again_changes_nothing(house: House, workspace: Workspace) -> None:
+    assert (workspace.name, workspace.owner, workspace.state) == ("demo", "ada", "running")
+    assert workspace.step("ide").state == "ok"
+    assert workspace.step("clone").state == "needs-auth"
+    assert workspace.settings_hash
+    begun = time.monotonic()
+    again = ensure(house)
+    print(f"up on a running workspace, engine alone: {time.monotonic() - begun:.2f} s")
+    assert not again.changed
+    containers, volumes = belongings(house, workspace)
+    assert (len(containers), len(volumes)) == (1, 2)
+
+
+def test_a_session_has_the_clients_agent_and_exit_status(
+    house: House, workspace: Workspace, agent: dict[str, str]
+) -> None:
+    assert inside(house, workspace, "exit 37").returncode == 37
+    done = inside(house, workspace, "spt-workspace clone", **agent)
+    assert done.returncode == 0, done.stderr
+    done = inside(house, workspace, "git -C ~/demo log --format=%s; id -un; git config user.email")
+    assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
+    assert inside(house, workspace, "ssh-add -l; grep -rl 'PRIVATE KEY' ~ || true").stdout.count("/home") == 0
+
+
+def test_limits_docker_and_the_ide_are_as_everywhere(house: House, workspace: Workspace) -> None:
+    (container,), _volumes = belongings(house, workspace)
+    shown = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
+    host = json.loads(shown)[0]["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"], host["Runtime"]) == (10**9, 1 << 30, "spt-flow")
+    status = json.loads(inside(house, workspace, "spt-workspace status").stdout)
+    assert status["steps"]["docker"]["state"] == "ok"
+    assert inside(house, workspace, "curl -fsS http://127.0.0.1:8080/healthz").returncode == 0
+    assert "denied" in inside(house, workspace, "sudo sh -c 'echo x > /proc/sys/kernel/core_pattern' 2>&1").stdout
+    client = house.client(house.token)
+    answer = client.http.request("GET", "/@ada/demo.main/apps/ide/healthz")
+    assert answer.status == 200
+
+
+def test_a_new_version_leaves_it_alone_until_its_user_restarts(
+    house: House, workspace: Workspace, settings: Settings
+) -> None:
+    assert house.admin is not None
+    before = belongings(house, workspace)
+    inside(house, workspace, "echo kept > ~/kept")
+    changed = replace(settings, memory=1536 << 20)
+    assert _coder_template.roll_out(house.admin, house.wanted(changed)).actions == ["import", "activate"]
+    assert belongings(house, workspace) == before
+    found = ensure(house)
+    assert found.workspace is not None
+    assert not found.changed
+    assert found.workspace.outdated == ("template",)
+    stopped = ensure(house, state="stopped").workspace
+    assert stopped is not None
+    assert stopped.settings_hash == settings.hash()
+    assert belongings(house, workspace) == ([], before[1])
+    started = ensure(house).workspace
+    assert started is not None
+    assert started.outdated == ("template",)
+    restarted = ensure(house, state="restarted").workspace
+    assert restarted is not None
+    assert restarted.outdated == ()
+    assert inside(house, restarted, "cat ~/kept").stdout == "kept\n"
+    assert restarted.settings_hash == changed.hash()
+
+
+def test_keepalive_moves_the_stop(house: House, workspace: Workspace) -> None:
+    kept = ensure(house, state="kept", hours=20.0, by="ada").workspace
+    assert kept is not None
+    assert kept.life.stops_at is not None
+    assert abs(kept.life.stops_at - time.time() - 20 * 3600) < 120
+
+
+def test_a_server_that_restarts_is_waited_for(house: House, workspace: Workspace) -> None:
+    house.stop()
+    house.start()
+    assert ensure(house).workspace is not None
+
+
+def test_delete_leaves_nothing(house: House, workspace: Workspace) -> None:
+    assert ensure(house, state="absent").changed
+    assert belongings(house, workspace) == ([], [])
+    assert not ensure(house, state="absent").changed
+
+
+def test_a_workspace_of_one_click_is_ready(house: House, settings: Settings, workspace: Workspace) -> None:
+    """From the dashboard, with no value given."""
+    client = house.client(house.token)
+    template = client.template("spt-flow")
+    assert template is not None
+    client.create_workspace("click", template["id"])
+    click = replace(SPEC, name="click")
+    try:
+        result = ensure(house, click)
+        assert result.workspace is not None
+        assert result.workspace.step("ide").state == "ok"
+    finally:
+        ensure(house, click, "absent")
+
+
+def test_nothing_secret_is_in_the_servers_log_of_ours(house: House, workspace: Workspace) -> None:
+    assert house.token.split("-")[1] not in Path(house.folder / "server.log").read_text()
