@@ -31,8 +31,8 @@ NOT_PROCESSED = frozenset({429, 503})
 AGAIN = frozenset({500, 502, 504})
 OUTAGE = 30.0
 """Seconds that a server which cannot be reached is waited for: a restart takes less, a wrong URL should be told."""
-BROKEN_TRIES = 4
-"""How often a server that answers, but wrongly (500, truncated JSON), is asked."""
+BROKEN_TRIES = 6
+"""How often a server that answers, but wrongly (500, truncated JSON), is asked: seven seconds in all."""
 CONNECT_TIMEOUT = 10.0
 SLOWEST = 5.0
 MAX_ANSWER = 64 << 20
@@ -312,6 +312,7 @@ class _Retry:
         self._waiter = waiter
         self._repeat = repeat
         self._tries = 0
+        self._broken = 0
         self._away: float | None = None
 
     def pause(self, trouble: _Trouble) -> None:
@@ -324,8 +325,10 @@ class _Retry:
         if trouble.outage:
             self._away = left if self._away is None else self._away
             left = min(left, self._http.outage - (self._away - left))
-        elif trouble.after is None and self._tries >= BROKEN_TRIES:
-            raise error
+        elif trouble.after is None:
+            self._broken += 1
+            if self._broken >= BROKEN_TRIES:
+                raise error
         pause = min(0.2 * 2.0 ** min(self._tries - 1, 8), SLOWEST) * self._http._random.uniform(0.5, 1.0)
         if trouble.after is not None:
             # A little later than told, so that all who were told the same do not come back at once.

@@ -55,8 +55,15 @@ class Clock:
         with self._lock:
             self._moved += seconds
 
-    sleep = advance
-    """A client that sleeps by this clock waits for nothing."""
+    def sleep(self, seconds: float) -> None:
+        """For clients: they wait for nothing while it stands still, else shorter by its speed.
+
+        Where several of them sleep, it must not stand still: each would move it for all the others.
+        """
+        if self.speed:
+            time.sleep(seconds / self.speed)
+        else:
+            self.advance(seconds)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,17 @@ def test_retry_after_is_obeyed_and_bounded_by_the_deadline(server: Server) -> No
         client(server, clock).request("POST", "/x", timeout=60)
 
 
+def test_a_server_that_answers_wrongly_is_given_up_soon(server: Server) -> None:
+    """What is told to come back later is no wrong answer: it does not use up the tries."""
+    clock = Clock()
+    server.script = [error(500)] * 20
+    with pytest.raises(_errors.Unhealthy, match="status 500"):
+        client(server, clock).request("GET", "/x", timeout=60)
+    assert len(server.seen) == _coder_http.BROKEN_TRIES and clock.now < 10
+    server.script = [error(429, headers={"Retry-After": "1"})] * 9 + [error(500)] * 3
+    assert client(server, Clock()).request("GET", "/x", timeout=60).status == 200
+
+
 def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
     server.httpd.shutdown()
     server.httpd.server_close()
