@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule sanity bench docs seccomp image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp image build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -30,6 +30,9 @@ integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks so
 
 molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify
 	@MOLECULE_GLOB='molecule/*/molecule.yml' $(MAX) molecule test --all
+
+test-live: ## The life of a workspace on a real Coder server, where one is installed; else says what is missing
+	@$(MAX) pytest -q -rs tests/live
 
 sanity: ## ansible-test sanity on a copy of the tree
 	@$(MAX) tools/sanity
