@@ -110,7 +110,9 @@ def belongings(terraform: Terraform) -> dict[str, list[str]]:
 def test_variables_are_declared_and_all_are_sent() -> None:
     declared = set(re.findall(r'^variable "(\w+)"', (FOLDER / "variables.tf").read_text(), re.MULTILINE))
     assert declared == set(variables())
-    assert (FOLDER / "variables.tf").read_text().count('  default = ""') == sum(not value for value in variables().values())
+    assert (FOLDER / "variables.tf").read_text().count('  default = ""') == sum(
+        not value for value in variables().values()
+    )
 
 
 def test_the_archive_is_small_and_plain() -> None:
