@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-NODES = ("spt-flow-molecule-e2e-1", "spt-flow-molecule-e2e-2")
+MACHINES = os.environ.get("SPT_FLOW_MACHINES", "spt-flow-molecule")  # as in .config/molecule/config.yml
+NODES = (f"{MACHINES}-e2e-1", f"{MACHINES}-e2e-2")
 VOLUME = "spt-flow-ada-demo-home"
 
 
