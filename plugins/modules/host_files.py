@@ -39,6 +39,12 @@ options:
       mode:
         description: Permission bits as octal text; V(0644), and V(0755) for a directory, where none is named.
         type: str
+  seen:
+    description:
+      - Digests of these paths that M(spt.flow.host_info), M(spt.flow.engine_info) or M(spt.flow.kvm_info) read as root
+        in the same run. Where they leave nothing to be done the host is not asked again, which saves a third of a
+        second.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -47,6 +53,7 @@ EXAMPLES = r"""
     files:
       - {path: /etc/spt-flow, state: directory}
       - {path: /etc/spt-flow/runtime.env, content: "PIDS_LIMIT=4096\n"}
+    seen: "{{ found.host.files }}"
   become: true
 """
 
@@ -70,7 +77,7 @@ def main() -> None:
         "content": {"type": "str", "default": ""},
         "mode": {"type": "str"},
     }
-    spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": entry}}
+    spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": entry}, "seen": {"type": "dict"}}
     module = AnsibleModule(spec, supports_check_mode=True)
     try:
         entries = [_host_files.Entry.of(values) for values in module.params["files"]]
