@@ -26,7 +26,7 @@ def home(host, volume: str) -> str:  # type: ignore[no-untyped-def]
 
 def tell(host, volume: str) -> str:  # type: ignore[no-untyped-def]
     """Names, kinds, modes, numeric owners, links and content."""
-    return host.check_output("cd %s && " + TELL, home(host, volume))
+    return host.check_output(f"cd {home(host, volume)} && {TELL}")
 
 
 @pytest.fixture(scope="module")
