@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `host_files`: the module of this name, not run where what was seen leaves nothing to do."""
+"""Action `host_files`: the module of this name, which is spared where what was seen leaves nothing to do.
+
+For this machine's own user this process writes.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,16 @@ class ActionModule(ActionBase):
         seen = values.pop("seen", None)
         if seen and _as_wished(values.get("files"), seen):
             return {**result, "changed": False, "paths": [], "diff": [], "msg": "all as wished"}
-        result.update(self._execute_module(module_args=values, task_vars=task_vars))
-        return result
+        if self._connection.transport == "local" and not self._connection.become:
+            return {**result, **self._here()}
+        return {**result, **self._execute_module(module_args=values, task_vars=task_vars)}
+
+    def _here(self) -> dict[str, Any]:
+        _validation, values = self.validate_argument_spec(_host_files.SPEC)
+        try:
+            return _host_files.result(values["files"], dry=self._task.check_mode)
+        except FlowError as error:
+            return {"failed": True, "msg": f"{error.message} {error.hint}".strip()}
 
 
 def _as_wished(files: Any, seen: Any) -> bool:

@@ -18,6 +18,14 @@ from typing import Any
 from ._errors import FlowError, InvalidInput
 
 STATES = ("file", "directory", "absent")
+ENTRY = {
+    "path": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": list(STATES), "default": "file"},
+    "content": {"type": "str", "default": ""},
+    "mode": {"type": "str"},
+}
+SPEC = {"files": {"type": "list", "elements": "dict", "required": True, "options": ENTRY}, "seen": {"type": "dict"}}
+"""The options of the module and the action host_files."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,13 @@ def _found(path: str) -> str:
         return f"other {head}"
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return f"file {head}{file.read()}"
+
+
+def result(files: Sequence[dict[str, Any]], dry: bool) -> dict[str, Any]:
+    """What the module returns for its option ``files``."""
+    changes = apply([Entry.of(values) for values in files], dry)
+    paths = [change["after_header"] for change in changes]
+    return {"changed": bool(paths), "paths": paths, "diff": changes, "msg": ", ".join(paths) or "all as wished"}
 
 
 def digests(paths: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -114,3 +115,22 @@ def test_a_host_that_is_as_wished_is_not_asked(content: str, status: int, tmp_pa
     argv = [str(program), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")]
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_files_of_the_controller_are_written_and_wrong_options_refused(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "ansible"
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}
+
+    def ad_hoc(entry: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(program), "localhost", "-m", "spt.flow.host_files", "-a", json.dumps({"files": [entry]}), *words]
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    entry = {"path": f"{tmp_path}/new", "content": "{{ 'te' ~ 'xt' }}", "mode": "0640"}
+    checked = ad_hoc(entry, "--check", "--diff")
+    assert "CHANGED" in checked.stdout and "+text" in checked.stdout and not (tmp_path / "new").exists()
+    assert "CHANGED" in ad_hoc(entry).stdout
+    assert ((tmp_path / "new").read_text(), (tmp_path / "new").stat().st_mode & 0o777) == ("text", 0o640)
+    assert "SUCCESS" in ad_hoc(entry).stdout
+    for wrong, words in (({"state": "there"}, "state must be one of"), ({"path": "/dev/null/x"}, "Cannot bring /dev")):
+        done = ad_hoc({**entry, **wrong})
+        assert (done.returncode, words in done.stdout + done.stderr) == (2, True)
