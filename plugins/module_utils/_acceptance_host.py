@@ -24,6 +24,7 @@ TIMERS = (
     "spt-flow-snapshots",
     "spt-flow-snapshots-verify",
     "spt-flow-snapshots-status",
+    "spt-flow-images",
 )
 
 
@@ -34,7 +35,7 @@ def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int
         judge("systemd", "yes" if systemd else "process 1 is something else", "yes", systemd, possible=False),
         *kvm(kvm_required),
         *engine(min_free_gib),
-        image(),
+        *images(systemd),
         *([firewall_rules()] if firewall else []),
         *audit(systemd, _host.system(Path("/"))["container"]),
         *snapshots(systemd),
@@ -90,10 +91,13 @@ def engine(min_free_gib: int) -> list[Row]:
     ]
 
 
-def image() -> Row:
-    """Whether the engine has the workspace image that the role host_images recorded."""
+def images(systemd: bool) -> list[Row]:
+    """Whether the engine has the workspace image that the role host_images recorded, and whether that is watched."""
     code, said = _run(f"{LIBRARY}/spt-flow-images")
-    return judge("workspace image", said.partition(" Bring it")[0], "present", code == 0)
+    return [
+        judge("workspace image", said.partition(" Bring it")[0], "present", code == 0),
+        _timer(TIMERS[5], systemd),
+    ]
 
 
 def firewall_rules() -> Row:
@@ -133,7 +137,7 @@ def snapshots(systemd: bool) -> list[Row]:
     said = " ".join(problems) or f"{volumes} volumes are safe"
     return [
         judge("snapshots of home volumes", said, "every volume, in time", not problems, possible),
-        *[_timer(name, systemd) for name in TIMERS[2:]],
+        *[_timer(name, systemd) for name in TIMERS[2:5]],
     ]
 
 

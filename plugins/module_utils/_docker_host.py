@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import _host
+from . import _host, _host_files
 from ._docker_http import Engine
 from ._errors import FlowError, InvalidInput
 from ._workspace import LABEL
@@ -35,6 +35,7 @@ def read(
     packages: Sequence[str] = (),
     units: Sequence[str] = (),
     devices: Sequence[str] = (),
+    files: Sequence[str] = (),
     root: str = "/",
 ) -> dict[str, Any]:
     """Everything that the role decides by; keys as in the module engine_info. Raises FlowError for settings that are
@@ -57,6 +58,7 @@ def read(
         "members": _members(base, "docker"),
         "firewall": real and _works(f"/{LIBRARY}/spt-flow-firewall", "check"),
         "key_limits": {name: int(_host.text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
+        "files": _host_files.digests(files) if real else {},
     }
 
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import _host_files
+
 PROFILE = "spt-flow-workspace"
 INITIAL = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
 """The kernel's first namespaces (include/linux/proc_ns.h): who is in others is in a container."""
@@ -24,6 +26,7 @@ def read(
     units: Sequence[str] = (),
     room: Sequence[str] = (),
     paths: Sequence[str] = (),
+    files: Sequence[str] = (),
     root: str = "/",
 ) -> dict[str, Any]:
     """What every role asks; keys as in the module host_info."""
@@ -34,6 +37,7 @@ def read(
         "units": {name: unit(name) for name in units} if real else {},
         "room": {path: free(base, path) for path in room},
         "paths": [path for path in paths if (base / path.lstrip("/")).exists()],
+        "files": _host_files.digests(files) if real else {},
     }
 
 

@@ -7,15 +7,25 @@ A task of its own costs half a second for each file (two module runs), a list in
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ._errors import FlowError, InvalidInput
 
 STATES = ("file", "directory", "absent")
+ENTRY = {
+    "path": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": list(STATES), "default": "file"},
+    "content": {"type": "str", "default": ""},
+    "mode": {"type": "str"},
+}
+SPEC = {"files": {"type": "list", "elements": "dict", "required": True, "options": ENTRY}, "seen": {"type": "dict"}}
+"""The options of the module and the action host_files."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,11 @@ class Entry:
         except ValueError:
             raise InvalidInput(f"The mode of {values['path']} is {mode!r}.", 'Write it as octal text such as "0644".')
 
-    def describe(self) -> str:
-        """The wished state in the words of ``_found``."""
+    def describe(self, owner: str = "") -> str:
+        """The wished state in the words of ``_found``; ``owner`` as uid:gid, whoever runs this where none is named."""
         if self.state == "absent":
             return ""
-        owner = f"{os.geteuid()}:{os.getegid()}"
+        owner = owner or f"{os.geteuid()}:{os.getegid()}"
         return f"{self.state} {self.mode:04o} {owner}\n" + (self.content if self.state == "file" else "")
 
 
@@ -60,7 +70,34 @@ def _found(path: str) -> str:
         return f"file {head}{file.read()}"
 
 
-def apply(entries: list[Entry], dry: bool = False) -> list[dict[str, str]]:
+def result(files: Sequence[dict[str, Any]], dry: bool) -> dict[str, Any]:
+    """What the module returns for its option ``files``."""
+    changes = apply([Entry.of(values) for values in files], dry)
+    paths = [change["after_header"] for change in changes]
+    return {"changed": bool(paths), "paths": paths, "diff": changes, "msg": ", ".join(paths) or "all as wished"}
+
+
+def digests(paths: Sequence[str]) -> dict[str, str]:
+    """What lies at each path, short enough to be sent to who wishes to compare it; empty for nothing."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = _digest(_found(path))
+        except OSError:
+            found[path] = "unreadable"
+    return found
+
+
+def as_wished(entries: Sequence[Entry], seen: Mapping[str, str]) -> bool:
+    """Whether ``digests`` of a host, read by its root, leave nothing of ``entries`` to be done."""
+    return all(seen.get(entry.path) == _digest(entry.describe(owner="0:0")) for entry in entries)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() if text else ""
+
+
+def apply(entries: Sequence[Entry], dry: bool = False) -> list[dict[str, str]]:
     """Bring all about in their order, each whole or not at all; a diff in Ansible's shape for each that differed.
 
     A folder that is to be absent stays while something is in it. FlowError names the path that refused.

@@ -36,6 +36,11 @@ options:
     type: list
     elements: str
     default: []
+  files:
+    description: Paths for whose content, mode and owner a digest is read, which M(spt.flow.host_files) can compare.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -121,6 +126,9 @@ engine:
     key_limits:
       description: The kernel's limits of keys (maxkeys and maxbytes) for each user.
       type: dict
+    files:
+      description: Digests by path, for O(spt.flow.host_files#module:seen); empty text for what does not exist.
+      type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -131,9 +139,8 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 def main() -> None:
     names = {"type": "list", "elements": "str", "default": []}
     user = {"type": "str", "default": "spt-flow-remap"}
-    module = AnsibleModule(
-        {"remap_user": user, "packages": names, "units": names, "devices": names}, supports_check_mode=True
-    )
+    spec = {"remap_user": user, "packages": names, "units": names, "devices": names, "files": names}
+    module = AnsibleModule(spec, supports_check_mode=True)
     try:
         found = _docker_host.read(**module.params)
     except FlowError as error:

@@ -39,6 +39,12 @@ options:
       mode:
         description: Permission bits as octal text; V(0644), and V(0755) for a directory, where none is named.
         type: str
+  seen:
+    description:
+      - Digests of these paths that M(spt.flow.host_info), M(spt.flow.engine_info) or M(spt.flow.kvm_info) read as root
+        in the same run. Where they leave nothing to be done the host is not asked again, which saves a third of a
+        second.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -47,6 +53,7 @@ EXAMPLES = r"""
     files:
       - {path: /etc/spt-flow, state: directory}
       - {path: /etc/spt-flow/runtime.env, content: "PIDS_LIMIT=4096\n"}
+    seen: "{{ found.host.files }}"
   become: true
 """
 
@@ -64,21 +71,12 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 
 
 def main() -> None:
-    entry = {
-        "path": {"type": "path", "required": True},
-        "state": {"type": "str", "choices": list(_host_files.STATES), "default": "file"},
-        "content": {"type": "str", "default": ""},
-        "mode": {"type": "str"},
-    }
-    spec = {"files": {"type": "list", "elements": "dict", "required": True, "options": entry}}
-    module = AnsibleModule(spec, supports_check_mode=True)
+    module = AnsibleModule(_host_files.SPEC, supports_check_mode=True)
     try:
-        entries = [_host_files.Entry.of(values) for values in module.params["files"]]
-        changes = _host_files.apply(entries, dry=module.check_mode)
+        result = _host_files.result(module.params["files"], dry=module.check_mode)
     except FlowError as error:
         module.fail_json(msg=f"{error.message} {error.hint}".strip())
-    paths = [change["after_header"] for change in changes]
-    module.exit_json(changed=bool(paths), paths=paths, diff=changes, msg=", ".join(paths) or "all as wished")
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ options:
     type: list
     elements: str
     default: []
+  files:
+    description: Paths for whose content, mode and owner a digest is read, which M(spt.flow.host_files) can compare.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -94,6 +99,9 @@ host:
       description: Those that exist.
       type: list
       elements: str
+    files:
+      description: Digests by path, for O(spt.flow.host_files#module:seen); empty text for what does not exist.
+      type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -102,7 +110,8 @@ from ansible_collections.spt.flow.plugins.module_utils import _host
 
 def main() -> None:
     names = {"type": "list", "elements": "str", "default": []}
-    module = AnsibleModule({"packages": names, "units": names, "room": names, "paths": names}, supports_check_mode=True)
+    spec = dict.fromkeys(("packages", "units", "room", "paths", "files"), names)
+    module = AnsibleModule(spec, supports_check_mode=True)
     module.exit_json(changed=False, host=_host.read(**module.params))
 
 

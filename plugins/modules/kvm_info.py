@@ -26,6 +26,11 @@ options:
     description: The nested flag that is wished for; RV(host.reload) tells what that takes.
     type: bool
     default: true
+  files:
+    description: Paths for whose content, mode and owner a digest is read, which M(spt.flow.host_files) can compare.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -80,6 +85,7 @@ host:
     - What kind of host this is (intel, amd, builtin, paravirtual, arm64, none), the module to load and
       whether it is, its nested flag, how many machines use it, what a wished flag takes (reload is no, now or reboot).
     - Its release, whether systemd is process 1, and the device's mode as octal text, empty without one.
+    - Digests by path (files), for the option O(spt.flow.host_files#module:seen).
   type: dict
   returned: always
 """
@@ -88,11 +94,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _host, _kvm, _kvm_host
+from ansible_collections.spt.flow.plugins.module_utils import _host, _host_files, _kvm, _kvm_host
 
 
 def main() -> None:
-    spec = {"device": {"type": "path", "default": "/dev/kvm"}, "nested": {"type": "bool", "default": True}}
+    spec = {
+        "device": {"type": "path", "default": "/dev/kvm"},
+        "nested": {"type": "bool", "default": True},
+        "files": {"type": "list", "elements": "str", "default": []},
+    }
     module = AnsibleModule(spec, supports_check_mode=True)
     verdict = _kvm.verdict(module.params["device"])
     host = _kvm_host.read("/", module.params["nested"])
@@ -102,6 +112,7 @@ def main() -> None:
         "release": system["release"],
         "systemd": system["systemd"],
         "device_mode": _host.mode(Path(module.params["device"])),
+        "files": _host_files.digests(module.params["files"]),
     }
     module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict), host=about)
 

@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _host_files
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._host_files import Entry
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -75,3 +80,57 @@ def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["taken"]
     with pytest.raises(FlowError, match="octal"):
         Entry.of({"path": "x", "mode": "rw"})
+
+
+def test_what_was_seen_tells_whether_anything_is_to_be_done(tmp_path: Path) -> None:
+    wished = entries(tmp_path)
+    paths = [entry.path for entry in wished]
+    assert not _host_files.as_wished(wished, _host_files.digests(paths))
+    _host_files.apply(wished)
+    seen = _host_files.digests(paths)
+    mine = os.geteuid() == os.getegid() == 0
+    assert _host_files.as_wished(wished, seen) is mine  # hosts are written and read by root
+    assert not _host_files.as_wished([*wished, Entry(f"{tmp_path}/new")], seen)
+    (tmp_path / "etc/ours/run").chmod(0o4755)
+    assert not _host_files.as_wished(wished, _host_files.digests(paths))
+
+
+PLAY = """
+- hosts: far
+  gather_facts: false
+  tasks:
+    - spt.flow.host_files: {{files: [{{path: /etc/ours, content: {content}}}], seen: {{/etc/ours: {seen}}}}}
+"""
+
+
+@pytest.mark.parametrize(("content", "status"), [("same", 0), ("other", 4)])
+def test_a_host_that_is_as_wished_is_not_asked(content: str, status: int, tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        "all: {hosts: {far: {ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1}}}\n"
+    )
+    seen = _host_files._digest(Entry("/etc/ours", content="same").describe("0:0"))
+    (tmp_path / "play.yml").write_text(PLAY.format(content=content, seen=seen))
+    program = Path(sys.executable).parent / "ansible-playbook"
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}
+    argv = [str(program), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_files_of_the_controller_are_written_and_wrong_options_refused(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "ansible"
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}
+
+    def ad_hoc(entry: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(program), "localhost", "-m", "spt.flow.host_files", "-a", json.dumps({"files": [entry]}), *words]
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    entry = {"path": f"{tmp_path}/new", "content": "{{ 'te' ~ 'xt' }}", "mode": "0640"}
+    checked = ad_hoc(entry, "--check", "--diff")
+    assert "CHANGED" in checked.stdout and "+text" in checked.stdout and not (tmp_path / "new").exists()
+    assert "CHANGED" in ad_hoc(entry).stdout
+    assert ((tmp_path / "new").read_text(), (tmp_path / "new").stat().st_mode & 0o777) == ("text", 0o640)
+    assert "SUCCESS" in ad_hoc(entry).stdout
+    for wrong, words in (({"state": "there"}, "state must be one of"), ({"path": "/dev/null/x"}, "Cannot bring /dev")):
+        done = ad_hoc({**entry, **wrong})
+        assert (done.returncode, words in done.stdout + done.stderr) == (2, True)

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-NODES = ("spt-flow-molecule-e2e-1", "spt-flow-molecule-e2e-2")
+MACHINES = os.environ.get("SPT_FLOW_MACHINES", "spt-flow-molecule")  # as in .config/molecule/config.yml
+NODES = (f"{MACHINES}-e2e-1", f"{MACHINES}-e2e-2")
 VOLUME = "spt-flow-ada-demo-home"
 
 
@@ -68,15 +69,25 @@ def test_a_node_alone_is_left_as_it_is_and_the_other_is_not_asked(tmp_path: Path
     assert recap[NODES[0]]["changed"] == 0
 
 
+def test_every_role_and_every_tag_works_alone_and_finds_nothing_to_do(tmp_path: Path) -> None:
+    roles = ("host_kvm", "host_docker", "host_images", "host_audit", "host_snapshots")
+    for tag in (f"{role}{phase}" for role in roles for phase in ("", "_install", "_configure", "_verify")):
+        status, said, recap = play(tmp_path, "playbooks/hosts.yml", "--limit", NODES[0], "--tags", tag)
+        assert (tag, status) == (tag, 0), said
+        assert (tag, recap[NODES[0]]["changed"]) == (tag, 0), said
+
+
 def test_the_verdict_names_every_requirement_of_both_nodes(tmp_path: Path) -> None:
     status, said, _recap = play(tmp_path, "playbooks/verify.yml")
     assert status == 0, said
     report = json.loads((tmp_path / "verify.json").read_text())
     rows = {host: {row["requirement"]: row["verdict"] for row in found} for host, found in report["hosts"].items()}
     assert set(rows) == set(NODES)
+    assert " requirements of 2 hosts: " in said
     for found in rows.values():
         assert "failed" not in found.values()
         assert found["audit trail"] == "impossible"
+        assert found["timer spt-flow-images"] == "met"
         for name in ("Docker engine", "workspace image", "user-namespace remapping", "firewall", "systemd"):
             assert found[name] == "met", name
 

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `host_files`: the module of this name, which is spared where what was seen leaves nothing to do.
+
+For this machine's own user this process writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.spt.flow.plugins.module_utils import _host_files
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        values = dict(self._task.args)
+        seen = values.pop("seen", None)
+        if seen and _as_wished(values.get("files"), seen):
+            return {**result, "changed": False, "paths": [], "diff": [], "msg": "all as wished"}
+        if self._connection.transport == "local" and not self._connection.become:
+            return {**result, **self._here()}
+        return {**result, **self._execute_module(module_args=values, task_vars=task_vars)}
+
+    def _here(self) -> dict[str, Any]:
+        _validation, values = self.validate_argument_spec(_host_files.SPEC)
+        try:
+            return _host_files.result(values["files"], dry=self._task.check_mode)
+        except FlowError as error:
+            return {"failed": True, "msg": f"{error.message} {error.hint}".strip()}
+
+
+def _as_wished(files: Any, seen: Any) -> bool:
+    """False also for options that the module will refuse with a sentence."""
+    try:
+        return _host_files.as_wished([_host_files.Entry.of(values) for values in files], seen)
+    except (FlowError, AttributeError, KeyError, TypeError):
+        return False
