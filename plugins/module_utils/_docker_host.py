@@ -22,6 +22,8 @@ from ._errors import FlowError, InvalidInput
 from ._workspace import LABEL
 
 LIBRARY = "usr/local/lib/spt-flow"
+NETWORK = "spt-flow"
+"""The bridge that workspaces are on (decision A8)."""
 KEYS = ("maxkeys", "maxbytes")
 PROGRAMS = ("usr/sbin/dockerd", "usr/bin/dockerd")
 DATA_ROOT = "/var/lib/docker"
@@ -84,6 +86,7 @@ def _info() -> dict[str, Any]:
         volumes = engine.get_json("/volumes", timeout=20)
         ours = {"all": True, "filters": {"label": [f"{LABEL}owner"]}}
         workspaces = engine.get_json("/containers/json", ours, timeout=20)
+        networks = engine.get_json("/networks", {"filters": {"name": [NETWORK]}}, timeout=20)
     except FlowError:
         return {}
     options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]
@@ -96,6 +99,7 @@ def _info() -> dict[str, Any]:
         "live_restore": bool(info.get("LiveRestoreEnabled")),
         "running": info.get("ContainersRunning", 0),
         "workspaces": len(workspaces),
+        "network": any(network["Name"] == NETWORK for network in networks),
         "content": info.get("Containers", 0) + info.get("Images", 0) + len(volumes.get("Volumes") or []),
     }
 

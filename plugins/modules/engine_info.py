@@ -90,7 +90,7 @@ engine:
     info:
       description:
         - What the engine says, empty when it does not answer (version, remapped, security, runtimes, cgroup_driver,
-          live_restore, running, workspaces, content).
+          live_restore, running, workspaces, network, content).
       type: dict
     content:
       description: Number of containers, images and volumes.

@@ -38,7 +38,8 @@ class Firewall:
         self.program = folder / "spt-flow-firewall"
         text = SOURCE.read_text()
         assert "PATH=/usr/sbin:" in text
-        self.program.write_text(text.replace("PATH=/usr/sbin:", f"PATH={folder}:/usr/sbin:"))
+        text = text.replace("PATH=/usr/sbin:", f"PATH={folder}:/usr/sbin:").replace("/etc/spt-flow/", f"{folder}/")
+        self.program.write_text(text)
         for name in ("iptables", "ip6tables"):
             (folder / name).write_text(IPTABLES.replace("{folder}", str(folder)))
             (folder / name).chmod(0o755)
@@ -70,6 +71,23 @@ def test_workspaces_reach_neither_the_host_nor_the_metadata(firewall: Firewall) 
         ],
         "ip6tables.INPUT": ["-i spt-flow0 -j DROP", "-i lo -j ACCEPT"],
     }
+
+
+def test_a_port_that_is_allowed_is_open_before_all_others_are_refused(firewall: Firewall) -> None:
+    firewall.run("apply")
+    (firewall.folder / "firewall.env").write_text("ALLOW='3000 3443'\n")
+    assert firewall.run("check").returncode != 0
+    assert firewall.run("apply").returncode == 0
+    assert firewall.run("check").returncode == 0
+    assert firewall.state()["iptables.SPT-FLOW-HOST"] == [
+        "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
+        "-p tcp --dport 3000 -j RETURN",
+        "-p tcp --dport 3443 -j RETURN",
+        "-j REJECT",
+    ]
+    (firewall.folder / "firewall.env").write_text("ALLOW=''\n")
+    firewall.run("apply")
+    assert "-p tcp --dport 3000 -j RETURN" not in firewall.state()["iptables.SPT-FLOW-HOST"]
 
 
 def test_applying_twice_is_applying_once_and_keeps_docker_users_rules(firewall: Firewall) -> None:
