@@ -51,6 +51,9 @@ class ModuleDocFragment:
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []
     )
 
+    # What a workspace is made of.
+    WORKSPACE = _fragment((o for o in OPTIONS.values() if o.scope == "workspace"), PRECEDENCE)
+
     # How the image is built.
     IMAGE = _fragment(
         (o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE

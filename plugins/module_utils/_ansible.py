@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import threading
 
     from . import _docker_http
+    from ._coder_http import CoderHttp
     from ._target import Target
     from ._workspace import Session, Workspace, WorkspaceSpec
 
@@ -357,10 +358,18 @@ def _target_name(values: Mapping[str, Any]) -> str:
     return "coder" if not values["node"] and _coder_config.configured() else "docker"
 
 
-def _open_coder(values: Mapping[str, Any]) -> Target:
+def coder_http(url: str = "", token: str = "") -> CoderHttp:
+    """The way to a Coder server: what is given, else what the environment and the CLI's configuration say."""
     from . import _coder_config
-    from ._coder_client import CoderClient
     from ._coder_http import CoderHttp
+
+    given = {"CODER_URL": url, "CODER_SESSION_TOKEN": token}
+    config = _coder_config.load({**os.environ, **{name: value for name, value in given.items() if value}})
+    return CoderHttp(_coder_config.require_token(config), say=display.warning)
+
+
+def _open_coder(values: Mapping[str, Any]) -> Target:
+    from ._coder_client import CoderClient
     from ._coder_target import CoderTarget
 
     if values["node"]:
@@ -368,8 +377,7 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
             "A node is of no use with target=coder: the server's template places workspaces.",
             "Leave node away, or use target=docker.",
         )
-    config = _coder_config.require_token(_coder_config.load())
-    return CoderTarget(CoderClient(CoderHttp(config, say=display.warning)), values["template"])
+    return CoderTarget(CoderClient(coder_http()), values["template"])
 
 
 class Furnished:

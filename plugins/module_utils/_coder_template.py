@@ -22,7 +22,9 @@ from ._coder_admin import CoderAdmin
 from ._coder_client import Json
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
+from ._settings import Settings
 from ._wait import Waiter
+from ._workspace import CONTRACT
 
 LARGEST = 1 << 20
 """Bytes of an archive that the server takes (facts, section 6.9)."""
@@ -36,6 +38,10 @@ CREATION_NAMES = {
 }
 """What a field of a template is called when the template is created (facts, section 1.9)."""
 LEFT_OUT = (".terraform", ".git")
+COLLECTION = Path(__file__).resolve().parents[2]
+FOLDER = COLLECTION / "templates/coder/spt-flow"
+CI_TTL = 1800
+"""Seconds after which a CI workspace is stopped, and with that deleted, whatever happens in it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,48 @@ class Rollout:
     diff: dict[str, Any] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
+
+
+def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **more: str) -> Wanted:
+    """The collection's own template for workspaces of ``kind`` (``dev`` or ``ci``), as ``settings`` want them.
+
+    ``nodes`` are addresses of engines by the nodes' names; without any the server's own engine is used. ``more`` are
+    variables that differ from the usual (``network``, ``runtime``, ``apparmor``).
+    """
+    from . import _docker_body, _image_identity
+
+    image = _image_identity.identity(settings.profile)
+    variables = {
+        **settings.terraform_variables(),
+        "kind": kind,
+        "contract": CONTRACT,
+        "image": image.tag,
+        "image_hash": image.hash,
+        "nodes": json.dumps(dict(sorted(nodes.items()))),
+        "runtime": _docker_body.RUNTIME,
+        "apparmor": "",
+        "network": _docker_body.NETWORK,
+        **more,
+    }
+    ci = kind == "ci"
+    ttl = CI_TTL if ci else settings.idle_stop
+    about = {
+        "display_name": "CI workspace" if ci else "Workspace",
+        "description": "Deleted by its time limit, whatever it does." if ci else "Your repository, ready to work in.",
+        "default_ttl_ms": ttl * 1000,
+        "activity_bump_ms": 0 if ci else ttl * 1000,
+    }
+    archive = pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
+    return Wanted(name, archive, variables, about, release())
+
+
+def release() -> str:
+    """The collection's version, from a checkout or as it was installed."""
+    built = COLLECTION / "MANIFEST.json"
+    if built.exists():
+        return str(json.loads(built.read_text(encoding="utf-8"))["collection_info"]["version"])
+    lines = (COLLECTION / "galaxy.yml").read_text(encoding="utf-8").splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith("version:"))
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:

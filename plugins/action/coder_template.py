@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `coder_template`: bring the collection's templates to a Coder server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _inventory, _settings
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {
+        "kinds": {"type": "list", "elements": "str", "choices": ["dev", "ci"], "default": ["dev", "ci"]},
+        "url": {"type": "str", "default": ""},
+        "token": {"type": "str", "default": "", "no_log": True},
+        "network": {"type": "str", "default": ""},
+        "apparmor": {"type": "str", "default": ""},
+    }
+    VALUES = (
+        "output",
+        "template",
+        *(option.name for option in _settings.OPTIONS.values() if option.scope == "workspace"),
+    )
+    DOING = "bring the template to the Coder server"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
+        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+
+        client = CoderAdmin(_ansible.coder_http(self.own["url"], self.own["token"]))
+        settings = _settings.Settings.of(self.values)
+        more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
+        rows = []
+        for kind in self.own["kinds"]:
+            name = self.values["template"] + (_coder_target.CI_SUFFIX if kind == "ci" else "")
+            wanted = _coder_template.ours(settings, kind, name, self._nodes(), **more)
+            done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
+            rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})
+        changed = any(row["changed"] for row in rows)
+        block = ["", *(row["msg"] for row in rows)]
+        diff = [{**row["diff"], "before_header": row["name"], "after_header": row["name"]} for row in rows]
+        result = {"changed": changed, "msg": " ".join(row["msg"] for row in rows), "templates": rows, "diff": diff}
+        return self.finish(
+            result, [f"Check mode: {line}" if line and self._task.check_mode else line for line in block]
+        )
+
+    def _nodes(self) -> dict[str, str]:
+        """Addresses of the engines of flow_nodes; one that the server itself runs on is reached by its socket."""
+        groups, hostvars = self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {}
+        found = {node: _inventory.engine_of(node, groups, hostvars) for node in sorted(groups.get("flow_nodes") or ())}
+        servers = groups.get("flow_servers") or ()
+        return {
+            node: address if address and node not in servers else "unix:///var/run/docker.sock"
+            for node, address in found.items()
+        }
+
+
+def sentence(name: str, done: Any) -> str:
+    """What happened to a template, and what the server would not take."""
+    words = {
+        "import": f"version {done.version} imported",
+        "create": "created",
+        "activate": "activated",
+        "change": "settings changed",
+    }
+    said = ", ".join(words[action] for action in done.actions) or f"unchanged ({done.version})"
+    ignored = (
+        f" Kept as it was, as the server has no licence for it: {', '.join(done.ignored)}." if done.ignored else ""
+    )
+    return f"Template {name}: {said}.{ignored}"
