@@ -38,12 +38,10 @@ class ActionModule(_ansible.FlowAction):
             done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
             rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})
         changed = any(row["changed"] for row in rows)
-        block = ["", *(row["msg"] for row in rows)]
+        mode = "Check mode: " if self._task.check_mode else ""
         diff = [{**row["diff"], "before_header": row["name"], "after_header": row["name"]} for row in rows]
         result = {"changed": changed, "msg": " ".join(row["msg"] for row in rows), "templates": rows, "diff": diff}
-        return self.finish(
-            result, [f"Check mode: {line}" if line and self._task.check_mode else line for line in block]
-        )
+        return self.finish(result, ["", *(mode + row["msg"] for row in rows)])
 
     def _nodes(self) -> dict[str, str]:
         """Addresses of the engines of flow_nodes; one that the server itself runs on is reached by its socket."""

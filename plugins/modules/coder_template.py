@@ -13,8 +13,8 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Uploads the collection's template with every variable, waits for its import and makes it the active version. The same
-    content and the same values are one version, so a second run changes nothing.
+  - Uploads the collection's template with every variable, waits for its import and makes it the active version. The
+    same content and the same values are one version, so a second run changes nothing.
   - A version becomes active only when its import succeeded. Workspaces keep the version that they were built with until
     their user restarts them.
   - Limits, image and nodes come from the inventory; developers choose only what is cloned.
@@ -25,8 +25,8 @@ extends_documentation_fragment:
 options:
   kinds:
     description:
-      - Which templates; V(ci) has the same source as V(dev) and is called with C(-ci) at the end. A CI workspace is stopped by
-        its time limit whatever it does, and with that deleted.
+      - Which templates; V(ci) has the same source as V(dev) and is called with C(-ci) at the end. A CI workspace is
+        stopped by its time limit whatever it does, and with that deleted.
     type: list
     elements: str
     choices: [dev, ci]

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import (
     _coder_template,
-    _docker_body,
     _docker_http,
     _image,
     _image_identity,
@@ -34,7 +33,6 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 
-FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
 AGENT = "coder-linux-amd64"
 START = 90.0
@@ -59,23 +57,9 @@ class House:
     def client(self, token: str) -> CoderAdmin:
         return CoderAdmin(CoderHttp(CoderConfig(self.url, token, "the test")))
 
-    def wanted(self, settings: Settings, **more: str) -> _coder_template.Wanted:
-        variables = {
-            **settings.terraform_variables(),
-            "kind": "dev",
-            "contract": "1",
-            "image": self.image.tag,
-            "image_hash": self.image.hash,
-            "nodes": "{}",
-            "runtime": "spt-flow",
-            "apparmor": "",
-            "network": "bridge",
-            **more,
-        }
-        archive = _coder_template.pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
-        return _coder_template.Wanted(
-            "spt-flow", archive, variables, {"default_ttl_ms": 7_200_000, "activity_bump_ms": 7_200_000}, "0.1.0"
-        )
+    def wanted(self, settings: Settings, kind: str = "dev", name: str = "spt-flow") -> _coder_template.Wanted:
+        """The collection's template, for Docker's own bridge: there the server can be reached."""
+        return _coder_template.ours(settings, kind, name, {}, network="bridge")
 
     def start(self) -> None:
         """Start the server, also again after ``stop``; returns when it answers."""

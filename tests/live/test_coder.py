@@ -196,5 +196,44 @@ def test_a_workspace_of_one_click_is_ready(house: House, settings: Settings, wor
         ensure(house, click, "absent")
 
 
+def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(house: House, settings: Settings) -> None:
+    assert house.admin is not None
+    _coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
+    client = house.client(house.token)
+    template = client.template("spt-flow-ci")
+    assert template is not None
+    assert (template["activity_bump_ms"], template["default_ttl_ms"]) == (0, 1_800_000)
+    client.create_workspace("job", template["id"])
+    job = replace(SPEC, name="job")
+    made = ensure(house, job).workspace
+    assert made is not None
+    assert made.kind == "ci"
+    assert made.deadline
+    assert [len(found) for found in belongings(house, made)] == [1, 1]
+    house.target().stop(made)
+    assert belongings(house, made) == ([], [])
+    ensure(house, job, "absent")
+
+
+def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house: House, tmp_path: Path) -> None:
+    assert house.admin is not None
+    checkout = Path(__file__).resolve().parents[2]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
+    env |= {"CODER_URL": house.url, "CODER_SESSION_TOKEN": house.admin.http.config.token}
+    argv = ["ansible-playbook", "playbooks/template.yml", "-vvvv"]
+
+    def run(*more: str) -> str:
+        done = subprocess.run(
+            [*argv, *more], cwd=checkout, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert house.admin and house.admin.http.config.token not in done.stdout + done.stderr
+        return done.stdout
+
+    assert "changed=1" in run("--check")
+    assert "changed=1" in run()
+    assert "changed=0" in run()
+
+
 def test_nothing_secret_is_in_the_servers_log_of_ours(house: House, workspace: Workspace) -> None:
     assert house.token.split("-")[1] not in Path(house.folder / "server.log").read_text()

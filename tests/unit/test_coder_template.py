@@ -15,6 +15,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _coder_template as
 from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
 from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, Unhealthy
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
 
@@ -142,3 +143,26 @@ def test_running_workspaces_are_left_alone(fake: Fake, client: CoderAdmin, wante
     assert roll.roll_out(client, mine).changed
     assert [build.id for build in workspace.builds] == before
     assert client.workspace("demo", "ada")["outdated"] is True  # type: ignore[index]
+
+
+def test_our_own_template_has_every_variable_and_ci_is_strict(fake: Fake, client: CoderAdmin) -> None:
+    settings = Settings(cpus=2.0)
+    for kind, name in (("dev", "ours"), ("ci", "ours-ci")):
+        done = roll.roll_out(client, roll.ours(settings, kind, name, {"n1": "ssh://ops@n1"}))
+        assert done.actions == ["import", "create"]
+        assert done.ignored == []
+    dev, ci = client.template("ours"), client.template("ours-ci")
+    assert dev is not None
+    assert ci is not None
+    assert (dev["default_ttl_ms"], dev["activity_bump_ms"]) == (7_200_000, 7_200_000)
+    assert (ci["default_ttl_ms"], ci["activity_bump_ms"]) == (1_800_000, 0)
+    values = {one["name"]: one["value"] for one in client.version_variables(ci["active_version_id"])}
+    assert values["kind"] == "ci"
+    assert values["cpus"] == "2"
+    assert values["nodes"] == '{"n1": "ssh://ops@n1"}'
+    assert roll.ours(settings, "dev", "ours", {}).version != roll.ours(Settings(cpus=3.0), "dev", "ours", {}).version
+
+
+def test_the_version_is_the_collections_own() -> None:
+    text = (roll.COLLECTION / "galaxy.yml").read_text()
+    assert f"version: {roll.release()}\n" in text
