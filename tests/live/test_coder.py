@@ -219,7 +219,11 @@ def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house:
     assert house.admin is not None
     checkout = Path(__file__).resolve().parents[2]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
-    env |= {"CODER_URL": house.url, "CODER_SESSION_TOKEN": house.admin.http.config.token}
+    env |= {
+        "SPT_FLOW_TEMPLATE": "by-action",
+        "CODER_URL": house.url,
+        "CODER_SESSION_TOKEN": house.admin.http.config.token,
+    }
     argv = ["ansible-playbook", "playbooks/template.yml", "-vvvv"]
 
     def run(*more: str) -> str:
