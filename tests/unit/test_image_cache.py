@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput, NotFound
 
 CHECK = Path(__file__).resolve().parents[2] / "roles/host_images/files/spt-flow-images"
@@ -131,3 +132,44 @@ def test_the_nodes_own_check(
     assert done.returncode == status
     assert words in done.stdout + done.stderr
     assert f'spt_flow_image_present{{image="{TAG}"}} {metric}\n' in (tmp_path / "spt_flow_images.prom").read_text()
+
+
+def checked(record: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
+    monkeypatch.setenv("SPT_FLOW_IMAGE_RECORD", str(record))
+    return subprocess.run([sys.executable, str(CHECK)], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("script", ["echo hash", "exit 1"], ids=["there", "gone"])
+def test_the_nodes_own_check_tells_where_its_metric_cannot_go(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, monkeypatch, script)
+    record = tmp_path / "image.json"
+    record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": str(tmp_path / "no")}))
+    done = checked(record, monkeypatch)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"the image {TAG}." in said
+    assert "host_images_textfile_directory" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+def test_the_nodes_own_check_fails_with_a_sentence_without_a_record(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "image.json"
+    if content is not None:
+        record.write_text(content)
+    done = checked(record, monkeypatch)
+    assert done.returncode == 1
+    assert done.stderr == f"{record} names no image: run ansible-playbook site.yml --tags host_images.\n"
+
+
+def test_the_node_and_who_is_refused_there_read_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, monkeypatch, "exit 1")
+    record = tmp_path / "image.json"
+    record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": ""}))
+    words = f"{_image_identity.lacks('node1', TAG)} {_image_identity.bring('node1')}\n"
+    assert checked(record, monkeypatch).stderr == words
+    assert words.endswith("ansible-playbook site.yml --limit node1 --tags host_images\n")
