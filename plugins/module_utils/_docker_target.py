@@ -162,15 +162,25 @@ class DockerTarget:
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse on a drained engine, and on another machine's that lacks the image (this one's gets it by itself)."""
         self._refuse_drained(spec.title)
-        if not fresh or self._engine.local:
+        if not fresh or self._engine.local or self._has_image(spec):
             return
+        from . import _image_identity
+
+        node = self._place.get("node", "")
+        where = node or f"the engine at {self._engine.host}"
+        raise Unhealthy(
+            f"Cannot create workspace {spec.title}: {_image_identity.lacks(where, spec.image)}",
+            _image_identity.bring(node),
+        )
+
+    def _has_image(self, spec: WorkspaceSpec) -> bool:
+        """Whether the tag is there and means what it says, where that is known (decision B10)."""
         try:
-            self._engine.get_json(f"/images/{spec.image}/json")
+            found = self._engine.get_json(f"/images/{spec.image}/json")
         except NotFound:
-            raise Unhealthy(
-                f"Cannot create workspace {spec.title}: {self.place} does not have the image {spec.image}.",
-                "Bring it there with the role spt.flow.host_images: ansible-playbook spt.flow.hosts --tags host_images",
-            ) from None
+            return False
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return not spec.image_hash or labels.get(f"{LABEL}image") == spec.image_hash
 
     def _refuse_drained(self, title: str) -> None:
         mark = self.drained()

@@ -8,6 +8,7 @@ Presence, tags and users are asked by the small client; what moves gigabytes is 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ class Wanted:
     """The image by its tag and content hash, and where it comes from when the engine lacks it.
 
     ``archive`` is a file on this host, ``reference`` a name in a registry with its digest; without both it is only
-    looked for. ``keep`` is how many older images stay although nothing uses them; -1 leaves all.
+    looked for. ``keep`` is how many older images stay although nothing uses them; -1 leaves all. ``in_use`` are tags or
+    content hashes that something besides this engine's containers refers to, such as a template.
     """
 
     tag: str
@@ -33,6 +35,7 @@ class Wanted:
     archive: str = ""
     reference: str = ""
     keep: int = -1
+    in_use: Sequence[str] = ()
 
 
 @dataclass
@@ -88,24 +91,43 @@ def _bring(engine: Engine, wanted: Wanted) -> None:
 
 
 def _prune(engine: Engine, wanted: Wanted, check: bool) -> list[str]:
-    """Drop images of ours that no container uses, but the wanted one and the ``keep`` newest others; their tags."""
+    """Drop images of ours that nothing uses, but the wanted one and the ``keep`` newest others; their names.
+
+    Used is what a container has, and what ``in_use`` names by tag or content hash.
+    """
     repository = wanted.tag.rpartition(":")[0]
     images = engine.get_json("/images/json", {"filters": {"reference": [repository]}})
     used = {entry["ImageID"] for entry in engine.get_json("/containers/json", {"all": True})}
-    old = [image for image in images if wanted.tag not in _tags(image) and image["Id"] not in used]
+    spared = {wanted.tag, *wanted.in_use}
+    old = [
+        image
+        for image in images
+        if image["Id"] not in used and not spared & {*_tags(image), (image.get("Labels") or {}).get(LABEL)}
+    ]
     newest = sorted(old, key=lambda image: image["Created"], reverse=True)
-    tags = [tag for image in newest[wanted.keep :] for tag in _tags(image)]
-    return [tag for tag in tags if check or _dropped(engine, tag)]
+    names = [name for image in newest[wanted.keep :] for name in _names(engine, image["Id"], repository)]
+    return [name for name in names if check or _dropped(engine, name)]
+
+
+def _names(engine: Engine, identifier: str, repository: str) -> list[str]:
+    """Our tags of the image, and where it has no others its digests first: after a pull these keep it on the disk."""
+    try:
+        image = engine.get_json(f"/images/{identifier}/json")
+    except NotFound:
+        return []
+    ours = [tag for tag in _tags(image) if tag.startswith(f"{repository}:")]
+    digests = image.get("RepoDigests") or [] if ours == _tags(image) else []
+    return [*map(str, digests), *ours]
 
 
 def _tags(image: dict[str, Any]) -> list[str]:
     return [str(tag) for tag in image.get("RepoTags") or []]
 
 
-def _dropped(engine: Engine, tag: str) -> bool:
-    """Whether the tag went; a container that has come to use it meanwhile keeps it."""
+def _dropped(engine: Engine, name: str) -> bool:
+    """Whether the name went; a container that has come to use the image meanwhile keeps it."""
     try:
-        engine.request_json("DELETE", f"/images/{tag}", timeout=120)
+        engine.request_json("DELETE", f"/images/{name}", timeout=120)
     except (Conflict, NotFound):
         return False
     return True

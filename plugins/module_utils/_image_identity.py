@@ -35,6 +35,17 @@ def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     return Image(profile, content_hash([profile], *(folder / name for name in _INPUTS)))
 
 
+def lacks(where: str, tag: str) -> str:
+    """The sentence for an engine without the image; the node's own check says the same (roles/host_images)."""
+    return f"{where} does not have the image {tag}."
+
+
+def bring(node: str) -> str:
+    """What to type then; ``node`` is its name in the inventory, nothing where it has none."""
+    limit = f" --limit {node}" if node else ""
+    return f"Bring it there: ansible-playbook site.yml{limit} --tags host_images"
+
+
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
         for child in sorted(path.iterdir()):

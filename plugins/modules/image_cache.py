@@ -38,6 +38,11 @@ options:
       - The default removes none. Images that a container uses, stopped ones included, always stay.
     type: int
     default: -1
+  in_use:
+    description: Tags or identities of images that stay besides, such as what a template refers to.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -55,7 +60,7 @@ present:
   type: bool
   returned: success
 removed:
-  description: Tags of the old images that went.
+  description: Names (tags, and after a pull digests) of the old images that went.
   type: list
   elements: str
   returned: success
@@ -78,6 +83,7 @@ def main() -> None:
         "archive": {"type": "path"},
         "reference": text,
         "keep": {"type": "int", "default": -1},
+        "in_use": {"type": "list", "elements": "str", "default": []},
     }
     module = AnsibleModule(spec, supports_check_mode=True)
     values = {**module.params, "archive": module.params["archive"] or ""}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import time
 import types
@@ -16,7 +17,13 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.action import node as action_node
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _docker_body, _docker_http, _docker_target
+from ansible_collections.spt.flow.plugins.module_utils import (
+    _ansible,
+    _docker_body,
+    _docker_http,
+    _docker_target,
+    _image_identity,
+)
 from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, Unhealthy
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
@@ -105,6 +112,33 @@ def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(lab: Lab
         lab.ensure(replace(spec, image="spt-flow/workspace:none-0000000000"))
     assert "loop does not have the image spt-flow/workspace:none-0000000000" in refused.value.message
     assert lab.containers() == [] and lab.volumes() == []
+
+
+def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
+    house: Doors, node: Node, tmp_path: Path
+) -> None:
+    """A collection whose image is another one, so that no engine has it; it must not be built over there either."""
+    collection = tmp_path / "collections/ansible_collections/spt/flow"
+    collection.mkdir(parents=True)
+    for part in ("galaxy.yml", "image", "meta", "playbooks", "plugins"):
+        source = doors_kit.CHECKOUT / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, collection / part)
+    with (collection / "image/versions.yml").open("a") as file:
+        file.write("# another image\n")
+    image = _image_identity.identity(folder=collection / "image").tag
+    elsewhere = replace(house, cwd=tmp_path, installed=tmp_path / "collections")
+    there = values(house, node, SPT_FLOW_NODE="", SPT_FLOW_REPO=str(house.repository))
+    took = []
+    for _attempt in range(3):  # a busy machine must not decide
+        begun = time.monotonic()
+        refused = elsewhere.json("up", "-i", str(node.inventory), "-e", f"node={node.name}", **there)
+        took.append(time.monotonic() - begun)
+        if took[-1] <= 5:
+            break
+    assert refused["error"]["message"].endswith(f": loop does not have the image {image}."), refused
+    assert refused["error"]["hint"] == "Bring it there: ansible-playbook site.yml --limit loop --tags host_images"
+    assert doors_kit.belongings(house.owner) == []
+    assert min(took) <= 5, took
 
 
 def test_a_node_without_kvm_gets_the_workspace_and_a_note(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as etree
@@ -13,6 +14,7 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _acceptance, _acceptance_host
 from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 ROWS = [
     {"requirement": "systemd", "value": "no", "limit": "yes", "verdict": "impossible"},
     {"requirement": "firewall", "value": "rules are <missing>", "limit": "in place", "verdict": "failed"},
@@ -74,6 +76,24 @@ def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytes
     rows = {row.requirement: row for row in _acceptance_host.collect()}
     assert rows["Docker engine"].verdict == rows["firewall"].verdict == "failed"
     assert rows["snapshots of home volumes"].verdict == "failed"
+
+
+@pytest.mark.parametrize(("script", "verdict"), [("echo hash", "met"), ("exit 1", "failed")], ids=["there", "gone"])
+def test_the_row_of_the_image_names_node_and_image(
+    script: str, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "image.json").write_text(json.dumps({"tag": "w:slim-1", "hash": "hash", "node": "n1", "textfile": ""}))
+    monkeypatch.setenv("SPT_FLOW_IMAGE_RECORD", str(tmp_path / "image.json"))
+    monkeypatch.setattr(_acceptance_host, "LIBRARY", str(CHECKOUT / "roles/host_images/files"))
+    row = _acceptance_host.images(systemd=False)[0]
+    assert row.verdict == verdict
+    assert row.value == f"n1 {'has' if verdict == 'met' else 'does not have'} the image w:slim-1."
+    shown = " ".join(" ".join(_acceptance.lines({"n1": [row]})).split())
+    assert "n1" in shown
+    assert "w:slim-1" in shown
 
 
 @pytest.mark.parametrize(("systemd", "verdict"), [(True, "failed"), (False, "impossible")])

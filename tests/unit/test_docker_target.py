@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _docker_target as target
 from ansible_collections.spt.flow.plugins.module_utils._docker_body import volume_labels
+from ansible_collections.spt.flow.plugins.module_utils._errors import NotFound, Unhealthy
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
@@ -205,3 +206,43 @@ def test_a_container_made_anew_by_name_is_of_the_repository_that_its_home_is_of(
     assert f"SPT_FLOW_DIRECTORY={repository.directory}" in env
     found = docker.find(WorkspaceSpec("ada", spec.settings, "", repository, image="i", image_hash="b"))
     assert found and found.id == "c1"
+
+
+class Images:
+    """An engine elsewhere, not drained, with one image: its tag and its label."""
+
+    local = False
+    host = "ssh://ops@node1"
+
+    def __init__(self, tag, label):
+        self.tag, self.label = tag, label
+
+    def get_json(self, path, query=None, timeout=0.0):
+        if path != f"/images/{self.tag}/json":
+            raise NotFound("No such thing.")
+        return {"Config": {"Labels": {"spt.flow.image": self.label}}}
+
+
+@pytest.mark.parametrize(("tag", "label"), [("none", "b"), ("i", "another")], ids=["gone", "another content"])
+def test_a_node_without_the_image_is_refused_with_what_to_type(tag, label):
+    spec = WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b")
+    docker = target.DockerTarget("ssh://ops@node1", "node1")
+    docker._engine = Images(tag, label)
+    with pytest.raises(Unhealthy) as refused:
+        docker.admit(spec, True)
+    assert refused.value.message == "Cannot create workspace demo: node1 does not have the image i."
+    assert refused.value.hint == "Bring it there: ansible-playbook site.yml --limit node1 --tags host_images"
+    docker.admit(spec, False)
+
+
+def test_a_node_with_the_image_is_as_good_as_this_machine():
+    docker = target.DockerTarget("ssh://ops@node1", "node1")
+    docker._engine = Images("i", "b")
+    docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)
+
+
+def test_an_engine_elsewhere_that_is_no_node_is_called_by_its_address():
+    docker = target.DockerTarget("ssh://ops@node1")
+    docker._engine = Images("none", "b")
+    with pytest.raises(Unhealthy, match="the engine at ssh://ops@node1 does not have the image i"):
+        docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput, NotFound
 
 CHECK = Path(__file__).resolve().parents[2] / "roles/host_images/files/spt-flow-images"
@@ -21,16 +22,29 @@ WANTED = cache.Wanted(TAG, "hash")
 
 
 class FakeEngine:
-    """Images by tag as (label, created); ``used`` are ids, which are the tags, of images that containers have."""
+    """Images by tag, which is their id too, as (label, created); ``used`` are ids of images that containers have.
 
-    def __init__(self, images: dict[str, tuple[str, int]], used: set[str] | None = None) -> None:
+    ``names`` holds an image's names besides its tag: other tags and, with an @, digests.
+    """
+
+    def __init__(
+        self,
+        images: dict[str, tuple[str, int]],
+        used: set[str] | None = None,
+        names: dict[str, list[str]] | None = None,
+    ) -> None:
         self.images = images
         self.used = used or set()
+        self.names = names or {}
+        self.deleted: list[str] = []
 
     def get_json(self, path: str, query: Any = None, timeout: float = 60.0) -> Any:
         if path == "/images/json":
+            # The engine lists only the names that the filter admits.
+            assert query == {"filters": {"reference": ["spt-flow/workspace"]}}
             return [
-                {"Id": tag, "RepoTags": [tag], "Created": created} for tag, (_label, created) in self.images.items()
+                {"Id": tag, "RepoTags": [tag], "Created": created, "Labels": {cache.LABEL: label}}
+                for tag, (label, created) in self.images.items()
             ]
         if path == "/containers/json":
             assert query == {"all": True}
@@ -38,14 +52,20 @@ class FakeEngine:
         tag = path.removeprefix("/images/").removesuffix("/json")
         if tag not in self.images:
             raise NotFound("No such image.")
-        return {"Config": {"Labels": {cache.LABEL: self.images[tag][0]}}}
+        names = [tag, *self.names.get(tag, [])]
+        return {
+            "Config": {"Labels": {cache.LABEL: self.images[tag][0]}},
+            "RepoTags": [name for name in names if "@" not in name],
+            "RepoDigests": [name for name in names if "@" in name],
+        }
 
     def request_json(self, method: str, path: str, timeout: float = 60.0) -> Any:
         assert method == "DELETE"
-        tag = path.removeprefix("/images/")
-        if tag in self.used:
+        name = path.removeprefix("/images/")
+        if name in self.used:
             raise Conflict("A container uses it.")
-        del self.images[tag]
+        self.deleted.append(name)
+        self.images.pop(name, None)
 
 
 def old(*numbers: int) -> dict[str, tuple[str, int]]:
@@ -79,6 +99,21 @@ def test_nothing_goes_while_the_wanted_one_is_missing() -> None:
     engine = FakeEngine(old(1, 2))
     assert cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine).removed == []
     assert len(engine.images) == 2
+
+
+@pytest.mark.parametrize("named", ["spt-flow/workspace:slim-1", "1"], ids=["by tag", "by identity"])
+def test_what_a_template_refers_to_stays(named: str) -> None:
+    engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)})
+    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0, in_use=[named]), engine=engine)  # type: ignore[arg-type]
+    assert outcome.removed == ["spt-flow/workspace:slim-2"]
+
+
+def test_a_pulled_image_goes_whole_but_not_what_somebody_else_tagged() -> None:
+    one, two = old(1, 2)
+    names = {one: ["registry/w@sha256:1"], two: ["registry/w@sha256:2", "somebody/else:kept"]}
+    engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, names=names)
+    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine)  # type: ignore[arg-type]
+    assert engine.deleted == outcome.removed == [two, "registry/w@sha256:1", one]
 
 
 def program(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -131,3 +166,44 @@ def test_the_nodes_own_check(
     assert done.returncode == status
     assert words in done.stdout + done.stderr
     assert f'spt_flow_image_present{{image="{TAG}"}} {metric}\n' in (tmp_path / "spt_flow_images.prom").read_text()
+
+
+def checked(record: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
+    monkeypatch.setenv("SPT_FLOW_IMAGE_RECORD", str(record))
+    return subprocess.run([sys.executable, str(CHECK)], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("script", ["echo hash", "exit 1"], ids=["there", "gone"])
+def test_the_nodes_own_check_tells_where_its_metric_cannot_go(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, monkeypatch, script)
+    record = tmp_path / "image.json"
+    record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": str(tmp_path / "no")}))
+    done = checked(record, monkeypatch)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"the image {TAG}." in said
+    assert "host_images_textfile_directory" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+def test_the_nodes_own_check_fails_with_a_sentence_without_a_record(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "image.json"
+    if content is not None:
+        record.write_text(content)
+    done = checked(record, monkeypatch)
+    assert done.returncode == 1
+    assert done.stderr == f"{record} names no image: run ansible-playbook site.yml --tags host_images.\n"
+
+
+def test_the_node_and_who_is_refused_there_read_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, monkeypatch, "exit 1")
+    record = tmp_path / "image.json"
+    record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": ""}))
+    words = f"{_image_identity.lacks('node1', TAG)} {_image_identity.bring('node1')}\n"
+    assert checked(record, monkeypatch).stderr == words
+    assert words.endswith("ansible-playbook site.yml --limit node1 --tags host_images\n")

@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The image on a host, with a real engine: pulled by its digest from a registry, loaded from an archive, old ones gone.
+
+The images are empty and belong to a repository of the test's own, so nobody else's is seen or touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
+from ansible_collections.spt.flow.plugins.module_utils._docker_http import connect
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+
+KIND = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = "application/vnd.docker.container.image.v1+json"
+LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass
+class Registry:
+    """Serves what is in ``blobs`` by digest, as Docker's Registry API version 2 says; on loopback without TLS."""
+
+    address: str
+    blobs: dict[str, tuple[str, bytes]]
+
+    def offer(self, label: str) -> str:
+        """Reference of an empty image with this label."""
+        layer, config = parts(label)
+        about = {
+            "schemaVersion": 2,
+            "mediaType": KIND,
+            "config": {"mediaType": CONFIG, "size": len(config), "digest": digest_of(config)},
+            "layers": [{"mediaType": LAYER, "size": len(layer), "digest": digest_of(layer)}],
+        }
+        manifest = json.dumps(about).encode()
+        for kind, content in ((CONFIG, config), (LAYER, layer), (KIND, manifest)):
+            self.blobs[digest_of(content)] = (kind, content)
+        return f"{self.address}/team/workspace@{digest_of(manifest)}"
+
+
+def parts(label: str) -> tuple[bytes, bytes]:
+    """Layer and configuration of an image that holds one file."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(f"of-{label}"))
+    about = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Labels": {cache.LABEL: label}, "Cmd": ["/true"]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.getvalue())]},
+    }
+    return layer.getvalue(), json.dumps(about).encode()
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    blobs: dict[str, tuple[str, bytes]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            kind, content = blobs.get(self.path.rpartition("/")[2], ("application/json", b"{}"))
+            self.send_response(200 if content != b"{}" or self.path == "/v2/" else 404)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            if content != b"{}":
+                self.send_header("Docker-Content-Digest", digest_of(content))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Registry(f"127.0.0.1:{server.server_address[1]}", blobs)
+        server.shutdown()
+
+
+@pytest.fixture
+def repository(registry: Registry) -> Iterator[str]:
+    name = f"spt-flow-test/{secrets.token_hex(4)}"
+    yield name
+    for word in (name, f"{registry.address}/team/workspace"):
+        for identifier in set(docker("images", "--quiet", "--filter", f"reference={word}").split()):
+            subprocess.run(["docker", "rmi", "--force", identifier], capture_output=True, timeout=60, check=False)
+
+
+def docker(*argv: str) -> str:
+    return subprocess.run(["docker", *argv], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def ids(word: str) -> list[str]:
+    return sorted(set(docker("images", "--quiet", "--all", "--no-trunc", "--filter", f"reference={word}").split()))
+
+
+def test_an_image_comes_by_its_digest_and_its_successor_leaves_nothing_of_it(
+    registry: Registry, repository: str
+) -> None:
+    first = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("one"), keep=0)
+    assert cache.look_after(first, check=True).changed
+    assert not cache.has(connect(), first)
+    assert cache.look_after(first).changed
+    assert cache.has(connect(), first)
+    assert not cache.look_after(first).changed
+
+    second = replace(first, tag=f"{repository}:slim-2", hash="two", reference=registry.offer("two"))
+    outcome = cache.look_after(second)
+    assert outcome.removed == [first.reference, first.tag]
+    assert len(ids(repository)) == 1
+    assert ids(repository) == ids(f"{registry.address}/team/workspace")
+
+
+def test_a_used_and_a_referenced_image_stay_until_nothing_needs_them(registry: Registry, repository: str) -> None:
+    made = [cache.Wanted(f"{repository}:{n}", n, reference=registry.offer(n)) for n in ("one", "two", "three")]
+    for wanted in made:
+        cache.look_after(wanted)
+    container = docker("create", made[0].tag)
+    try:
+        newest = replace(made[2], keep=0, in_use=["two"])
+        assert not cache.look_after(newest).changed
+        assert cache.look_after(replace(newest, in_use=())).removed == [made[1].reference, made[1].tag]
+        assert cache.has(connect(), made[0])
+    finally:
+        docker("rm", container)
+    assert cache.look_after(newest).removed == [made[0].reference, made[0].tag]
+    assert len(ids(repository)) == 1
+
+
+def test_a_digest_of_something_else_is_refused(registry: Registry, repository: str) -> None:
+    wanted = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("another"))
+    with pytest.raises(FlowError, match="does not hold the image"):
+        cache.look_after(wanted)
+    assert not cache.has(connect(), wanted)
+
+
+def test_a_registry_that_does_not_have_it_is_told(registry: Registry, repository: str) -> None:
+    wanted = cache.Wanted(
+        f"{repository}:slim-1", "one", reference=f"{registry.address}/team/workspace@sha256:{'0' * 64}"
+    )
+    with pytest.raises(FlowError, match="docker pull .* failed"):
+        cache.look_after(wanted)
+
+
+def test_an_archive_is_loaded(repository: str, tmp_path: Path) -> None:
+    layer, config = parts("one")
+    wanted = cache.Wanted(f"{repository}:slim-1", "one", archive=str(tmp_path / "image.tar"))
+    manifest = [{"Config": "config.json", "RepoTags": [wanted.tag], "Layers": ["layer.tar"]}]
+    with tarfile.open(wanted.archive, "w") as tar:
+        for name, content in {
+            "config.json": config,
+            "layer.tar": layer,
+            "manifest.json": json.dumps(manifest).encode(),
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert cache.look_after(wanted).changed
+    assert not cache.look_after(wanted).changed
