@@ -205,16 +205,19 @@ class State(Accounts):
     def _variables(
         self, source: hcl.Source, template: Template | None, sent: list[dict[str, str]]
     ) -> tuple[dict[str, str], list[str]]:
-        """Values of the declared variables and which lack one. What was not sent sticks (§6.9)."""
+        """Values of the declared variables and which lack one. What was not sent sticks (§6.9).
+
+        An empty value is no value for a variable that needs one (live, v2.35.1).
+        """
         given = {entry["name"]: entry.get("value", "") for entry in sent}
         sticky = self.versions[template.active].values if template else {}
         values, missing = {}, []
         for variable in source.variables:
             name = variable["name"]
-            if name in given or name in sticky:
-                values[name] = given.get(name, sticky.get(name, ""))
-            elif variable["required"]:
+            if variable["required"] and not given.get(name, sticky.get(name, "")):
                 missing.append(name)
+            elif name in given or name in sticky:
+                values[name] = given.get(name, sticky.get(name, ""))
             else:
                 values[name] = variable["default_value"]
         return values, missing

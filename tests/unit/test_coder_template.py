@@ -163,6 +163,12 @@ def test_our_own_template_has_every_variable_and_ci_is_strict(fake: Fake, client
     assert roll.ours(settings, "dev", "ours", {}).version != roll.ours(Settings(cpus=3.0), "dev", "ours", {}).version
 
 
+def test_an_empty_value_is_none_for_the_server(client: CoderAdmin, wanted: roll.Wanted) -> None:
+    text = TEXT + 'variable "must" {\n  type = string\n}\n'
+    with pytest.raises(Unhealthy, match="must"):
+        roll.roll_out(client, replace(wanted, archive=coder_house.archive(text), variables={"must": ""}))
+
+
 def test_the_version_is_the_collections_own() -> None:
     text = (roll.COLLECTION / "galaxy.yml").read_text()
     assert f"version: {roll.release()}\n" in text
