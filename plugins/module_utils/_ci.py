@@ -193,7 +193,7 @@ class Stops:
             signal.signal(number, handler)
 
     def _watch(self, parent: int) -> None:
-        """`kill -9` of ansible-playbook, as ansible-runner cancels, reaches no worker, which has a session of its own."""
+        """`kill -9` of ansible-playbook (so cancels ansible-runner) reaches no worker, which has its own session."""
         while not self._over.wait(0.5):
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -380,7 +380,9 @@ class _Run:
                 enough,
             )
             self.lines.flush()
-        self.progress.done("job", self.progress.elapsed - begun, f"status {ended.status}")
+        self.progress.done(
+            "job", self.progress.elapsed - begun, "ended" if ended.status is None else f"status {ended.status}"
+        )
         self.stops.check()
         self._judge(ended, workspace, until)
 
@@ -395,10 +397,8 @@ class _Run:
             outcome.msg = f"The job was ended: it had not finished when its TTL of {self.job.ttl} s was over."
             outcome.hint = "Give it more: SPT_FLOW_TTL"
         else:
-            words = "; ".join(ended.words)[:300]
-            raise Unhealthy(
-                f"The connection to workspace {workspace.name} was lost while the job ran: {words or 'gone'}."
-            )
+            said = "; ".join(ended.words)[:300] or "gone"
+            raise Unhealthy(f"The connection to workspace {workspace.name} was lost while the job ran: {said}.")
 
     def _collect(self, workspace: Workspace, directory: str) -> None:
         """Bring artifacts and reports; that it fails leaves the job's verdict alone."""
@@ -479,7 +479,7 @@ class _Run:
     def _record(self) -> None:
         settings = asdict(self.spec.settings)
         record = {
-            **asdict(self.outcome),
+            **{name: value for name, value in asdict(self.outcome).items() if name != "counts"},
             "repo": self.spec.repository.identity if self.spec.repository else "",
             "ref": self.spec.ref,
             "owner": self.spec.owner,
