@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class ActionModule(_ansible.FlowAction):
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.module_utils import _ci
 
+        # The callback let the main process, and so this one, end by it; here a lost connection is an error like others.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         values = self.values
         job, notes = self._job()
         target = _ansible.open_target(values)

@@ -28,6 +28,7 @@ requirements:
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -53,10 +54,17 @@ class CallbackModule(CallbackBase):
         self._status: int | None = None
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        if task.resolved_action == "spt.flow.ci" and threading.current_thread() is threading.main_thread():
+        if task.resolved_action != "spt.flow.ci":
+            return
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Ansible flushes a pipe at the end only; who watches a job wants its lines now.
+            sys.stdout.reconfigure(line_buffering=True)
+        if threading.current_thread() is threading.main_thread():
             # Ansible would end at the first signal, and leave a worker that still has a workspace to delete.
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, _pass_on)
+            # With nobody left to read, Ansible would lose the thread that waits for results, and wait for ever.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not ignore_errors:
@@ -97,8 +105,12 @@ class CallbackModule(CallbackBase):
 
 
 def _pass_on(signum: int, _frame: Any) -> None:
-    """Tell the workers; their results end the run."""
-    for worker in multiprocessing.active_children():
+    """Tell the workers; their results end the run. Without any it ends here."""
+    workers = multiprocessing.active_children()
+    if not workers:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+    for worker in workers:
         if worker.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signum)

@@ -109,10 +109,11 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(
     house: Doors, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     run = start(house, values(house, tmp_path, "echo started; sleep 300"))
-    assert run.stdout is not None
-    for line in run.stdout:
-        if line.startswith("started"):
-            break
+    late = threading.Timer(120, run.kill)
+    late.start()
+    # Its line is here while it runs, not at the end.
+    assert run.stdout is not None and any(line.startswith("started") for line in run.stdout)
+    late.cancel()
     run.send_signal(number)
     said, _nothing = run.communicate(timeout=60)
     assert run.returncode == status, said
@@ -131,6 +132,17 @@ def test_a_killed_ansible_is_noticed_by_its_worker(house: Doors, tmp_path: Path)
     while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(1)
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_a_run_whose_reader_is_gone_ends(house: Doors, tmp_path: Path) -> None:
+    run = start(house, values(house, tmp_path, "for i in $(seq 200); do echo $i; sleep 0.5; done"))
+    assert run.stdout is not None and run.stdout.readline() is not None
+    run.stdout.close()
+    assert run.wait(60) != 0
+    deadline = time.monotonic() + 30
+    while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert doors_kit.belongings(house.owner) == []
 
 
