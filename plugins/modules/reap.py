@@ -41,7 +41,7 @@ reaped:
   type: list
   elements: str
   returned: success
-failed:
+problems:
   description: What could not be deleted and why, by name.
   type: dict
   returned: always
@@ -71,7 +71,7 @@ def main() -> None:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
     lines = _reaper.lines(report, dry)
-    result = {"reaped": reaped, "failed": report.failed, "lines": lines, "changed": bool(reaped)}
+    result = {"reaped": reaped, "problems": report.failed, "lines": lines, "changed": bool(reaped)}
     if report.failed:
         module.fail_json(msg="; ".join(lines), **result)
     module.exit_json(**result)
