@@ -20,6 +20,7 @@ NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles",
 class ActionModule(_ansible.FlowAction):
     VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
     DOING = "run the CI job"
+    FAILED = {"exit_status": 125}  # `_ci.NOT_RUN`, before there is a run
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.module_utils import _ci

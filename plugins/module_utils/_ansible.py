@@ -199,6 +199,8 @@ class FlowAction(ActionBase):
     OWN: dict[str, Any] = {}
     VALUES: tuple[str, ...] = ()
     DOING = "run the task"
+    FAILED: dict[str, Any] = {}
+    """What a failed result has beside the error."""
 
     _supports_check_mode = True
     _supports_async = False
@@ -218,12 +220,12 @@ class FlowAction(ActionBase):
             self.values = self._resolve()
             return self.act()
         except FlowError as error:
-            return failed(error)
+            return failed(error, **self.FAILED)
         except AnsibleError:
             raise
         except Exception as error:  # noqa: BLE001 - no traceback reaches users
             display.vvv(redact(traceback.format_exc()))
-            return failed(unexpected(self.DOING, error))
+            return failed(unexpected(self.DOING, error), **self.FAILED)
 
     def act(self) -> dict[str, Any]:
         """The task's result; raises ``FlowError``."""

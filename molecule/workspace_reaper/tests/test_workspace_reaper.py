@@ -40,7 +40,8 @@ def test_the_timer_deletes_what_has_expired_and_nothing_else(host) -> None:  # t
         assert "spt_flow_reaper_up 1" in text and "spt_flow_reaper_reaped_total 1" in text
     finally:
         host.run(
-            "docker rm -f spt-flow-x-run spt-flow-x-dev ci-foreign; docker volume rm spt-flow-x-dev-home; docker rmi spt-flow-empty"
+            "docker rm -f spt-flow-x-run spt-flow-x-dev ci-foreign; docker volume rm spt-flow-x-dev-home; "
+            "docker rmi spt-flow-empty"
         )
 
 
