@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp image build install clean
-.PHONY: help quickstart test test-full lint unit integration molecule sanity bench docs seccomp runner-dir image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp runner-dir image build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO

@@ -305,8 +305,8 @@ def metrics(report: Report | None, memory: Memory, now: float) -> str:
     if report is not None:
         rows.append(("overdue_seconds", "gauge", "Overdue time of the oldest that is still there.", report.overdue))
     texts = []
-    for name, kind, words, value in rows:
-        name = f"spt_flow_reaper_{name}"
+    for what, kind, words, value in rows:
+        name = f"spt_flow_reaper_{what}"
         texts.append(f"# HELP {name} {words}\n# TYPE {name} {kind}\n{name} {value:.0f}\n")
     return "".join(texts)
 
