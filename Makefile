@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp runner-dir image build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -45,6 +45,9 @@ docs: ## Write the generated tables of README.md anew
 
 seccomp: ## Write image/seccomp.json anew
 	@tools/seccomp
+
+runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
+	@tools/runner-dir "$(DIR)"
 
 image: ## Build the workspace image if it is missing
 	@$(RUN) ansible-playbook playbooks/image.yml

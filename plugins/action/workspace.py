@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ansible_collections.spt.flow.plugins.module_utils._target import Target
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
-NOT_OURS = ("size", "follow", "tail")
+CI_ONLY = ("commit", "ttl", "artifacts", "junit", "artifacts_dir", "env", "env_file")
+NOT_OURS = ("size", "follow", "tail", *CI_ONLY)
 
 
 class ActionModule(_ansible.FlowAction):

@@ -6,15 +6,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible
 from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
-
-BATCH_BYTES = 4096
-BATCH_SECONDS = 0.5
-KEPT_LINES = 10_000
+from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
 
 
 class ActionModule(_ansible.FlowAction):
@@ -53,28 +49,3 @@ class ActionModule(_ansible.FlowAction):
         if not argv and not command:
             raise InvalidInput("There is no command to run.", "Give argv or command.")
         return shlex.join(argv) if argv else str(command)
-
-
-class Lines:
-    """Shows lines as they come, under ansible-runner in batches, since each call is a file there (decision C4)."""
-
-    def __init__(self, say: Any, batch: bool) -> None:
-        self.kept: list[str] = []
-        self._say = say
-        self._batch = batch
-        self._waiting: list[str] = []
-        self._since = time.monotonic()
-
-    def add(self, line: str) -> None:
-        self.kept.append(line)
-        del self.kept[:-KEPT_LINES]
-        self._waiting.append(line)
-        due = sum(map(len, self._waiting)) >= BATCH_BYTES or time.monotonic() - self._since >= BATCH_SECONDS
-        if due or not self._batch:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._waiting:
-            self._say("\n".join(self._waiting))
-        self._waiting = []
-        self._since = time.monotonic()

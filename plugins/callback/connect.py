@@ -18,16 +18,23 @@ description:
   - A C(command) is run the same way, also without a terminal. The exit status is the command's.
   - A failed run with C(output=json) ends with the error's documented code as exit status.
   - >-
+    A run of M(spt.flow.ci) ends with its job's exit status. SIGTERM and SIGINT are passed on to it, and the run ends in
+    order.
+  - >-
     Enabled by the checkout's C(ansible.cfg); elsewhere by E(ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect). Put it last:
     callbacks after it do not see the end of a run that is handed over.
 requirements:
   - OpenSSH's client
 """
 
+import contextlib
+import io
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 from typing import Any
 
 from ansible import constants as C
@@ -44,13 +51,30 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._code = 0
+        self._status: int | None = None
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        if task.resolved_action != "spt.flow.ci":
+            return
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Ansible flushes a pipe at the end only; who watches a job wants its lines now.
+            sys.stdout.reconfigure(line_buffering=True)
+        if threading.current_thread() is threading.main_thread():
+            # Ansible would end at the first signal, and leave a worker that still has a workspace to delete.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, _pass_on)
+            # With nobody left to read, Ansible would lose the thread that waits for results, and wait for ever.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not ignore_errors:
             self._code = _ansible.failure(result.result)["error"]["code"]
+            self._status = result.result.get("exit_status") if _ansible.is_ours(result.result) else None
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         if _ansible.has_failed(stats):
+            if self._status is not None:
+                raise SystemExit(self._status)
             if self._code and _ansible.screen() == "json":
                 # SystemExit passes Ansible's handlers of errors and runs its own cleaning up.
                 raise SystemExit(self._code)
@@ -78,3 +102,15 @@ class CallbackModule(CallbackBase):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execve(program, argv, {**os.environ, **env})  # noqa: S606 - no shell is the point
+
+
+def _pass_on(signum: int, _frame: Any) -> None:
+    """Tell the workers; their results end the run. Without any it ends here."""
+    workers = multiprocessing.active_children()
+    if not workers:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+    for worker in workers:
+        if worker.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signum)

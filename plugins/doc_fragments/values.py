@@ -46,6 +46,18 @@ class ModuleDocFragment:
         PRECEDENCE,
     )
 
+    # What a CI run is told.
+    CI = _fragment(
+        (
+            OPTIONS[name]
+            for name in (
+                *("repo", "ref", "commit", "command", "ttl", "artifacts", "junit", "artifacts_dir", "env", "env_file"),
+                *("owner", "target", "node", "template", "output", "default_host"),
+            )
+        ),
+        PRECEDENCE,
+    )
+
     # What a workspace is made of, how its image is built, how this client works.
     SETTINGS = _fragment(
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []

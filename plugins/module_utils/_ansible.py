@@ -199,6 +199,8 @@ class FlowAction(ActionBase):
     OWN: dict[str, Any] = {}
     VALUES: tuple[str, ...] = ()
     DOING = "run the task"
+    FAILED: dict[str, Any] = {}
+    """What a failed result has beside the error."""
 
     _supports_check_mode = True
     _supports_async = False
@@ -218,12 +220,12 @@ class FlowAction(ActionBase):
             self.values = self._resolve()
             return self.act()
         except FlowError as error:
-            return failed(error)
+            return failed(error, **self.FAILED)
         except AnsibleError:
             raise
         except Exception as error:  # noqa: BLE001 - no traceback reaches users
             display.vvv(redact(traceback.format_exc()))
-            return failed(unexpected(self.DOING, error))
+            return failed(unexpected(self.DOING, error), **self.FAILED)
 
     def act(self) -> dict[str, Any]:
         """The task's result; raises ``FlowError``."""
@@ -396,14 +398,18 @@ class Furnished:
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         return self._target.restart(workspace, self._furnish(spec, progress), progress)
 
-    def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
+    def prepare(self, progress: Progress) -> None:
+        """Build the image where that is our business: on Coder and on other machines it has been brought before."""
         from . import _image, _image_identity
 
-        if self._target.name == "coder":
-            return spec  # the template's nodes have the image, and the server knows who its user is
-        if not self._values.get("engine"):
+        if self._target.name != "coder" and not self._values.get("engine"):
             options = image_options(self._values)
             _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
+
+    def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
+        if self._target.name == "coder":
+            return spec  # the server knows who its user is
+        self.prepare(progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ class Plan:
     ) -> Plan:
         """Raises ``FlowError`` where something is required that this engine does not have."""
         settings, notes = spec.settings.cap(facts.cpus, facts.memory)
+        if spec.kind == "ci" and settings.clone_cache:
+            # A job may write what it likes there, and the owner's next git would read it; nor has it volumes (A9).
+            settings = replace(settings, clone_cache=False)
         docker, reason = _docker(settings.docker, facts)
         docker_reason = "" if docker else reason
         if reason:

@@ -20,6 +20,7 @@ from . import _docker_http, _docker_session
 from ._docker_session import PREFIX, USER, container_name
 from ._errors import Conflict, FlowError, NotFound, Unhealthy
 from ._progress import Progress
+from ._repository import ci_name
 from ._workspace import LABEL, Session, Workspace, WorkspaceSpec
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class DockerTarget:
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         from . import _docker_body
 
-        spec = self._named(spec) if spec.kind == "dev" else replace(spec, name=spec.title)
+        spec = self._named(spec) if spec.kind == "dev" else replace(spec, name=spec.name or ci_name(spec.repository))
         plan = _docker_body.Plan.of(spec, self.probe_engine(), self._engine.local)
         if spec.kind == "dev":
             labels = {**_docker_body.volume_labels(spec, "docker"), f"{LABEL}snapshot": "no"}

@@ -15,7 +15,16 @@ from ._errors import InvalidInput, NotFound
 from ._settings import OPTIONS, shown
 
 GROUPS = ("flow_nodes", "flow_servers")
-OURS = ("host_audit_", "host_docker_", "host_images_", "host_kvm_", "host_snapshots_", "flow_", "spt_flow_")
+OURS = (
+    "host_audit_",
+    "host_docker_",
+    "host_images_",
+    "host_kvm_",
+    "host_snapshots_",
+    "workspace_reaper_",
+    "flow_",
+    "spt_flow_",
+)
 PLAYBOOK_VARIABLES = ("flow_nodes_target", "flow_report_directory", "flow_workspaces")
 RENAMED: dict[str, str] = {}
 """Old name: new name. Nothing has been renamed since the first release."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stages with timings (private to the collection); whoever asks passes the function that prints a line."""
+"""Stages with timings, and lines of output (private to the collection); whoever asks passes what prints."""
 
 from __future__ import annotations
 
@@ -38,3 +38,40 @@ class Progress:
         begun = self._clock()
         yield
         self.done(name, self._clock() - begun)
+
+
+class Lines:
+    """Shows lines as they come, or in batches of at most ``size`` characters or ``seconds``, and keeps the last ones.
+
+    Under ansible-runner each call of ``say`` is a file (decision C4). Who batches calls ``due`` now and then.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], batch: bool, size: int = 4096, seconds: float = 0.5, keep: int = 10_000
+    ) -> None:
+        self.kept: list[str] = []
+        self._say = say
+        self._batch = batch
+        self._size, self._seconds, self._keep = size, seconds, keep
+        self._waiting: list[str] = []
+        self._length = 0
+        self._since = time.monotonic()
+
+    def add(self, line: str) -> None:
+        if self._keep:
+            self.kept.append(line)
+            del self.kept[: -self._keep]
+        self._waiting.append(line)
+        self._length += len(line) + 1
+        self.due()
+
+    def due(self) -> None:
+        """Show what waits if it is much or old enough."""
+        if not self._batch or self._length >= self._size or time.monotonic() - self._since >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._say("\n".join(self._waiting))
+        self._waiting, self._length = [], 0
+        self._since = time.monotonic()

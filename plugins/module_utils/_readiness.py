@@ -52,9 +52,13 @@ def clone_failed(target: Target, workspace: Workspace) -> bool:
 
 
 class Watch:
-    """What the log of the newest start says so far. ``old`` are ids of starts that do not count."""
+    """What the log of the newest start says so far. ``old`` are ids of starts that do not count.
 
-    def __init__(self, progress: Progress, old: frozenset[str] = frozenset()) -> None:
+    With ``ci`` nobody waits for the IDE, nor minds how it fares.
+    """
+
+    def __init__(self, progress: Progress, old: frozenset[str] = frozenset(), ci: bool = False) -> None:
+        self._ci = ci
         self.steps: dict[str, Step] = {}
         self.life = Life()
         self.tail: deque[str] = deque(maxlen=LAST_LINES)
@@ -101,8 +105,8 @@ class Watch:
 
     @property
     def usable(self) -> bool:
-        """Whether the IDE answers."""
-        return self.state("ide") in ("ok", "skipped")
+        """Whether the IDE answers; a CI job needs none."""
+        return self._ci or self.state("ide") in ("ok", "skipped")
 
     @property
     def complete(self) -> bool:
@@ -133,13 +137,13 @@ def wait_ready(
     if old is None:
         seen = [str(e.get("boot")) for e in map(event, target.logs(workspace)) if e and e["event"] == "start"]
         old = frozenset(seen[:-1])
-    watch = Watch(progress, old)
+    watch = Watch(progress, old, ci=workspace.kind == "ci")
     for line in _followed(target, workspace, waiter):
         if line is not None:
             watch.feed(line)
         if watch.complete:
             return watch.apply(workspace)
-        if watch.state("ide") == "failed":
+        if watch.state("ide") == "failed" and not watch.usable:
             detail = watch.steps["ide"].detail
             raise Unhealthy(
                 f"The IDE of workspace {workspace.name} did not start: {detail}.", _log_hint(watch, workspace)

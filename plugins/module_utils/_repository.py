@@ -42,6 +42,15 @@ def slugify(text: str, fallback: str = "repository") -> str:
     return slug
 
 
+def ci_name(repository: Repository | None) -> str:
+    """A name that no other run has: ``ci-<slug>-<8 hex digits>``."""
+    import secrets
+
+    digits = secrets.token_hex(4)
+    slug = repository.slug[: NAME_LIMIT - len(digits) - 4].strip("-") if repository else "run"
+    return f"ci-{slug}-{digits}"
+
+
 def validate_name(name: str, what: str = "workspace") -> str:
     """``name`` if it can be a workspace's or an owner's name."""
     if not isinstance(name, str) or not name:

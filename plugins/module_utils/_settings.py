@@ -21,7 +21,7 @@ from ._errors import InvalidInput
 PREFIX = "SPT_FLOW_"
 TEXT_LIMIT = 1024
 """Longest text of an option that is not told otherwise, in characters."""
-MANY_LINES = {"known_hosts": 65536, "command": 131072}
+MANY_LINES = {"known_hosts": 65536, "command": 131072, "artifacts": 4096, "junit": 4096, "env": 4096}
 """Options that may hold several lines, with their longest text in characters."""
 DAY = 86400
 MEBIBYTE = 1024**2
@@ -93,6 +93,15 @@ OPTIONS: dict[str, Option] = {
         Option("size", "bool", False, "Whether status measures the sizes of volumes."),
         Option("follow", "bool", False, "Whether logs goes on until the workspace stops."),
         Option("tail", "int", 0, "How many of the last lines logs shows.", low=0, high=1_000_000, zero="all"),
+        Option("commit", "str", "", "Commit, in full, that a CI job runs on; without it the one that ref names."),
+        Option(
+            "ttl", "duration", "30m", "Time from its creation after which a CI workspace is deleted.", low=20, high=DAY
+        ),
+        Option("artifacts", "str", "", "What a CI job leaves for you: globs below the clone, by commas or lines."),
+        Option("junit", "str", "", "JUnit reports of a CI job: globs below the clone, by commas or lines."),
+        Option("artifacts_dir", "str", "spt-flow-ci", "Folder here in which each CI run gets one of its own."),
+        Option("env", "str", "", "Names of variables of this environment that a CI job gets, by commas or lines."),
+        Option("env_file", "str", "", "File here of NAME=value lines that a CI job gets; removed once it is read."),
         Option("profile", "str", "slim", "What the image holds.", "workspace", choices=("slim",)),
         Option("cpus", "float", 4.0, "Processors that a workspace may use.", "workspace", low=0.1, high=1024),
         Option("memory", "size", "8g", "Memory that a workspace may use.", "workspace", low=256 * MEBIBYTE, high=2**50),

@@ -23,7 +23,8 @@ ENGINE = CHECKOUT / "plugins/module_utils"
 MODULES = sorted((CHECKOUT / "plugins/modules").glob("[!_]*.py"))
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 ROLES = sorted(path for path in (CHECKOUT / "roles").glob("*") if path.is_dir())
-ON_HOSTS = {"acceptance_info", "engine_info", "host_files", "kvm_info", "volume_snapshot", "volume_snapshot_info"}
+ON_HOSTS = {"acceptance_info", "engine_info", "host_files", "kvm_info", "reap"}
+ON_HOSTS |= {"volume_snapshot", "volume_snapshot_info"}
 """Modules that run on hosts, where neither the SDK nor urllib3 is (decision C11)."""
 HTTP_OF_DOCKER = re.compile(r"_docker_|_image|_snapshot_volumes")
 """Engine files that may know the Docker API."""

@@ -128,7 +128,9 @@ class FakeTarget:
             if not spec.name and (spec.owner, name) in self.workspaces and present is None:
                 name = spec.repository.slug_with_suffix()
             identity = spec.repository.identity if spec.repository else ""
-            new = _workspace.Workspace(owner=spec.owner, name=name, repo=identity, state="stopped", id="c1")
+            new = _workspace.Workspace(
+                owner=spec.owner, name=name, repo=identity, state="stopped", id="c1", kind=spec.kind
+            )
             return self._save(new)
 
     def start(self, workspace: Any) -> _workspace.Workspace:

@@ -510,7 +510,9 @@ def documentation(name: str) -> dict[str, Any]:
     return doc
 
 
-@pytest.mark.parametrize("name", ["workspace", "workspace_info", "workspace_exec", "workspaces", "node", "ssh_config"])
+@pytest.mark.parametrize(
+    "name", ["ci", "workspace", "workspace_info", "workspace_exec", "workspaces", "node", "ssh_config"]
+)
 def test_documentation_is_what_the_action_takes(name: str) -> None:
     action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule
     options = documentation(name)["options"]
@@ -523,3 +525,21 @@ def test_documentation_is_what_the_action_takes(name: str) -> None:
         documented = options[option]
         assert (documented["type"], documented["default"]) == (known.ansible_type, known.default), option
         assert tuple(documented.get("choices", ())) == known.choices, option
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"repo": "https://git.example.com/o/r.git"},
+        {"repo": "https://git.example.com/o/r.git", "command": " "},
+        {"repo": "https://git.example.com/o/r.git", "command": "true", "commit": "main"},
+        {"repo": "https://git.example.com/o/r.git", "command": "true", "artifacts": "../x"},
+        {"repo": "https://git.example.com/o/r.git", "command": "true", "ttl": "1s"},
+        {"repo": "https://git.example.com/o/r.git", "command": "true", "env": "A=b"},
+    ],
+)
+def test_a_ci_job_is_refused_before_anything_starts(act: Any, args: dict[str, Any]) -> None:
+    result = act("ci", args)
+    assert result["error"]["kind"] == "invalid_input" and result["exit_status"] == 125
+    assert act.target.calls == []

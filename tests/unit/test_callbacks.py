@@ -27,7 +27,8 @@ class ActionModule(ActionBase):
         args = self._task.args
         Display().display("a progress line", stderr=args.get("stderr", False))
         if "error" in args:
-            return {"failed": True, "changed": False, "msg": args["error"]["message"], "error": args["error"]}
+            more = {"exit_status": args["exit_status"]} if "exit_status" in args else {}
+            return {"failed": True, "changed": False, "msg": args["error"]["message"], "error": args["error"], **more}
         return {"changed": False, "msg": "done", "ansible_stats": {
             "data": {"spt_flow": args["run"]}, "per_host": False, "aggregate": False}}
 """
@@ -170,3 +171,10 @@ def test_the_command_line_at_full_verbosity_hides_extra_variables(play: Any) -> 
     done = run(play, {"run": RUN}, "-vvvv", "-e", "dotfiles=canary-7f3")
     assert "PLAYBOOK: play.yml" in done.stdout
     assert "canary-7f3" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_jobs_status_is_the_runs(play: Any, output: str) -> None:
+    done = run(play, {"error": ERROR, "exit_status": 77}, SPT_FLOW_OUTPUT=output)
+    assert done.returncode == 77
+    assert MESSAGE in done.stdout + done.stderr

@@ -17,7 +17,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _inventory
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "inventories/example"
-ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots")
+ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
 PLAYBOOKS = ("site", "preflight", "hosts", "verify", "reset")
 NAMES = _inventory.known(CHECKOUT / "roles")
 

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `ci`: a job in a workspace of its own, which is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
+
+NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "workspace")
+
+
+class ActionModule(_ansible.FlowAction):
+    VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
+    DOING = "run the CI job"
+    FAILED = {"exit_status": 125}  # `_ci.NOT_RUN`, before there is a run
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _ci
+
+        # The callback let the main process, and so this one, end by it; here a lost connection is an error like others.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        values = self.values
+        job, notes = self._job()
+        target = _ansible.open_target(values)
+        spec = replace(_ansible.make_spec(values), name="")
+        if self._task.check_mode:
+            return self.finish({"changed": True, "msg": "Check mode: the job would run in a workspace of its own."}, [])
+        # Before the TTL begins: an image is made once, and may take minutes.
+        furnished = _ansible.Furnished(target, values)
+        furnished.prepare(self.progress)
+        runner = "AWX_ISOLATED_DATA_DIR" in os.environ
+        lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
+        outcome = _ci.run(furnished, spec, job, self.progress, lines)
+        outcome.notes[:0] = notes
+        return self._answer(outcome)
+
+    def _job(self) -> tuple[Any, list[str]]:
+        """What is to be run; refuses what nothing need be started for."""
+        from ansible_collections.spt.flow.plugins.module_utils import _ci
+
+        values = self.values
+        if not values["repo"]:
+            raise InvalidInput("There is no repository to run a job for.", "Name one: SPT_FLOW_REPO")
+        if not values["command"].strip():
+            raise InvalidInput("There is no command to run.", "Give it: SPT_FLOW_COMMAND='make test'")
+        commit = _ci.check_commit(values["commit"])
+        artifacts, junit = (_ci.globs(values[name], name) for name in ("artifacts", "junit"))
+        env, notes = _ci.environment(values["env"], values["env_file"], os.environ)
+        folder = Path(values["artifacts_dir"]).expanduser()
+        if not folder.is_absolute():
+            # Ansible may have changed the folder that it works in.
+            folder = Path(os.environ.get("PWD") or os.getcwd()) / folder
+        return _ci.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
+
+    def _show(self, text: str) -> None:
+        _ansible.display.display(text, stderr=self.screen == "json")
+
+    def _answer(self, outcome: Any) -> dict[str, Any]:
+        tests = ", ".join(f"{number} {name}" for name, number in outcome.reports.items())
+        lines = [f"note: {note}" for note in outcome.notes]
+        lines += [f"reports: {tests}"] if tests else []
+        lines += [f"folder: {outcome.folder}"] if outcome.folder else []
+        last = (
+            f"CI {outcome.workspace}: {outcome.kind} {outcome.reason}, exit status {outcome.status}, "
+            f"{outcome.seconds:.1f} s; workspace {'LEFT' if outcome.left else 'deleted'}."
+        )
+        answer = {"changed": True, **asdict(outcome), "exit_status": outcome.status}
+        answer["stages"] = [list(stage) for stage in outcome.stages]
+        if outcome.status == 0:
+            return self.finish(answer, ["", *(f"  {line}" for line in lines), last])
+        hint = "\n".join(part for part in (outcome.hint, *lines, last) if part)
+        error = FlowError(outcome.msg, hint, {"kind": outcome.kind, "reason": outcome.reason})
+        return _ansible.failed(error, **{**answer, "msg": outcome.msg})

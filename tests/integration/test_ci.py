@@ -1,0 +1,249 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CI runs by whole `ansible-playbook` and `ansible-runner` processes on the real engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors, git
+
+CANARY = f"canary{secrets.token_hex(8)}"
+MARGIN = 15
+"""Seconds after the TTL in which a workspace has gone by itself."""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Doors]:
+    """A repository of two commits."""
+    with doors_kit.doors(tmp_path_factory.mktemp("ci")) as house:
+        (house.repository / "second.txt").write_text("second\n")
+        git("add", ".", cwd=house.repository)
+        git("commit", "--quiet", "-m", "second", cwd=house.repository)
+        yield house
+
+
+def values(house: Doors, folder: Path, command: str, **more: str) -> dict[str, str]:
+    wanted = {"repo": str(house.repository), "command": command, "artifacts_dir": str(folder), "docker": "disabled"}
+    return {f"SPT_FLOW_{name.upper()}": value for name, value in {**wanted, **more}.items()}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The record of the one run below ``folder``."""
+    (path,) = folder.glob("*/run.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def start(house: Doors, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        house.argv("ci"),
+        cwd=house.cwd,
+        env=house.environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """``pid`` and its descendants."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def test_status_commit_artifacts_and_reports_come_home(house: Doors, tmp_path: Path) -> None:
+    first = git("rev-parse", "HEAD~1", cwd=house.repository)
+    command = (
+        "git rev-parse HEAD; test ! -e second.txt; echo missing=$?; mkdir -p out; echo data > out/a.txt; "
+        "ln -s /etc/shadow out/link; echo '<testsuite><testcase/></testsuite>' > r.xml; echo oops >&2; exit 7"
+    )
+    done = house.run("ci", **values(house, tmp_path, command, commit=first, artifacts="out/*", junit="r.xml"))
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [first, "missing=0", "oops"]
+    found = record(tmp_path)
+    assert (found["kind"], found["reason"], found["commit"], found["ran"]) == ("job", "failed", first, True)
+    assert found["artifacts"] == ["artifacts/out/a.txt", "reports/r.xml"] and found["reports"]["tests"] == 1
+    assert Path(found["folder"], "artifacts/out/a.txt").read_text() == "data\n"
+    assert Path(found["folder"], "job.log").read_text() == done.stdout
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_one_json_object(house: Doors, tmp_path: Path) -> None:
+    result = house.json("ci", **values(house, tmp_path, "echo hello"))
+    assert result["ok"] and result["kind"] == "job" and result["exit_status"] == 0
+    assert result["counts"] == {"job": 1, "environment": 0, "cancelled": 0}
+    failed = house.run("ci", SPT_FLOW_OUTPUT="json", **values(house, tmp_path, "exit 9"))
+    assert failed.returncode == 9 and json.loads(failed.stdout)["exit_status"] == 9
+
+
+def test_what_did_not_run_has_a_status_of_its_own(house: Doors, tmp_path: Path) -> None:
+    done = house.run("ci", **values(house, tmp_path, "true", commit="f" * 40))
+    assert done.returncode == 125 and record(tmp_path)["kind"] == "job"
+    assert doors_kit.belongings(house.owner) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_cancelled_run_says_so_and_leaves_nothing(
+    house: Doors, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    run = start(house, values(house, tmp_path, "echo started; sleep 300"))
+    late = threading.Timer(120, run.kill)
+    late.start()
+    # Its line is here while it runs, not at the end.
+    assert run.stdout is not None and any(line.startswith("started") for line in run.stdout)
+    late.cancel()
+    run.send_signal(number)
+    said, _nothing = run.communicate(timeout=60)
+    assert run.returncode == status, said
+    assert f"cancelled {number.name.lower()}, exit status {status}" in said and "workspace deleted" in said
+    assert record(tmp_path)["kind"] == "cancelled"
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_a_killed_ansible_is_noticed_by_its_worker(house: Doors, tmp_path: Path) -> None:
+    """So does ansible-runner cancel."""
+    run = start(house, values(house, tmp_path, "sleep 300"))
+    time.sleep(random.uniform(1, 4))
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 30
+    while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(1)
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_a_run_whose_reader_is_gone_ends(house: Doors, tmp_path: Path) -> None:
+    run = start(house, values(house, tmp_path, "for i in $(seq 200); do echo $i; sleep 0.5; done"))
+    assert run.stdout is not None and run.stdout.readline() is not None
+    run.stdout.close()
+    assert run.wait(60) != 0
+    deadline = time.monotonic() + 30
+    while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert doors_kit.belongings(house.owner) == []
+
+
+def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(house: Doors, tmp_path: Path) -> None:
+    """All of the client is killed, so only the platform's line is left; a `dev` workspace beside them stays."""
+    assert house.up(SPT_FLOW_DOCKER="disabled", SPT_FLOW_CONNECT="false")["ok"]
+    before = doors_kit.belongings(house.owner)
+    begun = time.time()
+
+    def one(number: int) -> None:
+        run = start(house, values(house, tmp_path / str(number), "sleep 300", ttl="20"))
+        time.sleep(random.uniform(0.8, 5))
+        for pid in family(run.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        run.wait()
+
+    for batch in range(2):
+        threads = [threading.Thread(target=one, args=(batch * 3 + number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    created = [name for name in doors_kit.belongings(house.owner) if name not in before]
+    end = time.time() + 20 + MARGIN
+    while set(doors_kit.belongings(house.owner)) != set(before) and time.time() < end:
+        time.sleep(1)
+        # What was created and never started cannot end by itself; every verb and the reaper sweep.
+        DockerTarget().sweep(time.time())
+    assert doors_kit.belongings(house.owner) == before, (created, time.time() - begun)
+    names = doors_kit.docker("ps", "--filter", f"label=spt.flow.owner={house.owner}", "--format", "{{.Names}}")
+    assert names == f"spt-flow-{house.owner}-{house.name}", "the dev workspace goes on"
+
+
+def test_a_secret_is_nowhere(house: Doors, tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.touch(0o600)
+    path.write_text(f"SECOND={CANARY}2\n")
+    seen: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    if CANARY.encode() in file.read_bytes():
+                        seen.append(file.read_text(errors="replace"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    command = 'echo "${#TOKEN} ${#SECOND}"; echo "$TOKEN"; env; hostname >&2; sleep 2; env | wc -c > size.txt'
+    run = start(
+        house,
+        {
+            "TOKEN": CANARY,
+            **values(house, tmp_path / "runs", command, env="TOKEN", env_file=str(path), artifacts="*.txt"),
+        },
+    )
+    described = ""
+    while run.poll() is None:
+        for name in doors_kit.belongings(house.owner):
+            for words in (["inspect", name], ["logs", name], ["top", name, "-eo", "pid,args"]):
+                done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=30, check=False)
+                described += done.stdout + done.stderr
+        time.sleep(0.1)
+    said = run.stdout.read() if run.stdout else ""
+    over.set()
+    watcher.join()
+    assert run.returncode == 0 and f"{len(CANARY)} {len(CANARY) + 1}" in said and "***" in said, said
+    assert "ci-" in described and CANARY not in described and CANARY not in said and seen == []
+    kept = subprocess.run(["grep", "-rl", CANARY, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert kept.stdout == "" and not path.exists()
+
+
+def test_ansible_runner(house: Doors, tmp_path: Path) -> None:
+    """As CI calls it: a fresh directory, a clean environment, the secret in a file that goes."""
+    folder = tmp_path / "private"
+    subprocess.run(
+        ["make", "--no-print-directory", "runner-dir", f"DIR={folder}"], cwd=CHECKOUT, check=True, timeout=60
+    )
+    path = tmp_path / "env"
+    path.touch(0o600)
+    path.write_text(f"TOKEN={CANARY}\n")
+    command = 'for i in $(seq 3000); do echo "line $i"; done; echo "$TOKEN"; echo x > a.txt; exit 5'
+    done = subprocess.run(
+        [str(house.programs / "ansible-runner"), "run", str(folder), "-p", "spt.flow.ci"],
+        env=house.environment(**values(house, tmp_path / "runs", command, artifacts="a.txt", env_file=str(path))),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "line 3000" in done.stdout and record(tmp_path / "runs")["artifacts"] == ["artifacts/a.txt"]
+    (events,) = folder.glob("artifacts/*/job_events")
+    assert len(list(events.iterdir())) < 100
+    kept = subprocess.run(["grep", "-rl", CANARY, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert kept.stdout == "" and CANARY not in done.stdout + done.stderr
+    again = subprocess.run(
+        [str(CHECKOUT / "tools/runner-dir"), str(folder)], capture_output=True, check=False, timeout=60
+    )
+    assert again.returncode == 7
+    assert [name for name in doors_kit.belongings(house.owner) if "-ci-" in name] == []

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The reaper on the real engine, which it sees through a window: one owner's things, an hour later."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _reaper
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+
+HOUR = 3600.0
+
+
+class Window:
+    """The engine, with lists that hold one owner's things only."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lab.engine, name)
+
+    def get_json(self, path: str, query: Any = None) -> Any:
+        if query:
+            query = {**query, "filters": {"label": [f"spt.flow.owner={self._lab.owner}"]}}
+        return self._lab.engine.get_json(path, query)
+
+
+def sweep(lab: Lab, folder: Path, later: float = 0.0, dry: bool = False) -> _reaper.Report:
+    path = str(folder / "run" / "reaper.json")
+    boot = time.clock_gettime(time.CLOCK_BOOTTIME) + later
+    return _reaper.sweep(path, dry, Window(lab), lambda: boot, lambda: time.time() + later)  # type: ignore[arg-type]
+
+
+def test_expired_ones_go_and_a_persons_workspace_stays(lab: Lab, tmp_path: Path) -> None:
+    repository = lab.repository()
+    person = lab.up(lab.spec(repository))
+    deadline = int(time.time()) + 1800
+    ci = lab.up(replace(lab.spec(repository, name="ci-one"), kind="ci", deadline=deadline))
+    # Made and never started, as by a client that was killed in between.
+    lab.target.create(replace(lab.spec(repository, name="ci-two"), kind="ci", deadline=deadline), _progress())
+    assert sweep(lab, tmp_path).reaped == []
+    names = {f"spt-flow-{lab.owner}-ci-one", f"spt-flow-{lab.owner}-ci-two"}
+    assert {d.name for d in sweep(lab, tmp_path, HOUR, dry=True).doomed} == names
+    argv = ["script", "-qfc", f"docker exec -it {lab.name(ci)} sleep 300", str(tmp_path / "screen")]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as person_there:
+        time.sleep(2)
+        begun = time.monotonic()
+        report = sweep(lab, tmp_path, HOUR)
+        took = time.monotonic() - begun
+        person_there.wait(30)
+    assert set(report.reaped) == names and report.failed == {} and took < 20
+    assert _reaper.WARNING in (tmp_path / "screen").read_text(errors="replace")
+    lab.is_exactly(person.name)
+    assert lab.inspect(person.id)["State"]["Running"]
+    assert sweep(lab, tmp_path, 100 * 24 * HOUR).reaped == []
+    lab.is_exactly(person.name)
+
+
+def test_inner_dockers_data_goes_when_its_workspace_is_gone(lab: Lab, tmp_path: Path) -> None:
+    person = lab.up(lab.spec(lab.repository()))
+    lab.target._remove(person.id)
+    assert sweep(lab, tmp_path, 0).reaped == [] and sweep(lab, tmp_path, 2 * HOUR).reaped == []
+    subprocess.run(["docker", "volume", "rm", f"{lab.name(person)}-home"], check=True, capture_output=True, timeout=60)
+    assert sweep(lab, tmp_path, 2 * HOUR).reaped == []
+    assert sweep(lab, tmp_path, 4 * HOUR).reaped == [f"{lab.name(person)}-docker"]
+    assert lab.volumes() == []
+
+
+def _progress() -> Any:
+    from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+
+    return Progress()

@@ -1,0 +1,328 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CI runs on the target in memory: how each way to end is classified, that the workspace goes, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _ci, _ci_files, _ci_job, _errors
+from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
+from ansible_collections.spt.flow.plugins.module_utils._repository import NAME_LIMIT, Repository, ci_name, validate_name
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._target import ExecResult
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, start_event, step_event
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class CiTarget(FakeTarget):
+    """Its clone is at ``COMMIT``."""
+
+    def exec(self, workspace: Workspace, argv: Any, *_more: Any, **_named: Any) -> ExecResult:
+        self._note("exec")
+        return ExecResult(0, f"{COMMIT}\n", "")
+
+
+@pytest.fixture(autouse=True)
+def _open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+
+    monkeypatch.setattr(_lifecycle, "_default_probe", lambda spec: lambda repository, ref: Probe("open"))
+
+
+def spec() -> WorkspaceSpec:
+    return WorkspaceSpec("alice", Settings(), repository=Repository.parse("https://git.example.com/o/r.git"))
+
+
+def run(
+    folder: Path,
+    command: str = "true",
+    target: FakeTarget | None = None,
+    wrap: Callable[[str], list[str]] | None = None,
+    **job: Any,
+) -> tuple[_ci.Outcome, list[str], FakeTarget]:
+    """A run whose "workspace" is a shell here, in ``folder``/clone."""
+    target = target or CiTarget()
+    (folder / "clone").mkdir(exist_ok=True)
+    shown: list[str] = []
+
+    def enter(_workspace: Workspace, words: str) -> list[str]:
+        return (wrap or (lambda text: ["sh", "-c", text]))(words.replace("/home/coder/r", str(folder / "clone")))
+
+    lines = Lines(shown.append, batch=False)
+    outcome = _ci.run(target, spec(), _ci.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter)
+    return outcome, shown, target
+
+
+def test_a_run_that_passes(tmp_path: Path) -> None:
+    outcome, shown, target = run(
+        tmp_path,
+        'echo "$SPT_FLOW_COMMIT $CI $TOKEN"; echo err >&2; mkdir out; echo x > out/a; cat',
+        commit=COMMIT,
+        env={"TOKEN": "s3cret"},
+        artifacts=("out/*",),
+    )
+    assert (outcome.kind, outcome.reason, outcome.status, outcome.ran) == ("job", "passed", 0, True)
+    assert shown == [f"{COMMIT} true ***", "err"]
+    assert outcome.artifacts == ["artifacts/out/a"] and (Path(outcome.folder) / "artifacts/out/a").read_text() == "x\n"
+    assert target.workspaces == {} and not outcome.left
+    assert outcome.counts == {"job": 1, "environment": 0, "cancelled": 0}
+    record = (Path(outcome.folder) / "run.json").read_text()
+    assert "s3cret" not in record and json.loads(record)["settings_hash"] == Settings().hash()
+
+
+@pytest.mark.parametrize("status", [1, 7, 124, 125, 255])
+def test_the_status_is_the_jobs(tmp_path: Path, status: int) -> None:
+    outcome, _shown, target = run(tmp_path, f"exit {status}")
+    assert (outcome.kind, outcome.status, outcome.ran) == ("job", status, True)
+    assert target.workspaces == {}
+
+
+def test_a_job_killed_by_a_signal_has_the_shells_status(tmp_path: Path) -> None:
+    assert run(tmp_path, "sh -c 'kill -9 $$'")[0].status == 137
+
+
+def test_what_the_job_leaves_running_does_not_hold_the_run(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    assert run(tmp_path, "sleep 60 & echo done")[0].status == 0
+    assert time.monotonic() - begun < 20
+
+
+def test_a_lost_connection_is_the_environments(tmp_path: Path) -> None:
+    outcome, _shown, target = run(tmp_path, wrap=lambda _text: ["sh", "-c", "echo 'ssh: no route' >&2; exit 255"])
+    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", _ci.NOT_RUN, False)
+    assert "no route" in outcome.msg and target.workspaces == {}
+
+
+def test_the_ttl_ends_a_job(tmp_path: Path) -> None:
+    outcome, _shown, target = run(tmp_path, "sleep 60", ttl=2)
+    assert (outcome.kind, outcome.reason, outcome.status) == ("job", "ttl", _ci.OUT_OF_TIME)
+    assert target.workspaces == {} and outcome.seconds < 15
+
+
+FAULTS = [
+    (_errors.Unhealthy("engine"), "environment"),
+    (_errors.DeadlineExceeded("late"), "environment"),
+    (_errors.FlowError("no"), "environment"),
+    (OSError(28, "No space left on device"), "environment"),
+    (RuntimeError("bug"), "environment"),
+    (_errors.NotFound("image"), "job"),
+    (_errors.AuthError("token"), "job"),
+    (_errors.InvalidInput("value"), "job"),
+]
+
+
+@pytest.mark.parametrize("verb", ["create", "start", "exec", "find"])
+@pytest.mark.parametrize(("fault", "kind"), FAULTS)
+def test_a_fault_before_the_job_is_classified_and_nothing_is_left(
+    tmp_path: Path, verb: str, fault: Exception, kind: str
+) -> None:
+    target = CiTarget()
+    times = iter(range(100))
+
+    def fail() -> None:
+        if verb != "find" or next(times) == 0:
+            raise fault
+
+    target.before[verb] = fail
+    outcome, _shown, _target = run(tmp_path, target=target)
+    if isinstance(fault, _errors.NotFound) and verb in ("create", "start"):
+        kind = outcome.kind  # `ensure` tries these again; either word will do
+    assert (outcome.kind, outcome.status, outcome.ran) == (kind, _ci.NOT_RUN, False)
+    assert target.workspaces == {} and outcome.msg and not outcome.left
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "kind"),
+    [
+        ("needs-auth", "", "job"),
+        ("failed", "o/r has no branch, tag or commit 'x'.", "job"),
+        ("failed", "The server of o/r cannot be reached from the workspace", "environment"),
+    ],
+)
+def test_a_clone_that_fails(tmp_path: Path, state: str, detail: str, kind: str) -> None:
+    def script(_workspace: Any, boot: str) -> list[str]:
+        return [start_event(boot), step_event("clone", state, 1.0, 2.0, detail)]
+
+    outcome, _shown, target = run(tmp_path, target=CiTarget(script))
+    assert outcome.kind == kind and outcome.status == _ci.NOT_RUN and target.workspaces == {}
+
+
+def test_another_commit_than_asked_for_never_runs(tmp_path: Path) -> None:
+    outcome, shown, target = run(tmp_path, "echo ran", commit="f" * 40)
+    assert outcome.kind == "environment" and shown == [] and COMMIT in outcome.msg and target.workspaces == {}
+
+
+def test_nobody_waits_for_the_ide(tmp_path: Path) -> None:
+    target = CiTarget(lambda _workspace, boot: [line for line in ready_lines(boot) if '"ide"' not in line])
+    assert run(tmp_path, target=target)[0].status == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["create", "job"])
+def test_a_signal_cancels(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+    target = CiTarget()
+    if moment == "create":
+        target.before["create"] = lambda: os.kill(os.getpid(), number)
+    else:
+        threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    before = signal.getsignal(number)
+    outcome, _shown, _target = run(tmp_path, "sleep 30", target=target)
+    assert (outcome.kind, outcome.status) == ("cancelled", 128 + number)
+    assert target.workspaces == {} and signal.getsignal(number) is before
+
+
+def test_a_workspace_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ci, "DESTROY", 0.5)
+    target = CiTarget()
+
+    def fail() -> None:
+        raise _errors.Unhealthy("engine gone")
+
+    target.before["delete"] = fail
+    outcome, _shown, _target = run(tmp_path, "exit 3", target=target)
+    assert outcome.status == 3 and outcome.left == outcome.workspace
+    assert any("engine gone" in note for note in outcome.notes)
+
+
+# Values
+
+
+@pytest.mark.parametrize("text", ["/etc/*", "../x", "a/../../b", "~/x", "-x"])
+def test_globs_stay_below_the_clone(text: str) -> None:
+    with pytest.raises(_errors.InvalidInput):
+        _ci.globs(text, "artifacts")
+
+
+@pytest.mark.parametrize("commit", ["main", "0123abc", COMMIT.upper(), COMMIT + "0", "$(id)"])
+def test_a_commit_is_given_in_full(commit: str) -> None:
+    with pytest.raises(_errors.InvalidInput):
+        _ci.check_commit(commit)
+
+
+def test_environment_takes_names_and_a_file_that_goes(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.touch(0o600)
+    path.write_text("# ours\nB=2=3\n\nC=\n")
+    found, notes = _ci.environment("A,\nMISSING", str(path), {"A": "1", "X": "9"})
+    assert found == {"A": "1", "B": "2=3", "C": ""} and "MISSING" in notes[0] and not path.exists()
+
+
+def test_environment_refuses_values_and_open_files(tmp_path: Path) -> None:
+    with pytest.raises(_errors.InvalidInput) as caught:
+        _ci.environment("TOKEN=s3cret", "", {})
+    assert "s3cret" not in str(caught.value)
+    (tmp_path / "env").write_text("A=1")
+    with pytest.raises(_errors.InvalidInput, match="chmod"):
+        _ci.environment("", str(tmp_path / "env"), {})
+    assert (tmp_path / "env").exists()
+
+
+@pytest.mark.parametrize(
+    "repo", ["https://h/o/r.git", f"https://h/o/{'x' * 90}", "https://h/o/a--b-", "https://h/o/x-old"]
+)
+def test_generated_names_are_names(repo: str) -> None:
+    names = {ci_name(Repository.parse(repo)) for _ in range(20)}
+    assert len(names) == 20 and all(validate_name(name) and len(name) <= NAME_LIMIT for name in names)
+
+
+# Files
+
+
+def archive(path: Path, *members: tuple[str, dict[str, Any]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, more in members:
+            info = tarfile.TarInfo(name)
+            data = more.pop("data", b"x")
+            for key, value in more.items():
+                setattr(info, key, value)
+            info.size = len(data) if info.isreg() else 0
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("artifacts/../../x", {}),
+        ("/etc/x", {}),
+        ("x", {}),
+        ("job.log", {}),
+        ("run.json/x", {}),
+        ("artifacts/a\nb", {}),
+        ("artifacts/l", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
+        ("artifacts/l", {"type": tarfile.LNKTYPE, "linkname": "artifacts/a"}),
+        ("artifacts/d", {"type": tarfile.CHRTYPE}),
+        ("artifacts/f", {"type": tarfile.FIFOTYPE}),
+    ],
+)
+def test_hostile_archives_are_refused(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = archive(tmp_path / "a.tar", ("artifacts/a", {}), (name, dict(more)))
+    with pytest.raises(_errors.FlowError):
+        _ci_files.unpack(path, folder)
+    assert [p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*") if p.name == "x"] == []
+
+
+def test_the_same_name_twice_overwrites_nothing(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar", ("artifacts/a", {"data": b"1"}), ("artifacts/a", {"data": b"2"}))
+    with pytest.raises(FileExistsError):
+        _ci_files.unpack(path, tmp_path)
+
+
+def test_links_out_of_the_clone_are_not_followed(tmp_path: Path) -> None:
+    command = "ln -s /etc etc; ln -s /etc/passwd p; ln -s . loop; mkdir d; echo 1 > d/x; ln -s d e"
+    outcome, _shown, _target = run(tmp_path, command, artifacts=("*", "etc/passwd", "e/x"))
+    assert outcome.artifacts == ["artifacts/d/x"]
+    assert any("no regular files of the clone" in note for note in outcome.notes)
+
+
+_CASES = "<testcase/><testcase><failure/></testcase><testcase><skipped/></testcase>"
+REPORT = f'<testsuites><testsuite name="a">{_CASES}</testsuite></testsuites>'
+
+
+def test_reports_are_counted(tmp_path: Path) -> None:
+    outcome, _shown, _target = run(
+        tmp_path, f"echo '{REPORT}' > a.xml; cp a.xml b.xml; echo no > c.xml; exit 1", junit=("*.xml",)
+    )
+    assert outcome.status == 1 and outcome.reports == {"tests": 6, "failures": 2, "errors": 0, "skipped": 2}
+    assert any("c.xml" in note for note in outcome.notes)
+
+
+def test_a_report_with_entities_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><testsuite>&a;</testsuite>')
+    assert _ci_files.junit(tmp_path / "x.xml") is None
+
+
+# Output
+
+
+def test_batches_are_bounded_by_size_and_time() -> None:
+    said: list[str] = []
+    lines = Lines(said.append, batch=True, size=100, seconds=60)
+    for _ in range(50):
+        lines.add("x" * 9)
+    lines.flush()
+    assert len(said) == 5 and sum(text.count("x") for text in said) == 450
+    lines = Lines(said.append, batch=True, size=100, seconds=0)
+    lines.add("now")
+    assert said[-1] == "now"
+
+
+def test_masks_hide_every_line_of_a_value_but_not_what_is_short() -> None:
+    mask = _ci_job.Mask(["alpha\nbeta1", "ab"])
+    assert mask("alpha beta1 ab alphabeta1") == "*** *** ab ******"

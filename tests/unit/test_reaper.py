@@ -1,0 +1,295 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the reaper of a node deletes, and above all what it does not."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _reaper
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._reaper import Listed, Memory
+
+NOW = 1_790_000_000.0
+TTL = 1800
+HOUR = 3600.0
+
+
+def stamp(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+def labels(name: str, kind: str = "ci", made: float = NOW, ttl: float = TTL, **more: str) -> dict[str, str]:
+    found = {"owner": "alice", "workspace": name, "kind": kind, "created": stamp(made), **more}
+    if kind == "ci":
+        found = {"deadline": str(int(made + ttl)), **found}
+    return {f"spt.flow.{key}": value for key, value in found.items()}
+
+
+def container(name: str, kind: str = "ci", state: str = "running", skew: float = 0.0, **more: Any) -> dict[str, Any]:
+    """Made at ``NOW`` by the node's clock; the client's clock is ``skew`` seconds ahead of that."""
+    marks = labels(name, kind, NOW + skew, **more)
+    return {"Id": f"id-{name}", "Names": [f"/spt-flow-alice-{name}"], "State": state, "Created": NOW, "Labels": marks}
+
+
+def volume(name: str, part: str, kind: str = "dev", **more: Any) -> dict[str, Any]:
+    found = {"Name": f"spt-flow-alice-{name}-{part}", "CreatedAt": "x", "Labels": labels(name, kind, part=part)}
+    return {**found, **more}
+
+
+def names(listed: Listed, after: float, memory: Memory | None = None, wall: float | None = None) -> list[str]:
+    """What goes ``after`` seconds from ``NOW``; the node has been up for 10,000 s then."""
+    return [
+        d.name for d in _reaper.plan(listed, memory or Memory(), 10_000 + after, NOW + after if wall is None else wall)
+    ]
+
+
+@pytest.mark.parametrize("skew", [-HOUR, -60.0, 0.0, 60.0, HOUR])
+def test_a_container_goes_at_its_ttl_whatever_the_clients_clock_says(skew: float) -> None:
+    listed = Listed([container("a", skew=skew)])
+    assert names(listed, TTL - 1) == []
+    assert names(listed, TTL) == ["spt-flow-alice-a"]
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR, -86400.0, 86400.0])
+def test_a_clock_that_is_set_changes_nothing(jump: float) -> None:
+    listed, memory = Listed([container("a")]), Memory()
+    assert names(listed, 10, memory) == []
+    assert names(listed, TTL - 1, memory, wall=NOW + TTL - 1 + jump) == []
+    assert names(listed, TTL, memory, wall=NOW + TTL + jump) == ["spt-flow-alice-a"]
+
+
+def test_a_container_from_the_future_lives_no_longer_than_its_ttl_from_when_it_was_seen() -> None:
+    listed, memory = Listed([{**container("a"), "Created": NOW + 10 * HOUR}]), Memory()
+    assert names(listed, 0, memory) == []
+    assert names(listed, TTL, memory) == ["spt-flow-alice-a"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"deadline": ""}, {"deadline": "soon"}, {"created": "yesterday"}, {"deadline": "9" * 18}]
+)
+def test_without_a_readable_deadline_a_day_is_the_most(wrong: dict[str, str]) -> None:
+    entry = container("a")
+    entry["Labels"] |= {f"spt.flow.{key}": value for key, value in wrong.items()}
+    assert names(Listed([entry]), 86399) == []
+    assert names(Listed([entry]), 86400) == ["spt-flow-alice-a"]
+
+
+def test_what_is_not_ours_or_a_persons_never_goes() -> None:
+    foreign = {"Id": "f", "Names": ["/ci-build"], "State": "running", "Created": 0, "Labels": {}}
+    borrowed = {**container("b"), "Names": ["/somebody-elses"]}
+    unnamed = {**container("c"), "Names": None}
+    half = {**container("d", state="removing")}
+    ci_like = {**container("ci-x", kind="dev"), "Names": ["/spt-flow-alice-ci-x"]}
+    listed = Listed(
+        [foreign, borrowed, unnamed, half, ci_like],
+        [
+            volume("dev", "home"),
+            volume("gone", "home"),
+            volume("", "clones"),
+            volume("ci", "clones", kind="ci"),
+            volume("dev", "docker"),
+            {"Name": "ci-data", "Labels": None},
+            {**volume("x", "home", kind="ci"), "Name": "renamed"},
+            volume("odd", "docker", kind=""),
+        ],
+        [
+            {"Id": "n1", "Name": "spt-flow", "Labels": {"spt.flow.network": "1"}},
+            {"Id": "n2", "Name": "ci-net", "Labels": {}},
+            {"Id": "n3", "Name": "dev-net", "Labels": labels("dev", "dev")},
+        ],
+    )
+    memory = Memory()
+    for after in (0.0, HOUR, 100 * 86400.0):
+        assert names(listed, after, memory) == []
+
+
+def test_leftovers_go_after_the_grace_time_only() -> None:
+    listed = Listed(
+        [container("dev", kind="dev")],
+        [volume("gone", "home", kind="ci"), volume("gone", "docker"), volume("dev", "docker"), volume("dev", "home")],
+        [{"Id": "n1", "Name": "net", "Labels": labels("gone")}],
+    )
+    memory = Memory()
+    assert names(listed, 0, memory) == []
+    assert names(listed, _reaper.GRACE - 1, memory) == []
+    gone = ["spt-flow-alice-gone-home", "spt-flow-alice-gone-docker", "net"]
+    # The docker volume of a person still has a home of that name beside it, if of another kind: it stays.
+    assert names(listed, _reaper.GRACE, memory) == [name for name in gone if "docker" not in name]
+
+
+def test_inner_dockers_volume_goes_with_neither_home_nor_container() -> None:
+    listed, memory = Listed([], [volume("gone", "docker")]), Memory()
+    assert names(listed, 0, memory) == []
+    assert names(listed, _reaper.GRACE, memory) == ["spt-flow-alice-gone-docker"]
+
+
+def test_a_workspace_that_comes_back_begins_the_grace_time_anew() -> None:
+    alone, memory = Listed([], [volume("a", "docker")]), Memory()
+    names(alone, 0, memory)
+    names(Listed([container("a", kind="dev")], [volume("a", "docker")]), 1800, memory)
+    assert names(alone, 3600, memory) == []
+
+
+def test_duplicate_names_of_two_owners_are_two_workspaces() -> None:
+    other = container("a", skew=0, ttl=86400)
+    other["Labels"]["spt.flow.owner"] = "bob"
+    other |= {"Id": "other", "Names": ["/spt-flow-bob-a"]}
+    assert names(Listed([container("a"), other]), TTL) == ["spt-flow-alice-a"]
+
+
+def test_ended_and_never_started_ones_go_early() -> None:
+    assert names(Listed([container("a", state="exited"), container("b", state="dead")]), 1) == [
+        "spt-flow-alice-a",
+        "spt-flow-alice-b",
+    ]
+    created = Listed([container("a", state="created")])
+    assert names(created, _reaper.UNSTARTED - 1) == [] and names(created, _reaper.UNSTARTED) == ["spt-flow-alice-a"]
+
+
+# Doing
+
+
+class FakeEngine:
+    """Answers lists and notes deletions; ``fail`` maps a path to what a deletion raises."""
+
+    def __init__(self, listed: Listed) -> None:
+        self.listed = listed
+        self.deleted: list[str] = []
+        self.warned: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+        self.broken = ""
+
+    def get_json(self, path: str, query: Any = None) -> Any:
+        if self.broken and path.startswith(self.broken):
+            raise Unhealthy("The engine does not answer.")
+        if path.startswith("/volumes/"):
+            return next(v for v in self.listed.volumes if path.endswith(v["Name"]))
+        lists = {"/containers/json": self.listed.containers, "/networks": self.listed.networks}
+        return {"Volumes": self.listed.volumes} if path == "/volumes" else lists[path]
+
+    def request_json(self, method: str, path: str, query: Any = None, **_more: Any) -> Any:
+        assert method == "DELETE"
+        if path in self.fail:
+            raise self.fail[path]
+        self.deleted.append(path)
+
+    def run(self, container: str, argv: Any, **_more: Any) -> None:
+        self.warned.append(container)
+
+
+def sweep(engine: FakeEngine, folder: Path, after: float = TTL, dry: bool = False) -> _reaper.Report:
+    path = str(folder / "state" / "reaper.json")
+    return _reaper.sweep(path, dry, engine, lambda: 10_000 + after, lambda: NOW + after)  # type: ignore[arg-type]
+
+
+def test_a_pass_deletes_by_id_and_warns_who_is_there(tmp_path: Path) -> None:
+    engine = FakeEngine(Listed([container("a"), container("b", state="created"), container("dev", kind="dev")]))
+    report = sweep(engine, tmp_path)
+    assert sorted(engine.deleted) == ["/containers/id-a", "/containers/id-b"] and engine.warned == ["id-a"]
+    assert sorted(report.reaped) == ["spt-flow-alice-a", "spt-flow-alice-b"]
+
+
+def test_a_dry_pass_touches_nothing(tmp_path: Path) -> None:
+    engine = FakeEngine(Listed([container("a")]))
+    report = sweep(engine, tmp_path, dry=True)
+    assert _reaper.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL is over"]
+    assert engine.deleted == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["/containers", "/volumes", "/networks"])
+def test_an_engine_that_answers_half_loses_nothing(tmp_path: Path, broken: str) -> None:
+    engine = FakeEngine(Listed([container("a")]))
+    engine.broken = broken
+    with pytest.raises(FlowError):
+        sweep(engine, tmp_path)
+    assert engine.deleted == []
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (NotFound("gone"), True),
+        (Conflict("x", details={"said": "removal of container is already in progress"}), True),
+        (Conflict("x", details={"said": "volume is in use"}), False),
+        (Unhealthy("no"), False),
+        (OSError("broken"), False),
+    ],
+)
+def test_one_that_fails_keeps_none_of_the_others(tmp_path: Path, error: BaseException, counts: bool) -> None:
+    engine = FakeEngine(Listed([container("a"), container("b")]))
+    engine.fail["/containers/id-a"] = error
+    report = sweep(engine, tmp_path, TTL + 50)
+    assert ("spt-flow-alice-a" in report.reaped) is counts and "spt-flow-alice-b" in report.reaped
+    assert report.overdue == (0 if counts else 50)
+
+
+def test_a_killed_pass_is_gone_on_with(tmp_path: Path) -> None:
+    engine = FakeEngine(Listed([container("a"), container("b")], [volume("gone", "docker")]))
+    sweep(engine, tmp_path, 0)
+    engine.fail["/containers/id-b"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(engine, tmp_path)
+    engine.fail, engine.listed = {}, Listed([container("b")], engine.listed.volumes)
+    assert sweep(engine, tmp_path, _reaper.GRACE).reaped == ["spt-flow-alice-b", "spt-flow-alice-gone-docker"]
+
+
+def test_a_volume_that_was_made_anew_meanwhile_stays(tmp_path: Path) -> None:
+    engine = FakeEngine(Listed([], [volume("gone", "docker")]))
+    sweep(engine, tmp_path, 0)
+    fresh = volume("gone", "docker", CreatedAt="y")
+    engine.get_json = lambda path, query=None: (  # type: ignore[method-assign]
+        fresh if path.startswith("/volumes/") else {"Volumes": [volume("gone", "docker")]} if path == "/volumes" else []
+    )
+    sweep(engine, tmp_path, _reaper.GRACE)
+    assert engine.deleted == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"born": 1}', '{"born": {"a": "x"}, "lost": {}, "reaped": 0, "failed": 0}']
+)
+def test_a_broken_memory_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m").write_text(text)
+    assert Memory.load(str(tmp_path / "m")) == Memory()
+
+
+def test_metrics_tell_of_a_silent_engine() -> None:
+    assert "spt_flow_reaper_up 0\n" in _reaper.metrics(None, Memory(), NOW)
+    text = _reaper.metrics(_reaper.Report(overdue=7.4), Memory(reaped=3), NOW)
+    assert "spt_flow_reaper_up 1\n" in text and "spt_flow_reaper_reaped_total 3\n" in text
+    assert "spt_flow_reaper_overdue_seconds 7\n" in text and f"last_run_seconds {NOW:.0f}\n" in text
+
+
+def test_a_thousand_of_which_a_hundred_have_expired(tmp_path: Path) -> None:
+    many = [container(f"n{number}", ttl=TTL if number < 100 else 86400) for number in range(1000)]
+    engine = FakeEngine(Listed(many))
+    begun = time.monotonic()
+    assert len(sweep(engine, tmp_path).reaped) == 100
+    assert time.monotonic() - begun < 5
+
+
+def test_the_program_fails_without_an_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "lib" / "spt_flow_host"
+    library.mkdir(parents=True)
+    root = Path(__file__).resolve().parents[2]
+    for name in ("_errors", "_docker_http", "_reaper"):
+        (library / f"{name}.py").write_bytes((root / f"plugins/module_utils/{name}.py").read_bytes())
+    monkeypatch.setenv("SPT_FLOW_LIB", str(library.parent))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setattr(
+        "sys.argv", ["spt-flow-reaper", "--textfile", str(tmp_path), "--state", str(tmp_path / "s/reaper.json")]
+    )
+    path = root / "roles/workspace_reaper/files/spt-flow-reaper"
+    loader = importlib.machinery.SourceFileLoader("spt_flow_reaper", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("spt_flow_reaper", loader))  # type: ignore[arg-type]
+    loader.exec_module(module)
+    assert module.main() == 8
+    assert "Nothing was deleted" in capsys.readouterr().err
+    assert "spt_flow_reaper_up 0" in (tmp_path / "spt_flow_reaper.prom").read_text()
