@@ -335,6 +335,12 @@ class CoderTarget:
             raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error}.") from None
         return ExecResult(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
+        """Have the program that workspaces are entered by; notes about it. After a first answer of the server."""
+        from . import _coder_cli
+
+        return _coder_cli.ready(self._client.http, progress, needed)
+
     def proxy_command(self, workspace: Workspace) -> Words:
         return ["coder", "ssh", "--stdio", "--wait=no", f"{workspace.owner}/{workspace.name}"]
 
