@@ -343,7 +343,7 @@ def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
 
 def open_target(values: dict[str, Any]) -> Target:
     """The target that ``values`` name, which name it plainly from then on; nothing is asked yet."""
-    values["target"] = _target_name(values)
+    values["target"] = target_name(values)
     if values["target"] == "coder":
         return _open_coder(values)
     from ._docker_target import DockerTarget
@@ -351,7 +351,7 @@ def open_target(values: dict[str, Any]) -> Target:
     return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
 
 
-def _target_name(values: Mapping[str, Any]) -> str:
+def target_name(values: Mapping[str, Any]) -> str:
     """``auto`` means Coder where a server and a token are at hand, unless a node is named."""
     if values["target"] != "auto":
         return str(values["target"])
@@ -429,7 +429,7 @@ class Ahead:
         self._ran: _docker_http.Ran | None = None
         self._thread: threading.Thread | None = None
         name, repo = values["workspace"], values["repo"]
-        if not values["engine"] and (name or repo) and _target_name(values) == "docker":
+        if not values["engine"] and (name or repo) and target_name(values) == "docker":
             self._begin(values, name, repo)
 
     def session(self, workspace: Workspace) -> Session | None:

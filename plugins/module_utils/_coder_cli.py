@@ -129,12 +129,13 @@ def _fetch(http: CoderHttp, path: Path, wanted: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent)
     try:
-        digest = hashlib.sha1(usedforsecurity=False)
+        digest, announced = hashlib.sha1(usedforsecurity=False), ""
         with os.fdopen(descriptor, "wb") as file:
             for block, tag in http.download(f"/bin/coder-{sys.platform}-{machine}", FETCH_TIMEOUT, LARGEST):
                 file.write(block)
                 digest.update(block)
-        if re.fullmatch(r"[0-9a-f]{40}", tag) and tag != digest.hexdigest():
+                announced = tag
+        if re.fullmatch(r"[0-9a-f]{40}", announced) and announced != digest.hexdigest():
             raise Unhealthy(f"What {http.config.url}/bin/ handed out is not what it announced.")
         os.chmod(temporary, 0o755)  # noqa: S103 - a program for whoever has this home
         if not goes_with(asked(temporary), wanted):
