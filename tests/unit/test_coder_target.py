@@ -277,3 +277,31 @@ def test_a_deprecated_template_makes_nothing_new_and_harms_nothing_that_is_there
     with pytest.raises(NotFound, match="deprecated"):
         ensure(target, other)
     assert ensure(target, NAMED, "restarted").workspace.state == "running"  # type: ignore[union-attr]
+
+
+def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> None:
+    """Half of the repositories are brought up twice at the same time."""
+    clients = 100
+    names = [f"demo{number // 2 if number < clients * 2 // 3 else number}" for number in range(clients)]
+    fake.faults.share = 0.2
+
+    def up(name: str) -> str:
+        repository = Repository.parse(f"https://example.com/team/{name}.git")
+        made = coder_house.client(fake)
+        workspace = ensure(CoderTarget(made), replace(SPEC, repository=repository)).workspace
+        assert workspace is not None
+        assert workspace.state == "running"
+        return workspace.id
+
+    begun = fake.state.now
+    with ThreadPoolExecutor(clients) as pool:
+        made = list(pool.map(up, names))
+    minutes = max(1.0, (fake.state.now - begun) / 60)
+    fake.faults.share = 0.0
+    assert len(fake.faults.met) > clients
+    assert {workspace.name for workspace in fake.state.workspaces.values()} == set(names)
+    assert set(made) == set(fake.state.workspaces)
+    assert len(fake.state.workspaces) == len(set(names))
+    assert builds(fake).count("start") == len(set(names))
+    busiest = Counter(request.path for request in fake.seen).most_common(1)[0][1]
+    assert busiest / minutes <= 512
