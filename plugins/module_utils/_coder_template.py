@@ -22,6 +22,7 @@ from ._coder_admin import CoderAdmin
 from ._coder_client import Json
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
+from ._release import COLLECTION, release
 from ._settings import Settings
 from ._wait import Waiter
 from ._workspace import CONTRACT
@@ -38,7 +39,6 @@ CREATION_NAMES = {
 }
 """What a field of a template is called when the template is created (facts, section 1.9)."""
 LEFT_OUT = (".terraform", ".git")
-COLLECTION = Path(__file__).resolve().parents[2]
 FOLDER = COLLECTION / "templates/coder/spt-flow"
 CI_TTL = 1800
 """Seconds after which a CI workspace is stopped, and with that deleted, whatever happens in it."""
@@ -108,15 +108,6 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
     }
     archive = pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
     return Wanted(name, archive, variables, about, release())
-
-
-def release() -> str:
-    """The collection's version, from a checkout or as it was installed."""
-    built = COLLECTION / "MANIFEST.json"
-    if built.exists():
-        return str(json.loads(built.read_text(encoding="utf-8"))["collection_info"]["version"])
-    lines = (COLLECTION / "galaxy.yml").read_text(encoding="utf-8").splitlines()
-    return next(line.partition(":")[2].strip() for line in lines if line.startswith("version:"))
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
