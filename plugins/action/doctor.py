@@ -37,17 +37,17 @@ class ActionModule(_ansible.FlowAction):
             )
         except FlowError as error:
             checks.append(_doctor.Check("server", "missing", error.message, error.hint))
-        error = _doctor.missing(checks)
-        written = self._keep(target if not error else "") if self.own["write"] else {"changed": False}
+        lacking = _doctor.missing(checks)
+        written = self._keep("" if lacking else target) if self.own["write"] else {"changed": False}
         rows = [check.to_dict() for check in checks]
         block = [f"Target {target}:", *_doctor.lines(checks)]
         if self.own["write"]:
-            block.append(written["msg"])
+            block.append(str(written["msg"]))
         answer = {**written, "target": target, "checks": rows}
-        if error:
+        if lacking:
             for line in block:
                 self.say(line)
-            return _ansible.failed(error, **answer)
+            return _ansible.failed(lacking, **answer)
         return self.finish({**answer, "msg": f"Everything that target {target} needs is there."}, ["", *block])
 
     def _keep(self, found: str) -> dict[str, Any]:
@@ -82,7 +82,8 @@ def merged(text: str, answers: Mapping[str, Any]) -> str:
         line = yaml.safe_dump({name: value}, allow_unicode=True, width=10**6)
         pattern = re.compile(rf"^{re.escape(name)}[ \t]*:.*\n?", re.MULTILINE)
         head = text if not text or text.endswith("\n") else f"{text}\n"
-        text = pattern.sub(lambda _match, line=line: line, text, count=1) if pattern.search(text) else head + line
+        there = pattern.search(text)
+        text = f"{text[: there.start()]}{line}{text[there.end() :]}" if there else head + line
     try:
         whole = yaml.safe_load(text) == wanted
     except yaml.YAMLError:
