@@ -39,6 +39,7 @@ class Call:
     raw: bytes
     kind: str
     url: str
+    token: str = ""
 
     @property
     def user(self) -> User:
@@ -233,6 +234,12 @@ def first_user(call: Call) -> Any:
 @route("POST", "/users/login", 201, open=True, per_minute=60)
 def login(call: Call) -> Any:
     return {"session_token": call.state.login(call.body["email"], call.body["password"])}
+
+
+@route("POST", "/users/logout")
+def logout(call: Call) -> Any:
+    call.state.keys.pop(call.token.partition("-")[0], None)
+    return {"message": "Logged out!"}
 
 
 @route("GET", "/users")
