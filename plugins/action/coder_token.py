@@ -37,7 +37,7 @@ class ActionModule(_ansible.CoderAction):
         check = bool(self._task.check_mode)
         secret, mode = self.read_secret(self.own["dest"])
         at_hand = _coder_server.AtHand("there is none")
-        if secret and (check or client.has_first_user()):
+        if secret:
             at_hand = _coder_server.verify(self._holder(client, secret), wish)
         if at_hand.good:
             return self._kept(at_hand, secret, mode, check)
@@ -54,7 +54,7 @@ class ActionModule(_ansible.CoderAction):
 
         lifetime = _settings.parse_duration(self.own["lifetime"], "lifetime")
         before = _settings.parse_duration(self.own["rotate_before"], "rotate_before")
-        if not 3600 <= lifetime or before >= lifetime:
+        if lifetime < 3600 or before >= lifetime:
             raise InvalidInput(
                 f"A token that lives {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} before.",
                 "lifetime is at least 1h, and longer than rotate_before.",
