@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
 
 if TYPE_CHECKING:
     from ansible_collections.spt.flow.plugins.module_utils import _coder_server
@@ -42,8 +43,14 @@ class ActionModule(_ansible.CoderAction):
         client, login = self.anonymous(), self.login()
         check = bool(self._task.check_mode)
         rows: list[dict[str, Any]] = []
+        fresh = bool(self.own["first_username"]) and not client.has_first_user()
+        if fresh and not login:
+            raise InvalidInput(
+                f"The Coder server {client.http.config.url} has no user yet.",
+                "Say who its owner is to be: login_email and login_password (the playbook bootstrap: coder_owner_email "
+                "and coder_owner_password, in a vault).",
+            )
         if self.own["first_username"] and login:
-            fresh = not client.has_first_user()
             rows.append(_first(login, fresh, check))
             if fresh and check:
                 return self._answer(rows + [_row(_unmade(person), check) for person in people])
@@ -67,7 +74,11 @@ class ActionModule(_ansible.CoderAction):
         msg = " ".join(row["msg"] for row in shown) or "Every user is as wished (unchanged)."
         diff = [row.pop("diff") for row in rows if row["changed"]]
         users = [{name: value for name, value in row.items() if name != "diff"} for row in rows]
-        return self.finish({"changed": bool(shown), "msg": msg, "users": users, "diff": diff}, ["", msg])
+        for row in shown:
+            # A playbook's end shows the block of its last action only.
+            self.progress.note(row["msg"])
+        count = f"{len(shown)} user{'s' * (len(shown) != 1)} changed." if shown else msg
+        return self.finish({"changed": bool(shown), "msg": msg, "users": users, "diff": diff}, ["", count])
 
 
 def _unmade(person: _coder_server.Person) -> _coder_server.Plan:
