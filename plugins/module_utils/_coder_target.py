@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ._coder_client import CoderClient, Json, agents, search_query
+from ._coder_client import CoderClient, Json, agents, is_deprecated, search_query
 from ._errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._wait import Waiter
@@ -138,6 +138,12 @@ class CoderTarget:
             raise NotFound(
                 f"The Coder server {self._client.http.config.url} has no template {name}.",
                 "Whoever runs the server brings it there: ansible-playbook site.yml",
+            )
+        reason = is_deprecated(found)
+        if reason:
+            raise Conflict(
+                f"No workspace is made of the template {name} any more: {reason}",
+                "Name another: -e template=name. Workspaces that are there go on as before.",
             )
         return found
 

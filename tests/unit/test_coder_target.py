@@ -218,3 +218,14 @@ def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -
     ensure(target)
     asked = Counter(seen.route for seen in fake.seen)
     assert asked["/api/v2/organizations/{organization}/templates/{templatename}"] == 1, asked
+
+
+def test_up_makes_nothing_of_a_deprecated_template_and_leaves_what_is_there(fake: Fake, target: CoderTarget) -> None:
+    ensure(target, replace(SPEC, name="old"))
+    template = fake.state.template_by_name("spt-flow")
+    fake.state.patch_template(template, {"description": "Deprecated: use spt-flow-2 instead."})
+    with pytest.raises(Conflict, match="use spt-flow-2 instead"):
+        ensure(target, replace(SPEC, repository=Repository.parse("https://example.com/team/other.git")))
+    assert len(fake.state.workspaces) == 1
+    for state in ("stopped", "started"):
+        assert ensure(target, replace(NAMED, name="old"), state).changed
