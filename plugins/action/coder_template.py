@@ -32,6 +32,11 @@ class ActionModule(_ansible.CoderAction):
     DOING = "bring the template to the Coder server"
 
     def act(self) -> dict[str, Any]:
+        path = self.own["token_file"]
+        if path and self._task.check_mode and not self.read_secret(path)[0]:
+            # Before a first run there is nobody to ask by.
+            msg = f"Check mode: the templates would be brought to the server once there is a token in {path}."
+            return self.finish({"changed": True, "msg": msg, "templates": [], "diff": []}, ["", msg])
         with self.operator(self.anonymous()) as client:
             return self._rolled_out(client)
 
