@@ -37,20 +37,21 @@ class House:
             "coder_owner_email": "admin@example.com",
             "coder_owner_password": CANARY,
             "coder_token_file": str(self.dest),
+            "coder_template_token_file": str(self.dest),
             "coder_users": [{"username": "ada", "email": "ada@example.com"}],
         }
         # Whoever runs the tests need not be allowed to become root: the file is the caller's own then.
         (folder / "sudo").write_text('#!/bin/sh\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n')
         (folder / "sudo").chmod(0o755)
 
-    def run(self, *argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, playbook: str = "bootstrap", **more: Any) -> subprocess.CompletedProcess[str]:
         hosts = {"all": {"children": {"flow_servers": {"hosts": {"server1": {**self.variables, **more}}}}}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_", "CODER_"))}
         env |= {"ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections"), "HOME": str(self.folder)}
         env |= {"ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"), "ANSIBLE_KEEP_REMOTE_FILES": "1"}
         program = Path(sys.executable).parent / "ansible-playbook"
-        command = [str(program), "playbooks/bootstrap.yml", "-i", str(self.folder / "hosts.yml"), *argv]
+        command = [str(program), f"playbooks/{playbook}.yml", "-i", str(self.folder / "hosts.yml"), *argv]
         return subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -131,3 +132,22 @@ def test_the_result_is_one_object_that_a_program_reads(house: House) -> None:
     done = house.run("-e", "output=json")
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["token"]["name"] == "spt-flow"
+
+
+def test_the_templates_are_brought_by_the_token_of_the_server(house: House) -> None:
+    house.fake.state.clock.speed = 40.0
+    early = house.run("--check", playbook="servers")
+    assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
+    early = house.run(playbook="servers")
+    assert early.returncode == 2 and "spt.flow.bootstrap" in early.stdout
+    assert house.run().returncode == 0
+    checked = house.run("--check", "--diff", playbook="servers")
+    assert checked.returncode == 0 and "created" in checked.stdout and not house.fake.state.templates
+    done = house.run("-vvvv", playbook="servers")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert {one.name for one in house.fake.state.templates.values()} == {"spt-flow", "spt-flow-ci"}
+    assert house.dest.read_text().strip().partition("-")[2] not in done.stdout + done.stderr
+    again = house.run(playbook="servers")
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
+    marked = house.run(playbook="servers", coder_template_deprecated="use the other server")
+    assert "settings changed" in marked.stdout, marked.stdout
