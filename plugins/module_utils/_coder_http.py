@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -92,6 +92,15 @@ class CoderHttp:
     def __repr__(self) -> str:
         return f"CoderHttp({self.config.url!r})"
 
+    def waiter(self, timeout: float) -> Waiter:
+        """A deadline by this client's clock, for what takes several requests."""
+        return Waiter(timeout, False, self._clock, self._sleep)
+
+    def signed(self, token: str, source: str) -> CoderHttp:
+        """The same server, asked with another token; ``source`` says in messages where that is from."""
+        config = replace(self.config, token=token, source=source)
+        return CoderHttp(config, self.timeout, self.outage, self._say, self._clock, self._sleep)
+
     def request(
         self,
         method: str,
@@ -107,7 +116,7 @@ class CoderHttp:
         ``body`` is sent as it is when it is ``bytes``, else as JSON. Raises ``Unsure`` (see above), ``AuthError``,
         ``NotFound``, ``Conflict``, ``InvalidInput``, ``DeadlineExceeded``, ``Unhealthy``, or another ``FlowError``.
         """
-        waiter = Waiter(self.timeout if timeout is None else timeout, False, self._clock, self._sleep)
+        waiter = self.waiter(self.timeout if timeout is None else timeout)
         words = {name: _word(value) for name, value in (query or {}).items() if value is not None}
         target = path + (f"?{urlencode(words)}" if words else "")
         retry = _Retry(self, method, path, waiter, repeat or method in SAFE)

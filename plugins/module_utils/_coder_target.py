@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ._coder_client import CoderClient, Json, agents, search_query
+from ._coder_client import CoderClient, Json, agents, is_deprecated, search_query
 from ._errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._release import release
@@ -146,11 +146,11 @@ class CoderTarget:
                 f"The Coder server {self._client.http.config.url} has no template {name}.",
                 "Whoever runs the server brings it there: ansible-playbook site.yml",
             )
-        if deprecated(found):
-            raise NotFound(
-                f"The template {name} of the Coder server {self._client.http.config.url} is deprecated: no new"
-                f" workspace is made of it. {found.get('deprecation_message') or ''}".rstrip(),
-                "Workspaces that are there go on. Name another one: -e template=…",
+        reason = is_deprecated(found)
+        if reason:
+            raise Conflict(
+                f"No workspace is made of the template {name} any more: {reason}",
+                "Name another: -e template=name. Workspaces that are there go on as before.",
             )
         return found
 
@@ -391,13 +391,6 @@ def from_json(found: Json, url: str) -> Workspace:
         url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
         life=Life(reason=reason, since=workspace.started, stops_at=stops),
     )
-
-
-def deprecated(template: Json) -> bool:
-    """Whether nothing new is to be made of a template; a server without a licence has only its words for that."""
-    words = f"{template.get('display_name') or ''}\n{template.get('description') or ''}"
-    marked = any(line.strip(" ([").lower().startswith("deprecated") for line in words.splitlines())
-    return bool(template.get("deprecated") or template.get("deprecation_message") or marked)
 
 
 def release_of(found: Json) -> tuple[int, ...]:

@@ -14,12 +14,12 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ._coder_admin import CoderAdmin
-from ._coder_client import Json
+from ._coder_client import DEPRECATED, Json
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._release import COLLECTION, release
@@ -27,6 +27,7 @@ from ._settings import Settings
 from ._wait import Waiter
 from ._workspace import CONTRACT
 
+LONGEST_DESCRIPTION = 128
 LARGEST = 1 << 20
 """Bytes of an archive that the server takes (facts, section 6.9)."""
 IMPORT_TIMEOUT = 600.0
@@ -108,6 +109,26 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
     }
     archive = pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
     return Wanted(name, archive, variables, about, release())
+
+
+def deprecated(wanted: Wanted, reason: str) -> Wanted:
+    """``wanted`` marked as one that no new workspace is made of; as it is without a reason.
+
+    Coder's own deprecation needs a licence, so the mark is in what everybody sees; ``_coder_client.is_deprecated`` reads
+    it.
+    """
+    if not reason:
+        return wanted
+    about = dict(wanted.settings)
+    about["display_name"] = f"{about.get('display_name', wanted.name)} (deprecated)"
+    text = f"{DEPRECATED} {' '.join(reason.split())}"
+    if len(text.encode()) >= LONGEST_DESCRIPTION:
+        raise InvalidInput(
+            f"Why the template {wanted.name} is deprecated is told in {len(reason)} characters.",
+            f"A Coder server takes {LONGEST_DESCRIPTION - len(DEPRECATED) - 2}.",
+        )
+    about["description"] = text
+    return replace(wanted, settings=about)
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:

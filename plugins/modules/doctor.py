@@ -25,7 +25,8 @@ options:
   write:
     description:
       - Keep in C(~/.config/spt-flow/config.yml) what the extra variables, the environment and the task say, and
-        V(coder) as O(target) where a Coder server was found to work. Other lines of that file stay. A token is never written.
+        V(coder) as O(target) where a Coder server was found to work. Other lines of that file stay. A token is
+        never written.
     type: bool
     default: false
   owner:

@@ -274,7 +274,7 @@ def test_a_deprecated_template_makes_nothing_new_and_harms_nothing_that_is_there
     ensure(target)
     fake.state.template_by_name("spt-flow").settings["description"] = "Deprecated: use another one."
     other = replace(SPEC, repository=Repository.parse("https://example.com/team/other.git"))
-    with pytest.raises(NotFound, match="deprecated"):
+    with pytest.raises(Conflict, match="use another one"):
         ensure(target, other)
     assert ensure(target, NAMED, "restarted").workspace.state == "running"  # type: ignore[union-attr]
 
@@ -305,3 +305,14 @@ def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> 
     assert builds(fake).count("start") == len(set(names))
     busiest = Counter(request.path for request in fake.seen).most_common(1)[0][1]
     assert busiest / minutes <= 512
+
+
+def test_up_makes_nothing_of_a_deprecated_template_and_leaves_what_is_there(fake: Fake, target: CoderTarget) -> None:
+    ensure(target, replace(SPEC, name="old"))
+    template = fake.state.template_by_name("spt-flow")
+    fake.state.patch_template(template, {"description": "Deprecated: use spt-flow-2 instead."})
+    with pytest.raises(Conflict, match="use spt-flow-2 instead"):
+        ensure(target, replace(SPEC, repository=Repository.parse("https://example.com/team/other.git")))
+    assert len(fake.state.workspaces) == 1
+    for state in ("stopped", "started"):
+        assert ensure(target, replace(NAMED, name="old"), state).changed
