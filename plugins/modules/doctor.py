@@ -24,9 +24,9 @@ extends_documentation_fragment:
 options:
   write:
     description:
-      - Keep in C(~/.config/spt-flow/config.yml) what the extra variables, the environment and the task say, and
-        V(coder) as O(target) where a Coder server was found to work. Other lines of that file stay. A token is
-        never written.
+      - Keep in C(~/.config/spt-flow/config.yml) what the extra variables, the environment and the task say.
+      - Where a Coder server was found to work, V(coder) is kept as O(target), too. Other lines of that file stay.
+      - A token is never written.
     type: bool
     default: false
   owner:
