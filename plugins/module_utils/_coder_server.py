@@ -252,7 +252,7 @@ def carry_out(client: CoderAdmin, planned: Plan, progress: Progress | None = Non
         "roles": lambda: client.update_roles(person.username, person.roles or ()),
         "organization_roles": lambda: client.update_member_roles(person.username, person.organization_roles or ()),
         "suspend": lambda: client.suspend(person.username),
-        "tokens": lambda: [client.delete_token(key, person.username) for key in planned.tokens],
+        "tokens": lambda: forget(client, Wish("", person.username), planned.tokens),
         "workspaces": lambda: _stop(client, planned.workspaces, progress or Progress()),
     }
     for action in planned.actions:

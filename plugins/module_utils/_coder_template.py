@@ -114,7 +114,8 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
 def deprecated(wanted: Wanted, reason: str) -> Wanted:
     """``wanted`` marked as one that no new workspace is made of; as it is without a reason.
 
-    Coder's own deprecation needs a licence, so the mark is in what everybody sees (``_coder_client.is_deprecated`` reads it).
+    Coder's own deprecation needs a licence, so the mark is in what everybody sees (``_coder_client.is_deprecated``
+    reads it).
     """
     if not reason:
         return wanted

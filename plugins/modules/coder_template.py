@@ -43,7 +43,8 @@ options:
     default: ''
   deprecated:
     description:
-      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and C(up) refuses
+      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and C(up)
+        refuses
         to make a workspace of them. Workspaces that are there start, stop and restart as before. Empty takes it back.
     type: str
     default: ''

@@ -14,10 +14,13 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    Looks at the token in a file of the task's host, asks the server whether it works, whose it is and how long it lasts, and
-    replaces it where that is not as wished. What still works makes its own successor, so nobody has to sign in for that.
+    Looks at the token in a file of the task's host, asks the server whether it works, whose it is and how long it
+    lasts, and
+    replaces it where that is not as wished. What still works makes its own successor, so nobody has to sign in for
+    that.
   - >-
-    The new token is tried and written before the old one is deleted. It goes from memory to the standard input of a command
+    The new token is tried and written before the old one is deleted. It goes from memory to the standard input of a
+    command
     on the host; it is in no result, in no argument, and on the disk of no other machine.
 extends_documentation_fragment:
   - spt.flow.attributes

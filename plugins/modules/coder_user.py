@@ -14,7 +14,8 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    Makes the first user of a fresh server, and brings a list of users to its state in one call: there with their roles, or
+    Makes the first user of a fresh server, and brings a list of users to its state in one call: there with their
+    roles, or
     off-boarded.
   - >-
     Whoever leaves is suspended, which refuses every session and token of theirs; their roles go, their tokens are

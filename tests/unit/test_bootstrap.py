@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook `bootstrap` as a person runs it, on the fake server: what it leaves, what it says, what it never shows."""
+"""The playbooks of a Coder server on the fake one: what they leave, what they say, what they never show."""
 
 from __future__ import annotations
 
