@@ -345,7 +345,7 @@ def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
 
 def open_target(values: dict[str, Any]) -> Target:
     """The target that ``values`` name, which name it plainly from then on; nothing is asked yet."""
-    values["target"] = _target_name(values)
+    values["target"] = target_name(values)
     if values["target"] == "coder":
         return _open_coder(values)
     from ._docker_target import DockerTarget
@@ -353,7 +353,7 @@ def open_target(values: dict[str, Any]) -> Target:
     return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
 
 
-def _target_name(values: Mapping[str, Any]) -> str:
+def target_name(values: Mapping[str, Any]) -> str:
     """``auto`` means Coder where a server and a token are at hand, unless a node is named."""
     if values["target"] != "auto":
         return str(values["target"])
@@ -481,6 +481,11 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
     return CoderTarget(CoderClient(coder_http()), values["template"])
 
 
+def ready_to_enter(target: Any, progress: Progress, needed: bool) -> list[str]:
+    """Notes about the program that enters workspaces, which only a Coder server's need beside SSH."""
+    return target.ready_to_enter(progress, needed) if target.name == "coder" else []
+
+
 class Furnished:
     """A target that sees to what only a created or restarted workspace needs: the image, and who writes its commits."""
 
@@ -523,7 +528,7 @@ class Ahead:
         self._ran: _docker_http.Ran | None = None
         self._thread: threading.Thread | None = None
         name, repo = values["workspace"], values["repo"]
-        if values["target"] in ("auto", "docker") and not values["engine"] and (name or repo):
+        if not values["engine"] and (name or repo) and target_name(values) == "docker":
             self._begin(values, name, repo)
 
     def session(self, workspace: Workspace) -> Session | None:
@@ -571,13 +576,18 @@ def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
         identity = spec.repository.identity if spec.repository else ""
         found = [w for w in found if (w.name == spec.name if spec.name else w.repo == identity)]
         if not found:
-            raise NotFound(f"There is no workspace {spec.title} of {spec.owner}.", EXAMPLE_UP)
+            raise NotFound(f"There is no workspace {spec.title}{spec.of_whom}.", EXAMPLE_UP)
     wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
     return [replace(w, outdated=differing(w, wanted)) for w in sorted(found, key=lambda w: w.name)]
 
 
 def differing(workspace: Workspace, wanted: Mapping[str, str]) -> tuple[str, ...]:
-    """Which of the hashes that a workspace was created with are not the ``wanted`` ones."""
+    """What is outdated: which of the hashes that a workspace was created with are not the ``wanted`` ones.
+
+    On a Coder server it is the template that decides, not what this client would ask for.
+    """
+    if workspace.target == "coder":
+        return workspace.outdated
     has = {"settings": workspace.settings_hash, "image": workspace.image_hash}
     return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
 
@@ -589,16 +599,16 @@ def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
         found = target.find(spec)
         if found is None:
             raise NotFound(
-                f"There is no workspace {spec.title} of {spec.owner}.",
+                f"There is no workspace {spec.title}{spec.of_whom}.",
                 "See what there is: ansible-playbook spt.flow.status",
             )
         return found
     mine = target.list(spec.owner)
     if not mine:
-        raise NotFound(f"{spec.owner} has no workspace.", EXAMPLE_UP)
+        raise NotFound(f"There is no workspace{spec.of_whom}.", EXAMPLE_UP)
     if len(mine) > 1:
         names = ", ".join(sorted(w.name for w in mine))
         raise InvalidInput(
-            f"{spec.owner} has {len(mine)} workspaces: {names}.", f"Say which: -e workspace={mine[0].name}"
+            f"There are {len(mine)} workspaces{spec.of_whom}: {names}.", f"Say which: -e workspace={mine[0].name}"
         )
     return mine[0]

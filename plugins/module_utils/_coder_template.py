@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ._coder_admin import CoderAdmin
-from ._coder_client import DEPRECATED, Json
+from ._coder_client import Json
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
+from ._release import COLLECTION, release
 from ._settings import Settings
 from ._wait import Waiter
 from ._workspace import CONTRACT
 
+DEPRECATED = "Deprecated:"
 LONGEST_DESCRIPTION = 128
 LARGEST = 1 << 20
 """Bytes of an archive that the server takes (facts, section 6.9)."""
@@ -39,7 +41,6 @@ CREATION_NAMES = {
 }
 """What a field of a template is called when the template is created (facts, section 1.9)."""
 LEFT_OUT = (".terraform", ".git")
-COLLECTION = Path(__file__).resolve().parents[2]
 FOLDER = COLLECTION / "templates/coder/spt-flow"
 CI_TTL = 1800
 """Seconds after which a CI workspace is stopped, and with that deleted, whatever happens in it."""
@@ -114,7 +115,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
 def deprecated(wanted: Wanted, reason: str) -> Wanted:
     """``wanted`` marked as one that no new workspace is made of; as it is without a reason.
 
-    Coder's own deprecation needs a licence, so the mark is in what everybody sees (``_coder_client.is_deprecated``
+    Coder's own deprecation needs a licence, so the mark is in what everybody sees (``_coder_target.deprecated``
     reads it).
     """
     if not reason:
@@ -129,15 +130,6 @@ def deprecated(wanted: Wanted, reason: str) -> Wanted:
         )
     about["description"] = text
     return replace(wanted, settings=about)
-
-
-def release() -> str:
-    """The collection's version, from a checkout or as it was installed."""
-    built = COLLECTION / "MANIFEST.json"
-    if built.exists():
-        return str(json.loads(built.read_text(encoding="utf-8"))["collection_info"]["version"])
-    lines = (COLLECTION / "galaxy.yml").read_text(encoding="utf-8").splitlines()
-    return next(line.partition(":")[2].strip() for line in lines if line.startswith("version:"))
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
