@@ -175,7 +175,7 @@ def server(template: str, connect: Callable[[], CoderHttp]) -> list[Check]:
 
 
 def _template(client: CoderAdmin, name: str) -> Check:
-    from ._coder_target import deprecated
+    from ._coder_client import is_deprecated
 
     bring = "Whoever runs the server brings it there: ansible-playbook site.yml"
     try:
@@ -184,7 +184,7 @@ def _template(client: CoderAdmin, name: str) -> Check:
         return Check("template", "missing", error.message, error.hint)
     if template is None:
         return Check("template", "missing", f"The server has no template {name}.", bring)
-    if deprecated(template):
+    if is_deprecated(template):
         return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
     return Check("template", "ok", f"Template {name} is there.")
 
