@@ -80,7 +80,7 @@ def machine(tmp_path: Path) -> Machine:
     [
         ({"version": "2.35.1", "sha256": "0" * 64}, "expected was 000"),
         ({"version": "2.34.7"}, "Coder 2.34.7 is older than 2.34.8, which has security fixes"),
-        ({"version": "2.35.1", "wanted": "2.36.0"}, "is Coder 2.35.1, but coder_server_version is 2.36.0"),
+        ({"version": "2.35.1", "wanted": "2.36.0"}, "is Coder 2.35.1, but 2.36.0 is wanted"),
     ],
     ids=["checksum", "too old", "another version"],
 )
@@ -126,6 +126,12 @@ def test_a_dump_is_private_old_ones_go_and_the_metric_tells_its_time(machine: Ma
     assert (
         f"spt_flow_coder_dump_seconds {int(made.stat().st_mtime)}" in (machine.root / "spt_flow_coder.prom").read_text()
     )
+
+
+def test_an_external_database_is_named_by_environment_and_its_password_is_in_no_argument(machine: Machine) -> None:
+    machine.program("pg_dump", 'echo "$PGUSER $PGPASSWORD $PGHOST $PGDATABASE / $*"')
+    made = Path(json.loads(machine.run("dump").stdout)["dump"])
+    assert made.read_text() == "u secret db coder / --format=custom\n"
 
 
 def test_going_back_without_an_upgrade_is_refused(machine: Machine) -> None:
