@@ -4,16 +4,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _inventory, _settings
+from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError
+
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(_ansible.CoderAction):
     OWN = {
+        **_ansible.CoderAction.SERVER,
         "kinds": {"type": "list", "elements": "str", "choices": ["dev", "ci"], "default": ["dev", "ci"]},
-        "url": {"type": "str", "default": ""},
-        "token": {"type": "str", "default": "", "no_log": True},
+        "token_file": {"type": "str", "default": ""},
+        "deprecated": {"type": "str", "default": ""},
         "network": {"type": "str", "default": ""},
         "apparmor": {"type": "str", "default": ""},
     }
@@ -25,16 +32,40 @@ class ActionModule(_ansible.FlowAction):
     DOING = "bring the template to the Coder server"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
+        path = self.own["token_file"]
+        if path and self._task.check_mode and not self.read_secret(path)[0]:
+            # Before a first run there is nobody to ask by.
+            msg = f"Check mode: the templates would be brought to the server once there is a token in {path}."
+            return self.finish({"changed": True, "msg": msg, "templates": [], "diff": []}, ["", msg])
+        with self.operator(self.anonymous()) as client:
+            return self._rolled_out(client)
+
+    @contextmanager
+    def operator(self, client: CoderAdmin) -> Iterator[CoderAdmin]:
+        if not self.own["token_file"]:
+            with super().operator(client) as signed:
+                yield signed
+            return
         from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
 
-        client = CoderAdmin(_ansible.coder_http(self.own["url"], self.own["token"]))
+        secret, _mode = self.read_secret(self.own["token_file"])
+        if not secret:
+            raise AuthError(
+                f"There is no token in {self.own['token_file']} on this host.",
+                "Make one: ansible-playbook spt.flow.bootstrap -i <inventory>",
+            )
+        yield CoderAdmin(client.http.signed(secret, self.own["token_file"]))
+
+    def _rolled_out(self, client: CoderAdmin) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
+
         settings = _settings.Settings.of(self.values)
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
         rows = []
         for kind in self.own["kinds"]:
             name = self.values["template"] + (_coder_target.CI_SUFFIX if kind == "ci" else "")
             wanted = _coder_template.ours(settings, kind, name, self._nodes(), **more)
+            wanted = _coder_template.deprecated(wanted, self.own["deprecated"])
             done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
             rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})
         changed = any(row["changed"] for row in rows)

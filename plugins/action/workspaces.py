@@ -28,10 +28,10 @@ class ActionModule(_ansible.FlowAction):
             raise InvalidInput(f"parallel is {self.own['parallel']}, which is out of range.", f"Use 1 to {MOST}.")
         entries = _fleet.read(self._given(), self.layers, self.complete)
         self._lock = threading.Lock()
-        self._targets: dict[str, Any] = {}
+        self._targets: dict[tuple[str, ...], Any] = {}
         for entry in entries:
-            if entry.values["engine"] not in self._targets:
-                self._targets[entry.values["engine"]] = _ansible.open_target(entry.values)
+            target = _ansible.open_target(entry.values)
+            self._targets.setdefault(place(entry.values), target)
         rows = _fleet.each(entries, self._row, self.own["parallel"])
         answer = {
             "changed": any(row["changed"] for row in rows),
@@ -86,7 +86,7 @@ class ActionModule(_ansible.FlowAction):
 
         check = bool(self._task.check_mode)
         unconfirmed = entry.state == "absent" and not self.values["confirm"]
-        target = self._targets[entry.values["engine"]]
+        target = self._targets[place(entry.values)]
         spec = _ansible.make_spec(entry.values)
         result = _lifecycle.ensure(
             _ansible.Furnished(target, entry.values),
@@ -110,3 +110,8 @@ class ActionModule(_ansible.FlowAction):
     def _tell(self, line: str) -> None:
         with self._lock:
             self.say(line)
+
+
+def place(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """What entries share a target by; ``values`` name their target plainly."""
+    return values["target"], values["engine"], values["template"]

@@ -70,3 +70,31 @@ class ModuleDocFragment:
     IMAGE = _fragment(
         (o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE
     )
+
+    # Who asks a Coder server, for what its operators do.
+    SERVER = r"""
+options:
+  url:
+    description: The server; by default what E(CODER_URL) or the CLI's configuration names.
+    type: str
+    default: ''
+  token:
+    description: Of a user who may do this; by default E(CODER_SESSION_TOKEN) or the CLI's session.
+    type: str
+    default: ''
+  login_email:
+    description:
+      - E-mail address of an owner who signs in with O(login_password) instead. The session ends with the task.
+    type: str
+    default: ''
+  login_password:
+    description: The password of O(login_email).
+    type: str
+    default: ''
+  wait:
+    description: Seconds that a server which does not answer yet is waited for.
+    type: int
+    default: 60
+notes:
+  - Passwords, sessions and tokens are in memory only, never in a result, and shown at no verbosity.
+"""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import subprocess
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ from ._progress import Progress
 if TYPE_CHECKING:
     import threading
 
-    from . import _docker_http
+    from . import _coder_server, _docker_http
+    from ._coder_admin import CoderAdmin
     from ._coder_http import CoderHttp
     from ._target import Target
     from ._workspace import Session, Workspace, WorkspaceSpec
@@ -343,7 +345,7 @@ def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
 
 def open_target(values: dict[str, Any]) -> Target:
     """The target that ``values`` name, which name it plainly from then on; nothing is asked yet."""
-    values["target"] = _target_name(values)
+    values["target"] = target_name(values)
     if values["target"] == "coder":
         return _open_coder(values)
     from ._docker_target import DockerTarget
@@ -351,7 +353,7 @@ def open_target(values: dict[str, Any]) -> Target:
     return DockerTarget(values["engine"], values["node"] if values["engine"] else "")
 
 
-def _target_name(values: Mapping[str, Any]) -> str:
+def target_name(values: Mapping[str, Any]) -> str:
     """``auto`` means Coder where a server and a token are at hand, unless a node is named."""
     if values["target"] != "auto":
         return str(values["target"])
@@ -360,14 +362,111 @@ def _target_name(values: Mapping[str, Any]) -> str:
     return "coder" if not values["node"] and _coder_config.configured() else "docker"
 
 
-def coder_http(url: str = "", token: str = "") -> CoderHttp:
-    """The way to a Coder server: what is given, else what the environment and the CLI's configuration say."""
+def coder_http(url: str = "", token: str = "", anonymous: bool = False) -> CoderHttp:
+    """The way to a Coder server: what is given, else what the environment and the CLI's configuration say.
+
+    ``anonymous``: without a token, for what a server tells everybody and for signing in.
+    """
     from . import _coder_config
     from ._coder_http import CoderHttp
 
     given = {"CODER_URL": url, "CODER_SESSION_TOKEN": token}
     config = _coder_config.load({**os.environ, **{name: value for name, value in given.items() if value}})
+    if anonymous:
+        return CoderHttp(replace(config, token="", source=""), say=display.warning)
     return CoderHttp(_coder_config.require_token(config), say=display.warning)
+
+
+class CoderAction(FlowAction):
+    """An action for a Coder server's operators: who asks is told by options, by a file of the task's host, or as for
+    every verb. Secrets are nowhere but in memory, in headers, and on the standard input of one command."""
+
+    SERVER: dict[str, Any] = {
+        "url": {"type": "str", "default": ""},
+        "token": {"type": "str", "default": "", "no_log": True},
+        "login_email": {"type": "str", "default": ""},
+        "login_password": {"type": "str", "default": "", "no_log": True},
+        "wait": {"type": "int", "default": 60},
+    }
+    _requires_connection = True
+
+    def anonymous(self) -> CoderAdmin:
+        """A client without a token, of a server that answers: it is waited for as long as the task says."""
+        from . import _coder_server
+        from ._coder_admin import CoderAdmin
+
+        client = CoderAdmin(coder_http(self.own["url"], anonymous=True))
+        if self.own["wait"] > 0:
+            _coder_server.wait_healthy(client, self.own["wait"], self.progress)
+        return client
+
+    def login(self) -> _coder_server.Login | None:
+        from . import _coder_server
+
+        if not (self.own["login_email"] or self.own["login_password"]):
+            return None
+        login = _coder_server.Login(
+            self.own["login_email"],
+            self.own["login_password"],
+            self.own.get("first_username") or "",
+            self.own.get("first_name") or "",
+        )
+        login.check()
+        return login
+
+    @contextlib.contextmanager
+    def operator(self, client: CoderAdmin) -> Iterator[CoderAdmin]:
+        """A client that may change things: signed in by password where that is given, else by token."""
+        from . import _coder_server
+        from ._coder_admin import CoderAdmin
+
+        login = self.login()
+        if login:
+            with _coder_server.session(client, login) as signed:
+                yield signed
+        else:
+            yield CoderAdmin(coder_http(self.own["url"], self.own["token"]))
+
+    def read_secret(self, path: str) -> tuple[str, str]:
+        """(content, mode in octal) of a file on the task's host; empty when there is none. Raises ``FlowError``."""
+        quoted = shlex.quote(_absolute(path))
+        command = f"if test -e {quoted}; then stat -c %a -- {quoted} && cat -- {quoted}; else exit 44; fi"
+        done = self._quietly(command)
+        if done["rc"] == 44:
+            return "", ""
+        if done["rc"] != 0:
+            raise FlowError(f"{path} cannot be read on this host.", "Read it as its owner: become: true")
+        mode, _newline, content = done["stdout"].partition("\n")
+        return content.strip(), mode.strip()
+
+    def write_secret(self, path: str, content: str) -> None:
+        """Make a file that only its owner reads, in one step; the content goes by standard input."""
+        quoted, folder = shlex.quote(_absolute(path)), shlex.quote(os.path.dirname(path))
+        fresh = shlex.quote(f"{path}.new")
+        command = (
+            f"mkdir -p -- {folder} && umask 077 && rm -f -- {fresh} && cat > {fresh} && test -s {fresh} && "
+            f"chmod 0600 -- {fresh} && mv -f -- {fresh} {quoted} || {{ rm -f -- {fresh}; exit 1; }}"
+        )
+        if self._quietly(command, content.encode() + b"\n")["rc"] != 0:
+            raise FlowError(
+                f"{path} cannot be written on this host.",
+                "Its folder takes root: become: true. See that its disk has room.",
+            )
+
+    def _quietly(self, command: str, in_data: bytes | None = None) -> dict[str, Any]:
+        """Run a command of which connections show neither input nor output, at no verbosity."""
+        kept, self._play_context.no_log = self._play_context.no_log, True
+        try:
+            done: dict[str, Any] = self._low_level_execute_command(command, in_data=in_data)
+        finally:
+            self._play_context.no_log = kept
+        return done
+
+
+def _absolute(path: str) -> str:
+    if not os.path.isabs(path) or "\0" in path:
+        raise InvalidInput(f"{_settings.shown(path)!r} is no absolute path.")
+    return path
 
 
 def _open_coder(values: Mapping[str, Any]) -> Target:
@@ -380,6 +479,11 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
             "Leave node away, or use target=docker.",
         )
     return CoderTarget(CoderClient(coder_http()), values["template"])
+
+
+def ready_to_enter(target: Any, progress: Progress, needed: bool) -> list[str]:
+    """Notes about the program that enters workspaces, which only a Coder server's need beside SSH."""
+    return target.ready_to_enter(progress, needed) if target.name == "coder" else []
 
 
 class Furnished:
@@ -424,7 +528,7 @@ class Ahead:
         self._ran: _docker_http.Ran | None = None
         self._thread: threading.Thread | None = None
         name, repo = values["workspace"], values["repo"]
-        if values["target"] in ("auto", "docker") and not values["engine"] and (name or repo):
+        if not values["engine"] and (name or repo) and target_name(values) == "docker":
             self._begin(values, name, repo)
 
     def session(self, workspace: Workspace) -> Session | None:
@@ -472,13 +576,18 @@ def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
         identity = spec.repository.identity if spec.repository else ""
         found = [w for w in found if (w.name == spec.name if spec.name else w.repo == identity)]
         if not found:
-            raise NotFound(f"There is no workspace {spec.title} of {spec.owner}.", EXAMPLE_UP)
+            raise NotFound(f"There is no workspace {spec.title}{spec.of_whom}.", EXAMPLE_UP)
     wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
     return [replace(w, outdated=differing(w, wanted)) for w in sorted(found, key=lambda w: w.name)]
 
 
 def differing(workspace: Workspace, wanted: Mapping[str, str]) -> tuple[str, ...]:
-    """Which of the hashes that a workspace was created with are not the ``wanted`` ones."""
+    """What is outdated: which of the hashes that a workspace was created with are not the ``wanted`` ones.
+
+    On a Coder server it is the template that decides, not what this client would ask for.
+    """
+    if workspace.target == "coder":
+        return workspace.outdated
     has = {"settings": workspace.settings_hash, "image": workspace.image_hash}
     return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
 
@@ -490,16 +599,16 @@ def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
         found = target.find(spec)
         if found is None:
             raise NotFound(
-                f"There is no workspace {spec.title} of {spec.owner}.",
+                f"There is no workspace {spec.title}{spec.of_whom}.",
                 "See what there is: ansible-playbook spt.flow.status",
             )
         return found
     mine = target.list(spec.owner)
     if not mine:
-        raise NotFound(f"{spec.owner} has no workspace.", EXAMPLE_UP)
+        raise NotFound(f"There is no workspace{spec.of_whom}.", EXAMPLE_UP)
     if len(mine) > 1:
         names = ", ".join(sorted(w.name for w in mine))
         raise InvalidInput(
-            f"{spec.owner} has {len(mine)} workspaces: {names}.", f"Say which: -e workspace={mine[0].name}"
+            f"There are {len(mine)} workspaces{spec.of_whom}: {names}.", f"Say which: -e workspace={mine[0].name}"
         )
     return mine[0]

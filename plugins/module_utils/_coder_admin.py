@@ -161,6 +161,10 @@ class CoderAdmin(CoderClient):
         body = {"email": email, "password": password}
         return str(self._object("POST", f"{API}/users/login", body, repeat=True)["session_token"])
 
+    def logout(self) -> None:
+        """End the session that this client's token is."""
+        self._send("POST", f"{API}/users/logout", repeat=True)
+
     def users(self, query: str = "") -> Iterator[list[Json]]:
         """Pages of users; ``query`` as ``status:active``, ``role:owner`` or a part of a name or an address."""
         yield from self._pages(f"{API}/users", "users", {"q": query or None}, PAGE)

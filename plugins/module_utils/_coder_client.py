@@ -25,6 +25,8 @@ API = "/api/v2"
 PAGE = 200
 """Workspaces a page: about 3 KB each, so one answer stays below 1 MiB."""
 MOST_PAGES = 100
+DEPRECATED = "Deprecated:"
+"""What the description of a template begins with that no workspace is to be made of; Coder's own mark is licensed."""
 
 
 class CoderClient:
@@ -284,6 +286,14 @@ def agents(workspace: Json) -> list[Json]:
     resources = workspace["latest_build"].get("resources") or []
     found = [agent for resource in resources for agent in resource.get("agents") or []]
     return [agent for agent in found if not agent.get("parent_id")]
+
+
+def is_deprecated(template: Json) -> str:
+    """Why no workspace is to be made of a template; nothing when there may."""
+    said = str(template.get("deprecation_message") or "")
+    if not said and str(template.get("description", "")).startswith(DEPRECATED):
+        said = str(template["description"]).removeprefix(DEPRECATED).strip()
+    return said
 
 
 def search_query(terms: Sequence[tuple[str, str]] = (), **more: str) -> str:

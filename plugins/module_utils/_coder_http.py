@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -92,6 +92,15 @@ class CoderHttp:
     def __repr__(self) -> str:
         return f"CoderHttp({self.config.url!r})"
 
+    def waiter(self, timeout: float) -> Waiter:
+        """A deadline by this client's clock, for what takes several requests."""
+        return Waiter(timeout, False, self._clock, self._sleep)
+
+    def signed(self, token: str, source: str) -> CoderHttp:
+        """The same server, asked with another token; ``source`` says in messages where that is from."""
+        config = replace(self.config, token=token, source=source)
+        return CoderHttp(config, self.timeout, self.outage, self._say, self._clock, self._sleep)
+
     def request(
         self,
         method: str,
@@ -107,7 +116,7 @@ class CoderHttp:
         ``body`` is sent as it is when it is ``bytes``, else as JSON. Raises ``Unsure`` (see above), ``AuthError``,
         ``NotFound``, ``Conflict``, ``InvalidInput``, ``DeadlineExceeded``, ``Unhealthy``, or another ``FlowError``.
         """
-        waiter = Waiter(self.timeout if timeout is None else timeout, False, self._clock, self._sleep)
+        waiter = self.waiter(self.timeout if timeout is None else timeout)
         words = {name: _word(value) for name, value in (query or {}).items() if value is not None}
         target = path + (f"?{urlencode(words)}" if words else "")
         retry = _Retry(self, method, path, waiter, repeat or method in SAFE)
@@ -116,6 +125,42 @@ class CoderHttp:
             if isinstance(outcome, Answer):
                 return outcome
             retry.pause(outcome)
+
+    def download(self, path: str, timeout: float, most: int) -> Iterator[tuple[bytes, str]]:
+        """Blocks of a file that the server hands out to everybody, each with the file's tag; the token is not sent.
+
+        Raises ``NotFound``, ``DeadlineExceeded`` or ``Unhealthy``; one try, what came until then is worth nothing.
+        """
+        from urllib3 import Timeout
+        from urllib3.exceptions import HTTPError
+
+        waiter = Waiter(timeout, False, self._clock, self._sleep)
+        headers = {"User-Agent": "spt.flow", "Accept-Encoding": "identity", **dict(self.config.headers)}
+        limit = Timeout(connect=CONNECT_TIMEOUT, read=30.0)
+        size = 0
+        self.requests += 1
+        try:
+            response = self._connections().urlopen(
+                "GET", self.config.url + path, headers=headers, timeout=limit, retries=False, redirect=False,
+                preload_content=False,
+            )  # fmt: skip
+            try:
+                kind = response.headers.get("Content-Type", "")
+                if response.status != 200 or kind.startswith("text/html"):
+                    raise NotFound(f"The Coder server does not hand out {path} (status {response.status}).")
+                tag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+                for block in response.stream(1 << 20, decode_content=False):
+                    size += len(block)
+                    if size > most or waiter.expired:
+                        raise Unhealthy(f"{self.config.url}{path} is too large or takes too long.")
+                    yield block, tag
+            finally:
+                response.close()
+        except (HTTPError, OSError) as error:
+            reason = getattr(_cause(error), "strerror", None) or type(_cause(error)).__name__
+            raise Unhealthy(f"{self.config.url}{path} could not be fetched ({reason}).") from None
+        if not size:
+            raise Unhealthy(f"{self.config.url}{path} is empty.")
 
     def _attempt(
         self, method: str, target: str, path: str, body: Any, content_type: str, waiter: Waiter

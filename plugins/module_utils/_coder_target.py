@@ -9,6 +9,7 @@ start contract's events are lines of the agent's log, as they are lines of the c
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import time
@@ -17,9 +18,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ._coder_client import CoderClient, Json, agents, search_query
+from ._coder_client import CoderClient, Json, agents, is_deprecated, search_query
 from ._errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
+from ._release import release
 from ._wait import Waiter
 from ._workspace import Life, Session, Workspace, WorkspaceSpec
 
@@ -41,6 +43,8 @@ LEAST_EXTENSION = 1800.0
 LAST_LINES = 5
 STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "canceled": "failed"}
 """By the latest build's status; everything else is under way."""
+RELEASE = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?=[-+])", re.ASCII)
+UPGRADE = "ansible-galaxy collection install --upgrade spt.flow"
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -75,6 +79,7 @@ class CoderTarget:
         if found is None:
             return None
         workspace = self._seen(found)
+        refuse_other_release(found, release())
         if not metadata(found):
             # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
             asked = self._client.build_parameters(found["latest_build"]["id"])
@@ -83,7 +88,9 @@ class CoderTarget:
 
     def _seen(self, found: Json) -> Workspace:
         self._read[found["id"]] = found
-        return from_json(found, self._client.http.config.url)
+        workspace = from_json(found, self._client.http.config.url)
+        note = release_note(found, release())
+        return replace(workspace, notes=(*workspace.notes, note)) if note else workspace
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
         """Of our templates only. ``details`` and ``sizes`` are not asked for: the list holds what the server knows."""
@@ -138,6 +145,12 @@ class CoderTarget:
             raise NotFound(
                 f"The Coder server {self._client.http.config.url} has no template {name}.",
                 "Whoever runs the server brings it there: ansible-playbook site.yml",
+            )
+        reason = is_deprecated(found)
+        if reason:
+            raise Conflict(
+                f"No workspace is made of the template {name} any more: {reason}",
+                "Name another: -e template=name. Workspaces that are there go on as before.",
             )
         return found
 
@@ -322,6 +335,12 @@ class CoderTarget:
             raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error}.") from None
         return ExecResult(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
+        """Have the program that workspaces are entered by; notes about it. After a first answer of the server."""
+        from . import _coder_cli
+
+        return _coder_cli.ready(self._client.http, progress, needed)
+
     def proxy_command(self, workspace: Workspace) -> Words:
         return ["coder", "ssh", "--stdio", "--wait=no", f"{workspace.owner}/{workspace.name}"]
 
@@ -372,6 +391,49 @@ def from_json(found: Json, url: str) -> Workspace:
         url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
         life=Life(reason=reason, since=workspace.started, stops_at=stops),
     )
+
+
+def release_of(found: Json) -> tuple[int, ...]:
+    """The collection's release that a workspace's template came with, as numbers; empty when its version's name does
+    not tell (decision FR12: ``<release>-<content>``).
+    """
+    match = RELEASE.match(str(found["latest_build"].get("template_version_name") or ""))
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def release_note(found: Json, ours: str) -> str:
+    """A line where the minor release is another one; what is patched goes together."""
+    there, here = release_of(found), _numbers(ours)
+    if not (there and here) or there[:2] == here[:2]:
+        return ""
+    newer = there[:2] > here[:2]
+    words = "newer" if newer else "older"
+    do = UPGRADE if newer else f"ansible-playbook spt.flow.restart -e workspace={found['name']}"
+    then = "upgrade yours" if newer else "once its server has a new template, a restart brings it up to date"
+    return f"Workspace {found['name']} comes from a {words} spt.flow ({_dotted(there)}, this is {ours}); {then}: {do}"
+
+
+def refuse_other_release(found: Json, ours: str) -> None:
+    """Refuse a workspace of another major release; one whose update is there already may still be restarted."""
+    there, here = release_of(found), _numbers(ours)
+    if not (there and here) or there[0] == here[0] or (there[0] < here[0] and found["outdated"]):
+        return
+    do = UPGRADE if there[0] > here[0] else f"ansible-galaxy collection install spt.flow:=={_dotted(there)}"
+    raise Unhealthy(
+        f"Workspace {found['name']} comes from spt.flow {_dotted(there)}, which this one ({ours}) does not go together"
+        " with.",
+        f"{'Upgrade' if there[0] > here[0] else 'Install the one that goes with its server'}: {do}",
+        {"workspace": _dotted(there), "collection": ours},
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    match = RELEASE.match(f"{text}-")
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def _dotted(numbers: Iterable[int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def metadata(found: Json) -> dict[str, str]:

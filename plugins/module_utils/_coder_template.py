@@ -14,18 +14,20 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ._coder_admin import CoderAdmin
-from ._coder_client import Json
+from ._coder_client import DEPRECATED, Json
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
+from ._release import COLLECTION, release
 from ._settings import Settings
 from ._wait import Waiter
 from ._workspace import CONTRACT
 
+LONGEST_DESCRIPTION = 128
 LARGEST = 1 << 20
 """Bytes of an archive that the server takes (facts, section 6.9)."""
 IMPORT_TIMEOUT = 600.0
@@ -38,7 +40,6 @@ CREATION_NAMES = {
 }
 """What a field of a template is called when the template is created (facts, section 1.9)."""
 LEFT_OUT = (".terraform", ".git")
-COLLECTION = Path(__file__).resolve().parents[2]
 FOLDER = COLLECTION / "templates/coder/spt-flow"
 CI_TTL = 1800
 """Seconds after which a CI workspace is stopped, and with that deleted, whatever happens in it."""
@@ -110,13 +111,23 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
     return Wanted(name, archive, variables, about, release())
 
 
-def release() -> str:
-    """The collection's version, from a checkout or as it was installed."""
-    built = COLLECTION / "MANIFEST.json"
-    if built.exists():
-        return str(json.loads(built.read_text(encoding="utf-8"))["collection_info"]["version"])
-    lines = (COLLECTION / "galaxy.yml").read_text(encoding="utf-8").splitlines()
-    return next(line.partition(":")[2].strip() for line in lines if line.startswith("version:"))
+def deprecated(wanted: Wanted, reason: str) -> Wanted:
+    """``wanted`` marked as one that no new workspace is made of; as it is without a reason.
+
+    Coder's own deprecation needs a licence, so the mark is in what everybody sees (read by ``_coder_client``).
+    """
+    if not reason:
+        return wanted
+    about = dict(wanted.settings)
+    about["display_name"] = f"{about.get('display_name', wanted.name)} (deprecated)"
+    text = f"{DEPRECATED} {' '.join(reason.split())}"
+    if len(text.encode()) >= LONGEST_DESCRIPTION:
+        raise InvalidInput(
+            f"Why the template {wanted.name} is deprecated is told in {len(reason)} characters.",
+            f"A Coder server takes {LONGEST_DESCRIPTION - len(DEPRECATED) - 2}.",
+        )
+    about["description"] = text
+    return replace(wanted, settings=about)
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:

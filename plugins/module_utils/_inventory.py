@@ -16,6 +16,7 @@ from ._settings import OPTIONS, shown
 
 GROUPS = ("flow_nodes", "flow_servers")
 OURS = (
+    "coder_template_",
     "host_audit_",
     "host_docker_",
     "host_images_",
@@ -25,7 +26,21 @@ OURS = (
     "flow_",
     "spt_flow_",
 )
-PLAYBOOK_VARIABLES = ("flow_nodes_target", "flow_report_directory", "flow_workspaces")
+PLAYBOOK_VARIABLES = (
+    "flow_nodes_target",
+    "flow_report_directory",
+    "flow_workspaces",
+    "coder_bot_email",
+    "coder_bot_roles",
+    "coder_bot_username",
+    "coder_owner_email",
+    "coder_owner_password",
+    "coder_owner_username",
+    "coder_token_file",
+    "coder_token_lifetime",
+    "coder_url",
+    "coder_users",
+)
 RENAMED: dict[str, str] = {}
 """Old name: new name. Nothing has been renamed since the first release."""
 

@@ -133,9 +133,13 @@ def config_text(nodes: Mapping[str, str] | None = None) -> str:
 
 
 def _coder_text(settings: Mapping[str, str]) -> str:
-    """The block for workspaces of a Coder server; `coder` finds server and token as it always does."""
+    """The block for workspaces of a Coder server; `coder` finds server and token as it always does.
+
+    One that was fetched from the server (``_coder_cli``) goes first.
+    """
+    found = 'PATH="${XDG_CACHE_HOME:-$HOME/.cache}/spt-flow/coder:$PATH"'
     differing = {
-        "ProxyCommand": f"""/bin/sh -c 'exec coder ssh --stdio --wait=no "$(basename "$0" {CODER})"' %n""",
+        "ProxyCommand": f"""/bin/sh -c '{found}; exec coder ssh --stdio --wait=no "$(basename "$0" {CODER})"' %n""",
         "StrictHostKeyChecking": "no",
     }
     without = ("KnownHostsCommand", "HostKeyAlgorithms", "IdentityFile", "IdentitiesOnly", "PreferredAuthentications")

@@ -47,6 +47,11 @@ class WorkspaceSpec:
         """The words that messages use for the workspace."""
         return self.name or (self.repository.identity if self.repository else "")
 
+    @property
+    def of_whom(self) -> str:
+        """`` of`` the owner, for sentences; nothing when the caller is meant (a Coder server knows who asks)."""
+        return f" of {self.owner}" if self.owner != "me" else ""
+
 
 @dataclass(frozen=True)
 class Step:

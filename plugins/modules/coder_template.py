@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
   - spt.flow.values.workspace
+  - spt.flow.values.server
 options:
   kinds:
     description:
@@ -35,12 +36,16 @@ options:
     description: Template of the Coder server that new workspaces are made of.
     type: str
     default: spt-flow
-  url:
-    description: The server; by default what E(CODER_URL) or the CLI's configuration names.
+  token_file:
+    description:
+      - File of the task's host with the token to use, such as M(spt.flow.coder_token) keeps it; it is read into memory.
     type: str
     default: ''
-  token:
-    description: Of a user who may write templates; by default E(CODER_SESSION_TOKEN) or the CLI's session.
+  deprecated:
+    description:
+      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and
+        C(up) refuses
+        to make a workspace of them. Workspaces that are there start, stop and restart as before. Empty takes it back.
     type: str
     default: ''
   network:

@@ -39,6 +39,7 @@ class Call:
     raw: bytes
     kind: str
     url: str
+    token: str = ""
 
     @property
     def user(self) -> User:
@@ -235,6 +236,12 @@ def login(call: Call) -> Any:
     return {"session_token": call.state.login(call.body["email"], call.body["password"])}
 
 
+@route("POST", "/users/logout")
+def logout(call: Call) -> Any:
+    call.state.keys.pop(call.token.partition("-")[0], None)
+    return {"message": "Logged out!"}
+
+
 @route("GET", "/users")
 def users(call: Call) -> Any:
     call.require("user-admin", "template-admin", "organization-admin", "auditor")
@@ -267,8 +274,9 @@ def user(call: Call) -> Any:
 
 @route("PUT", "/users/{user}/roles")
 def user_roles(call: Call) -> Any:
+    """Seen on v2.35.1: who may not see the user gets 404."""
+    who = call.person(call.parts[0])
     call.require()
-    who = call.state.user(call.parts[0], call.user)
     if who.id == call.user.id:
         raise Refused(400, "You cannot change your own roles.")
     call.state.set_roles(who, call.body["roles"])

@@ -155,9 +155,9 @@ class Fake:
                 routes.uuid(words[0])
             body = _parsed(raw) if raw and method != "GET" and not route.path.endswith("/files") else routes.Body()
             kind = headers.get("Content-Type", "")
-            call = routes.Call(
-                self.state, asker, tuple(unquote(word) for word in words), query, body, raw, kind, self.url
-            )
+            segments = tuple(unquote(word) for word in words)
+            token = headers.get("Coder-Session-Token", "")
+            call = routes.Call(self.state, asker, segments, query, body, raw, kind, self.url, token)
             reply = route.handler(call)
             status, data = (reply.status, reply.data) if isinstance(reply, routes.Reply) else (route.status, reply)
             answer = Answer(status, data, raw=b"OK" if data == "OK" else None)

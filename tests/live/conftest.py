@@ -8,11 +8,13 @@ on this machine is the reason why these tests skip.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
 AGENT = "coder-linux-amd64"
 START = 90.0
@@ -50,6 +53,7 @@ class House:
     environment: dict[str, str] = field(default_factory=dict)
     admin: CoderAdmin | None = None
     token: str = ""
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     def target(self) -> CoderTarget:
         return CoderTarget(self.client(self.token))
@@ -181,12 +185,36 @@ def house(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
 
 
 def settle(house: House) -> None:
-    """First user, a user for people's work, and her token."""
-    password = secrets.token_urlsafe(24)
-    fresh = house.client("")
-    assert not fresh.has_first_user()
-    fresh.create_first_user("admin@example.com", "admin", password)
-    house.admin = house.client(fresh.login("admin@example.com", password))
-    organization = house.admin.organization()["id"]
-    house.admin.create_user("ada@example.com", "ada", [organization], "Ada Lovelace")
+    """First user, a user for people's work, and her token: by the playbook, as an operator gets them."""
+    assert not house.client("").has_first_user()
+    done = bootstrap(house)
+    assert done.returncode == 0, done.stdout + done.stderr
+    house.admin = house.client(house.client("").login("admin@example.com", house.password))
     house.token = house.admin.create_token("test", 86400, "ada")
+
+
+def bootstrap(
+    house: House, *argv: str, playbook: str = "bootstrap", **more: object
+) -> subprocess.CompletedProcess[str]:
+    """A playbook for servers on this one, which runs on this machine."""
+    variables = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "coder_url": house.url,
+        "coder_owner_email": "admin@example.com",
+        "coder_owner_password": house.password,
+        "coder_token_file": str(house.folder / "etc/coder.token"),
+        "coder_template_token_file": str(house.folder / "etc/coder.token"),
+        "coder_users": [{"username": "ada", "email": "ada@example.com", "name": "Ada Lovelace"}],
+        **more,
+    }
+    inventory = house.folder / "hosts.yml"
+    inventory.touch(0o600)
+    inventory.write_text(
+        json.dumps({"all": {"children": {"flow_servers": {"hosts": {"server1": variables}}}}}), encoding="utf-8"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_", "CODER_"))}
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(CHECKOUT / ".ansible/collections")
+    program = Path(sys.executable).parent / "ansible-playbook"
+    command = [str(program), f"playbooks/{playbook}.yml", "-i", str(inventory), *argv]
+    return subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300, check=False)

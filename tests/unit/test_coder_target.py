@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _lifecycle
 from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget, seconds
 from ansible_collections.spt.flow.plugins.module_utils._errors import (
     Conflict,
@@ -218,3 +218,101 @@ def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -
     ensure(target)
     asked = Counter(seen.route for seen in fake.seen)
     assert asked["/api/v2/organizations/{organization}/templates/{templatename}"] == 1, asked
+
+
+@pytest.mark.parametrize(
+    ("version", "ours", "note", "refused"),
+    [
+        ("1.2.3-abcdefabcdef", "1.2.9", "", ""),
+        ("1.2.3-abcdefabcdef.2", "1.2.3", "", ""),
+        ("1.3.0-abcdefabcdef", "1.2.3", "newer spt.flow (1.3.0, this is 1.2.3)", ""),
+        ("1.1.0-abcdefabcdef", "1.2.3", "older spt.flow (1.1.0, this is 1.2.3)", ""),
+        ("2.0.0-abcdefabcdef", "1.2.3", "newer spt.flow", "collection install --upgrade spt.flow"),
+        ("1.9.0-abcdefabcdef", "2.0.0", "older spt.flow", "collection install spt.flow:==1.9.0"),
+        ("vivid_turing4", "1.2.3", "", ""),
+        ("v1", "1.2.3", "", ""),
+    ],
+)
+def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, version: str, ours: str, note: str, refused: str
+) -> None:
+    ensure(CoderTarget(coder_house.client(fake)))
+    for made in fake.state.versions.values():
+        made.name = version
+    monkeypatch.setattr(_coder_target, "release", lambda: ours)
+    client = coder_house.client(fake)
+    target = CoderTarget(client)
+    if refused:
+        with pytest.raises(Unhealthy) as error:
+            target.find(NAMED)
+        assert refused in error.value.hint
+    else:
+        found = target.find(NAMED)
+        assert found is not None
+        assert len(found.notes) == bool(note)
+        assert all(note in word for word in found.notes)
+    assert client.http.requests == 1
+    assert all(note in word for word in target.list()[0].notes)
+
+
+def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
+    fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure(target)
+    template = fake.state.template_by_name("spt-flow")
+    for made in fake.state.versions.values():
+        made.name = "1.9.0-abcdefabcdef"
+    fake.state.promote(template, coder_house.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
+    monkeypatch.setattr(_coder_target, "release", lambda: "2.0.0")
+    assert "older" in target.find(NAMED).notes[0]  # type: ignore[union-attr]
+    assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
+
+
+def test_a_deprecated_template_makes_nothing_new_and_harms_nothing_that_is_there(
+    fake: Fake, target: CoderTarget
+) -> None:
+    ensure(target)
+    fake.state.template_by_name("spt-flow").settings["description"] = "Deprecated: use another one."
+    other = replace(SPEC, repository=Repository.parse("https://example.com/team/other.git"))
+    with pytest.raises(Conflict, match="use another one"):
+        ensure(target, other)
+    assert ensure(target, NAMED, "restarted").workspace.state == "running"  # type: ignore[union-attr]
+
+
+def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> None:
+    """Half of the repositories are brought up twice at the same time."""
+    clients = 100
+    names = [f"demo{number // 2 if number < clients * 2 // 3 else number}" for number in range(clients)]
+    fake.faults.share = 0.2
+
+    def up(name: str) -> str:
+        repository = Repository.parse(f"https://example.com/team/{name}.git")
+        made = coder_house.client(fake)
+        workspace = ensure(CoderTarget(made), replace(SPEC, repository=repository)).workspace
+        assert workspace is not None
+        assert workspace.state == "running"
+        return workspace.id
+
+    begun = fake.state.now
+    with ThreadPoolExecutor(clients) as pool:
+        made = list(pool.map(up, names))
+    minutes = max(1.0, (fake.state.now - begun) / 60)
+    fake.faults.share = 0.0
+    assert len(fake.faults.met) > clients
+    assert {workspace.name for workspace in fake.state.workspaces.values()} == set(names)
+    assert set(made) == set(fake.state.workspaces)
+    assert len(fake.state.workspaces) == len(set(names))
+    assert builds(fake).count("start") == len(set(names))
+    busiest = Counter(request.path for request in fake.seen).most_common(1)[0][1]
+    assert busiest / minutes <= 512
+
+
+def test_up_makes_nothing_of_a_deprecated_template_and_leaves_what_is_there(fake: Fake, target: CoderTarget) -> None:
+    ensure(target, replace(SPEC, name="old"))
+    template = fake.state.template_by_name("spt-flow")
+    fake.state.patch_template(template, {"description": "Deprecated: use spt-flow-2 instead."})
+    with pytest.raises(Conflict, match="use spt-flow-2 instead"):
+        ensure(target, replace(SPEC, repository=Repository.parse("https://example.com/team/other.git")))
+    assert len(fake.state.workspaces) == 1
+    for state in ("stopped", "started"):
+        assert ensure(target, replace(NAMED, name="old"), state).changed

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _coder_template as roll
 from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.module_utils._coder_client import is_deprecated
 from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, Unhealthy
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
@@ -172,3 +173,19 @@ def test_an_empty_value_is_none_for_the_server(client: CoderAdmin, wanted: roll.
 def test_the_version_is_the_collections_own() -> None:
     text = (roll.COLLECTION / "galaxy.yml").read_text()
     assert f"version: {roll.release()}\n" in text
+
+
+def test_a_mark_of_deprecation_comes_and_goes_without_a_new_version(
+    fake: Fake, client: CoderAdmin, wanted: roll.Wanted
+) -> None:
+    roll.roll_out(client, wanted)
+    done = roll.roll_out(client, roll.deprecated(wanted, "use the other"))
+    assert done.actions == ["change"] and not done.ignored
+    template = client.template("mine")
+    assert template is not None and is_deprecated(template) == "use the other"
+    assert "deprecated" in template["display_name"]
+    roll.roll_out(client, wanted)
+    template = client.template("mine")
+    assert template is not None and is_deprecated(template) == ""
+    with pytest.raises(InvalidInput, match="characters"):
+        roll.deprecated(wanted, "x" * 200)

@@ -29,6 +29,8 @@ VERBS = (
     "workspaces",
     "drain",
     "undrain",
+    "doctor",
+    "init",
 )
 
 

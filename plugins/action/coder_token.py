@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `coder_token`: a token of a Coder server in a file of the task's host, replaced before it expires."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+    from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+
+
+class ActionModule(_ansible.CoderAction):
+    OWN = {
+        **_ansible.CoderAction.SERVER,
+        "name": {"type": "str", "required": True},
+        "user": {"type": "str", "default": "me"},
+        "dest": {"type": "str", "required": True},
+        "lifetime": {"type": "str", "default": "30d"},
+        "rotate_before": {"type": "str", "default": "10d"},
+    }
+    VALUES = ("output",)
+    DOING = "look after the token"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+
+        wish = self._wish()
+        client = self.anonymous()
+        check = bool(self._task.check_mode)
+        secret, mode = self.read_secret(self.own["dest"])
+        at_hand = _coder_server.AtHand("there is none")
+        if secret:
+            at_hand = _coder_server.verify(self._holder(client, secret), wish)
+        if at_hand.good:
+            return self._kept(at_hand, secret, mode, check)
+        if check:
+            msg = f"Check mode: token {wish.name}: would be made, as {at_hand.reason}."
+            return self._answer(True, msg, {"at hand": at_hand.reason})
+        # One that still works and is the wished user's own makes its successor; nobody has to sign in for that.
+        own = self._holder(client, secret) if at_hand.key and wish.ours(at_hand.key["token_name"]) else None
+        with self._minter(client, own) as minter:
+            return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _of_me(wish), at_hand)
+
+    def _wish(self) -> _coder_server.Wish:
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+
+        lifetime = _settings.parse_duration(self.own["lifetime"], "lifetime")
+        before = _settings.parse_duration(self.own["rotate_before"], "rotate_before")
+        if lifetime < 3600 or before >= lifetime:
+            raise InvalidInput(
+                f"A token that lives {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} before.",
+                "lifetime is at least 1h, and longer than rotate_before.",
+            )
+        return _coder_server.Wish(self.own["name"], self.own["user"], lifetime, before)
+
+    def _holder(self, client: CoderAdmin, secret: str) -> CoderAdmin:
+        """Whoever has the token that lies on the host."""
+        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+
+        return CoderAdmin(client.http.signed(secret, self.own["dest"]))
+
+    @contextmanager
+    def _minter(self, client: CoderAdmin, own: CoderAdmin | None) -> Iterator[CoderAdmin]:
+        if own is not None:
+            yield own
+            return
+        with self.operator(client) as signed:
+            yield signed
+
+    def _kept(self, at_hand: _coder_server.AtHand, secret: str, mode: str, check: bool) -> dict[str, Any]:
+        """The token is good; that only its owner reads its file is seen to."""
+        name, ends = at_hand.key["token_name"], at_hand.key["expires_at"]
+        if mode == "600":
+            return self._answer(False, f"Token {name} is good until {ends[:16]}Z (unchanged).", {}, name, ends)
+        if not check:
+            self.write_secret(self.own["dest"], secret)
+        msg = f"Token {name}: its file was open to others (mode {mode}); if anybody read it, have it replaced."
+        return self._answer(True, f"Check mode: {msg}" if check else msg, {"mode": mode}, name, ends)
+
+    def _replaced(
+        self, minter: CoderAdmin, anonymous: CoderAdmin, wish: _coder_server.Wish, at_hand: _coder_server.AtHand
+    ) -> dict[str, Any]:
+        """Made, tried, written, and only then the old ones deleted: a run that is killed leaves one that works."""
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+
+        made = _coder_server.mint(minter, wish)
+        fresh = made.token.partition("-")[0]
+        try:
+            tried = _coder_server.verify(self._holder(anonymous, made.token), wish)
+            if not tried.good:
+                raise FlowError(f"The new token {made.name} does not work: {tried.reason}.", "Run the command again.")
+            self.write_secret(self.own["dest"], made.token)
+        except FlowError:
+            minter.delete_token(fresh, wish.user)
+            raise
+        # The old ones may include the one that asks, which is then the last to go.
+        asking = minter.http.config.token.partition("-")[0]
+        _coder_server.forget(minter, wish, tuple(sorted(made.stale, key=lambda key: key == asking)))
+        said = _coder_server.cap_sentence(tried.username, made.capped, wish.lifetime) if made.capped else ""
+        ends = tried.key["expires_at"]
+        msg = f"Token {made.name} of {tried.username} lies in {self.own['dest']}, good until {ends[:16]}Z"
+        return self._answer(
+            True, f"{msg} (as {at_hand.reason}). {said}".rstrip(), {"at hand": at_hand.reason}, made.name, ends
+        )
+
+    def _answer(
+        self, changed: bool, msg: str, before: dict[str, Any], name: str = "", expires_at: str = ""
+    ) -> dict[str, Any]:
+        diff = {"before": before, "after": {"at hand": "good", "mode": "600"} if changed else {}}
+        about = {"name": name, "expires_at": expires_at, "dest": self.own["dest"]}
+        return self.finish({"changed": changed, "msg": msg, "token": about, "diff": diff}, ["", msg])
+
+
+def _of_me(wish: _coder_server.Wish) -> _coder_server.Wish:
+    """The same wish by the user themselves, who needs no role for it."""
+    from dataclasses import replace
+
+    return replace(wish, user="me")

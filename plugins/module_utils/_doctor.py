@@ -1,0 +1,237 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a user's machine needs for workspaces (private to the collection): looked at, judged, and never changed.
+
+A check is needed where the target cannot do without; what is merely of use is told as well. Each that is not as it
+should be says how to get it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._errors import AuthError, FlowError, NotFound, Unhealthy
+
+if TYPE_CHECKING:
+    from ._coder_admin import CoderAdmin
+    from ._coder_http import CoderHttp
+
+TIMEOUT = 20.0
+"""Seconds for each question to a program, an engine or a server."""
+WORDS = {"ok": "ok", "missing": "MISSING", "note": "note"}
+SECTIONS = ("access_url", "database", "derp", "websocket", "workspace_proxy", "provisioner_daemons")
+
+
+@dataclass(frozen=True)
+class Check:
+    """``state``: ok, missing (nothing works without) or note (something does not). ``hint``: how to get it."""
+
+    name: str
+    state: str
+    message: str
+    hint: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def examine(target: str, kvm: str, template: str, engine: str, connect: Callable[[], CoderHttp]) -> list[Check]:
+    """Everything that ``target`` needs. ``kvm`` is the option, ``engine`` the address of another machine's engine;
+    ``connect`` gives the way to the Coder server and may raise.
+    """
+    found = [git(), ssh(), agent()]
+    if target == "coder":
+        return [*found, *server(template, connect)]
+    return [*found, docker(engine), *([] if engine else [device(kvm)])]
+
+
+def missing(checks: Iterable[Check]) -> FlowError | None:
+    """The error that names what is missing; ``None`` when nothing is."""
+    names = [check.name for check in checks if check.state == "missing"]
+    if not names:
+        return None
+    return Unhealthy(f"Workspaces cannot be used from here: {', '.join(names)}.", "See above what gets it.")
+
+
+def lines(checks: Iterable[Check]) -> list[str]:
+    """One line for each check, and one for what gets it."""
+    shown = []
+    for check in checks:
+        shown.append(f"  {WORDS[check.state]:<8}{check.name:<12} {check.message}")
+        if check.hint and check.state != "ok":
+            shown += [f"  {'':<20} {line}" for line in check.hint.splitlines()]
+    return shown
+
+
+# Programs
+
+
+def git() -> Check:
+    said = _said("git", "--version")
+    if said is None:
+        return Check("git", "missing", "There is no program git.", "Install it: sudo apt-get install git")
+    return Check("git", "ok", said[1])
+
+
+def ssh() -> Check:
+    said = _said("ssh", "-V")
+    if said is None:
+        hint = "Install OpenSSH's client: sudo apt-get install openssh-client"
+        return Check("ssh", "missing", "There is no program ssh.", hint)
+    return Check("ssh", "ok", said[1])
+
+
+def agent() -> Check:
+    """Whether an SSH agent with a key is there: it clones what needs its user's key."""
+    hint = 'Private repositories are cloned with its keys: eval "$(ssh-agent)"; ssh-add'
+    if not os.environ.get("SSH_AUTH_SOCK"):
+        return Check("ssh agent", "note", "There is no SSH agent (SSH_AUTH_SOCK is not set).", hint)
+    said = _said("ssh-add", "-l")
+    if said is None or said[0] not in (0, 1):
+        return Check("ssh agent", "note", "The SSH agent that SSH_AUTH_SOCK names does not answer.", hint)
+    if said[0] == 1:
+        return Check("ssh agent", "note", "The SSH agent holds no key.", "Add yours: ssh-add")
+    return Check("ssh agent", "ok", "The SSH agent holds a key.")
+
+
+def _said(*argv: str) -> tuple[int, str] | None:
+    """Exit status and first line of a program; ``None`` when it is not there or does not end."""
+    if not shutil.which(argv[0]):
+        return None
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+            text=True,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.returncode, next(iter((done.stdout + done.stderr).splitlines()), "")
+
+
+# Target docker
+
+
+def docker(engine: str = "") -> Check:
+    from . import _docker_http
+
+    try:
+        answer = _docker_http.connect(engine).get_json("/version", timeout=TIMEOUT)
+    except FlowError as error:
+        prepare = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
+        return Check("docker", "missing", error.message, f"{error.hint}\n{prepare}".strip())
+    return Check("docker", "ok", f"Docker {answer.get('Version', '')} answers.")
+
+
+def device(wish: str) -> Check:
+    """/dev/kvm, needed only where the workspace's settings say so."""
+    from . import _kvm
+
+    if wish == "disabled":
+        return Check("kvm", "ok", "Workspaces get no /dev/kvm (kvm=disabled).")
+    found = _kvm.verdict()
+    if found.works:
+        return Check("kvm", "ok", "/dev/kvm works.")
+    hint = "Prepare this machine: ansible-playbook spt.flow.hosts, or do without: -e kvm=disabled"
+    return Check("kvm", "missing" if wish == "required" else "note", found.message, hint)
+
+
+# Target coder
+
+
+def server(template: str, connect: Callable[[], CoderHttp]) -> list[Check]:
+    """The server, its token, our template there, the program that enters workspaces, the server's own health."""
+    from ._coder_admin import CoderAdmin
+
+    try:
+        client = CoderAdmin(connect())
+    except AuthError as error:
+        return [Check("token", "missing", error.message, error.hint)]
+    except FlowError as error:
+        return [Check("server", "missing", error.message, error.hint)]
+    client.http.outage = 0.0
+    client.http.timeout = TIMEOUT
+    try:
+        about = client.buildinfo()
+    except FlowError as error:
+        return [Check("server", "missing", error.message, error.hint)]
+    url, version = client.http.config.url, about.get("version") or "an unknown version"
+    found = [Check("server", "ok", f"{url} answers ({version}).")]
+    try:
+        user = client.me()
+    except FlowError as error:
+        return [*found, Check("token", "missing", error.message, error.hint)]
+    found.append(Check("token", "ok", f"It is {user['username']}'s, from {client.http.config.source}."))
+    return [*found, _template(client, template), _program(client), *_health(client)]
+
+
+def _template(client: CoderAdmin, name: str) -> Check:
+    from ._coder_client import is_deprecated
+
+    bring = "Whoever runs the server brings it there: ansible-playbook site.yml"
+    try:
+        template = client.template(name)
+    except FlowError as error:
+        return Check("template", "missing", error.message, error.hint)
+    if template is None:
+        return Check("template", "missing", f"The server has no template {name}.", bring)
+    if is_deprecated(template):
+        return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
+    return Check("template", "ok", f"Template {name} is there.")
+
+
+def _program(client: CoderAdmin) -> Check:
+    from . import _coder_cli
+
+    path = shutil.which("coder")
+    version = _coder_cli.asked(path) if path else ""
+    if path and _coder_cli.goes_with(version, client.http.server_version):
+        return Check("coder", "ok", f"{path} ({version}) goes with the server.")
+    words = f"{path} ({version or 'of an unknown version'}) does not go with the server." if path else "There is none."
+    return Check(
+        "coder", "ok" if _fetched(client) else "note", words, "`up` fetches the server's own when it is needed."
+    )
+
+
+def _fetched(client: CoderAdmin) -> bool:
+    from . import _coder_cli
+
+    program = _coder_cli.folder() / "coder"
+    return os.access(program, os.X_OK) and _coder_cli.goes_with(
+        f"v{program.resolve().parent.name}", client.http.server_version
+    )
+
+
+def _health(client: CoderAdmin) -> list[Check]:
+    """The server's own verdict, which it tells its owners only, with its codes (EDB02, EPD01 …)."""
+    try:
+        report = client.debug_health()
+    except (AuthError, NotFound):
+        return []
+    except FlowError as error:
+        return [Check("health", "note", error.message, error.hint)]
+    worst = [line for name in SECTIONS for line in complaints(name, report.get(name) or {})]
+    if report.get("healthy") and not worst:
+        return [Check("health", "ok", "The server calls itself healthy.")]
+    state = "note" if report.get("healthy") else "missing"
+    hint = "\n".join([*worst, "Each code is explained at https://coder.com/docs/admin/monitoring/health-check"])
+    verdict = "healthy with warnings" if report.get("healthy") else "unhealthy"
+    return [Check("health", state, f"The server calls itself {verdict}.", hint)]
+
+
+def complaints(name: str, section: Mapping[str, Any]) -> list[str]:
+    """A line for the error and each warning of a section that nobody dismissed."""
+    if section.get("dismissed"):
+        return []
+    said = [f"{one.get('code', '')} {one.get('message', '')}".strip() for one in section.get("warnings") or []]
+    error = [str(section["error"])] if section.get("error") else []
+    return [f"{name}: {line}" for line in (*error, *said)]

@@ -1,0 +1,107 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action of the same name; nothing of it runs as a module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: doctor
+short_description: Say what a user's machine lacks for workspaces
+version_added: 0.1.0
+author:
+  - spt.flow contributors (@spt-flow)
+description:
+  - Looks at git, SSH and its agent, and at what the target needs. That is Docker's engine and C(/dev/kvm), or the Coder
+    server with its token, our template, the program C(coder) and, for those whom the server tells it, its own health.
+  - Says for each what is missing and how to get it. Fails with exit status 8 when something needed is missing.
+  - Changes nothing unless O(write=true).
+extends_documentation_fragment:
+  - spt.flow.attributes
+  - spt.flow.attributes.action
+  - spt.flow.values.settings
+options:
+  write:
+    description:
+      - Keep in C(~/.config/spt-flow/config.yml) what the extra variables, the environment and the task say.
+      - Where a Coder server was found to work, V(coder) is kept as O(target), too. Other lines of that file stay.
+      - A token is never written.
+    type: bool
+    default: false
+  owner:
+    description: Whose workspace it is; by default the login name.
+    type: str
+    default: ''
+  target:
+    description: Where workspaces run.
+    type: str
+    choices: [auto, docker, coder]
+    default: auto
+  node:
+    description: Host of the inventory's group flow_nodes that workspaces run on; by default this machine.
+    type: str
+    default: ''
+  template:
+    description: Template of the Coder server that new workspaces are made of.
+    type: str
+    default: spt-flow
+  dotfiles:
+    description: Repository with dotfiles that a new workspace installs after it is ready.
+    type: str
+    default: ''
+  default_host:
+    description: The host that owner/name alone stands for.
+    type: str
+    default: github.com
+  output:
+    description: Text, or one JSON object on standard output.
+    type: str
+    choices: [text, json]
+    default: text
+seealso:
+  - module: spt.flow.workspace
+"""
+
+EXAMPLES = r"""
+- name: Say what is missing
+  spt.flow.doctor:
+
+- name: Keep the answers for later runs
+  spt.flow.doctor:
+    write: true
+    default_host: git.example.com
+"""
+
+RETURN = r"""
+target:
+  description: The target that was looked at.
+  type: str
+  returned: always
+checks:
+  description: What was looked at.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: A word for it.
+      type: str
+    state:
+      description: V(ok), V(missing) (nothing works without) or V(note) (something does not).
+      type: str
+    message:
+      description: A sentence.
+      type: str
+    hint:
+      description: How to get it.
+      type: str
+path:
+  description: The settings file.
+  type: str
+  returned: with O(write=true)
+error:
+  description: What went wrong; see M(spt.flow.workspace).
+  type: dict
+  returned: failure
+"""

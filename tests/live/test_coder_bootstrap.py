@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real Coder server gets its users, a token and the templates by playbooks; what a fake cannot vouch for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _coder_server, _lifecycle
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
+from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.tests.live.conftest import House, bootstrap
+
+
+def test_again_changes_nothing_and_shows_no_secret(house: House) -> None:
+    token = (house.folder / "etc/coder.token").read_text().strip()
+    done = bootstrap(house, "-vvvv", "--diff")
+    assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout[-3000:]
+    assert house.password not in done.stdout + done.stderr
+    assert token.partition("-")[2] not in done.stdout + done.stderr
+    assert (house.folder / "etc/coder.token").read_text().strip() == token
+
+
+def test_the_bots_token_rolls_out_templates_and_does_no_more(house: House) -> None:
+    more = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "coder_template_network": "bridge"}
+    done = bootstrap(house, playbook="servers", coder_template_name="bots", **more)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert house.admin is not None
+    for name, bump in (("bots", 7_200_000), ("bots-ci", 0)):
+        template = house.admin.template(name)
+        assert template is not None and template["activity_bump_ms"] == bump
+        assert template["created_by_name"] == "flow-bot"
+    again = bootstrap(house, playbook="servers", coder_template_name="bots", **more)
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
+    bot = house.client((house.folder / "etc/coder.token").read_text().strip())
+    assert bot.user("ada") is None or not bot.member_roles("ada")
+    # What somebody may not see is not there (v2.35.1: 404, not 403).
+    with pytest.raises(NotFound):
+        bot.update_roles("ada", ["owner"])
+
+
+def test_a_token_that_still_works_makes_its_successor(house: House) -> None:
+    bot = house.client((house.folder / "etc/coder.token").read_text().strip())
+    made = _coder_server.mint(bot, _coder_server.Wish("other", "me"))
+    wish = _coder_server.Wish("other", "flow-bot")
+    fresh = house.client(made.token)
+    assert _coder_server.verify(fresh, wish).good
+    again = _coder_server.mint(fresh, _coder_server.Wish("other", "me"))
+    assert again.name == "other-2"
+    last = house.client(again.token)
+    _coder_server.forget(last, _coder_server.Wish("other"), again.stale)
+    assert _coder_server.verify(fresh, wish).reason == "the server does not know it"
+    assert _coder_server.verify(last, wish).good
+    last.delete_token(again.token.partition("-")[0])
+
+
+def test_an_owners_token_is_capped_at_a_week(house: House) -> None:
+    assert house.admin is not None
+    assert _coder_server.lifetime_of(house.admin, _coder_server.Wish("x")) == (7 * 86400.0, 7 * 86400.0)
+
+
+def test_a_weak_password_is_refused_with_its_reason(house: House) -> None:
+    weak = {"username": "eve", "email": "eve@example.com", "login_type": "password", "password": "Kanarie1"}
+    done = bootstrap(house, "-vvv", coder_users=[weak])
+    assert done.returncode == 2 and "password" in done.stdout
+    assert "Kanarie1" not in done.stdout + done.stderr and "Traceback" not in done.stdout
+
+
+def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(house: House) -> None:
+    """The template of the test before: this file is run as a whole."""
+    assert house.admin is not None
+    bob = {"username": "bob", "email": "bob@example.com"}
+    assert bootstrap(house, coder_users=[bob]).returncode == 0
+    token = house.admin.create_token("his", 86400, "bob")
+    theirs = CoderTarget(house.client(token), "bots")
+    spec = replace(WorkspaceSpec("me", Settings(wait_timeout=180)), name="his")
+    template = house.client(token).template("bots")
+    assert template is not None
+    house.client(token).create_workspace("his", template["id"])
+    _lifecycle.ensure(theirs, spec, "started")
+    done = bootstrap(house, coder_users=[{**bob, "state": "offboarded"}])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "suspended, 1 token revoked, stopped his, homes kept" in done.stdout
+    with pytest.raises(AuthError):
+        house.client(token).me()
+    kept = house.admin.workspace("his", "bob")
+    assert kept is not None and kept["latest_build"]["status"] == "stopped"
+    again = bootstrap(house, coder_users=[{**bob, "state": "offboarded"}])
+    assert "changed=0" in again.stdout, again.stdout[-2000:]
+    house.admin.create_build(kept, "delete")

@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook `bootstrap` as a person runs it, on the fake server: what it leaves and never shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.fake_coder.state import State
+from ansible_collections.spt.flow.tests.unit import coder_kit
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CANARY = "Kanarienvogel-7-im-Bergwerk-der-Geheimnisse"
+
+
+class House:
+    """An empty server, and the inventory of the machine that it runs on."""
+
+    def __init__(self, fake: Fake, folder: Path) -> None:
+        self.fake = fake
+        self.folder = folder
+        self.dest = folder / "etc/coder.token"
+        self.variables: dict[str, Any] = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "ansible_become_exe": str(folder / "sudo"),
+            "coder_url": fake.url,
+            "coder_owner_email": "admin@example.com",
+            "coder_owner_password": CANARY,
+            "coder_token_file": str(self.dest),
+            "coder_template_token_file": str(self.dest),
+            "coder_users": [{"username": "ada", "email": "ada@example.com"}],
+        }
+        # Whoever runs the tests need not be allowed to become root: the file is the caller's own then.
+        (folder / "sudo").write_text('#!/bin/sh\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n')
+        (folder / "sudo").chmod(0o755)
+
+    def run(self, *argv: str, playbook: str = "bootstrap", **more: Any) -> subprocess.CompletedProcess[str]:
+        hosts = {"all": {"children": {"flow_servers": {"hosts": {"server1": {**self.variables, **more}}}}}}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_", "CODER_"))}
+        env |= {"ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections"), "HOME": str(self.folder)}
+        env |= {"ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"), "ANSIBLE_KEEP_REMOTE_FILES": "1"}
+        program = Path(sys.executable).parent / "ansible-playbook"
+        command = [str(program), f"playbooks/{playbook}.yml", "-i", str(self.folder / "hosts.yml"), *argv]
+        return subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with coder_kit.running(State()) as fake:
+        fake.state.users.clear()
+        yield House(fake, tmp_path)
+
+
+def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(house: House) -> None:
+    checked = house.run("--check", "--diff")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "Check mode" in checked.stdout and "flow-bot" in checked.stdout
+    assert not house.fake.state.users and not house.dest.exists()
+
+    first = house.run("-vvvv", "--diff")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-1000:]
+    assert {user.username for user in house.fake.state.users.values()} == {"admin", "flow-bot", "ada"}
+    bot = house.fake.state.user("flow-bot")
+    assert bot.organization_roles == {"organization-template-admin"} and not bot.roles
+    token = house.dest.read_text().strip()
+    assert house.dest.stat().st_mode & 0o777 == 0o600
+    assert house.fake.state.authenticate(token).username == "flow-bot"
+
+    again = house.run("-vvvv")
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
+    assert house.dest.read_text().strip() == token
+    shown = checked.stdout + checked.stderr + first.stdout + first.stderr + again.stdout + again.stderr
+    assert CANARY not in shown and token.partition("-")[2] not in shown
+    for path in (one for one in house.folder.rglob("*") if one.is_file()):
+        if path not in (house.dest, house.folder / "hosts.yml"):
+            content = path.read_bytes()
+            assert CANARY.encode() not in content and token.encode() not in content, path
+    assert [key for key in house.fake.state.keys.values() if key.login_type == "password"] == [], "sessions are ended"
+
+
+def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(house: House) -> None:
+    assert house.run().returncode == 0
+    house.dest.write_text("abcdefghij-0123456789012345678901\n")
+    house.dest.chmod(0o644)
+    done = house.run(coder_users=[{"username": "ada", "state": "offboarded"}])
+    assert done.returncode == 0, done.stdout
+    assert "User ada: suspended" in done.stdout and "the server does not know it" in done.stdout
+    assert house.fake.state.user("ada").status == "suspended"
+    assert house.fake.state.authenticate(house.dest.read_text().strip()).username == "flow-bot"
+    assert house.dest.stat().st_mode & 0o777 == 0o600
+    names = [key.name for key in house.fake.state.keys.values()]
+    assert names == ["spt-flow-2"], "the lost token is revoked"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"coder_owner_password": "Kanarie1"}, "password"),
+        ({"coder_owner_password": "", "coder_owner_email": ""}, "has no user yet"),
+        ({"coder_users": [{"username": "not_a_name"}]}, "no user name"),
+        ({"coder_bot_roles": ["no-such-role"]}, "roles"),
+        ({"coder_token_file": "relative"}, "no absolute path"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(house: House, more: dict[str, Any], said: str) -> None:
+    done = house.run("-vvv", **more)
+    assert done.returncode == 2
+    assert said in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert "Kanarie1" not in done.stdout + done.stderr and CANARY not in done.stdout + done.stderr
+
+
+def test_a_failed_write_leaves_no_token_behind(house: House) -> None:
+    (house.folder / "etc").write_text("a file where a folder should be")
+    done = house.run()
+    assert done.returncode == 2 and "cannot be written" in done.stdout
+    assert house.fake.state.keys == {}
+
+
+def test_the_result_is_one_object_that_a_program_reads(house: House) -> None:
+    assert house.run().returncode == 0
+    done = house.run("-e", "output=json")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["token"]["name"] == "spt-flow"
+
+
+def test_the_templates_are_brought_by_the_token_of_the_server(house: House) -> None:
+    house.fake.state.clock.speed = 40.0
+    early = house.run("--check", playbook="servers")
+    assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
+    early = house.run(playbook="servers")
+    assert early.returncode == 2 and "spt.flow.bootstrap" in early.stdout
+    assert house.run().returncode == 0
+    checked = house.run("--check", "--diff", playbook="servers")
+    assert checked.returncode == 0 and "created" in checked.stdout and not house.fake.state.templates
+    done = house.run("-vvvv", playbook="servers")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert {one.name for one in house.fake.state.templates.values()} == {"spt-flow", "spt-flow-ci"}
+    assert house.dest.read_text().strip().partition("-")[2] not in done.stdout + done.stderr
+    again = house.run(playbook="servers")
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
+    marked = house.run(playbook="servers", coder_template_deprecated="use the other server")
+    assert "settings changed" in marked.stdout, marked.stdout

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Target coder through the doors: whole `ansible-playbook` processes against the fake server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.unit import coder_house
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+REPO = "https://git.invalid/team/demo.git"
+
+
+@dataclass
+class House:
+    """A server, and a home from which playbooks are called."""
+
+    fake: Fake
+    home: Path
+
+    def run(self, verb: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "XDG_RUNTIME_DIR") if name in os.environ}
+        server = {"CODER_URL": self.fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN, "NO_PROXY": "127.0.0.1"}
+        place = "up.yml" if verb == "up" else f"playbooks/{verb}.yml"
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), place, *more],
+            cwd=CHECKOUT,
+            env={**kept, **server, "HOME": str(self.home), "SPT_FLOW_CONNECT": "false", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+        secret = environment.get("CODER_SESSION_TOKEN", coder_house.TOKEN).split("-")[1]
+        assert secret not in done.stdout + done.stderr
+        return done
+
+    def json(self, verb: str, *more: str, **environment: str) -> dict[str, Any]:
+        done = self.run(verb, *more, SPT_FLOW_OUTPUT="json", **environment)
+        try:
+            result: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise AssertionError(done.stdout + done.stderr) from None
+        assert result["ok"] == (done.returncode == 0), result
+        return {**result, "status": done.returncode}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with coder_house.server(10.0) as fake:
+        yield House(fake, tmp_path)
+
+
+def test_the_life_of_a_workspace_in_every_verb(house: House) -> None:
+    planned = house.json("up", "-e", f"repo={REPO}", "--check")
+    assert planned["changed"]
+    assert planned["msg"].startswith("Check mode:")
+    assert house.fake.state.workspaces == {}
+    made = house.json("up", "-e", f"repo={REPO}")
+    assert made["changed"]
+    assert (made["workspace"]["target"], made["workspace"]["owner"]) == ("coder", "ada")
+    assert "ada--demo.spt-coder" in made["session"]["ssh"]
+    before = len(house.fake.seen)
+    assert not house.json("up", "-e", f"repo={REPO}")["changed"]
+    assert len(house.fake.seen) - before <= 3
+    shown = house.run("status").stdout
+    assert "demo  running  git.invalid/team/demo" in shown
+    assert "of me" not in shown
+    assert house.json("status")["workspaces"][0]["outdated"] == []
+    assert house.json("keepalive", "-e", "hours=2")["changed"]
+    assert any('"step": "clone"' in line for line in house.json("logs")["lines"])
+    assert house.json("ssh_config")["changed"]
+    assert not house.json("ssh")["changed"]
+    assert house.json("stop")["changed"]
+    assert not house.json("stop")["changed"]
+    assert house.json("restart")["changed"]
+    assert house.json("delete", "-e", "workspace=demo")["status"] == 2
+    assert house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
+    assert not house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
+
+
+def test_status_shows_that_a_new_template_is_there(house: House) -> None:
+    house.json("up", "-e", f"repo={REPO}")
+    template = house.fake.state.template_by_name("spt-flow")
+    house.fake.state.promote(template, coder_house.add_version(house.fake.state, "v2", template.id))
+    assert house.json("status")["workspaces"][0]["outdated"] == ["template"]
+    assert "outdated template" in house.run("status").stdout
+
+
+@pytest.mark.parametrize("verb", ["stop", "ssh", "restart", "keepalive", "logs"])
+def test_what_is_not_there_is_said_to_the_caller_by_name(house: House, verb: str) -> None:
+    result = house.json(verb, "-e", "workspace=nope")
+    assert (result["status"], result["error"]["kind"]) == (6, "not_found")
+    assert "of me" not in result["msg"]
+    assert house.json(verb)["error"]["message"] == "There is no workspace."
+
+
+def test_a_token_of_nobody_is_refused_with_the_way_to_a_new_one(house: House) -> None:
+    result = house.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
+    assert (result["status"], result["error"]["kind"]) == (4, "auth")
+    assert "coder login" in result["error"]["hint"]
+
+
+def test_exit_statuses_of_conflict_deadline_and_an_unhealthy_server(house: House) -> None:
+    house.json("up", "-e", f"repo={REPO}")
+    other = house.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=demo")
+    assert (other["status"], other["error"]["kind"]) == (7, "conflict")
+    house.fake.state.next("start", error="no such image", lines=("Error: image is missing",))
+    failed = house.json("restart")
+    assert (failed["status"], failed["error"]["kind"]) == (8, "unhealthy")
+    assert "image is missing" in failed["msg"]
+    page = house.json("status", CODER_URL=house.fake.url + "/wrong")
+    assert page["status"] in (6, 8)
+
+
+def test_a_list_may_mix_targets_and_means_the_caller_on_a_server(house: House) -> None:
+    entries = [{"repo": REPO}, {"repo": "https://git.invalid/team/two.git"}]
+    result = house.json("workspaces", "-e", json.dumps({"flow_workspaces": entries}))
+    assert result["ok"], result
+    assert [row["name"] for row in result["workspaces"]] == ["demo", "two"]
+    assert {workspace.name for workspace in house.fake.state.workspaces.values()} == {"demo", "two"}
+
+
+def test_a_server_that_does_not_answer_is_told_before_long(house: House) -> None:
+    house.fake.faults.add("500", times=100)
+    result = house.json("status")
+    assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")

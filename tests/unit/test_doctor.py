@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`doctor` and `init`: what is missing is named with the way to it, what was answered is kept, never a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.plugins.action import doctor as action
+from ansible_collections.spt.flow.plugins.module_utils import _doctor
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.unit import coder_house
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ADMIN = "c123456789-d123456789012345678901"
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with coder_house.server() as made:
+        made.state.give_token(made.state.user("admin"), ADMIN)
+        yield made
+
+
+def connected(fake: Fake, token: str = coder_house.TOKEN) -> Any:
+    return lambda: coder_house.client(fake, token).http
+
+
+def states(checks: list[_doctor.Check]) -> dict[str, str]:
+    return {check.name: check.state for check in checks}
+
+
+def play(verb: str, home: Path, *more: str, **environment: str) -> dict[str, Any]:
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{verb}.yml", *more],
+        cwd=CHECKOUT,
+        env={**kept, "HOME": str(home), "NO_PROXY": "127.0.0.1", "SPT_FLOW_OUTPUT": "json", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return {**json.loads(done.stdout), "status": done.returncode, "printed": done.stdout + done.stderr}
+
+
+def test_a_server_that_works_is_told_in_every_part(fake: Fake) -> None:
+    found = _doctor.server("spt-flow", connected(fake))
+    assert {check.name for check in found} == {"server", "token", "template", "coder"}
+    assert states(found)["token"] == "ok"
+    assert "ada's" in next(check.message for check in found if check.name == "token")
+
+
+def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
+    assert states(_doctor.server("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
+    fake.state.slots = 0
+    health = _doctor.server("spt-flow", connected(fake, ADMIN))[-1]
+    assert (health.name, health.state) == ("health", "missing")
+    assert "EPD01" in health.hint
+
+
+def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
+    found = _doctor.server("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
+    assert states(found) == {"server": "ok", "token": "missing"}
+    assert "coder login" in found[-1].hint
+    assert states(_doctor.server("other", connected(fake)))["template"] == "missing"
+    fake.stop()
+    found = _doctor.server("spt-flow", connected(fake))
+    assert states(found) == {"server": "missing"}
+    error = _doctor.missing(found)
+    assert error is not None
+    assert error.code == 8
+
+
+def test_programs_and_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nobody"))
+    assert _doctor.agent().state == "note"
+    monkeypatch.delenv("SSH_AUTH_SOCK")
+    assert "ssh-agent" in _doctor.agent().hint
+    assert (_doctor.git().state, _doctor.ssh().state) == ("ok", "ok")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (_doctor.git().state, _doctor.ssh().state) == ("missing", "missing")
+    assert "apt-get install" in _doctor.git().hint
+
+
+def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp_path: Path) -> None:
+    server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN}
+    looked = play("doctor", tmp_path, **server)
+    assert (looked["ok"], looked["changed"], looked["target"]) == (True, False, "coder")
+    assert not (tmp_path / ".config").exists()
+    planned = play("init", tmp_path, "--check", "-e", "default_host=git.example.com", **server)
+    assert planned["changed"]
+    assert not (tmp_path / ".config").exists()
+    done = play("init", tmp_path, "-e", "default_host=git.example.com", SPT_FLOW_CPUS="2", **server)
+    path = tmp_path / ".config/spt-flow/config.yml"
+    assert done["path"] == str(path)
+    assert yaml.safe_load(path.read_text()) == {"default_host": "git.example.com", "target": "coder", "cpus": "2"}
+    assert path.stat().st_mode & 0o077 == 0
+    assert not play("init", tmp_path, **server)["changed"]
+    assert coder_house.TOKEN not in path.read_text() + done["printed"]
+
+
+def test_something_needed_that_is_missing_is_exit_status_8(tmp_path: Path) -> None:
+    url = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": coder_house.TOKEN}
+    result = play("doctor", tmp_path, **url)
+    assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
+    assert [check["name"] for check in result["checks"] if check["state"] == "missing"] == ["server"]
+    result = play("doctor", tmp_path, SPT_FLOW_TARGET="coder")
+    assert result["status"] == 8
+    assert "CODER_URL" in result["checks"][-1]["hint"]
+    result = play("doctor", tmp_path, DOCKER_HOST="unix:///nowhere.sock", SPT_FLOW_TARGET="docker")
+    assert result["status"] == 8
+    assert "make quickstart" in next(check["hint"] for check in result["checks"] if check["name"] == "docker")
+
+
+@pytest.mark.parametrize(
+    ("before", "answers", "after"),
+    [
+        ("", {"cpus": "2"}, "cpus: '2'\n"),
+        ("# mine\ncpus: 1\nmemory: 2g", {"cpus": "2"}, "# mine\ncpus: '2'\nmemory: 2g\n"),
+        ("# mine\ncpus: 1", {"ref": "x"}, "# mine\ncpus: 1\nref: x\n"),
+        ("cpus: 1\n", {"cpus": 1}, "cpus: 1\n"),
+        ("{cpus: 1}\n", {"ref": "x"}, "cpus: 1\nref: x\n"),
+    ],
+)
+def test_a_settings_file_keeps_what_is_not_answered(before: str, answers: dict[str, Any], after: str) -> None:
+    assert action.merged(before, answers).rstrip() == after.rstrip()
+
+
+def test_no_option_that_is_kept_is_a_secret() -> None:
+    assert not {"token", "command", "confirm", "repo"} & set(action.LASTING)
