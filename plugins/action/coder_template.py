@@ -60,11 +60,12 @@ class ActionModule(_ansible.CoderAction):
         from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
 
         settings = _settings.Settings.of(self.values)
+        nodes = _inventory.engines_for_server(self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {})
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
         rows = []
         for kind in self.own["kinds"]:
             name = self.values["template"] + (_coder_target.CI_SUFFIX if kind == "ci" else "")
-            wanted = _coder_template.ours(settings, kind, name, self._nodes(), **more)
+            wanted = _coder_template.ours(settings, kind, name, nodes, **more)
             wanted = _coder_template.deprecated(wanted, self.own["deprecated"])
             done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
             rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})
@@ -73,16 +74,6 @@ class ActionModule(_ansible.CoderAction):
         diff = [{**row["diff"], "before_header": row["name"], "after_header": row["name"]} for row in rows]
         result = {"changed": changed, "msg": " ".join(row["msg"] for row in rows), "templates": rows, "diff": diff}
         return self.finish(result, ["", *(mode + row["msg"] for row in rows)])
-
-    def _nodes(self) -> dict[str, str]:
-        """Addresses of the engines of flow_nodes; one that the server itself runs on is reached by its socket."""
-        groups, hostvars = self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {}
-        found = {node: _inventory.engine_of(node, groups, hostvars) for node in sorted(groups.get("flow_nodes") or ())}
-        servers = groups.get("flow_servers") or ()
-        return {
-            node: address if address and node not in servers else "unix:///var/run/docker.sock"
-            for node, address in found.items()
-        }
 
 
 def sentence(name: str, done: Any) -> str:

@@ -103,7 +103,7 @@ class ActionModule(_ansible.CoderAction):
             raise
         # The old ones may include the one that asks, which is then the last to go.
         asking = minter.http.config.token.partition("-")[0]
-        _coder_server.forget(minter, wish, tuple(sorted(made.stale, key=lambda key: key == asking)))
+        _coder_server.forget(minter, wish.user, sorted(made.stale, key=lambda key: key == asking))
         said = _coder_server.cap_sentence(tried.username, made.capped, wish.lifetime) if made.capped else ""
         ends = tried.key["expires_at"]
         msg = f"Token {made.name} of {tried.username} lies in {self.own['dest']}, good until {ends[:16]}Z"

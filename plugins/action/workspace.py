@@ -118,7 +118,7 @@ class ActionModule(_ansible.FlowAction):
         session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
         workspace = result.workspace = with_clone(workspace, session)
         needed = bool(self.values["connect"] and self.values["command"])
-        result.notes += _ansible.ready_to_enter(target, self.progress, needed)
+        result.notes += target.ready_to_enter(self.progress, needed)
         answer = self._data(result)
         if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
             answer |= self._finish_clone(result, workspace)

@@ -32,7 +32,7 @@ class ActionModule(_ansible.FlowAction):
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": f"Check mode: a command would run in {workspace.name}."}, [])
         lines = Lines(self.say, batch="AWX_ISOLATED_DATA_DIR" in os.environ)
-        for note in _ansible.ready_to_enter(target, self.progress, needed=True):
+        for note in target.ready_to_enter(self.progress, needed=True):
             self.say(f"note: {note}")
         there = _ssh.inside(target.session(workspace).directory, command)
         status = _ansible.stream(_ssh.argv(workspace, there), lines.add)

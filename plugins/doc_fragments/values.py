@@ -63,6 +63,9 @@ class ModuleDocFragment:
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []
     )
 
+    # How the result is shown.
+    OUTPUT = _fragment((OPTIONS["output"],), [])
+
     # What a workspace is made of.
     WORKSPACE = _fragment((o for o in OPTIONS.values() if o.scope == "workspace"), PRECEDENCE)
 

@@ -481,11 +481,6 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
     return CoderTarget(CoderClient(coder_http()), values["template"])
 
 
-def ready_to_enter(target: Any, progress: Progress, needed: bool) -> list[str]:
-    """Notes about the program that enters workspaces, which only a Coder server's need beside SSH."""
-    return target.ready_to_enter(progress, needed) if target.name == "coder" else []
-
-
 class Furnished:
     """A target that sees to what only a created or restarted workspace needs: the image, and who writes its commits."""
 

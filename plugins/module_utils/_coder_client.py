@@ -311,6 +311,11 @@ def search_query(terms: Sequence[tuple[str, str]] = (), **more: str) -> str:
     return " ".join(words)
 
 
+def moment(text: str) -> datetime:
+    """A time of the API's; what is finer than microseconds is cut off."""
+    return datetime.fromisoformat(text)
+
+
 def rfc3339(moment: datetime) -> str:
     """``2026-11-24T03:00:00Z``. Raises ``ValueError`` for a time that names no zone."""
     if moment.tzinfo is None:

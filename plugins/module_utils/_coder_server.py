@@ -9,16 +9,17 @@ Passwords, sessions and tokens are arguments and return values here, never part 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ._coder_admin import CoderAdmin
-from ._coder_client import Json, search_query
+from ._coder_client import Json, moment, search_query
 from ._coder_http import Unsure
-from ._errors import AuthError, Conflict, FlowError, InvalidInput
+from ._coder_jobs import follow
+from ._errors import AuthError, Conflict, FlowError, InvalidInput, NotFound
 from ._progress import Progress
 
 DAY = 86400.0
@@ -252,7 +253,7 @@ def carry_out(client: CoderAdmin, planned: Plan, progress: Progress | None = Non
         "roles": lambda: client.update_roles(person.username, person.roles or ()),
         "organization_roles": lambda: client.update_member_roles(person.username, person.organization_roles or ()),
         "suspend": lambda: client.suspend(person.username),
-        "tokens": lambda: _revoke(client, person.username, planned.tokens),
+        "tokens": lambda: forget(client, person.username, planned.tokens),
         "workspaces": lambda: _stop(client, planned.workspaces, progress or Progress()),
     }
     for action in planned.actions:
@@ -270,11 +271,6 @@ def _create(client: CoderAdmin, person: Person) -> None:
         person.password,
         person.roles or (),
     )
-
-
-def _revoke(client: CoderAdmin, username: str, tokens: Sequence[str]) -> None:
-    for key in tokens:
-        client.delete_token(key, username)
 
 
 def _stop(client: CoderAdmin, workspaces: tuple[Json, ...], progress: Progress) -> None:
@@ -300,16 +296,12 @@ def _stop(client: CoderAdmin, workspaces: tuple[Json, ...], progress: Progress) 
 
 def _ended(client: CoderAdmin, build_id: str, name: str) -> str:
     """Wait for a build; why it failed, or nothing."""
-
-    def look() -> Json | None:
-        found = client.build(build_id)
-        return found if found is None or found["job"]["status"] in ("succeeded", "failed", "canceled") else None
-
-    waiter = client.http.waiter(STOP_TIMEOUT)
-    found = waiter.until(f"workspace {name} to stop", look, 0.3, 2.0)
-    if found is None or found["job"]["status"] != "failed":
+    try:
+        found = follow(f"build of {name}", client.http.waiter(STOP_TIMEOUT), lambda: client.build(build_id))
+    except NotFound:
         return ""
-    return f"{name}: {client.http.clean(found['job'].get('error') or 'failed')}"
+    failed = found["job"]["status"] == "failed"
+    return f"{name}: {client.http.clean(found['job'].get('error') or 'failed')}" if failed else ""
 
 
 # Tokens
@@ -404,14 +396,9 @@ def lifetime_of(client: CoderAdmin, wish: Wish) -> tuple[float, float]:
     return (cap, cap) if wish.lifetime > cap else (wish.lifetime, 0.0)
 
 
-def forget(client: CoderAdmin, wish: Wish, ids: tuple[str, ...]) -> None:
+def forget(client: CoderAdmin, user: str, ids: Iterable[str]) -> None:
     for key_id in ids:
-        client.delete_token(key_id, wish.user)
-
-
-def moment(text: str) -> datetime:
-    """A time of the API's; nanoseconds are cut off."""
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.replace("Z", "+00:00")))
+        client.delete_token(key_id, user)
 
 
 def cap_sentence(user: str, capped: float, lifetime: float) -> str:

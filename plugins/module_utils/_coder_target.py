@@ -18,8 +18,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ._coder_client import CoderClient, Json, agents, is_deprecated, search_query
-from ._errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
+from ._coder_client import CoderClient, Json, agents, is_deprecated, moment, search_query
+from ._coder_jobs import ENDED, follow, last_lines
+from ._errors import Conflict, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._release import release
 from ._wait import Waiter
@@ -45,7 +46,6 @@ STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "cance
 """By the latest build's status; everything else is under way."""
 RELEASE = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?=[-+])", re.ASCII)
 UPGRADE = "ansible-galaxy collection install --upgrade spt.flow"
-ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
 class CoderTarget:
@@ -130,9 +130,9 @@ class CoderTarget:
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         template = self._open_template(spec.kind)
-        values = {"repo": spec.repository.url if spec.repository else "", "ref": spec.ref, "dotfiles": spec.dotfiles}
-        wanted = {name: value for name, value in values.items() if value}
-        self._refuse_unknown(template, wanted)
+        repo = {"repo": spec.repository.url} if spec.repository else {}
+        wanted = {**repo, **_given(spec)}
+        self._refuse_unknown(template["name"], template["active_version_id"], wanted)
         name = self._free_name(spec)
         made = self._client.create_workspace(name, template["id"], owner=spec.owner, rich_parameter_values=wanted)
         self._built(made, made["latest_build"], progress)
@@ -154,13 +154,13 @@ class CoderTarget:
             )
         return found
 
-    def _refuse_unknown(self, template: Json, wanted: dict[str, str]) -> None:
+    def _refuse_unknown(self, template: str, version: str, wanted: dict[str, str]) -> None:
         """The server drops what it does not know without a word."""
-        known = {parameter["name"] for parameter in self._client.version_parameters(template["active_version_id"])}
+        known = {parameter["name"] for parameter in self._client.version_parameters(version)}
         unknown = sorted(set(wanted) - known)
         if unknown:
             raise InvalidInput(
-                f"The template {template['name']} takes no {' or '.join(unknown)}.",
+                f"The template {template} takes no {' or '.join(unknown)}.",
                 "Leave it away, or have the template brought up to date: ansible-playbook site.yml",
             )
 
@@ -192,10 +192,12 @@ class CoderTarget:
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Stop, then start with what is active now; parameters stay as they are but for those that are given."""
         found = self._settled(workspace)
+        active, given = found["template_active_version_id"], _given(spec)
+        if given:
+            self._refuse_unknown(found["template_name"], active, given)
         if found["latest_build"]["status"] != "stopped":
             found = self._change(found, "stop", progress)
-        active = found["template_active_version_id"]
-        return self._seen(self._change(found, "start", progress, active))
+        return self._seen(self._change(found, "start", progress, active, given))
 
     def delete(self, workspace: Workspace) -> None:
         found = self._settled(workspace)
@@ -209,8 +211,15 @@ class CoderTarget:
             found = self._fresh(workspace)
         return found
 
-    def _change(self, found: Json, transition: str, progress: Progress | None = None, version: str = "") -> Json:
-        build = self._client.create_build(found, transition, version)
+    def _change(
+        self,
+        found: Json,
+        transition: str,
+        progress: Progress | None = None,
+        version: str = "",
+        values: dict[str, str] | None = None,
+    ) -> Json:
+        build = self._client.create_build(found, transition, version, values)
         self._built(found, build, progress or Progress())
         return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
 
@@ -220,43 +229,27 @@ class CoderTarget:
         job = ended["job"]
         if job["status"] == "succeeded":
             return
-        lines = [line["output"] for line in self._client.build_logs(build["id"]) if line["output"].strip()]
-        last = [self._client.http.clean(line) for line in lines[-LAST_LINES:]]
-        what = {"start": "start", "stop": "stop", "delete": "delete"}[ended["transition"]]
+        last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
         raise Unhealthy(
-            f"Coder could not {what} workspace {workspace['name']}: {job.get('error') or job['status']}.",
+            f"Coder could not {ended['transition']} workspace {workspace['name']}:"
+            f" {job.get('error') or job['status']}.",
             "\n".join(["The last lines of its build:", *last]) if last else "See the build on the server's dashboard.",
             {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
         )
 
     def _ended(self, build_id: str, progress: Progress) -> Json:
-        """The build once its job has ended; each of its stages is progress."""
-        waiter = Waiter(BUILD_TIMEOUT)
-        stage, after, pending = "", 0, False
-
-        def look() -> Json | None:
-            nonlocal stage, after, pending
-            for line in self._client.build_logs(build_id, after):
-                after = line["id"]
-                if line["stage"] != stage:
-                    stage = line["stage"]
-                    progress.note(f"build: {stage}")
-            found = self._client.build(build_id)
-            if found is None:
-                raise NotFound("The build vanished while it was waited for.", "Run the command again.")
-            if found["job"]["status"] == "pending" and not pending:
-                pending = True
-                self._tell_waiting(found, progress)
-            return found if found["job"]["status"] in ENDED else None
-
-        found = waiter.until("Coder's build, which goes on", look, 0.2, 1.5)
-        assert found is not None
-        return found
-
-    def _tell_waiting(self, build: Json, progress: Progress) -> None:
-        matched = build.get("matched_provisioners") or {}
-        if matched.get("count") and not matched.get("available"):
-            progress.note("build: no provisioner of the server is free or alive; waiting for one")
+        """The build once its job has ended; that nobody waits any more does not end it."""
+        try:
+            return follow(
+                "build",
+                Waiter(BUILD_TIMEOUT),
+                lambda: self._client.build(build_id),
+                lambda after: self._client.build_logs(build_id, after),
+                progress,
+            )
+        except DeadlineExceeded as error:
+            hint = error.hint or "The server goes on with it: run the command again to wait on."
+            raise DeadlineExceeded(error.message, hint, error.details) from None
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
         """Move the stop to ``hours`` from now; 0 gives it back to the template's own time."""
@@ -341,9 +334,6 @@ class CoderTarget:
 
         return _coder_cli.ready(self._client.http, progress, needed)
 
-    def proxy_command(self, workspace: Workspace) -> Words:
-        return ["coder", "ssh", "--stdio", "--wait=no", f"{workspace.owner}/{workspace.name}"]
-
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         done = self.exec(workspace, ["tar", "--extract", "--directory", directory], tar, timeout=600)
         if done.status:
@@ -357,6 +347,11 @@ class CoderTarget:
 
 
 # Pure parts
+
+
+def _given(spec: WorkspaceSpec) -> dict[str, str]:
+    """Parameters that a user may set again at a restart, as far as they were given."""
+    return {name: value for name, value in (("ref", spec.ref), ("dotfiles", spec.dotfiles)) if value}
 
 
 def from_json(found: Json, url: str) -> Workspace:
@@ -456,4 +451,4 @@ def seconds(text: str | None) -> float | None:
     """Epoch seconds of the API's time; ``None`` for none, which the server also writes as the year 1."""
     if not text or text.startswith("0001-"):
         return None
-    return datetime.fromisoformat(text).timestamp()
+    return moment(text).timestamp()

@@ -20,7 +20,8 @@ from typing import Any
 
 from ._coder_admin import CoderAdmin
 from ._coder_client import DEPRECATED, Json
-from ._errors import FlowError, InvalidInput, NotFound, Unhealthy
+from ._coder_jobs import follow, last_lines
+from ._errors import FlowError, InvalidInput, Unhealthy
 from ._progress import Progress
 from ._release import COLLECTION, release
 from ._settings import Settings
@@ -32,7 +33,6 @@ LARGEST = 1 << 20
 """Bytes of an archive that the server takes (facts, section 6.9)."""
 IMPORT_TIMEOUT = 600.0
 LAST_LINES = 8
-ENDED = frozenset({"succeeded", "failed", "canceled"})
 CREATION_NAMES = {
     "time_til_dormant_ms": "dormant_ttl_ms",
     "time_til_dormant_autodelete_ms": "delete_ttl_ms",
@@ -222,32 +222,20 @@ def _imported(client: CoderAdmin, template: Json | None, wanted: Wanted, progres
 
 def _followed(client: CoderAdmin, version_id: str, wanted: Wanted, progress: Progress) -> Json:
     """Wait for an import; its log is progress. What takes too long is cancelled."""
-    waiter = Waiter(IMPORT_TIMEOUT)
-    stage, after = "", 0
-
-    def look() -> Json | None:
-        nonlocal stage, after
-        for line in client.version_logs(version_id, after):
-            after = line["id"]
-            if line["stage"] != stage:
-                stage = line["stage"]
-                progress.note(f"import: {stage}")
-        found = client.template_version(version_id)
-        if found is None:
-            raise NotFound("The version vanished while it was imported.", "Run the command again.")
-        return found if found["job"]["status"] in ENDED else None
-
     try:
-        version = waiter.until(f"the import of template {wanted.name}", look, 0.3, 2.0)
+        version = follow(
+            "import",
+            Waiter(IMPORT_TIMEOUT),
+            lambda: client.template_version(version_id),
+            lambda after: client.version_logs(version_id, after),
+            progress,
+        )
     except FlowError:
         client.cancel_version(version_id)
         raise
-    assert version is not None
     if version["job"]["status"] == "succeeded":
         return version
-    lines = [line for line in client.version_logs(version_id) if line["output"].strip()]
-    worst = [line for line in lines if line["log_level"] == "error"] or lines
-    last = [client.http.clean(line["output"]) for line in worst[-LAST_LINES:]]
+    last = last_lines(client, client.version_logs(version_id), LAST_LINES)
     raise Unhealthy(
         f"The template {wanted.name} cannot be imported: {version['job'].get('error') or version['job']['status']}.",
         "\n".join(["What was active stays active. The last lines of the import:", *last]),

@@ -570,17 +570,9 @@ class DockerTarget:
         ran = self._engine.run(workspace.id, argv, stdin, timeout, user or USER)
         return ExecResult(ran.status, ran.stdout.decode(errors="replace"), ran.stderr.decode(errors="replace"))
 
-    def proxy_command(self, workspace: Workspace) -> Words:
-        return [
-            "docker",
-            "exec",
-            "-i",
-            "-u",
-            USER,
-            container_name(workspace.owner, workspace.name),
-            "spt-workspace",
-            "session",
-        ]
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
+        """Nothing: `docker` made the workspace."""
+        return []
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         path = f"/containers/{workspace.id}/archive"

@@ -41,6 +41,8 @@ PLAYBOOK_VARIABLES = (
     "coder_url",
     "coder_users",
 )
+LOCAL_ENGINE = "unix:///var/run/docker.sock"
+
 RENAMED: dict[str, str] = {}
 """Old name: new name. Nothing has been renamed since the first release."""
 
@@ -122,6 +124,25 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
         raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is no port.")
     host = _address(node, str(variables.get("ansible_host") or node))
     return f"ssh://{user}{'@' if user else ''}{host}{':' if port else ''}{port}"
+
+
+def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> dict[str, str]:
+    """Addresses of the engines of flow_nodes as the Coder server reaches them, by the nodes' names.
+
+    A node that is the server itself is reached by its socket (there Terraform runs, never a workspace). Raises
+    ``InvalidInput`` for a node that only this machine can reach.
+    """
+    servers = found.get("flow_servers") or ()
+    addresses = {}
+    for node in sorted(found.get("flow_nodes") or ()):
+        address = engine_of(node, found, hostvars)
+        if not address and servers and node not in servers:
+            raise InvalidInput(
+                f"The workspace host {node} is this machine, which the Coder server cannot reach.",
+                "Give it an address (ansible_host, and no local connection), or list it in flow_servers if it is one.",
+            )
+        addresses[node] = address if address and node not in servers else LOCAL_ENGINE
+    return addresses
 
 
 def _no_node(node: str, nodes: list[str], hostvars: Mapping[str, Any]) -> str:

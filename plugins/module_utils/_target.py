@@ -100,8 +100,8 @@ class Target(Protocol):
     ) -> ExecResult:
         """Run ``argv`` inside, as the workspace's user unless told otherwise."""
 
-    def proxy_command(self, workspace: Workspace) -> Sequence[str]:
-        """The command whose stdin and stdout speak SSH with the workspace (decision C1)."""
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Sequence[str]:
+        """See to the program that enters workspaces beside SSH; notes. Raises when there is none and it is needed."""
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         """Unpack ``tar`` below ``directory``; works on a created, not yet started workspace."""

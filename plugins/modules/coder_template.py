@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - spt.flow.attributes.action
   - spt.flow.values.workspace
   - spt.flow.values.server
+  - spt.flow.values.output
 options:
   kinds:
     description:
@@ -43,9 +44,9 @@ options:
     default: ''
   deprecated:
     description:
-      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and
-        C(up) refuses
-        to make a workspace of them. Workspaces that are there start, stop and restart as before. Empty takes it back.
+      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and C(up)
+        refuses to make a workspace of them. Workspaces that are there start, stop and restart as before. Empty takes
+        it back.
     type: str
     default: ''
   network:
@@ -56,11 +57,6 @@ options:
     description: AppArmor profile of workspaces, C(spt-flow-workspace) where the nodes have AppArmor.
     type: str
     default: ''
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.workspace
 """

@@ -15,17 +15,16 @@ author:
 description:
   - >-
     Looks at the token in a file of the task's host, asks the server whether it works, whose it is and how long it
-    lasts, and
-    replaces it where that is not as wished. What still works makes its own successor, so nobody has to sign in for
-    that.
+    lasts, and replaces it where that is not as wished. What still works makes its own successor, so nobody has to sign
+    in for that.
   - >-
     The new token is tried and written before the old one is deleted. It goes from memory to the standard input of
-    a command
-    on the host; it is in no result, in no argument, and on the disk of no other machine.
+    a command on the host; it is in no result, in no argument, and on the disk of no other machine.
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
   - spt.flow.values.server
+  - spt.flow.values.output
 options:
   name:
     description: Name of the token on the server. Later ones are called C(name-2), C(name-3) and so on.
@@ -49,11 +48,6 @@ options:
     description: How long before its end a token is replaced, at the latest after half of its life.
     type: str
     default: 10d
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.coder_user
 """

@@ -15,8 +15,7 @@ author:
 description:
   - >-
     Makes the first user of a fresh server, and brings a list of users to its state in one call: there with their
-    roles, or
-    off-boarded.
+    roles, or off-boarded.
   - >-
     Whoever leaves is suspended, which refuses every session and token of theirs; their roles go, their tokens are
     revoked and their workspaces stopped. Their homes stay, and so does the user, whose name nobody else gets.
@@ -25,6 +24,7 @@ extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
   - spt.flow.values.server
+  - spt.flow.values.output
 options:
   first_username:
     description:
@@ -76,11 +76,6 @@ options:
         description: Of a new user with O(users[].login_type=password).
         type: str
         default: ''
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.coder_token
 """

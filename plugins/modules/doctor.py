@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
   - spt.flow.values.settings
+  - spt.flow.values.output
 options:
   write:
     description:
@@ -54,11 +55,6 @@ options:
     description: The host that owner/name alone stands for.
     type: str
     default: github.com
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.workspace
 """

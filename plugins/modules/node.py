@@ -20,6 +20,7 @@ description:
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
+  - spt.flow.values.output
 options:
   state:
     description: V(drained) empties the host and keeps it empty, V(open) lets workspaces start there again.
@@ -43,11 +44,6 @@ options:
     description: Must be V(true) for O(state=drained).
     type: bool
     default: false
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.workspace
   - module: spt.flow.workspaces

@@ -20,6 +20,7 @@ description:
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
+  - spt.flow.values.output
 options:
   workspaces:
     description:
@@ -40,11 +41,6 @@ options:
     description: Must be V(true) for entries whose C(state) is V(absent) to be deleted.
     type: bool
     default: false
-  output:
-    description: Text, or one JSON object on standard output.
-    type: str
-    choices: [text, json]
-    default: text
 seealso:
   - module: spt.flow.workspace
 """

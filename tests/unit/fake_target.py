@@ -167,8 +167,8 @@ class FakeTarget:
         self._note("exec")
         raise NotImplementedError
 
-    def proxy_command(self, workspace: Any) -> list[str]:
-        return ["true"]
+    def ready_to_enter(self, progress: Any, needed: bool = False) -> list[str]:
+        return []
 
     def put(self, workspace: Any, directory: str, tar: bytes) -> None:
         self._note("put")

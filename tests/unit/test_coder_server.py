@@ -227,7 +227,7 @@ def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
     mine = replace(WISH, user="me")
     second = server.mint(own, mine)
     assert second.name == "spt-flow-2" and second.stale == (first.token.partition("-")[0],)
-    server.forget(own, mine, second.stale)
+    server.forget(own, mine.user, second.stale)
     assert not server.verify(own, WISH, now(fake)).good
     assert server.verify(client(fake, second.token), WISH, now(fake)).good
     assert server.mint(client(fake, second.token), mine).name == "spt-flow"

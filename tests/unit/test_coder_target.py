@@ -176,14 +176,40 @@ def test_a_server_without_the_template_is_told(fake: Fake) -> None:
 
 def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
-    now = fake.state.now
-    offset = now - time.time()
-    kept = ensure(target, NAMED, "kept", hours=8.0, by="ada").workspace
-    assert kept is not None
-    assert kept.life.stops_at is not None
-    assert abs(kept.life.stops_at - offset - (time.time() + 8 * 3600)) < 3600 or kept.life.stops_at > now
+
+    def stops_after(hours: float) -> float:
+        """Seconds from now, by this machine's clock, which is what a stop is counted from."""
+        begun = time.time()
+        kept = ensure(target, NAMED, "kept", hours=hours, by="ada").workspace
+        assert kept is not None
+        assert kept.life.stops_at is not None
+        return kept.life.stops_at - begun
+
+    assert stops_after(8.0) == pytest.approx(8 * 3600, abs=60)
+    assert stops_after(0.0) == pytest.approx(2 * 3600, abs=60)
     with pytest.raises(InvalidInput, match="half an hour"):
         ensure(target, NAMED, "kept", hours=0.1)
+
+
+def test_a_restart_takes_what_is_given_and_refuses_what_the_template_does_not_know(
+    fake: Fake, target: CoderTarget
+) -> None:
+    ensure(target)
+    given = replace(NAMED, ref="develop", dotfiles="https://example.com/ada/dotfiles")
+    ensure(target, given, "restarted")
+    (workspace,) = fake.state.workspaces.values()
+    assert workspace.latest.parameters["ref"] == "develop"
+    assert workspace.latest.parameters["dotfiles"] == "https://example.com/ada/dotfiles"
+    assert workspace.latest.parameters["repo"] == REPO.url
+    ensure(target, NAMED, "restarted")
+    assert workspace.latest.parameters["ref"] == "develop"
+    template = fake.state.template_by_name("spt-flow")
+    text = coder_house.TEMPLATE.replace('"dotfiles"', '"colour"')
+    fake.state.promote(template, coder_house.add_version(fake.state, "v2", template.id, text))
+    before = builds(fake)
+    with pytest.raises(InvalidInput, match="takes no dotfiles"):
+        ensure(target, given, "restarted")
+    assert builds(fake) == before
 
 
 def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
@@ -197,7 +223,7 @@ def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
 def test_a_build_that_takes_too_long_goes_on(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ansible_collections.spt.flow.plugins.module_utils._coder_target.BUILD_TIMEOUT", 0.5)
     fake.state.next("start", start=3600)
-    with pytest.raises(DeadlineExceeded, match="which goes on"):
+    with pytest.raises(DeadlineExceeded, match="The server goes on with it"):
         ensure(target)
     assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
 

@@ -59,3 +59,28 @@ def test_a_host_that_is_none_is_refused_with_what_there_is(node: str, groups: di
     with pytest.raises(NotFound) as refused:
         _inventory.engine_of(node, groups, HOSTS)
     assert words in str(refused.value)
+
+
+LOCAL = {"ansible_connection": "local"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "node1", "engines"),
+    [
+        (GROUPS, {}, {"node1": "ssh://node1", "node2": "ssh://node2"}),
+        ({**GROUPS, "flow_servers": ["node1"]}, {}, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://node2"}),
+        ({**GROUPS, "flow_servers": ["node1"]}, LOCAL, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://node2"}),
+        ({"flow_nodes": ["node1"]}, LOCAL, {"node1": _inventory.LOCAL_ENGINE}),
+        ({"flow_servers": ["server1"]}, {}, {}),
+    ],
+    ids=["others", "server too", "server here", "all in one", "none"],
+)
+def test_how_a_coder_server_reaches_the_engines(
+    groups: dict[str, list[str]], node1: dict[str, Any], engines: dict[str, str]
+) -> None:
+    assert _inventory.engines_for_server(groups, {**HOSTS, "node1": node1}) == engines
+
+
+def test_an_engine_that_only_this_machine_reaches_is_refused_for_another_server() -> None:
+    with pytest.raises(InvalidInput, match="node1 is this machine, which the Coder server cannot reach"):
+        _inventory.engines_for_server(GROUPS, {**HOSTS, "node1": LOCAL})
