@@ -29,19 +29,7 @@ AGENT = "spt-workspace start; sleep 3600"
 
 
 def variables(**more: str) -> dict[str, str]:
-    image = _image_identity.identity("slim")
-    return {
-        **SETTINGS.terraform_variables(),
-        "kind": "dev",
-        "contract": "1",
-        "image": image.tag,
-        "image_hash": image.hash,
-        "nodes": "{}",
-        "runtime": "spt-flow",
-        "apparmor": "",
-        "network": _docker_body.NETWORK,
-        **more,
-    }
+    return {**_coder_template.ours(SETTINGS, "dev", "spt-flow", {}).variables, **more}
 
 
 class Terraform:

@@ -118,7 +118,8 @@ def test_a_session_has_the_clients_agent_and_exit_status(
     assert done.returncode == 0, done.stderr
     done = inside(house, workspace, "git -C ~/demo log --format=%s; id -un; git config user.email")
     assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
-    assert inside(house, workspace, "ssh-add -l; grep -rl 'PRIVATE KEY' ~ || true").stdout.count("/home") == 0
+    searched = inside(house, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
+    assert (searched.returncode, searched.stdout) == (1, ""), searched.stderr
 
 
 def test_limits_docker_and_the_ide_are_as_everywhere(house: House, workspace: Workspace) -> None:

@@ -15,12 +15,12 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 CHECKOUT = Path(__file__).resolve().parents[3]
 MACHINES = os.environ.get("SPT_FLOW_MACHINES", "spt-flow-molecule")  # as in .config/molecule/config.yml
 NODES = (f"{MACHINES}-e2e-1", f"{MACHINES}-e2e-2")
 VOLUME = "spt-flow-ada-demo-home"
+testinfra_hosts = ["local://"]
+"""These tests speak of both nodes; testinfra would run them for each."""
 
 
 def command(reports: Path, playbook: str, *more: str) -> list[str]:
@@ -53,13 +53,6 @@ def play(reports: Path, playbook: str, *more: str) -> tuple[int, str, dict[str, 
 def docker(node: str, *words: str) -> str:
     argv = ["docker", "exec", node, *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def once(host) -> None:  # type: ignore[no-untyped-def]
-    """These tests speak of both nodes; testinfra would run them for each."""
-    if host.backend.host != NODES[0]:
-        pytest.skip("run once, for both nodes")
 
 
 def test_a_node_alone_is_left_as_it_is_and_the_other_is_not_asked(tmp_path: Path) -> None:
@@ -146,7 +139,9 @@ def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> 
     assert "Nothing was removed" in said
     status, said, _recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
     assert status == 0, said
-    left = docker(NODES[0], "sh", "-c", "ls /etc/systemd/system/spt-flow* /usr/local/lib/spt-flow/spt-flow-* || true")
+    left = docker(
+        NODES[0], "find", "/etc/systemd/system", "/usr/local/lib", "-name", "spt-flow*", "!", "-name", "spt-flow"
+    )
     assert left == ""
     assert docker(NODES[0], "docker", "volume", "ls", "--quiet") == VOLUME
     status, said, recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
