@@ -185,6 +185,11 @@ def _plan_absent(actual: Workspace) -> Plan:
 
 
 def _plan_kept(actual: Workspace, hours: float) -> Plan:
+    if actual.kind == "ci":
+        raise Conflict(
+            f"Cannot keep workspace {actual.name} alive: it is a CI workspace, whose time nothing moves.",
+            "Give the next run more time: ansible-playbook spt.flow.ci -e ttl=1h",
+        )
     if actual.state != "running":
         raise Conflict(
             f"Cannot keep workspace {actual.name} alive: it is {actual.state}.",

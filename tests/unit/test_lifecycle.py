@@ -114,6 +114,12 @@ def test_only_running_workspaces_are_kept_alive():
         _lifecycle.plan(replace(RUNNING, state="stopped"), SPEC, "kept", hours=2)
 
 
+def test_the_time_of_a_ci_workspace_is_not_moved():
+    for hours in (0, 2):
+        with pytest.raises(_errors.Conflict, match="it is a CI workspace, whose time nothing moves"):
+            _lifecycle.plan(replace(RUNNING, kind="ci"), SPEC, "kept", hours=hours)
+
+
 def test_outdated_is_said_with_the_command_and_not_applied():
     planned = _lifecycle.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
     assert not planned.changed
