@@ -12,9 +12,12 @@ compiled code-server and the finished image.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import http.client
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -22,26 +25,19 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import _image_tools
 from ._errors import FlowError, InvalidInput, NotFound, Unhealthy, redact
-from ._image_identity import FOLDER, Image, content_hash
+from ._image_identity import FOLDER, Image, Recipe, content_hash, placed, recipe
 from ._progress import Progress
 
 LABEL = "spt.flow.image"
 _BLOCK = 1 << 20
 _TIMEOUT = 60
 _BUILD_TIMEOUT = 1800
-
-
-def versions(folder: Path = FOLDER) -> dict[str, Any]:
-    """The content of ``image/versions.yml``."""
-    import yaml
-
-    with open(folder / "versions.yml", encoding="utf-8") as handle:
-        return dict(yaml.safe_load(handle))
 
 
 # Presence
@@ -155,7 +151,8 @@ def _save(engine: Any, image: Image) -> None:
     with _atomic(archive) as path, open(path, "wb") as out:
         for block in engine.images.get(image.tag).save(chunk_size=_BLOCK, named=True):
             out.write(block)
-    for old in archive.parent.glob(f"{image.profile}-*.tar"):
+    # Another profile's name may begin with this one.
+    for old in archive.parent.glob(f"{image.profile}-{'[0-9a-f]' * 64}.tar"):
         if old != archive:
             old.unlink(missing_ok=True)
 
@@ -183,7 +180,7 @@ def _load(image: Image, progress: Progress) -> bool:
 # Downloads
 
 
-def fetch(name: str, entry: Mapping[str, str], options: Mapping[str, Any], progress: Progress) -> Path:
+def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progress: Progress) -> Path:
     """The file ``entry`` (``url``, ``sha256``) from the cache or its source; a wrong one is named with both sums."""
     target = cache("downloads") / f"{entry['sha256'][:16]}-{entry['url'].rsplit('/', 1)[-1]}"
     if target.exists():
@@ -191,80 +188,135 @@ def fetch(name: str, entry: Mapping[str, str], options: Mapping[str, Any], progr
     url = mirrored(entry["url"], options)
     progress.note(f"image: downloading {name} {entry.get('version', '')} from {redact(url)}")
     with _atomic(target) as path:
-        found = _download(name, url, path, str(options.get("ca_bundle") or ""))
+        found, missing = _download(name, url, path, str(options.get("ca_bundle") or ""))
         if found != entry["sha256"]:
+            what = f"the download was cut off ({missing}), and its SHA-256 is" if missing else "its SHA-256 is"
             raise FlowError(
-                f"Cannot use {name} from {url}: its SHA-256 is {found}, and {entry['sha256']} was expected.",
-                "The source or the mirror is wrong, or the download was cut off; nothing was kept of it. Run it again.",
+                f"Cannot use {name} from {url}: {what} {found}, where {entry['sha256']} was expected.",
+                "Nothing was kept of it, and what is complete is not fetched again. Run it again; a sum that stays "
+                "wrong is the source's or the mirror's.",
             )
     return target
 
 
+_ORIGINS = {
+    "mirror_apt": ("http://deb.debian.org", "http://archive.ubuntu.com", "http://security.ubuntu.com"),
+    "mirror_crates": ("https://static.crates.io",),
+    "mirror_go": ("https://proxy.golang.org",),
+    "mirror_npm": ("https://registry.npmjs.org",),
+    "mirror_pypi": ("https://files.pythonhosted.org",),
+}
+"""What each mirror stands for; everything else is of ``mirror_files``."""
+
+
 def mirrored(url: str, options: Mapping[str, Any]) -> str:
     """``url``, or its place on the mirror that the user's ``mirror_*`` settings name."""
-    origins = {"mirror_pypi": "https://files.pythonhosted.org", "mirror_npm": "https://registry.npmjs.org"}
-    for option, origin in origins.items():
-        mirror = str(options.get(option) or "").rstrip("/")
-        if mirror and url.startswith(origin):
-            return mirror + url[len(origin) :]
+    for option, origins in _ORIGINS.items():
+        for origin in origins:
+            if url.startswith(f"{origin}/"):
+                mirror = str(options.get(option) or "").rstrip("/")
+                return mirror + url[len(origin) :] if mirror else url
     mirror = str(options.get("mirror_files") or "").rstrip("/")
-    if mirror and not url.startswith(tuple(origins.values())):
-        return f"{mirror}/{url.split('://', 1)[1]}"
-    return url
+    return f"{mirror}/{url.split('://', 1)[1]}" if mirror else url
 
 
-def _download(name: str, url: str, path: Path, ca_bundle: str) -> str:
-    """Write what ``url`` answers to ``path``; its SHA-256."""
+def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str]:
+    """Write what ``url`` answers to ``path``: its SHA-256, and how it ended too early, if it did."""
     import ssl
 
     digest = hashlib.sha256()
+    length = 0
     try:
         context = ssl.create_default_context(cafile=ca_bundle or None)
         with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as answer, open(path, "wb") as out:
-            while block := answer.read(_BLOCK):
-                digest.update(block)
-                out.write(block)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+            wanted = answer.headers.get("Content-Length", "")
+            try:
+                while block := answer.read(_BLOCK):
+                    digest.update(block)
+                    length += len(block)
+                    with _room(f"keep {name} in", path.parent.parent):
+                        out.write(block)
+            except http.client.IncompleteRead as error:
+                digest.update(error.partial)
+                length += len(error.partial)
+            except OSError as error:
+                return digest.hexdigest(), f"after {length} bytes: {error}"
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise FlowError(
             f"Cannot download {name} from {url}: {error}.",
-            "Check the network, or name a mirror (mirror_pypi, mirror_npm, mirror_files).",
+            f"Check the network, or name a mirror ({', '.join([*_ORIGINS, 'mirror_files'])}).",
         ) from None
-    return digest.hexdigest()
+    cut = f"after {length} of {wanted} bytes" if wanted.isdigit() and length < int(wanted) else ""
+    return digest.hexdigest(), cut
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def _room(doing: str, where: Path) -> Iterator[None]:
+    """Say that the disk is full where that is why the block failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _full(doing, where) from None
+
+
+def _full(doing: str, where: Path | str) -> FlowError:
+    return FlowError(
+        f"Cannot {doing} {where}: the disk is full.",
+        f"Make room there (`df -h {where}`) and run it again: nothing was tagged, and what is complete is used again.",
+    )
 
 
 # Build
 
 
+def dockerfile(made: Recipe, folder: Path = FOLDER) -> str:
+    """``image/Dockerfile`` with a layer for each group of packages and each tool of the recipe."""
+    build = "/usr/local/lib/spt-flow-build"
+    archives = '"$MIRROR" "$MIRROR_SECURITY" "$ARCHIVE" "$ARCHIVE_SECURITY"'
+    lines = {
+        "# packages": [f"RUN sh {build}/packages {archives} {' '.join(group)}" for group in made.packages.values()],
+        "# tools": [f"ADD tools/{name}.tar.gz /" for name in made.tools],
+    }
+    text = (folder / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for given in text for line in lines.get(given, [given]))
+
+
+def inventory(made: Recipe, image: Image) -> dict[str, Any]:
+    """The image of itself in /usr/share/spt-flow/image.json: a tool that is not listed is not in this profile."""
+    present = {name: {"version": str(tool["version"]), "state": "present"} for name, tool in made.tools.items()}
+    absent = {name: {"version": "", "state": "unavailable", "reason": why} for name, why in made.absent.items()}
+    ide = {name: str(entry["version"]) for name, entry in made.ide.items()}
+    return {
+        "profile": image.profile,
+        "hash": image.hash,
+        "base": made.base_name,
+        "snapshot": made.base["snapshot"],
+        "ide": ide,
+        "tools": {**present, **absent},
+        "packages": {name: list(group) for name, group in made.packages.items()},
+    }
+
+
 class _Builder:
-    """One build: base system, code-server, image; each from the cache where it is there."""
+    """One build: base system, code-server, tools, image; each from the cache where it is there."""
 
     def __init__(self, image: Image, options: Mapping[str, Any], progress: Progress, folder: Path = FOLDER) -> None:
         self.image = image
         self.options = options
         self.progress = progress
         self.folder = folder
-        self.versions = versions(folder)
-        if image.profile not in self.versions["profiles"]:
-            raise InvalidInput(
-                f"There is no image profile {image.profile!r}.", f"One of: {', '.join(self.versions['profiles'])}."
-            )
+        self.recipe = recipe(image.profile, folder)
         self.engine = _engine()
         self.archives = self._archives()
 
     def build(self) -> None:
-        base = self._base()
-        ide = self._ide(base)
-        files = [self.folder / name for name in ("Dockerfile", "apt-sources", "install.d", "rootfs")]
-        built = self._run(
-            "workspace",
-            {path.name: path for path in files} | {"ide.tar.gz": ide},
-            {
-                "BASE": base,
-                "PACKAGES": " ".join(self.versions["profiles"][self.image.profile]["packages"]),
-                "IMAGE_HASH": self.image.hash,
-                "PROFILE": self.image.profile,
-            },
-        )
+        with _room("build the image in", cache()):
+            built = self._build()
         repository, tag = self.image.tag.split(":")
         built.tag(repository, tag)
         try:
@@ -273,63 +325,95 @@ class _Builder:
             # Without the room for an archive the image is still there on the engine.
             self.progress.note(f"image: not kept in the cache ({error})")
 
+    def _build(self) -> Any:
+        for name, why in self.recipe.absent.items():
+            self.progress.note(f"image: without {name}: {why}")
+        base = self._base()
+        ide = self._ide(base)
+        tools = {f"tools/{name}.tar.gz": self._tool(name, base) for name in self.recipe.tools}
+        about = json.dumps(inventory(self.recipe, self.image), indent=2, sort_keys=True)
+        context: dict[str, Path | bytes] = {
+            **{name: self.folder / name for name in ("apt-sources", "install.d", "rootfs")},
+            **tools,
+            "Dockerfile": dockerfile(self.recipe, self.folder).encode(),
+            "ide.tar.gz": ide,
+            "image.json": f"{about}\n".encode(),
+        }
+        archive, security = self.recipe.distribution["archives"]
+        words = {"BASE": base, "ARCHIVE": archive, "ARCHIVE_SECURITY": security}
+        return self._run("workspace", context, {**words, "IMAGE_HASH": self.image.hash, "PROFILE": self.image.profile})
+
     def _archives(self) -> tuple[str, str]:
         """The package archives: the named mirror, the snapshot of the day, or (said) the newest instead."""
-        base = self.versions["base"]
-        mirror = str(self.options.get("mirror_apt") or "").rstrip("/")
+        distribution = self.recipe.distribution
+        mirror = str(self.options.get("mirror_apt") or "")
         if mirror and not mirror.startswith(("http://", "https://")):
             raise InvalidInput("Cannot use mirror_apt: it is not an http URL.", "For example: http://deb.debian.org.")
-        if not mirror:
-            snapshot = base["snapshot_url"].rstrip("/")
-            pair = (f"{snapshot}/debian/{base['snapshot']}", f"{snapshot}/debian-security/{base['snapshot']}")
-            if _answers(f"{pair[0]}/dists/{base['suite']}/Release"):
-                return pair
-            mirror = base["mirror"].rstrip("/")
-            self.progress.note(f"image: {snapshot} does not answer; packages are the newest of {mirror} instead")
-        return f"{mirror}/debian", f"{mirror}/debian-security"
+        packages, security = distribution["archives"]
+        if mirror:
+            return mirrored(packages, self.options), mirrored(security, self.options)
+        day = self.recipe.base["snapshot"]
+        snapshots = [address.format(day=day) for address in distribution["snapshots"]]
+        if _answers(f"{snapshots[0]}/dists/{self.recipe.base['suite']}/Release"):
+            return snapshots[0], snapshots[1]
+        self.progress.note(f"image: {snapshots[0]} does not answer; packages are the newest of {packages} instead")
+        return packages, security
 
     def _base(self) -> str:
         """Tag of the base system: by digest from a registry, or made by debootstrap."""
-        base = self.versions["base"]
+        registry = str(self.recipe.base.get("registry") or "")
         strategy = self.options.get("image_base") or "auto"
-        if strategy in ("auto", "registry") and base["registry"]:
+        if strategy in ("auto", "registry") and registry:
             from docker.errors import DockerException
 
             try:
-                self.progress.note(f"image: pulling the base {base['registry']}")
-                self.engine.images.pull(base["registry"])
-                return str(base["registry"])
+                self.progress.note(f"image: pulling the base {registry}")
+                self.engine.images.pull(registry)
+                return registry
             except DockerException as error:
                 if strategy == "registry":
                     raise FlowError(
-                        f"Cannot pull the base image {base['registry']}: {error}.",
+                        f"Cannot pull the base image {registry}: {error}.",
                         "Check the registry, or use image_base=bootstrap.",
                     ) from None
                 self.progress.note("image: the registry does not have it here; bootstrapping the base instead")
         elif strategy == "registry":
             raise InvalidInput(
-                "Cannot use image_base=registry: image/versions.yml names no base image by digest.",
-                "Set base.registry there to name@sha256:…, or use image_base=bootstrap.",
+                f"Cannot use image_base=registry: image/versions.yml names no digest for {self.recipe.base_name}.",
+                "Set its registry there to name@sha256:…, or use image_base=bootstrap.",
             )
-        return self._bootstrap(str(base["suite"]))
+        return self._bootstrap(str(self.recipe.base["suite"]))
 
     def _bootstrap(self, suite: str) -> str:
-        key = hashlib.sha256(f"{suite}\0{self.versions['base']['snapshot']}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{suite}\0{self.recipe.base['snapshot']}".encode()).hexdigest()[:12]
         repository, tag = "spt-flow/base", f"{suite}-{key}"
         if any(f"{repository}:{tag}" in found.tags for found in self.engine.images.list(name=repository)):
             return f"{repository}:{tag}"
         tarball = cache("base") / f"{suite}-{key}.tar"
         if not tarball.exists():
             with _atomic(tarball) as path:
-                _debootstrap(suite, self.archives[0], path, self.progress)
+                keyring = self._keyring(path.parent)
+                script = str(self.recipe.distribution["script"])
+                _debootstrap(suite, script, self.archives[0], path, self.progress, keyring)
         self.progress.note("image: importing the base system")
         self.engine.api.import_image_from_file(str(tarball), repository=repository, tag=tag)
         return f"{repository}:{tag}"
 
+    def _keyring(self, folder: Path) -> Path | None:
+        """The keys of another distribution than this machine's, out of their package."""
+        entry = self.recipe.distribution.get("keyring")
+        if entry is None:
+            return None
+        name = f"{self.recipe.base['distribution']}-archive-keyring.gpg"
+        package = fetch(name, entry, self.options, self.progress)
+        target = folder / name
+        target.write_bytes(_image_tools.of_package(package, f"usr/share/keyrings/{name}"))
+        return target
+
     def _ide(self, base: str) -> Path:
         """code-server, compiled once for its inputs and kept as an archive."""
-        files = self.versions["files"]
-        words = [self.versions["base"]["suite"], *(files[name]["sha256"] for name in ("node", "code-server"))]
+        files = self.recipe.ide
+        words = [self.recipe.base["suite"], *(files[name]["sha256"] for name in ("node", "code-server"))]
         tree = cache("ide") / f"{content_hash(words, self.folder / 'ide')[:16]}.tar.gz"
         if tree.exists():
             return tree
@@ -339,22 +423,81 @@ class _Builder:
             "apt-sources": self.folder / "apt-sources",
             "downloads/node.whl": fetch("Node.js", files["node"], self.options, self.progress),
             "downloads/code-server.tgz": fetch("code-server", files["code-server"], self.options, self.progress),
+            **self._authority(),
         }
-        # SSL_CERT_FILE is what OpenSSL, Python and git call the certificates that a site trusts.
-        authority = str(self.options.get("ca_bundle") or os.environ.get("SSL_CERT_FILE") or "")
-        if authority:
-            context["downloads/ca.pem"] = Path(authority)
         self.progress.note("image: compiling code-server (about three minutes, once)")
         registry = str(self.options.get("mirror_npm") or "")
-        built = self._run("code-server", context, {"BASE": base, "NPM_REGISTRY": registry})
-        container = self.engine.containers.create(built.id, command="true", labels={"spt.flow.build": "ide"})
+        arguments = {"BASE": base, "NPM_REGISTRY": registry}
+        with _atomic(tree) as path:
+            self._compiled(
+                "code-server", context, arguments, "/opt/code-server", lambda blocks: _compress(blocks, path)
+            )
+        return tree
+
+    def _tool(self, name: str, base: str) -> Path:
+        """The layer of a tool, laid out or compiled once for its inputs and kept as an archive."""
+        tool = self.recipe.tools[name]
+        words = [_image_tools.LAYOUT, json.dumps(placed(tool), sort_keys=True)]
+        crate = bool(tool.get("crate"))
+        if crate:
+            words += [self.recipe.base["suite"], json.dumps(placed(self.recipe.tools["rust"]), sort_keys=True)]
+        kind = f"{name}-{self.recipe.base['suite']}" if crate else name
+        key = content_hash(words, *([self.folder / "crate"] if crate else []))[:16]
+        layer = cache("tools") / f"{kind}-{key}.tar.gz"
+        if layer.exists():
+            return layer
+        files = [(fetch(name, file, self.options, self.progress), file) for file in tool["files"]]
+        with _atomic(layer) as path:
+            if crate:
+                binary = path.with_name("binary.tar")
+                self._crate(name, files[0][0], base, binary)
+                taken = {"url": files[0][1]["url"], "take": {name: f"usr/local/bin/{name}"}}
+                files = [(binary, taken)]
+            self.progress.note(f"image: laying out {name} {tool['version']}")
+            _image_tools.write(name, tool, files, path)
+            if crate:
+                binary.unlink()
+        for old in layer.parent.glob(f"{kind}-{'?' * len(key)}.tar.gz"):
+            if old != layer:
+                old.unlink(missing_ok=True)
+        return layer
+
+    def _crate(self, name: str, crate: Path, base: str, target: Path) -> None:
+        context: dict[str, Path | bytes] = {
+            "Dockerfile": self.folder / "crate" / "Dockerfile",
+            "crate": self.folder / "crate",
+            "apt-sources": self.folder / "apt-sources",
+            "rust.tar.gz": self._tool("rust", base),
+            "downloads/crate.tar.gz": crate,
+            **self._authority(),
+        }
+        self.progress.note(f"image: compiling {name} (some minutes, once)")
+        mirror = str(self.options.get("mirror_crates") or "").rstrip("/")
+        result = f"/build/result/bin/{name}"
+        arguments = {"BASE": base, "CRATES": mirror}
+        self._compiled(name, context, arguments, result, lambda blocks: _image_tools.keep(blocks, target))
+
+    def _authority(self) -> dict[str, Path | bytes]:
+        """The certificates that a site trusts; SSL_CERT_FILE is what OpenSSL, Python and git call them."""
+        authority = str(self.options.get("ca_bundle") or os.environ.get("SSL_CERT_FILE") or "")
+        return {"downloads/ca.pem": Path(authority)} if authority else {}
+
+    def _compiled(
+        self,
+        what: str,
+        context: Mapping[str, Path | bytes],
+        arguments: Mapping[str, str],
+        result: str,
+        take: Callable[[Iterable[bytes]], None],
+    ) -> None:
+        """Build ``context`` apart, give its ``result`` (an archive, by blocks) to ``take``, leave nothing behind."""
+        built = self._run(what, context, arguments)
+        container = self.engine.containers.create(built.id, command="true", labels={"spt.flow.build": what})
         try:
-            with _atomic(tree) as path:
-                _compress(container.get_archive("/opt/code-server", chunk_size=_BLOCK)[0], path)
+            take(container.get_archive(result, chunk_size=_BLOCK)[0])
         finally:
             container.remove(force=True)
             self.engine.images.remove(built.id, force=True)
-        return tree
 
     def _run(self, what: str, context: Mapping[str, Path | bytes], arguments: Mapping[str, str]) -> Any:
         """Build ``context`` by the classic API; progress per step, the last lines on failure. The image object."""
@@ -372,6 +515,8 @@ class _Builder:
                     lines = [*lines[-14:], text]
                 identifier = (event.get("aux") or {}).get("ID", identifier)
                 if "error" in event:
+                    if "no space left on device" in f"{event['error']} {lines}".lower():
+                        raise _full(f"build the {what} part of the image on", "the engine's data folder")
                     tail = "\n".join(lines)
                     raise FlowError(
                         f"Cannot build the {what} part of the image: {event['error']}\n{tail}",
@@ -422,7 +567,12 @@ def _compress(blocks: Iterable[bytes], path: Path) -> None:
             out.write(block)
 
 
-def _debootstrap(suite: str, mirror: str, path: Path, progress: Progress) -> None:
+_SCRIPTS = Path("/usr/share/debootstrap/scripts")
+
+
+def _debootstrap(
+    suite: str, script: str, mirror: str, path: Path, progress: Progress, keyring: Path | None = None
+) -> None:
     """Write a minimal system as a tar to ``path``; needs root, asked for without a prompt."""
     program = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
@@ -439,11 +589,16 @@ def _debootstrap(suite: str, mirror: str, path: Path, progress: Progress) -> Non
     progress.note(f"image: bootstrapping {suite} from {mirror} (about a minute, once)")
     with tempfile.TemporaryDirectory(prefix="spt-flow-base.", dir=path.parent) as folder:
         system = os.path.join(folder, "system")
-        argv = [*root, program, "--variant=minbase", suite, system, mirror]
+        trust = [f"--keyring={keyring}"] if keyring else []
+        # A suite younger than this debootstrap is made as its distribution's others are.
+        known = [] if (_SCRIPTS / suite).exists() else [script]
+        argv = [*root, program, "--variant=minbase", *trust, suite, system, mirror, *known]
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         try:
             if done.returncode:
                 tail = "\n".join(done.stdout.splitlines()[-5:])
+                if "No space left on device" in done.stdout:
+                    raise _full(f"bootstrap {suite} in", path.parent.parent)
                 raise FlowError(f"Cannot bootstrap {suite} from {mirror}:\n{tail}", "Check the mirror (mirror_apt).")
             with open(path, "wb") as out:
                 tar = ["tar", "--numeric-owner", "--exclude=./var/cache/apt/archives/*.deb", "-C", system, "-c", "."]

@@ -2,20 +2,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the workspace image is (private to the collection): the content of its inputs (decision B10).
 
-Apart from ``_image``, because every ``up`` asks for the identity and hardly any builds.
+Apart from ``_image``, because every ``up`` asks for the identity and hardly any builds. An identity is made of what its
+profile uses: another profile's tool that moves leaves it alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ._errors import InvalidInput
 
 REPOSITORY = "spt-flow/workspace"
 FOLDER = Path(__file__).resolve().parents[2] / "image"
-_INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs", "versions.yml")
+_INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs")
+_COMPILED = "crate"
+"""The folder that compiles crates, an input of profiles that have any."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,84 @@ class Image:
         return f"{REPOSITORY}:{self.profile}-{self.hash[:12]}"
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What ``image/versions.yml`` says about one profile.
+
+    ``base`` and ``distribution`` are entries of that file; ``packages`` are the groups by name, called as on that base;
+    ``tools`` go in by this order, ``absent`` ones (name: why) do not; ``elsewhere`` are those of other profiles.
+    """
+
+    profile: str
+    base_name: str
+    base: Mapping[str, Any]
+    distribution: Mapping[str, Any]
+    packages: Mapping[str, tuple[str, ...]]
+    ide: Mapping[str, Any]
+    tools: Mapping[str, Mapping[str, Any]]
+    absent: Mapping[str, str]
+    elsewhere: tuple[str, ...]
+
+    @property
+    def content(self) -> str:
+        """Everything that decides what is in the image, as text: where it comes from is no part of it."""
+        words = {
+            "base": {name: self.base.get(name) for name in ("distribution", "suite", "snapshot", "registry")},
+            "archives": self.distribution["archives"],
+            "packages": {name: list(group) for name, group in self.packages.items()},
+            "ide": [[name, entry["sha256"]] for name, entry in self.ide.items()],
+            "tools": [[name, placed(entry)] for name, entry in self.tools.items()],
+            "absent": self.absent,
+        }
+        return json.dumps(words, sort_keys=True)
+
+
+def placed(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a tool's entry decides which files it brings: the sums, and where their parts go."""
+    files = [{name: value for name, value in file.items() if name != "url"} for file in tool["files"]]
+    return {name: tool.get(name) for name in ("version", "crate", "leave", "links")} | {"files": files}
+
+
+def versions(folder: Path = FOLDER) -> dict[str, Any]:
+    """The content of ``image/versions.yml``; every `up` reads it, so by libyaml where that is there."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with open(folder / "versions.yml", encoding="utf-8") as handle:
+        return dict(yaml.load(handle, loader))  # noqa: S506 - the safe loader either way
+
+
+def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
+    """What goes into the image of ``profile``; refuses one that there is not."""
+    known = versions(folder)
+    if profile not in known["profiles"]:
+        raise InvalidInput(f"There is no image profile {profile!r}.", f"One of: {', '.join(known['profiles'])}.")
+    about = known["profiles"][profile]
+    about = {**known["profiles"].get(about.get("like"), {}), **about}
+    base = known["bases"][about["base"]]
+    names = base.get("names", {})
+    tools = {name: known["tools"][name] for name in about["tools"]}
+    return Recipe(
+        profile=profile,
+        base_name=about["base"],
+        base=base,
+        distribution=known["distributions"][base["distribution"]],
+        packages={
+            group: tuple(called for name in known["packages"][group] for called in names.get(name, [name]))
+            for group in about["packages"]
+        },
+        ide=known["ide"],
+        tools={name: tool for name, tool in tools.items() if "absent" not in tool},
+        absent={name: str(tool["absent"]) for name, tool in tools.items() if "absent" in tool},
+        elsewhere=tuple(name for name in known["tools"] if name not in tools),
+    )
+
+
 def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     """The image that this collection's ``image/`` describes; reads its files, asks nobody."""
-    return Image(profile, content_hash([profile], *(folder / name for name in _INPUTS)))
+    made = recipe(profile, folder)
+    inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
+    return Image(profile, content_hash([profile, made.content], *(folder / name for name in inputs)))
 
 
 def lacks(where: str, tag: str) -> str:

@@ -67,6 +67,9 @@ class Option:
         return f"flow_{self.name}"
 
 
+PROFILES = ("slim", "fat", "fat-ubuntu-24.04", "fat-debian-13", "fat-packages")
+"""What image/versions.yml describes; a test compares them."""
+
 OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
@@ -93,6 +96,7 @@ OPTIONS: dict[str, Option] = {
         Option("size", "bool", False, "Whether status measures the sizes of volumes."),
         Option("follow", "bool", False, "Whether logs goes on until the workspace stops."),
         Option("tail", "int", 0, "How many of the last lines logs shows.", low=0, high=1_000_000, zero="all"),
+        Option("from_run", "str", "", "Folder of a CI run here; up makes a workspace of its commit and settings."),
         Option("commit", "str", "", "Commit, in full, that a CI job runs on; without it the one that ref names."),
         Option(
             "ttl", "duration", "30m", "Time from its creation after which a CI workspace is deleted.", low=20, high=DAY
@@ -102,7 +106,7 @@ OPTIONS: dict[str, Option] = {
         Option("artifacts_dir", "str", "spt-flow-ci", "Folder here in which each CI run gets one of its own."),
         Option("env", "str", "", "Names of variables of this environment that a CI job gets, by commas or lines."),
         Option("env_file", "str", "", "File here of NAME=value lines that a CI job gets; removed once it is read."),
-        Option("profile", "str", "slim", "What the image holds.", "workspace", choices=("slim",)),
+        Option("profile", "str", "slim", "What the image holds.", "workspace", choices=PROFILES),
         Option("cpus", "float", 4.0, "Processors that a workspace may use.", "workspace", low=0.1, high=1024),
         Option("memory", "size", "8g", "Memory that a workspace may use.", "workspace", low=256 * MEBIBYTE, high=2**50),
         Option(
@@ -184,6 +188,14 @@ OPTIONS: dict[str, Option] = {
             choices=("auto", "registry", "bootstrap"),
         ),
         Option("mirror_apt", "str", "", "Address of a mirror of the distribution's packages.", "image"),
+        Option(
+            "mirror_crates",
+            "str",
+            "",
+            "Address of a mirror of crates.io: its sparse index, and crates below crates/.",
+            "image",
+        ),
+        Option("mirror_go", "str", "", "Address of a Go module proxy.", "image"),
         Option("mirror_npm", "str", "", "Address of an npm registry.", "image"),
         Option("mirror_pypi", "str", "", "Address of a Python package index.", "image"),
         Option("mirror_files", "str", "", "Address below which released files are mirrored.", "image"),
@@ -348,7 +360,7 @@ def _check_forms(values: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 "dotfiles is a local path, which a workspace cannot reach.", "Give the address of a repository."
             )
-    for name in ("mirror_apt", "mirror_npm", "mirror_pypi", "mirror_files"):
+    for name in (name for name in OPTIONS if name.startswith("mirror_")):
         _check_address(name, values[name])
     if values["ca_bundle"] and not os.path.isabs(os.path.expanduser(values["ca_bundle"])):
         raise InvalidInput("ca_bundle is not an absolute path.", "Give the file's whole path.")

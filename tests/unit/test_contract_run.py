@@ -164,7 +164,8 @@ def test_idle_workspace_stops_itself_and_says_why(machine):
 
 def test_deadline_ends_a_ci_workspace(machine):
     process = machine.start(SPT_FLOW_IDLE_STOP="0", SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 3))
-    machine.wait("ide", "ok")
+    machine.wait("ide", "skipped")
+    kit.wait_for(lambda: any(e["event"] == "life" for e in machine.events()), 5)
     stops = [e["stops_at"] for e in machine.events() if e["event"] == "life"][0]
     assert abs(stops - time.time()) < 5
     assert process.wait(20) == 0
@@ -186,6 +187,13 @@ def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):
     kit.wait_for(lambda: machine.status()["life"].get("keepalive_until"), 5)
     machine.command("keepalive", "0")
     assert machine.process.wait(20) == 0
+
+
+def test_a_deadline_may_be_a_time(machine):
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3))
+    process = machine.start(SPT_FLOW_IDLE_STOP="0", SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=ends)
+    assert process.wait(20) == 0
+    assert machine.events()[-1]["reason"] == "the deadline has come"
 
 
 @pytest.mark.parametrize("hours", ["25", "-1", "many", "nan", "inf"])

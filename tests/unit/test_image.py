@@ -5,16 +5,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 
@@ -45,9 +50,7 @@ def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
     assert len(image.hash) == 64
 
 
-@pytest.mark.parametrize(
-    "name", ["Dockerfile", "apt-sources", "versions.yml", "install.d/workspace", "rootfs/etc/motd", "ide/install"]
-)
+@pytest.mark.parametrize("name", ["Dockerfile", "apt-sources", "install.d/workspace", "rootfs/etc/motd", "ide/install"])
 def test_another_content_is_another_image(folder: Path, name: str) -> None:
     with open(folder / name, "a") as handle:
         handle.write("\n")
@@ -63,11 +66,137 @@ def test_another_mode_name_or_profile_is_another_image(folder: Path) -> None:
     assert len(seen) == 4
 
 
+def change(folder: Path, *path: str, value: Any) -> None:
+    """Set one value of the copy's versions.yml."""
+    known = _image_identity.versions(folder)
+    inner = known
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    (folder / "versions.yml").write_text(yaml.safe_dump(known, sort_keys=False))
+
+
+def tags(folder: Path) -> dict[str, str]:
+    return {name: _image_identity.identity(name, folder).tag for name in _settings.PROFILES}
+
+
+FAT = {name for name in _settings.PROFILES if name != "slim"}
+COMPILED = FAT - {"fat-packages"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "profiles"),
+    [
+        (("tools", "gh", "version"), "9.9", FAT),
+        (("tools", "firecracker", "absent"), "why", FAT),
+        (("packages", "comfort"), ["htop"], FAT),
+        (("bases", "debian-13", "snapshot"), "20270101T000000Z", {"fat-debian-13", "fat-packages"}),
+        (("bases", "debian-12", "snapshot"), "20270101T000000Z", {"slim"}),
+        (("bases", "debian-12", "registry"), "debian@sha256:00", {"slim"}),
+        (("ide", "code-server", "sha256"), "00", {"slim", *FAT}),
+        (("packages", "workspace"), ["git"], {"slim", *FAT}),
+    ],
+)
+def test_only_profiles_that_use_what_moved_are_other_images(
+    folder: Path, path: tuple[str, ...], value: Any, profiles: set[str]
+) -> None:
+    before = tags(folder)
+    change(folder, *path, value=value)
+    after = tags(folder)
+    assert {name for name in before if before[name] != after[name]} == profiles
+
+
+def test_what_compiles_crates_is_part_of_images_that_have_one(folder: Path) -> None:
+    before = tags(folder)
+    with open(folder / "crate/install", "a") as handle:
+        handle.write("\n")
+    after = tags(folder)
+    assert {name for name in before if before[name] != after[name]} == COMPILED
+
+
+def test_where_things_come_from_and_remarks_are_no_part_of_it(folder: Path) -> None:
+    before = tags(folder)
+    text = (folder / "versions.yml").read_text()
+    text = text.replace("https://files.pythonhosted.org/", "https://elsewhere.example/")
+    (folder / "versions.yml").write_text(text + "# a remark\n")
+    assert tags(folder) == before
+
+
+def test_profiles_are_the_ones_that_can_be_chosen() -> None:
+    assert tuple(_image_identity.versions()["profiles"]) == _settings.PROFILES
+    with pytest.raises(FlowError, match="no image profile 'huge'"):
+        _image_identity.identity("huge")
+
+
 def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> None:
     (folder / "seccomp.json").write_text("{}")
     (folder / "rootfs/__pycache__").mkdir()
     (folder / "rootfs/__pycache__/x.pyc").write_bytes(b"x")
     assert _image_identity.identity(folder=folder) == _image_identity.identity()
+
+
+# Recipe
+
+
+def test_everything_taken_is_pinned() -> None:
+    known = _image_identity.versions()
+    tools = [tool for tool in known["tools"].values() if "absent" not in tool]
+    files = [*known["ide"].values(), *(file for tool in tools for file in tool["files"])]
+    files += [about["keyring"] for about in known["distributions"].values() if "keyring" in about]
+    assert all(re.fullmatch("[0-9a-f]{64}", file["sha256"]) and file["url"].startswith("http") for file in files)
+    assert all(re.fullmatch(r"[\d.]+", str(tool["version"])) for tool in tools)
+    assert all(re.fullmatch(r"20\d{6}T000000Z", base["snapshot"]) for base in known["bases"].values())
+
+
+def test_a_layer_for_each_group_and_tool_from_slow_to_fast(folder: Path) -> None:
+    made = _image_identity.recipe("fat-debian-13", folder)
+    text = _image.dockerfile(made, folder)
+    order = [" git ", " build-essential ", " qemu-system-x86 ", " docker-buildx ", "ide.tar.gz"]
+    found = [text.index(part) for part in [*order, *(f"/{name}.tar.gz" for name in made.tools), "rootfs/"]]
+    assert found == sorted(found)
+    assert "docker-compose-v2" not in text
+    assert " docker-cli " in text
+    assert "firecracker" not in text
+    slim = _image.dockerfile(_image_identity.recipe(folder=folder), folder)
+    assert len(re.findall("^RUN ", slim, re.MULTILINE)) == 2
+    assert "ADD tools/" not in slim
+
+
+def test_an_image_says_what_it_has_and_lacks() -> None:
+    image = _image_identity.identity("fat")
+    said = _image.inventory(_image_identity.recipe("fat"), image)
+    assert said["tools"]["go"]["state"] == "present"
+    assert said["tools"]["firecracker"]["state"] == "unavailable"
+    assert "GitHub" in said["tools"]["firecracker"]["reason"]
+    assert (said["profile"], said["hash"], said["base"]) == ("fat", image.hash, "ubuntu-22.04")
+    assert _image.inventory(_image_identity.recipe(), image)["tools"] == {}
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "expected"),
+    [
+        ("slim", {}, ("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")),
+        ("fat", {}, ("http://archive.ubuntu.com/ubuntu", "http://security.ubuntu.com/ubuntu")),
+        ("fat", {"mirror_apt": "http://m/apt/"}, ("http://m/apt/ubuntu", "http://m/apt/ubuntu")),
+        ("slim", {"mirror_apt": "http://m"}, ("http://m/debian", "http://m/debian-security")),
+    ],
+)
+def test_packages_come_from_the_mirror_or_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, profile: str, options: dict[str, str], expected: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(_image, "_engine", lambda: None)
+    monkeypatch.setattr(_image, "_answers", lambda url: False)
+    said: list[str] = []
+    builder = _image._Builder(_image_identity.identity(profile), options, Progress(said.append))
+    assert builder.archives == expected
+    assert bool(said) != bool(options)
+
+
+def test_packages_are_those_of_the_day_where_its_snapshot_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_image, "_engine", lambda: None)
+    monkeypatch.setattr(_image, "_answers", lambda url: url.endswith("Z/dists/noble/Release"))
+    builder = _image._Builder(_image_identity.identity("fat-ubuntu-24.04"), {}, Progress())
+    assert set(builder.archives) == {f"http://snapshot.ubuntu.com/ubuntu/{builder.recipe.base['snapshot']}"}
 
 
 # Mirrors
@@ -82,6 +211,10 @@ def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> Non
         ("https://registry.npmjs.org/c/-/c.tgz", {"mirror_pypi": "https://m"}, "https://registry.npmjs.org/c/-/c.tgz"),
         ("https://registry.npmjs.org/c/-/c.tgz", {"mirror_files": "https://m"}, "https://registry.npmjs.org/c/-/c.tgz"),
         ("https://example.com/x/y.tar", {"mirror_files": "https://m/f"}, "https://m/f/example.com/x/y.tar"),
+        ("https://proxy.golang.org/a/@v/b.zip", {"mirror_go": "https://m/go"}, "https://m/go/a/@v/b.zip"),
+        ("https://static.crates.io/crates/a/a.crate", {"mirror_crates": "https://m"}, "https://m/crates/a/a.crate"),
+        ("https://static.crates.io/a.crate", {"mirror_files": "https://m"}, "https://static.crates.io/a.crate"),
+        ("http://archive.ubuntu.com/ubuntu/pool/k.deb", {"mirror_apt": "http://m"}, "http://m/ubuntu/pool/k.deb"),
         ("https://example.com/x/y.tar", {"mirror_files": None}, "https://example.com/x/y.tar"),
     ],
 )
@@ -160,13 +293,50 @@ def test_a_wrong_download_is_named_with_both_sums_and_not_kept(source: Source, c
     assert fetch(source.entry()).read_bytes() == CONTENT
 
 
-def test_a_download_that_was_cut_off_is_not_kept(source: Source, cache: Path) -> None:
+def test_a_download_that_was_cut_off_is_named_with_both_sums_and_not_kept(source: Source, cache: Path) -> None:
     source.body, source.length = CONTENT[:1000], len(CONTENT)
     with pytest.raises(FlowError) as caught:
         fetch(source.entry())
-    assert "Tool" in caught.value.message
-    assert source.entry()["url"] in caught.value.message
+    cut = hashlib.sha256(CONTENT[:1000]).hexdigest()
+    for words in ("Tool", source.entry()["url"], f"cut off (after 1000 of {len(CONTENT)} bytes)", SUM, cut):
+        assert words in caught.value.message
     assert kept(cache) == []
+
+
+def test_a_full_disk_is_called_one(source: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full is a disk without room that everybody has."""
+    opened = open
+
+    def full(file: Any, mode: str = "r", **words: Any) -> Any:
+        return opened("/dev/full", "wb", buffering=0) if "w" in mode else opened(file, mode, **words)
+
+    monkeypatch.setattr(_image, "open", full, raising=False)
+    with pytest.raises(FlowError) as caught:
+        fetch(source.entry())
+    assert caught.value.message == f"Cannot keep Tool in {cache / 'downloads'}: the disk is full."
+    assert "network" not in caught.value.hint
+    assert kept(cache) == []
+
+
+def test_a_full_disk_of_the_engine_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = {"error": "failed to copy files: write /usr/bin/x: no space left on device"}
+    api = SimpleNamespace(build=lambda **words: iter([{"stream": "Step 1/2 : FROM x"}, error]))
+    monkeypatch.setattr(_image, "_engine", lambda: SimpleNamespace(api=api))
+    monkeypatch.setattr(_image, "_answers", lambda url: True)
+    builder = _image._Builder(_image_identity.identity(), {}, Progress())
+    with pytest.raises(FlowError, match="the disk is full"):
+        builder._run("workspace", {"Dockerfile": b""}, {})
+
+
+def test_a_second_try_fetches_only_what_is_missing(source: Source, cache: Path) -> None:
+    fetch(source.entry("first.tgz"))
+    source.body, source.length = CONTENT[:1000], len(CONTENT)
+    with pytest.raises(FlowError):
+        fetch(source.entry("second.tgz"))
+    source.body, source.length = CONTENT, None
+    for name in ("first.tgz", "second.tgz"):
+        assert fetch(source.entry(name)).read_bytes() == CONTENT
+    assert source.requests == ["/files/first.tgz", "/files/second.tgz", "/files/second.tgz"]
 
 
 def test_a_source_that_refuses_is_named(source: Source, cache: Path) -> None:
@@ -198,6 +368,56 @@ def test_certificates_that_are_not_there_are_named(source: Source, cache: Path) 
         fetch(source.entry(), ca_bundle="/none/ca.pem")
     assert "Tool" in caught.value.message
     assert source.requests == []
+
+
+# Bootstrap
+
+FAKE = """#!/bin/sh
+echo "$@" >{log}
+for word; do case $word in */system) mkdir -p "$word" ;; esac; done
+echo "$ANSWER"
+test -z "$ANSWER"
+"""
+
+
+@pytest.fixture
+def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the bootstrap with a debootstrap that only notes its arguments, and knows the suite bookworm."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "scripts/bookworm").mkdir(parents=True)
+    program = tmp_path / "bin/debootstrap"
+    program.write_text(FAKE.format(log=tmp_path / "log"))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setenv("ANSWER", "")
+    monkeypatch.setattr(_image, "_SCRIPTS", tmp_path / "scripts")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    def run(suite: str, keyring: Path | None = None) -> list[str]:
+        _image._debootstrap(suite, "sid", "http://m/debian", tmp_path / "base.tar", Progress(), keyring)
+        assert tarfile.is_tarfile(tmp_path / "base.tar")
+        return (tmp_path / "log").read_text().split()
+
+    return run
+
+
+def test_a_suite_younger_than_debootstrap_is_made_by_another_script(bootstrap: Any) -> None:
+    assert bootstrap("bookworm")[-1] == "http://m/debian"
+    assert bootstrap("forky")[-2:] == ["http://m/debian", "sid"]
+
+
+def test_another_distribution_is_checked_by_its_own_keys(bootstrap: Any) -> None:
+    assert "--keyring=/k.gpg" in bootstrap("noble", Path("/k.gpg"))
+    assert not [word for word in bootstrap("bookworm") if "keyring" in word]
+
+
+def test_a_bootstrap_that_fails_says_whether_the_disk_is_full(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANSWER", "E: invalid Release signature")
+    with pytest.raises(FlowError, match="Cannot bootstrap forky from http://m/debian:\nE: invalid Release"):
+        bootstrap("forky")
+    monkeypatch.setenv("ANSWER", "tar: write error: No space left on device")
+    with pytest.raises(FlowError, match="the disk is full"):
+        bootstrap("forky")
 
 
 # Presence
@@ -287,6 +507,18 @@ def test_a_corrupt_archive_is_removed_and_the_image_built(engine: FakeEngine) ->
     assert _image.ensure(IMAGE, {}, Progress()) is True
     assert (engine.loads, FakeBuilder.builds) == (1, 1)
     assert not _image._archive(IMAGE).exists()
+
+
+def test_the_cache_keeps_one_image_of_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [_image_identity.Image(profile, 64 * "0") for profile in ("fat", "fat-debian-13", "slim")]
+    for other in others:
+        _image._archive(other).write_bytes(b"x")
+    made = SimpleNamespace(save=lambda **words: [b"image"])
+    _image._save(
+        SimpleNamespace(images={"spt-flow/workspace:fat-111111111111": made}), _image_identity.Image("fat", 64 * "1")
+    )
+    left = sorted(path.name[:20] for path in _image.cache("images").iterdir())
+    assert left == ["fat-1111111111111111", "fat-debian-13-000000", "slim-000000000000000"]
 
 
 def test_an_engine_that_refuses_the_archive_gets_a_build(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 # shellcheck shell=sh
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# What every login shell of a workspace knows: the inner Docker engine, and caches on the container's disk (decision A10).
+# What every login shell of a workspace knows: the inner Docker engine, what its tools install, and caches on the container's disk (decision A10).
 if [ "$(id -u)" = 1000 ]; then
     export XDG_RUNTIME_DIR=/run/user/1000
     export DOCKER_HOST="unix://$XDG_RUNTIME_DIR/docker.sock"
     export GOTMPDIR=/var/tmp/coder CARGO_TARGET_DIR=/var/tmp/coder/cargo-target
+    export PATH="$PATH:$HOME/.cargo/bin:$HOME/go/bin"
     export PIP_CACHE_DIR=/var/tmp/coder/pip npm_config_cache=/var/tmp/coder/npm
 fi

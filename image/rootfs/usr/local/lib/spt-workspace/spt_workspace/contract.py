@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 CONTRACT = "1"
@@ -82,6 +83,17 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
+def _moment(environ: Mapping[str, str], name: str) -> float:
+    """Seconds since the epoch, also of a time such as ``2026-01-31T12:00:00Z``, which is all that Terraform can say."""
+    text = environ.get(name, "").strip()
+    if not text.endswith("Z"):
+        return _number(environ, name, 0)
+    try:
+        return datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
+    except ValueError:
+        raise Failure(f"The start contract's {name} is not a time.", 8) from None
+
+
 @dataclass(frozen=True)
 class Contract:
     """The start contract's values (``SPT_FLOW_*``). Times in seconds; ``deadline`` since the epoch, 0 is none.
@@ -143,7 +155,7 @@ class Contract:
             ide_auth="none" if text("IDE_AUTH") == "none" else "password",
             ide_port=int(_number(environ, "SPT_FLOW_IDE_PORT", 8080)),
             idle_stop=_number(environ, "SPT_FLOW_IDLE_STOP", 7200),
-            deadline=_number(environ, "SPT_FLOW_DEADLINE", 0),
+            deadline=_moment(environ, "SPT_FLOW_DEADLINE"),
             docker=text("DOCKER") == "on",
             docker_reason=text("DOCKER_REASON"),
             kvm=text("KVM") or "auto",

@@ -134,6 +134,8 @@ class Supervisor:
         )
 
     def _ide(self) -> tuple[str, str]:
+        if self.contract.kind == "ci":
+            return "skipped", "nobody looks into a CI workspace"
         return self._serve(services.ide(self.contract, self.paths, self._env, self.children, self.journal))
 
     def _serve(self, service: Service) -> tuple[str, str]:

