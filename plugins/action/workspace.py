@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
@@ -38,6 +39,7 @@ class ActionModule(_ansible.FlowAction):
 
     def act(self) -> dict[str, Any]:
         state = self.own["state"]
+        run = self._run_to_repeat(state)
         self._refuse(state)
         check = bool(self._task.check_mode)
         ahead = _ansible.Ahead(self.values) if state == "started" and not check else None
@@ -56,11 +58,42 @@ class ActionModule(_ansible.FlowAction):
             by=spec.owner,
             create=self.own["create"],
         )
+        if run:
+            result.notes += self._differences(run, spec, result)
         if unconfirmed and result.changed and not check:
             raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
         return self._enter(target, None if result.actions else ahead, result, result.workspace)
+
+    def _run_to_repeat(self, state: str) -> dict[str, Any]:
+        """The record of the CI run that the workspace is to be like, whose values count from now on; empty for none."""
+        if not self.values["from_run"]:
+            return {}
+        from ansible_collections.spt.flow.plugins.module_utils import _ci_record
+
+        if state != "started" or self.values["repo"] or self.values["ref"]:
+            raise InvalidInput(
+                "from_run names repository, commit and settings of a workspace; repo and ref are not given with it.",
+                "Leave them away: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
+            )
+        # Ansible may have changed the folder that it works in.
+        record = _ci_record.load(
+            Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser()
+        )
+        self.values.update(_ci_record.values(record))
+        return record
+
+    def _differences(self, run: dict[str, Any], spec: WorkspaceSpec, result: Result) -> list[str]:
+        from ansible_collections.spt.flow.plugins.module_utils import _ci_record
+
+        made = result.workspace
+        note = _ci_record.drift(
+            run,
+            (made and made.settings_hash) or spec.settings.hash(),
+            (made and made.image_hash) or spec.image_hash,
+        )
+        return [note] if note else []
 
     def _refuse(self, state: str) -> None:
         """What no engine needs to be asked about."""

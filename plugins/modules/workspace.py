@@ -46,6 +46,12 @@ options:
     description: Branch, tag or commit that a new clone starts on; by default the repository's own.
     type: str
     default: ''
+  from_run:
+    description:
+      - Folder of a CI run here (or its C(run.json)); O(state=started) makes a workspace of its commit and settings.
+      - What differs from the run is said in one line.
+    type: str
+    default: ''
   dotfiles:
     description: Repository with dotfiles that a new workspace installs after it is ready.
     type: str
