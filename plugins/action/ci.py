@@ -14,7 +14,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _ansible, _setting
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
 
-NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "workspace")
+NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "workspace", "from_run")
 
 
 class ActionModule(_ansible.FlowAction):

@@ -274,6 +274,7 @@ class _Run:
         self.folder = job.folder / self.spec.name
         self.outcome = Outcome(workspace=self.spec.name)
         self.touched = False
+        self.workspace: Workspace | None = None
 
     def __call__(self) -> Outcome:
         try:
@@ -317,12 +318,14 @@ class _Run:
 
         if self.target.find(self.spec) is not None:
             raise Conflict(f"There is a workspace {self.spec.name} already.", "Leave its name to the run.")
+        self.outcome.notes += self.target.ready_to_enter(self.progress, needed=True)
         self.touched = True
         result = _lifecycle.ensure(self.target, self.spec, "started", progress=self.progress)
         self.outcome.notes += result.notes
         workspace = result.workspace
         if workspace is None:
             raise Unhealthy(f"The engine did not make workspace {self.spec.name}.")
+        self.workspace = workspace
         clone = workspace.step("clone")
         if self.spec.repository is not None and clone.state != "ok":
             self._refused_clone(clone.state, clone.detail)
@@ -340,7 +343,9 @@ class _Run:
         raise Unhealthy(f"{what} is {state}{': ' if detail else ''}{detail}.".replace("..", "."))
 
     def _directory(self, workspace: Workspace) -> str:
-        return self.spec.repository.directory if self.spec.repository else self.target.session(workspace).directory
+        if self.spec.repository is None or self.target.name == "coder":
+            return self.target.session(workspace).directory
+        return self.spec.repository.directory
 
     def _exact(self, workspace: Workspace, directory: str) -> None:
         """Whether what was cloned is what was asked for."""
@@ -362,7 +367,7 @@ class _Run:
         self.progress.note(f"job: running in {workspace.name}, at most {max(0, until - self.now()):.0f} s")
         begun = self.progress.elapsed
         argv = self.enter(workspace, _ci_job.there(directory))
-        with self.stops.held(), (self.folder / "job.log").open("w", encoding="utf-8") as log:
+        with self.stops.held(), (self.folder / "job.log").open("w", encoding="utf-8", buffering=1) as log:
 
             def tell(text: str) -> None:
                 log.write(f"{text}\n")
@@ -477,17 +482,19 @@ class _Run:
         return outcome
 
     def _record(self) -> None:
-        settings = asdict(self.spec.settings)
+        settings, made, repository = asdict(self.spec.settings), self.workspace, self.spec.repository
         record = {
             **{name: value for name, value in asdict(self.outcome).items() if name != "counts"},
-            "repo": self.spec.repository.identity if self.spec.repository else "",
+            "repo": repository.identity if repository else "",
+            "source": (repository.url or repository.path) if repository else "",
             "ref": self.spec.ref,
             "owner": self.spec.owner,
             "target": self.target.name,
             "image": self.spec.image,
-            "image_hash": self.spec.image_hash,
+            # What it really had: on a Coder server the template decides.
+            "image_hash": (made and made.image_hash) or self.spec.image_hash,
             "settings": settings,
-            "settings_hash": self.spec.settings.hash(),
+            "settings_hash": (made and made.settings_hash) or self.spec.settings.hash(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "deadline": self.deadline,
         }

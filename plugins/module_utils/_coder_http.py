@@ -82,6 +82,7 @@ class CoderHttp:
         self.timeout = timeout
         self.outage = outage
         self.server_version = ""
+        self._date = ""
         self.requests = 0
         self._say = say or (lambda line: None)
         self._clock = clock
@@ -91,6 +92,16 @@ class CoderHttp:
 
     def __repr__(self) -> str:
         return f"CoderHttp({self.config.url!r})"
+
+    @property
+    def server_clock(self) -> float:
+        """The server's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
+        from email.utils import parsedate_to_datetime
+
+        try:
+            return parsedate_to_datetime(self._date).timestamp()
+        except ValueError:
+            return time.time()
 
     def waiter(self, timeout: float) -> Waiter:
         """A deadline by this client's clock, for what takes several requests."""
@@ -243,6 +254,7 @@ class CoderHttp:
         """What a complete answer means. Raises for what no second try can mend."""
         status = response.status
         self.server_version = response.headers.get(VERSION_HEADER, "") or self.server_version
+        self._date = response.headers.get("Date", "")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if 300 <= status < 400 and status != 304:
             raise self._redirected(response.headers.get("Location", ""))

@@ -9,6 +9,8 @@ start contract's events are lines of the agent's log, as they are lines of the c
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import shlex
 import subprocess
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._coder_client import CoderClient, Json, agents, is_deprecated, moment, search_query
 from ._coder_jobs import ENDED, follow, last_lines
-from ._errors import Conflict, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
+from ._errors import AuthError, Conflict, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._release import release
 from ._wait import Waiter
@@ -38,7 +40,9 @@ CI_SUFFIX = "-ci"
 APP = "ide"
 HOME = "/home/coder"
 BUILD_TIMEOUT = 1200.0
-"""Seconds that Coder's own build may take; it goes on when nobody waits any more."""
+"""Seconds for which a build of Coder's is waited for; it goes on when nobody waits any more."""
+DELETE_TIMEOUT = 90.0
+"""Seconds for which what stands in the way of a deletion is waited for, and then the deletion itself."""
 LEAST_EXTENSION = 1800.0
 """Seconds below which the server refuses to move a stop."""
 LAST_LINES = 5
@@ -49,13 +53,17 @@ UPGRADE = "ansible-galaxy collection install --upgrade spt.flow"
 
 
 class CoderTarget:
-    """Implements ``_target.Target`` on one server; ``template`` is the name of ours there."""
+    """Implements ``_target.Target`` on one server; ``template`` is the name of ours there.
+
+    ``patience`` is for how many seconds each build is waited for.
+    """
 
     name = "coder"
 
-    def __init__(self, client: CoderClient, template: str = TEMPLATE) -> None:
+    def __init__(self, client: CoderClient, template: str = TEMPLATE, patience: float = BUILD_TIMEOUT) -> None:
         self._client = client
         self._template = template
+        self._patience = patience
         self._read: dict[str, Json] = {}
 
     # Reading
@@ -83,7 +91,8 @@ class CoderTarget:
         if not metadata(found):
             # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
             asked = self._client.build_parameters(found["latest_build"]["id"])
-            workspace = replace(workspace, repo=_identity(asked.get("repo", "")))
+            ends = seconds(asked.get("deadline"))
+            workspace = replace(workspace, repo=_identity(asked.get("repo", "")), deadline=int(ends) if ends else None)
         return workspace
 
     def _seen(self, found: Json) -> Workspace:
@@ -111,7 +120,8 @@ class CoderTarget:
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse what a Coder workspace cannot be made for."""
-        if fresh and spec.repository is not None and spec.repository.kind == "local":
+        local = spec.repository is not None and spec.repository.kind == "local"
+        if fresh and local and spec.kind != "ci" and spec.repository is not None:
             raise InvalidInput(
                 f"A workspace on a Coder server cannot clone {spec.repository.path}: nobody there sees this folder.",
                 "Push it somewhere that the workspace can reach, or use target=docker.",
@@ -130,13 +140,34 @@ class CoderTarget:
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         template = self._open_template(spec.kind)
-        repo = {"repo": spec.repository.url} if spec.repository else {}
-        wanted = {**repo, **_given(spec)}
+        repo = {"repo": spec.repository.url} if spec.repository and spec.repository.url else {}
+        ttl = None if spec.deadline is None else max(1.0, spec.deadline - time.time())
+        wanted = {**repo, **_given(spec), **self._of_a_run(spec, ttl)}
         self._refuse_unknown(template["name"], template["active_version_id"], wanted)
         name = self._free_name(spec)
-        made = self._client.create_workspace(name, template["id"], owner=spec.owner, rich_parameter_values=wanted)
+        made = self._client.create_workspace(
+            name,
+            template["id"],
+            owner=spec.owner,
+            rich_parameter_values=wanted,
+            ttl_ms=None if ttl is None else math.ceil(ttl / 60) * 60_000,
+        )
         self._built(made, made["latest_build"], progress)
         return self._seen(self._fresh(Workspace(spec.owner, name, "", id=made["id"])))
+
+    def _of_a_run(self, spec: WorkspaceSpec, ttl: float | None) -> dict[str, str]:
+        """Parameters of a CI workspace. Its end is told by the server's clock, which need not be this machine's."""
+        if spec.kind != "ci":
+            return {}
+        values = {}
+        if ttl is not None:
+            ends = time.gmtime(self._client.http.server_clock + ttl)
+            values["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", ends)
+        if spec.repository is not None:
+            values["directory"] = spec.repository.directory
+            if spec.repository.kind == "local":
+                values["seed"] = "true"
+        return values
 
     def _open_template(self, kind: str) -> Json:
         name = self._template + (CI_SUFFIX if kind == "ci" else "")
@@ -200,14 +231,21 @@ class CoderTarget:
         return self._seen(self._change(found, "start", progress, active, given))
 
     def delete(self, workspace: Workspace) -> None:
-        found = self._settled(workspace)
-        self._built(found, self._client.create_build(found, "delete"), Progress())
+        """Also while it is being built: a build that may be cancelled is."""
+        found = self._fresh(workspace)
+        build = found["latest_build"]
+        if build["job"]["status"] not in ENDED and build["transition"] != "delete":
+            with contextlib.suppress(AuthError):
+                # Without its template's leave only what nobody builds yet can be cancelled; the rest is waited for.
+                self._client.cancel_build(build["id"])
+        found = self._settled(workspace, DELETE_TIMEOUT)
+        self._built(found, self._client.create_build(found, "delete"), Progress(), DELETE_TIMEOUT)
 
-    def _settled(self, workspace: Workspace) -> Json:
-        """The workspace once nobody builds it any more."""
+    def _settled(self, workspace: Workspace, timeout: float | None = None) -> Json:
+        """The workspace once nobody builds it any more. Raises ``NotFound`` when it is deleted meanwhile."""
         found = self._fresh(workspace)
         while found["latest_build"]["job"]["status"] not in ENDED:
-            self._ended(found["latest_build"]["id"], Progress())
+            self._ended(found["latest_build"]["id"], Progress(), timeout)
             found = self._fresh(workspace)
         return found
 
@@ -223,9 +261,9 @@ class CoderTarget:
         self._built(found, build, progress or Progress())
         return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
 
-    def _built(self, workspace: Json, build: Json, progress: Progress) -> None:
+    def _built(self, workspace: Json, build: Json, progress: Progress, timeout: float | None = None) -> None:
         """Wait for a build. Raises ``Unhealthy`` with its last lines when it failed."""
-        ended = self._ended(build["id"], progress)
+        ended = self._ended(build["id"], progress, timeout)
         job = ended["job"]
         if job["status"] == "succeeded":
             return
@@ -237,12 +275,12 @@ class CoderTarget:
             {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
         )
 
-    def _ended(self, build_id: str, progress: Progress) -> Json:
+    def _ended(self, build_id: str, progress: Progress, timeout: float | None = None) -> Json:
         """The build once its job has ended; that nobody waits any more does not end it."""
         try:
             return follow(
                 "build",
-                Waiter(BUILD_TIMEOUT),
+                Waiter(min(self._patience, timeout or self._patience)),
                 lambda: self._client.build(build_id),
                 lambda after: self._client.build_logs(build_id, after),
                 progress,
@@ -270,7 +308,8 @@ class CoderTarget:
 
     def session(self, workspace: Workspace) -> Session:
         clone = ""
-        directory = f"{HOME}/{workspace.name}"
+        found = self._read.get(workspace.id) or self._fresh(workspace)
+        directory = metadata(found).get("directory") or f"{HOME}/{workspace.name}"
         if workspace.state == "running":
             from ._readiness import Watch
 
@@ -341,7 +380,7 @@ class CoderTarget:
 
     # Cleaning
 
-    def sweep(self, now: float) -> Iterable[str]:
+    def sweep(self) -> Iterable[str]:
         """Nothing: on a server expired workspaces are the reaper's."""
         return ()
 
@@ -362,6 +401,7 @@ def from_json(found: Json, url: str) -> Workspace:
     agent = next(iter(agents(found)), None)
     ci = found["template_name"].endswith(CI_SUFFIX)
     stops = seconds(build.get("deadline"))
+    ends = seconds(about.get("deadline"))
     workspace = Workspace(
         owner=found["owner_name"],
         name=found["name"],
@@ -374,13 +414,15 @@ def from_json(found: Json, url: str) -> Workspace:
         contract=about.get("contract", ""),
         settings_hash=about.get("settings", ""),
         image_hash=about.get("image", ""),
-        deadline=int(stops) if ci and stops else None,
+        deadline=int(ends) if ends else None,
         started=seconds(build["created_at"]),
         outdated=("template",) if found["outdated"] else (),
     )
     if state != "running":
         return workspace
     reason = "the server's schedule" if stops else "nothing stops it by itself"
+    if ci and ends:
+        reason, stops = "a CI workspace lives until its deadline", ends
     return replace(
         workspace,
         url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",

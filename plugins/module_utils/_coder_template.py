@@ -97,6 +97,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
         "runtime": _docker_body.RUNTIME,
         "apparmor": "",
         "network": _docker_body.NETWORK,
+        "ttl": str(CI_TTL),
         **more,
     }
     ci = kind == "ci"
@@ -106,6 +107,8 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
         "description": "Deleted by its time limit, whatever it does." if ci else "Your repository, ready to work in.",
         "default_ttl_ms": ttl * 1000,
         "activity_bump_ms": 0 if ci else ttl * 1000,
+        # So that a cancelled run need not wait for a build that would only be deleted.
+        "allow_user_cancel_workspace_jobs": ci,
     }
     archive = pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
     return Wanted(name, archive, variables, about, release())

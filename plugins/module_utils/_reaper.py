@@ -35,6 +35,7 @@ UNSTARTED = 600.0
 GRACE = 3600.0
 """Seconds for which a volume or network without its workspace stays: somebody may just be making that."""
 AT_ONCE = 8
+METRICS = "spt_flow_reaper"
 WARNING = "This CI workspace has reached the end of its time and is being deleted."
 _WARN = 'for t in /dev/pts/[0-9]*; do test -w "$t" && printf "\\r\\n%s\\r\\n" "$1" >"$t"; done; true'
 
@@ -150,40 +151,41 @@ def lifetime(labels: Mapping[str, str]) -> float:
     """Seconds that the labels of a CI container allow it."""
     deadline = labels.get(f"{LABEL}deadline", "")
     try:
-        created = calendar.timegm(time.strptime(labels.get(f"{LABEL}created", ""), "%Y-%m-%dT%H:%M:%SZ"))
-        allowed = float(int(deadline) - created) if deadline.isdigit() else LONGEST
+        ends = int(deadline) if deadline.isdigit() else _epoch(deadline)
+        return min(max(float(ends - _epoch(labels.get(f"{LABEL}created", ""))), 0.0), LONGEST)
     except ValueError:
         return LONGEST
-    return min(max(allowed, 0.0), LONGEST)
+
+
+def _epoch(text: str) -> int:
+    """Of ``2026-01-31T12:00:00Z``. Raises ``ValueError``."""
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
+
+
+def _labelled(entry: Mapping[str, Any]) -> str:
+    """What the labels say that names are made of: ``owner-workspace``, or the id that a Coder server gave."""
+    labels = entry.get("Labels") or {}
+    owner, workspace = labels.get(f"{LABEL}owner"), labels.get(f"{LABEL}workspace")
+    return (labels.get(f"{LABEL}coder") or f"{owner}-{workspace}") if owner and workspace else ""
 
 
 def _key(entry: Mapping[str, Any]) -> str:
-    """``owner-workspace`` of a container that carries our labels and our name for them, else nothing."""
-    labels, names = entry.get("Labels") or {}, entry.get("Names") or []
-    owner, workspace = labels.get(f"{LABEL}owner"), labels.get(f"{LABEL}workspace")
-    if not owner or not workspace or not names:
-        return ""
-    key = f"{owner}-{workspace}"
-    return key if names[0].lstrip("/").removesuffix("-old") == PREFIX + key else ""
+    """``_labelled`` of a container that also carries our name for it, else nothing."""
+    names, key = entry.get("Names") or [], _labelled(entry)
+    return key if key and names and names[0].lstrip("/").removesuffix("-old") == PREFIX + key else ""
 
 
 def _is_part(entry: Mapping[str, Any], part: str) -> bool:
-    labels = entry.get("Labels") or {}
-    key = f"{labels.get(f'{LABEL}owner')}-{labels.get(f'{LABEL}workspace')}"
-    return labels.get(f"{LABEL}part") == part and entry.get("Name") == f"{PREFIX}{key}-{part}"
-
-
-def _volume_key(entry: Mapping[str, Any]) -> str:
-    labels = entry.get("Labels") or {}
-    return f"{labels.get(f'{LABEL}owner')}-{labels.get(f'{LABEL}workspace')}"
+    labels, key = entry.get("Labels") or {}, _labelled(entry)
+    return bool(key) and labels.get(f"{LABEL}part") == part and entry.get("Name") == f"{PREFIX}{key}-{part}"
 
 
 def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Doomed]:
     """Volumes of CI workspaces that are gone, and inner Docker's data without the home that it belonged to."""
-    homes = {_volume_key(entry) for entry in entries if _is_part(entry, "home")}
+    homes = {_labelled(entry) for entry in entries if _is_part(entry, "home")}
     for entry in entries:
         labels = entry.get("Labels") or {}
-        kind, key = labels.get(f"{LABEL}kind"), _volume_key(entry)
+        kind, key = labels.get(f"{LABEL}kind"), _labelled(entry)
         ours = any(_is_part(entry, part) for part in ("home", "docker"))
         if not ours or key in alive:
             continue
@@ -196,8 +198,9 @@ def _networks(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator
     """Networks that were made for one CI workspace; the one that all share carries no workspace."""
     for entry in entries:
         labels = entry.get("Labels") or {}
-        named = labels.get(f"{LABEL}owner") and labels.get(f"{LABEL}workspace")
-        if named and labels.get(f"{LABEL}kind") == "ci" and _volume_key(entry) not in alive:
+        key = _labelled(entry)
+        named = key and str(entry.get("Name", "")).startswith(PREFIX + key)
+        if named and labels.get(f"{LABEL}kind") == "ci" and key not in alive:
             yield Doomed("network", str(entry["Id"]), str(entry["Name"]), "its workspace is gone", 0.0)
 
 
@@ -224,7 +227,7 @@ def sweep(
     What is remembered is written before anything is deleted, and each deletion stands for itself, so that a pass that
     was killed is gone on with by the next.
     """
-    with _alone(path, dry):
+    with alone(path, dry):
         engine = engine or connect()
         listed = read(engine)
         memory = Memory.load(path)
@@ -248,7 +251,7 @@ def sweep(
 
 
 @contextlib.contextmanager
-def _alone(path: str, dry: bool) -> Iterator[None]:
+def alone(path: str, dry: bool) -> Iterator[None]:
     """One pass at a time; the kernel lets go of the lock of one that was killed."""
     if dry:
         yield
@@ -294,10 +297,10 @@ def _warn(engine: Engine, identifier: str) -> None:
 # Telling
 
 
-def metrics(report: Report | None, memory: Memory, now: float) -> str:
-    """Text for the Prometheus node exporter; ``report`` is ``None`` when the engine was silent."""
+def metrics(report: Report | None, memory: Memory, now: float, name: str = METRICS) -> str:
+    """Text for the Prometheus node exporter; ``report`` is ``None`` when the engine, or the server, was silent."""
     rows: list[tuple[str, str, str, float]] = [
-        ("up", "gauge", "Whether the last pass could ask the engine.", int(report is not None)),
+        ("up", "gauge", "Whether the last pass got an answer.", int(report is not None)),
         ("reaped_total", "counter", "What was deleted since the machine started.", memory.reaped),
         ("failed_total", "counter", "What could not be deleted since the machine started.", memory.failed),
         ("last_run_seconds", "gauge", "When the last pass ended.", now),
@@ -306,13 +309,13 @@ def metrics(report: Report | None, memory: Memory, now: float) -> str:
         rows.append(("overdue_seconds", "gauge", "Overdue time of the oldest that is still there.", report.overdue))
     texts = []
     for what, kind, words, value in rows:
-        name = f"spt_flow_reaper_{what}"
-        texts.append(f"# HELP {name} {words}\n# TYPE {name} {kind}\n{name} {value:.0f}\n")
+        metric = f"{name}_{what}"
+        texts.append(f"# HELP {metric} {words}\n# TYPE {metric} {kind}\n{metric} {value:.0f}\n")
     return "".join(texts)
 
 
-def write_metrics(folder: str, text: str) -> None:
-    _write(os.path.join(folder, "spt_flow_reaper.prom"), text)
+def write_metrics(folder: str, text: str, name: str = METRICS) -> None:
+    _write(os.path.join(folder, f"{name}.prom"), text)
 
 
 def _write(path: str, text: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: reap
-short_description: Delete CI workspaces whose time is over from a node
+short_description: Delete CI workspaces whose time is over from a node or a Coder server
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
@@ -24,14 +24,37 @@ attributes:
     support: none
 options:
   state_file:
-    description: Where passes remember what they have seen.
+    description: Where passes remember what they have seen; empty takes a file in C(/run/spt-flow).
     type: path
-    default: /run/spt-flow/reaper.json
+    default: ""
+  coder_url:
+    description:
+      - A Coder server; its CI workspaces are deleted through its API then, and the engine is left alone.
+      - Where it cannot be read as a whole nothing is deleted.
+    type: str
+    default: ""
+  coder_token_file:
+    description: File on the host with a token that may delete workspaces of others (role C(organization-admin)).
+    type: path
+    default: /etc/spt-flow/reaper.token
+  coder_ca_file:
+    description: Certificate of the authority that vouches for the server, where it is not a public one.
+    type: path
+    default: ""
+  coder_template:
+    description: Name of the template whose workspaces are of CI.
+    type: str
+    default: spt-flow-ci
 """
 
 EXAMPLES = r"""
 - name: Delete what has outlived its time
   spt.flow.reap:
+  become: true
+
+- name: Delete CI workspaces through the API of the Coder server
+  spt.flow.reap:
+    coder_url: https://coder.example.com
   become: true
 """
 
@@ -57,16 +80,28 @@ error:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _reaper
+from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _reaper
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 
 
 def main() -> None:
-    spec = {"state_file": {"type": "path", "default": _reaper.STATE}}
+    spec = {
+        "state_file": {"type": "path", "default": ""},
+        "coder_url": {"type": "str", "default": ""},
+        "coder_token_file": {"type": "path", "default": "/etc/spt-flow/reaper.token"},
+        "coder_ca_file": {"type": "path", "default": ""},
+        "coder_template": {"type": "str", "default": _coder_reaper.TEMPLATE},
+    }
     module = AnsibleModule(spec, supports_check_mode=True)
-    dry = module.check_mode
+    params, dry = module.params, module.check_mode
     try:
-        report = _reaper.sweep(module.params["state_file"], dry)
+        if params["coder_url"]:
+            token = _coder_reaper.read_token(params["coder_token_file"])
+            api = _coder_reaper.Api(params["coder_url"], token, params["coder_ca_file"])
+            state = params["state_file"] or _coder_reaper.STATE
+            report = _coder_reaper.sweep(api, params["coder_template"], state, dry)
+        else:
+            report = _reaper.sweep(params["state_file"] or _reaper.STATE, dry)
     except FlowError as error:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped

@@ -283,6 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
             after = () if fault.retry_after is None else (("Retry-After", f"{fault.retry_after:g}"),)
             self._send(Answer(int(fault.kind), {"message": f"An injected {fault.kind}."}, after))
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header ``Date`` by the fake's own clock."""
+        return super().date_time_string(int(self.server_fake.state.now) if timestamp is None else timestamp)
+
     def _vanish(self) -> None:
         """Reset the connection: the client learns that it is gone at once."""
         self.close_connection = True

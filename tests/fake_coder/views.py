@@ -17,6 +17,10 @@ ZERO_ID = "00000000-0000-0000-0000-000000000000"
 ORGANIZATION = "coder"
 
 
+CI_TTL = 1800.0
+"""Seconds that our template gives a CI workspace which is made without a deadline."""
+
+
 def present(**fields: Any) -> Json:
     """Without what is none: Go's ``omitempty``."""
     return {name: value for name, value in fields.items() if value is not None}
@@ -287,6 +291,10 @@ def metadata(build: Build) -> list[Json] | None:
     if "repo" not in build.parameters:
         return None
     items = {"repo": build.parameters["repo"], "contract": "1"}
+    if build.parameters.get("directory"):
+        items["directory"] = build.parameters["directory"]
+    if "deadline" in build.parameters:
+        items["deadline"] = build.parameters["deadline"] or iso(build.created + CI_TTL)[:19] + "Z"  # type: ignore[index]
     return [{"key": key, "value": value, "sensitive": False} for key, value in items.items()]
 
 

@@ -205,6 +205,7 @@ def bootstrap(
         "coder_owner_password": house.password,
         "coder_token_file": str(house.folder / "etc/coder.token"),
         "coder_template_token_file": str(house.folder / "etc/coder.token"),
+        "workspace_reaper_coder_token_file": str(house.folder / "etc/reaper.token"),
         "coder_users": [{"username": "ada", "email": "ada@example.com", "name": "Ada Lovelace"}],
         **more,
     }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,10 @@ TOKEN = samples.USER_TOKEN
 TEMPLATE = "".join(
     f'data "coder_parameter" "{name}" {{\n  name    = "{name}"\n  default = ""\n  mutable = true\n}}\n'
     for name in ("repo", "ref", "dotfiles")
+)
+CI_TEMPLATE = TEMPLATE + "".join(
+    f'data "coder_parameter" "{name}" {{\n  name    = "{name}"\n  default = ""\n}}\n'
+    for name in ("deadline", "directory", "seed")
 )
 EVENTS = (
     '{"spt_flow": 1, "event": "start", "boot": "b1", "started": 1}',
@@ -46,9 +51,9 @@ def add_version(state: State, name: str, template: str = "", text: str = TEMPLAT
 
 
 @contextmanager
-def server(speed: float = 40.0) -> Iterator[Fake]:
-    """Its clock runs by itself, faster than ours: several clients wait at once."""
-    state = State(Clock(speed))
+def server(speed: float = 40.0, skew: float = 0.0) -> Iterator[Fake]:
+    """Its clock runs by itself, faster than ours: several clients wait at once. It starts ``skew`` seconds off."""
+    state = State(Clock(speed, time.time() + skew))
     # By this machine's clock no workspace is so young that a client waits for it once more (`_lifecycle.YOUNG`).
     state.clock.advance(120)
     state.first_user("admin@example.com", "admin", "correct horse battery staple 1")
@@ -60,6 +65,9 @@ def server(speed: float = 40.0) -> Iterator[Fake]:
     state.create_template(
         state.user("admin"), {"name": "spt-flow", "template_version_id": version, "default_ttl_ms": 7_200_000}
     )
+    ci = {"default_ttl_ms": 1_800_000, "activity_bump_ms": 0, "allow_user_cancel_workspace_jobs": True}
+    version = add_version(state, "v1", text=CI_TEMPLATE)
+    state.create_template(state.user("admin"), {"name": "spt-flow-ci", "template_version_id": version, **ci})
     with coder_kit.running(state) as fake:
         yield fake
 

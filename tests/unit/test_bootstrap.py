@@ -29,6 +29,7 @@ class House:
         self.fake = fake
         self.folder = folder
         self.dest = folder / "etc/coder.token"
+        self.reaper = folder / "etc/reaper.token"
         self.variables: dict[str, Any] = {
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
@@ -38,6 +39,7 @@ class House:
             "coder_owner_password": CANARY,
             "coder_token_file": str(self.dest),
             "coder_template_token_file": str(self.dest),
+            "workspace_reaper_coder_token_file": str(self.reaper),
             "coder_users": [{"username": "ada", "email": "ada@example.com"}],
         }
         # Whoever runs the tests need not be allowed to become root: the file is the caller's own then.
@@ -70,9 +72,19 @@ def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(house: Ho
 
     first = house.run("-vvvv", "--diff")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-1000:]
-    assert {user.username for user in house.fake.state.users.values()} == {"admin", "flow-bot", "ada"}
+    assert {user.username for user in house.fake.state.users.values()} == {
+        "admin",
+        "flow-bot",
+        "flow-reaper",
+        "ada",
+    }
     bot = house.fake.state.user("flow-bot")
     assert bot.organization_roles == {"organization-template-admin"} and not bot.roles
+    reaper = house.fake.state.user("flow-reaper")
+    assert reaper.organization_roles == {"organization-admin"} and not reaper.roles
+    assert house.reaper.stat().st_mode & 0o777 == 0o600
+    secret = house.reaper.read_text().strip()
+    assert house.fake.state.authenticate(secret).username == "flow-reaper"
     token = house.dest.read_text().strip()
     assert house.dest.stat().st_mode & 0o777 == 0o600
     assert house.fake.state.authenticate(token).username == "flow-bot"
@@ -83,9 +95,9 @@ def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(house: Ho
     shown = checked.stdout + checked.stderr + first.stdout + first.stderr + again.stdout + again.stderr
     assert CANARY not in shown and token.partition("-")[2] not in shown
     for path in (one for one in house.folder.rglob("*") if one.is_file()):
-        if path not in (house.dest, house.folder / "hosts.yml"):
+        if path not in (house.dest, house.reaper, house.folder / "hosts.yml"):
             content = path.read_bytes()
-            assert CANARY.encode() not in content and token.encode() not in content, path
+            assert not any(one.encode() in content for one in (CANARY, token, secret)), path
     assert [key for key in house.fake.state.keys.values() if key.login_type == "password"] == [], "sessions are ended"
 
 
@@ -99,8 +111,8 @@ def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(house: House)
     assert house.fake.state.user("ada").status == "suspended"
     assert house.fake.state.authenticate(house.dest.read_text().strip()).username == "flow-bot"
     assert house.dest.stat().st_mode & 0o777 == 0o600
-    names = [key.name for key in house.fake.state.keys.values()]
-    assert names == ["spt-flow-2"], "the lost token is revoked"
+    names = sorted(key.name for key in house.fake.state.keys.values())
+    assert names == ["spt-flow", "spt-flow-2"], "the lost token is revoked, the reaper's is as it was"
 
 
 @pytest.mark.parametrize(
@@ -136,18 +148,23 @@ def test_the_result_is_one_object_that_a_program_reads(house: House) -> None:
 
 def test_the_templates_are_brought_by_the_token_of_the_server(house: House) -> None:
     house.fake.state.clock.speed = 40.0
-    early = house.run("--check", playbook="servers")
+    early = house.run("--check", "--tags", "coder_template", playbook="servers")
     assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
-    early = house.run(playbook="servers")
+    early = house.run("--tags", "coder_template", playbook="servers")
     assert early.returncode == 2 and "spt.flow.bootstrap" in early.stdout
     assert house.run().returncode == 0
-    checked = house.run("--check", "--diff", playbook="servers")
+    checked = house.run("--check", "--diff", "--tags", "coder_template", playbook="servers")
     assert checked.returncode == 0 and "created" in checked.stdout and not house.fake.state.templates
-    done = house.run("-vvvv", playbook="servers")
+    done = house.run("-vvvv", "--tags", "coder_template", playbook="servers")
     assert done.returncode == 0, done.stdout[-3000:]
     assert {one.name for one in house.fake.state.templates.values()} == {"spt-flow", "spt-flow-ci"}
     assert house.dest.read_text().strip().partition("-")[2] not in done.stdout + done.stderr
-    again = house.run(playbook="servers")
+    again = house.run("--tags", "coder_template", playbook="servers")
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
-    marked = house.run(playbook="servers", coder_template_deprecated="use the other server")
+    marked = house.run("--tags", "coder_template", playbook="servers", coder_template_deprecated="use the other server")
     assert "settings changed" in marked.stdout, marked.stdout
+
+
+def test_check_mode_before_there_is_a_server_says_so(house: House) -> None:
+    checked = house.run("--check", coder_url="http://127.0.0.1:9")
+    assert checked.returncode == 0 and "does not answer; a run would wait for it" in checked.stdout, checked.stdout

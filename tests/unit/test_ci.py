@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _ci, _ci_files, _ci_job, _errors
+from ansible_collections.spt.flow.plugins.module_utils import _ci, _ci_files, _ci_job, _ci_record, _errors
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
 from ansible_collections.spt.flow.plugins.module_utils._repository import NAME_LIMIT, Repository, ci_name, validate_name
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
@@ -43,8 +44,10 @@ def _open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lifecycle, "_default_probe", lambda spec: lambda repository, ref: Probe("open"))
 
 
-def spec() -> WorkspaceSpec:
-    return WorkspaceSpec("alice", Settings(), repository=Repository.parse("https://git.example.com/o/r.git"))
+def spec(settings: Settings | None = None) -> WorkspaceSpec:
+    return WorkspaceSpec(
+        "alice", settings or Settings(), repository=Repository.parse("https://git.example.com/o/r.git")
+    )
 
 
 def run(
@@ -52,6 +55,7 @@ def run(
     command: str = "true",
     target: FakeTarget | None = None,
     wrap: Callable[[str], list[str]] | None = None,
+    settings: Settings | None = None,
     **job: Any,
 ) -> tuple[_ci.Outcome, list[str], FakeTarget]:
     """A run whose "workspace" is a shell here, in ``folder``/clone."""
@@ -63,7 +67,7 @@ def run(
         return (wrap or (lambda text: ["sh", "-c", text]))(words.replace("/home/coder/r", str(folder / "clone")))
 
     lines = Lines(shown.append, batch=False)
-    outcome = _ci.run(target, spec(), _ci.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter)
+    outcome = _ci.run(target, spec(settings), _ci.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter)
     return outcome, shown, target
 
 
@@ -333,3 +337,25 @@ def test_batches_are_bounded_by_size_and_time() -> None:
 def test_masks_hide_every_line_of_a_value_but_not_what_is_short() -> None:
     mask = _ci_job.Mask(["alpha\nbeta1", "ab"])
     assert mask("alpha beta1 ab alphabeta1") == "*** *** ab ******"
+
+
+def test_a_persons_workspace_is_made_of_a_runs_record(tmp_path: Path) -> None:
+    settings = Settings(cpus=2.0, memory=1 << 30, kvm="disabled", clone_cache=True)
+    outcome, _shown, _target = run(tmp_path, commit=COMMIT, settings=settings)
+    record = _ci_record.load(Path(outcome.folder))
+    assert record == _ci_record.load(Path(outcome.folder) / "run.json")
+    values = _ci_record.values(record)
+    assert (values["ref"], values["cpus"], values["kvm"]) == (COMMIT, 2.0, "disabled")
+    assert Settings.of(values).hash() == settings.hash() == record["settings_hash"]
+    assert _ci_record.drift(record, settings.hash(), record["image_hash"]) == ""
+    note = _ci_record.drift(record, Settings().hash(), "f" * 64)
+    assert "settings" in note and len(note.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": 1}', "\x00"])
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InvalidInput, match="no record of a CI run"):
+        _ci_record.load(tmp_path)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        _ci_record.load(tmp_path / "none")

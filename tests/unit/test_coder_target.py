@@ -220,11 +220,10 @@ def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
     assert [seen.route for seen in fake.seen].count("/api/v2/workspaces") == before + 1
 
 
-def test_a_build_that_takes_too_long_goes_on(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ansible_collections.spt.flow.plugins.module_utils._coder_target.BUILD_TIMEOUT", 0.5)
+def test_a_build_that_takes_too_long_goes_on(fake: Fake) -> None:
     fake.state.next("start", start=3600)
     with pytest.raises(DeadlineExceeded, match="The server goes on with it"):
-        ensure(target)
+        ensure(CoderTarget(coder_house.client(fake), patience=0.5))
     assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
 
 
@@ -342,3 +341,53 @@ def test_up_makes_nothing_of_a_deprecated_template_and_leaves_what_is_there(fake
     assert len(fake.state.workspaces) == 1
     for state in ("stopped", "started"):
         assert ensure(target, replace(NAMED, name="old"), state).changed
+
+
+CI = replace(NAMED, name="ci-1", kind="ci")
+
+
+@pytest.mark.parametrize("skew", [-3600, 0, 3600])
+def test_a_ci_workspace_ends_by_the_servers_clock(skew: float) -> None:
+    with coder_house.server(skew=skew) as fake:
+        target = CoderTarget(coder_house.client(fake))
+        assert target.find(CI) is None
+        made = target.create(replace(CI, deadline=int(time.time()) + 90), Progress())
+        workspace = fake.state.workspaces[made.id]
+        assert made.kind == "ci" and made.deadline
+        assert 80 <= made.deadline - workspace.created <= 95
+        assert workspace.ttl_ms == 120_000, "whole minutes, never fewer than asked for"
+        assert made.life.stops_at == made.deadline
+        with pytest.raises(Conflict, match="nothing moves"):
+            ensure(target, CI, "kept", hours=2.0)
+
+
+def test_one_made_by_a_click_has_the_templates_time(fake: Fake, target: CoderTarget) -> None:
+    template = fake.state.template_by_name("spt-flow-ci")
+    coder_house.client(fake).create_workspace("ci-1", template.id)
+    made = ensure(target, CI).workspace
+    assert made and made.deadline
+    assert 1795 <= made.deadline - next(iter(fake.state.workspaces.values())).created <= 1805
+
+
+@pytest.mark.parametrize(("kind", "cancelled"), [("ci", True), ("dev", False)])
+def test_a_deletion_cancels_the_build_that_it_may(fake: Fake, target: CoderTarget, kind: str, cancelled: bool) -> None:
+    fake.state.next("start", start=300)
+    name = "spt-flow-ci" if kind == "ci" else "spt-flow"
+    coder_house.client(fake).create_workspace("ci-1", fake.state.template_by_name(name).id)
+    fake.state.clock.advance(5)
+    begun = fake.state.now
+    found = target.find(CI)
+    assert found and found.state == "building"
+    target.delete(found)
+    assert target.find(CI) is None
+    assert builds(fake) == ["start", "delete"]
+    assert (fake.state.now - begun < 120) is cancelled
+
+
+def test_a_deletion_by_somebody_else_is_joined(fake: Fake, target: CoderTarget) -> None:
+    made = ensure(target).workspace
+    assert made
+    fake.state.create_build(fake.state.user("ada"), fake.state.workspaces[made.id], {"transition": "delete"})
+    with pytest.raises(NotFound):
+        target.delete(made)
+    assert builds(fake) == ["start", "delete"]

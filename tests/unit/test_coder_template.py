@@ -70,7 +70,7 @@ def test_twice_is_once(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> N
     planned = roll.roll_out(client, wanted, check=True)
     assert planned.changed
     assert planned.actions == ["import", "create"]
-    assert [one.name for one in fake.state.templates.values()] == ["spt-flow"]
+    assert [one.name for one in fake.state.templates.values()] == ["spt-flow", "spt-flow-ci"]
     first = roll.roll_out(client, wanted, progress=Progress(said.append))
     assert (first.changed, first.actions, first.ignored) == (True, ["import", "create"], [])
     assert any("import: " in line for line in said)

@@ -102,6 +102,7 @@ def test_what_is_not_ours_or_a_persons_never_goes() -> None:
             {"Id": "n1", "Name": "spt-flow", "Labels": {"spt.flow.network": "1"}},
             {"Id": "n2", "Name": "ci-net", "Labels": {}},
             {"Id": "n3", "Name": "dev-net", "Labels": labels("dev", "dev")},
+            {"Id": "n4", "Name": "another", "Labels": labels("gone")},
         ],
     )
     memory = Memory()
@@ -113,12 +114,12 @@ def test_leftovers_go_after_the_grace_time_only() -> None:
     listed = Listed(
         [container("dev", kind="dev")],
         [volume("gone", "home", kind="ci"), volume("gone", "docker"), volume("dev", "docker"), volume("dev", "home")],
-        [{"Id": "n1", "Name": "net", "Labels": labels("gone")}],
+        [{"Id": "n1", "Name": "spt-flow-alice-gone", "Labels": labels("gone")}],
     )
     memory = Memory()
     assert names(listed, 0, memory) == []
     assert names(listed, _reaper.GRACE - 1, memory) == []
-    gone = ["spt-flow-alice-gone-home", "spt-flow-alice-gone-docker", "net"]
+    gone = ["spt-flow-alice-gone-home", "spt-flow-alice-gone-docker", "spt-flow-alice-gone"]
     # The docker volume of a person still has a home of that name beside it, if of another kind: it stays.
     assert names(listed, _reaper.GRACE, memory) == [name for name in gone if "docker" not in name]
 
@@ -293,3 +294,37 @@ def test_the_program_fails_without_an_engine(
     assert module.main() == 8
     assert "Nothing was deleted" in capsys.readouterr().err
     assert "spt_flow_reaper_up 0" in (tmp_path / "spt_flow_reaper.prom").read_text()
+
+
+ID = "28daeffd-1cdb-486c-8cef-cce30d63ee54"
+
+
+def on_coder(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """``entry`` as the template makes it on a node: called after the id that the server gave."""
+    times = {"spt.flow.created": stamp(NOW), "spt.flow.deadline": stamp(NOW + TTL)}
+    marks = {**entry["Labels"], "spt.flow.coder": ID}
+    marks |= times if marks["spt.flow.kind"] == "ci" else {}
+    part = marks.get("spt.flow.part")
+    name = {"Name": f"spt-flow-{ID}-{part}"} if part else {"Names": [f"/spt-flow-{ID}"]}
+    return {**entry, **name, "Labels": marks, **more}
+
+
+def test_what_a_coder_server_made_goes_by_the_same_rules() -> None:
+    alive = Listed([on_coder(container("a"))], [on_coder(volume("a", "home", kind="ci"))])
+    assert names(alive, TTL - 1) == []
+    assert names(alive, TTL) == [f"spt-flow-{ID}"]
+    memory = Memory()
+    orphan = Listed([], [on_coder(volume("a", "home", kind="ci")), on_coder(volume("a", "docker"))])
+    assert names(orphan, TTL, memory) == []
+    assert names(orphan, TTL + _reaper.GRACE, memory) == [f"spt-flow-{ID}-home"]
+    assert names(Listed([], [on_coder(volume("a", "docker"))]), TTL, Memory(lost=dict(memory.lost))) == []
+
+
+def test_a_persons_workspace_on_a_coder_server_stays() -> None:
+    volumes = [on_coder(volume("a", "home")), on_coder(volume("a", "docker"))]
+    memory = Memory()
+    for listed in (Listed([on_coder(container("a", kind="dev"))], volumes), Listed([], volumes)):
+        for after in (0.0, HOUR, 100 * 86400.0):
+            assert names(listed, after, memory) == []
+    renamed = Listed([on_coder(container("a"), Names=["/borrowed"])])
+    assert names(renamed, 100 * 86400.0) == []

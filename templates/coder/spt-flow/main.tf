@@ -41,8 +41,15 @@ locals {
   engine  = local.node == "" ? "" : local.nodes[local.node]
 
   repo = trimspace(data.coder_parameter.repo.value)
-  # As on every target: a repository is cloned into a folder that is called as its workspace.
-  directory = local.repo == "" ? "/home/coder" : "/home/coder/${data.coder_workspace.me.name}"
+  # As on every target: a repository is cloned into a folder that is called as its workspace; in CI into the one that a developer's has.
+  asked     = join("", data.coder_parameter.directory[*].value)
+  directory = local.asked != "" ? local.asked : local.repo == "" ? "/home/coder" : "/home/coder/${data.coder_workspace.me.name}"
+
+  seed = local.ci ? tobool(data.coder_parameter.seed[0].value) : false
+
+  # The end of a CI workspace, which nothing moves: what its run asked for, else the usual from now on.
+  deadline = local.ci ? coalesce(trimspace(data.coder_parameter.deadline[0].value), timeadd(timestamp(), "${var.ttl}s")) : ""
+  times    = { for name, value in { "spt.flow.created" = timestamp(), "spt.flow.deadline" = local.deadline } : name => value if local.ci }
 
   labels = {
     "spt.flow.owner"       = data.coder_workspace_owner.me.name
@@ -106,6 +113,47 @@ data "coder_parameter" "node" {
       value = option.value
     }
   }
+}
+
+data "coder_parameter" "deadline" {
+  count        = local.ci ? 1 : 0
+  name         = "deadline"
+  display_name = "Deadline"
+  description  = "When it is deleted, as 2026-01-31T12:00:00Z; empty takes the usual time from now on."
+  type         = "string"
+  default      = ""
+  mutable      = false
+  order        = 5
+  validation {
+    regex = "^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$"
+    error = "A deadline is a time such as 2026-01-31T12:00:00Z."
+  }
+}
+
+data "coder_parameter" "directory" {
+  count        = local.ci ? 1 : 0
+  name         = "directory"
+  display_name = "Directory"
+  description  = "Where the clone lies; empty takes a folder that is called as the workspace."
+  type         = "string"
+  default      = ""
+  mutable      = false
+  order        = 6
+  validation {
+    regex = "^(/home/coder/[a-z0-9][a-z0-9-]*)?$"
+    error = "The clone lies in a folder of /home/coder."
+  }
+}
+
+data "coder_parameter" "seed" {
+  count        = local.ci ? 1 : 0
+  name         = "seed"
+  display_name = "Seed"
+  description  = "Whether whoever makes the workspace brings the repository along."
+  type         = "bool"
+  default      = "false"
+  mutable      = false
+  order        = 7
 }
 
 resource "coder_agent" "main" {
@@ -204,7 +252,7 @@ resource "docker_volume" "home" {
   count = local.kept
   name  = "${local.name}-home"
   dynamic "labels" {
-    for_each = merge(local.labels, { "spt.flow.part" = "home" })
+    for_each = merge(local.labels, local.times, { "spt.flow.part" = "home" })
     content {
       label = labels.key
       value = labels.value
@@ -260,6 +308,8 @@ resource "docker_container" "workspace" {
     "SPT_FLOW_OWNER=${data.coder_workspace_owner.me.name}",
     "SPT_FLOW_WORKSPACE=${data.coder_workspace.me.name}",
     "SPT_FLOW_KIND=${var.kind}",
+    "SPT_FLOW_DEADLINE=${local.deadline}",
+    "SPT_FLOW_SEED=${local.seed ? "/home/coder/.cache/spt-flow/seed.bundle" : ""}",
     "SPT_FLOW_REPO=${local.repo}",
     "SPT_FLOW_REF=${trimspace(data.coder_parameter.ref.value)}",
     "SPT_FLOW_DIRECTORY=${local.directory}",
@@ -307,7 +357,7 @@ resource "docker_container" "workspace" {
   }
 
   dynamic "labels" {
-    for_each = merge(local.labels, { "spt.flow.settings" = var.settings_hash, "spt.flow.image" = var.image_hash })
+    for_each = merge(local.labels, local.times, { "spt.flow.settings" = var.settings_hash, "spt.flow.image" = var.image_hash })
     content {
       label = labels.key
       value = labels.value
@@ -339,5 +389,13 @@ resource "coder_metadata" "home" {
   item {
     key   = "node"
     value = local.node
+  }
+  item {
+    key   = "directory"
+    value = local.directory
+  }
+  item {
+    key   = "deadline"
+    value = local.deadline
   }
 }

@@ -7,6 +7,11 @@ variable "kind" {
   description = "dev, or ci: a workspace that a mere stop deletes."
 }
 
+variable "ttl" {
+  type        = number
+  description = "Seconds that a CI workspace lives which is made without a deadline."
+}
+
 variable "contract" {
   type        = string
   description = "Version of the start contract."

@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CI runs on a Coder server: the fake one, with commands run here instead of in a workspace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _ci, _coder_target
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._target import ExecResult
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.tests.fake_coder.server import Fake
+from ansible_collections.spt.flow.tests.unit import coder_house
+
+REPO = Repository.parse("https://example.com/team/demo.git")
+SPEC = WorkspaceSpec("me", Settings(wait_timeout=60), repository=REPO)
+COMMIT = "c" * 40
+
+
+class Bench(CoderTarget):
+    """The target with what goes through SSH cut off: whether the agent answers is the fake's to say."""
+
+    def ready_to_enter(self, progress: Any, needed: bool = False) -> list[str]:
+        return []
+
+    def exec(self, workspace: Workspace, argv: Any, *more: Any, **named: Any) -> ExecResult:
+        return ExecResult(0, COMMIT, "")
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with coder_house.server() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ansible_collections.spt.flow.plugins.module_utils import _repository_probe
+
+    monkeypatch.setattr(_repository_probe, "probe", lambda *_a, **_n: _repository_probe.Probe("open"))
+
+
+def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job: Any) -> _ci.Outcome:
+    clone = folder / "clone"
+    clone.mkdir(parents=True, exist_ok=True)
+
+    def enter(_workspace: Workspace, words: str) -> list[str]:
+        return (wrap or (lambda text: ["sh", "-c", text]))(words.replace(REPO.directory, str(clone)))
+
+    target = Bench(coder_house.client(fake))
+    return _ci.run(target, SPEC, _ci.Job(command, folder=folder / "runs", **job), enter=enter)
+
+
+def gone(fake: Fake) -> bool:
+    return all(workspace.deleted(fake.state.now) for workspace in fake.state.workspaces.values())
+
+
+def test_a_run_passes_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
+    outcome = run(fake, tmp_path, "pwd; exit 3", commit=COMMIT)
+    assert (outcome.kind, outcome.status, outcome.ran, outcome.left) == ("job", 3, True, "")
+    assert [b.transition for w in fake.state.workspaces.values() for b in w.builds] == ["start", "delete"]
+    assert gone(fake)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [({"error": "no space left on device"}, "unhealthy"), ({"connect": float("inf")}, "unhealthy")],
+    ids=["build", "agent"],
+)
+def test_what_the_server_or_its_node_fails_at_is_the_environments(
+    fake: Fake, tmp_path: Path, behaviour: dict[str, Any], reason: str
+) -> None:
+    fake.state.next("start", **behaviour)
+    outcome = run(fake, tmp_path)
+    assert (outcome.kind, outcome.reason, outcome.status, outcome.ran) == ("environment", reason, _ci.NOT_RUN, False)
+    assert gone(fake) and not outcome.left
+
+
+def test_a_server_that_goes_away_for_good_leaves_it_to_the_deadline(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ci, "DESTROY", 1.0)
+    monkeypatch.setattr(_coder_target, "DELETE_TIMEOUT", 1.0)
+    away = tmp_path / "away"
+
+    def wrap(text: str) -> list[str]:
+        fake.restart(1e9)
+        away.touch()
+        return ["sh", "-c", text]
+
+    outcome = run(fake, tmp_path, wrap=wrap)
+    assert away.exists()
+    assert (outcome.kind, outcome.status) == ("job", 0)
+    assert outcome.left.startswith("ci-") and "its TTL ends at" in outcome.notes[-1]
+
+
+def test_faulted_runs_are_classified_without_a_mistake(fake: Fake, tmp_path: Path) -> None:
+    """A tenth of all answers goes wrong beside what is done to each run, of which is known how it has to end."""
+    fake.faults.share = 0.1
+    kinds = {
+        "passes": ({"command": "true"}, "job"),
+        "fails": ({"command": "exit 4"}, "job"),
+        "lost": ({"wrap": lambda _t: ["sh", "-c", "echo kex >&2; exit 255"]}, "environment"),
+        "status-255": ({"command": "exit 255"}, "job"),
+    }
+    plans = [list(kinds)[number % len(kinds)] for number in range(40)]
+
+    def one(number: int) -> tuple[str, str]:
+        more, _expected = kinds[plans[number]]
+        return plans[number], run(fake, tmp_path / str(number), **more).kind
+
+    with ThreadPoolExecutor(8) as pool:
+        ended = list(pool.map(one, range(len(plans))))
+    wrong = Counter((plan, kind) for plan, kind in ended if kind != kinds[plan][1])
+    assert not wrong
+    fake.faults.share = 0.0
+    assert gone(fake)
