@@ -19,6 +19,7 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -113,6 +114,17 @@ class Engine:
         self._far = self.host.startswith("ssh://")
         self._idle: list[_Connection] = []
         self._door = threading.Semaphore(AT_THE_DOOR)
+        self._date = ""
+
+    @property
+    def clock(self) -> float:
+        """The engine's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
+        from email.utils import parsedate_to_datetime
+
+        try:
+            return parsedate_to_datetime(self._date).timestamp()
+        except ValueError:
+            return time.time()
 
     @property
     def local(self) -> bool:
@@ -170,6 +182,7 @@ class Engine:
             with contextlib.nullcontext() if connection.sock or not self._far else self._door:
                 connection.request(method, _url(path, query), data if body is not None else None, send)
                 answer = connection.getresponse()
+            self._date = answer.headers.get("Date", "")
             if answer.status >= 400:
                 raise self._refused(method, path, answer.status, answer.read())
         except FlowError:

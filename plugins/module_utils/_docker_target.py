@@ -590,16 +590,16 @@ class DockerTarget:
 
     # Cleaning
 
-    def sweep(self, now: float) -> Iterable[str]:
+    def sweep(self) -> Iterable[str]:
         """Expired CI workspaces (decision A9), and what a killed ``restart`` left beside its running successor."""
         names = {entry["Names"][0].lstrip("/"): entry for entry in self._entries({"label": [f"{LABEL}owner"]})}
+        now = self._engine.clock
         gone = []
         for name, entry in names.items():
-            labels = entry.get("Labels") or {}
-            deadline = labels.get(f"{LABEL}deadline", "")
-            if labels.get(f"{LABEL}kind") == "ci" and deadline.isdigit() and int(deadline) <= now:
+            workspace = from_container(entry, now)
+            if workspace and workspace.kind == "ci" and _expired(entry, now):
                 self._remove(entry["Id"])
-                gone.append(labels.get(f"{LABEL}workspace", name))
+                gone.append(workspace.name)
             successor = names.get(name.removesuffix(OLD)) if name.endswith(OLD) else None
             if successor and successor["State"] == "running" and self._replaces(successor):
                 self._remove(entry["Id"])
@@ -628,6 +628,13 @@ def _remembered(spec: WorkspaceSpec, labels: Mapping[str, str]) -> WorkspaceSpec
 
 def _busy(name: str) -> Conflict:
     return Conflict(f"Somebody else is restarting {name}.", "Wait until that is done.")
+
+
+def _expired(entry: Mapping[str, Any], now: float) -> bool:
+    """Whether a CI container has outlived its labels, by its engine's clock alone: clients' clocks may be wrong."""
+    from ._reaper import lifetime
+
+    return now - float(entry.get("Created") or now) >= lifetime(entry.get("Labels") or {})
 
 
 def age(status: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ._errors import (
@@ -24,7 +24,7 @@ from ._errors import (
 from ._progress import Progress
 from ._repository import HOME, Repository
 from ._wait import Waiter
-from ._workspace import Result, Workspace, WorkspaceSpec
+from ._workspace import Result, Step, Workspace, WorkspaceSpec
 
 if TYPE_CHECKING:
     from ._repository_probe import Probe
@@ -230,7 +230,7 @@ def ensure(
     waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
     run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec))
     if not check:
-        run.sweep(now())
+        run.sweep()
     for attempt in range(TRIES):
         actual = target.find(spec)
         name = _new_name(target, spec) if actual is None and state == "started" else ""
@@ -245,7 +245,7 @@ def ensure(
             workspace = run.act(planned, actual, hours, by)
             if run.joined:
                 # Somebody was faster, or was killed: what that left can only be told once the workspace is ready.
-                run.sweep(now())
+                run.sweep()
             return run.result(planned, workspace)
         except (Conflict, NotFound) as error:
             if attempt == TRIES - 1:
@@ -291,10 +291,10 @@ class _Run:
         self._admitted = False
         self._bundle = b""
 
-    def sweep(self, now: float) -> None:
+    def sweep(self) -> None:
         """Delete expired CI workspaces (decision A9); that it fails must not keep anybody from working."""
         try:
-            gone = sorted(self.target.sweep(now))
+            gone = sorted(self.target.sweep())
         except FlowError as error:
             self.notes.append(f"Expired CI workspaces could not be deleted: {error.message}")
             return
@@ -346,7 +346,8 @@ class _Run:
                 workspace = None
             self.actions.append(action.verb)
         if workspace is not None and {"start", "restart"} & set(planned.verbs):
-            return _readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+            workspace = _readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+            return self._delivered(workspace) if self.target.name == "coder" and self._bundle else workspace
         if workspace is not None and not planned.actions:
             return _readiness.wait_ready(self.target, workspace, self.progress, self.waiter, None)
         return workspace
@@ -395,6 +396,15 @@ class _Run:
         if fresh or clone_failed(self.target, workspace):
             self._bundle = self._bundle or _bundle(repository, self.spec.ref)
             self.target.put(workspace, HOME, seed_archive(self._bundle))
+
+    def _delivered(self, workspace: Workspace) -> Workspace:
+        """Where a workspace runs as soon as it is made, a repository that is a folder here follows, and is cloned."""
+        with self.progress.stage("clone", "bringing the repository"):
+            self._seed(workspace, fresh=True)
+            done = self.target.exec(workspace, ["spt-workspace", "clone"], timeout=max(60.0, self.waiter.remaining))
+        said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        clone = Step("clone", "failed" if done.status else "ok", detail=said)
+        return replace(workspace, steps=(*(step for step in workspace.steps if step.name != "clone"), clone))
 
     def _start(self, workspace: Workspace, created: bool) -> Workspace:
         if workspace.state != "running":

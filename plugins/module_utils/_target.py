@@ -106,5 +106,5 @@ class Target(Protocol):
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         """Unpack ``tar`` below ``directory``; works on a created, not yet started workspace."""
 
-    def sweep(self, now: float) -> Iterable[str]:
-        """Delete what is ``kind=ci`` and past its deadline; the names of what went."""
+    def sweep(self) -> Iterable[str]:
+        """Delete what is ``kind=ci`` and past its time by the clock of the engine; the names of what went."""

@@ -90,6 +90,29 @@ def test_status_commit_artifacts_and_reports_come_home(house: Doors, tmp_path: P
     assert doors_kit.belongings(house.owner) == []
 
 
+def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(house: Doors, tmp_path: Path) -> None:
+    first = git("rev-parse", "HEAD~1", cwd=house.repository)
+    done = house.run("ci", **values(house, tmp_path, "true", commit=first, cpus="1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = record(tmp_path)["folder"]
+    made = house.json("up", "-e", f"from_run={folder}", SPT_FLOW_CONNECT="false", SPT_FLOW_CPUS="2")
+    try:
+        assert made["ok"], made
+        container = f"spt-flow-{house.owner}-{made['workspace']['name']}"
+        assert doors_kit.docker("inspect", container, "--format", "{{.HostConfig.NanoCpus}}") == "1000000000"
+        where = f"/home/coder/{made['workspace']['name']}"
+        assert doors_kit.docker("exec", container, "git", "-C", where, "rev-parse", "HEAD") == first
+        assert not [note for note in made["notes"] if "differs from the CI run" in note]
+        house.run("ci", **values(house, tmp_path / "other", "true", commit=first, cpus="3"))
+        other = record(tmp_path / "other")["folder"]
+        again = house.json("up", "-e", f"from_run={other}", SPT_FLOW_CONNECT="false")
+        assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
+        both = house.json("up", "-e", f"from_run={other}", "-e", "ref=main", SPT_FLOW_CONNECT="false")
+        assert both["status"] != 0 and "repo and ref are not given" in both["error"]["message"]
+    finally:
+        house.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
+
+
 def test_one_json_object(house: Doors, tmp_path: Path) -> None:
     result = house.json("ci", **values(house, tmp_path, "echo hello"))
     assert result["ok"] and result["kind"] == "job" and result["exit_status"] == 0
@@ -171,7 +194,7 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(house: Doors, 
     while set(doors_kit.belongings(house.owner)) != set(before) and time.time() < end:
         time.sleep(1)
         # What was created and never started cannot end by itself; every verb and the reaper sweep.
-        DockerTarget().sweep(time.time())
+        DockerTarget().sweep()
     assert doors_kit.belongings(house.owner) == before, (created, time.time() - begun)
     names = doors_kit.docker("ps", "--filter", f"label=spt.flow.owner={house.owner}", "--format", "{{.Names}}")
     assert names == f"spt-flow-{house.owner}-{house.name}", "the dev workspace goes on"

@@ -220,17 +220,25 @@ def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(lab: Lab) -> None:
 
 
 def test_sweep_takes_expired_ci_workspaces_only(lab: Lab) -> None:
-    now = time.time()
     lab.up(lab.spec(lab.repository()))
-    for name, deadline in (("over", now - 5), ("later", now + 600)):
-        spec = replace(lab.spec(name=name), kind="ci", deadline=int(deadline))
+    for name, ttl in (("over", 1), ("later", 600)):
+        spec = replace(lab.spec(name=name), kind="ci", deadline=int(time.time()) + ttl)
         lab.target.create(spec, _progress.Progress())
-    # Every client of the engine sweeps, so another test's may have been first.
-    lab.target.sweep(now)
-    assert lab.containers() == sorted(f"spt-flow-{lab.owner}-{name}" for name in ("demo", "later"))
-    assert "later" not in list(lab.target.sweep(now))
-    assert "later" in list(lab.target.sweep(now + 601))
-    assert lab.containers() == [f"spt-flow-{lab.owner}-demo"]
+    foreign = {f"spt.flow.{name}": value for name, value in (("owner", lab.owner), ("workspace", "x"), ("kind", "ci"))}
+    foreign |= {"spt.flow.created": "2020-01-01T00:00:00Z", "spt.flow.deadline": "1577836801"}
+    image = lab.inspect(f"spt-flow-{lab.owner}-demo")["Image"]
+    stranger = f"stranger-{lab.owner}"
+    lab.engine.request_json("POST", "/containers/create", {"name": stranger}, {"Image": image, "Labels": foreign})
+    try:
+        time.sleep(2.5)
+        # Every client of the engine sweeps, so another test's may have been first.
+        lab.target.sweep()
+        ours = [name for name in lab.containers() if name != stranger]
+        assert ours == sorted(f"spt-flow-{lab.owner}-{name}" for name in ("demo", "later"))
+        assert "later" not in list(lab.target.sweep())
+        assert lab.inspect(stranger)["State"]["Status"] == "created", "our labels alone are not enough"
+    finally:
+        lab.engine.request_json("DELETE", f"/containers/{stranger}", {"force": True})
 
 
 def test_a_failed_workspace_starts_again(lab: Lab) -> None:

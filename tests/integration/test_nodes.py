@@ -123,8 +123,8 @@ def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
     for part in ("galaxy.yml", "image", "meta", "playbooks", "plugins"):
         source = doors_kit.CHECKOUT / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, collection / part)
-    with (collection / "image/versions.yml").open("a") as file:
-        file.write("# another image\n")
+    with (collection / "image/rootfs/etc/motd").open("a") as file:
+        file.write("another image\n")
     image = _image_identity.identity(folder=collection / "image").tag
     elsewhere = replace(house, cwd=tmp_path, installed=tmp_path / "collections")
     there = values(house, node, SPT_FLOW_NODE="", SPT_FLOW_REPO=str(house.repository))

@@ -174,6 +174,6 @@ class FakeTarget:
         self._note("put")
         self.puts.append((directory, tar))
 
-    def sweep(self, now: float) -> list[str]:
+    def sweep(self) -> list[str]:
         self._note("sweep")
         return self.expired

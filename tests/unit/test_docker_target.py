@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _docker_target as target
 from ansible_collections.spt.flow.plugins.module_utils._docker_body import volume_labels
@@ -246,3 +248,51 @@ def test_an_engine_elsewhere_that_is_no_node_is_called_by_its_address():
     docker._engine = Images("none", "b")
     with pytest.raises(Unhealthy, match="the engine at ssh://ops@node1 does not have the image i"):
         docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)
+
+
+class Clockwork:
+    """An engine with CI containers, each with the seconds that it was made ago by the engine's clock."""
+
+    def __init__(self, skew, *entries):
+        self.clock = NOON + skew
+        self.entries = [{**one, "Created": self.clock - one["Created"]} for one in entries]
+        self.removed = []
+
+    def get_json(self, path, query=None, timeout=0.0):
+        assert path == "/containers/json"
+        return self.entries
+
+    def request_json(self, method, path, query=None, body=None, timeout=0.0):
+        assert method == "DELETE"
+        self.removed.append(path)
+
+
+NOON = 1_800_000_000
+
+
+def ci_entry(name, ago, ttl, client=0, container=""):
+    """Labels by the clock of a client that is ``client`` seconds off; ``ttl`` ``None`` says no deadline."""
+    labels = {"owner": "ada", "workspace": name, "kind": "ci"}
+    born = NOON + client
+    labels["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(born))
+    if ttl is not None:
+        labels["deadline"] = str(born + ttl)
+    names = [container or f"/spt-flow-ada-{name}"]
+    labels = {f"spt.flow.{key}": value for key, value in labels.items()}
+    return {**entry(Names=names, Labels=labels), "Id": name, "Created": ago}
+
+
+@pytest.mark.parametrize("skew", [-3600, 0, 3600])
+@pytest.mark.parametrize("client", [-3600, 0, 3600])
+def test_what_is_swept_is_decided_by_the_engines_clock_alone(skew, client):
+    docker = target.DockerTarget()
+    docker._engine = Clockwork(
+        skew,
+        ci_entry("over", 61, 60, client),
+        ci_entry("young", 59, 60, client),
+        ci_entry("silent", 80_000, None, client),
+        ci_entry("foreign", 99_999, 60, client, "/ci-of-somebody"),
+        ci_entry("on-coder", 99_999, 60, client, "/spt-flow-0a1b"),
+    )
+    assert list(docker.sweep()) == ["over"]
+    assert docker._engine.removed == ["/containers/over"]
