@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp runner-dir image build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp runner-dir image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -49,8 +49,11 @@ seccomp: ## Write image/seccomp.json anew
 runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
 	@tools/runner-dir "$(DIR)"
 
-image: ## Build the workspace image if it is missing
-	@$(RUN) ansible-playbook playbooks/image.yml
+image: ## Build the workspace image if it is missing: PROFILE=fat, fat-ubuntu-24.04, fat-debian-13; slim by default
+	@$(RUN) ansible-playbook playbooks/image.yml $(if $(PROFILE),-e profile=$(PROFILE))
+
+image-update: ## Find newer versions of what the image takes and write them into image/versions.yml, to be reviewed as a diff
+	@$(RUN) tools/image-update
 
 build: ## Build the collection's tarball into artifacts/
 	@$(RUN) ansible-galaxy collection build --force --output-path artifacts

@@ -221,6 +221,8 @@ class FlowAction(ActionBase):
         try:
             self.values = self._resolve()
             return self.act()
+        except NotYet as early:
+            return self.finish({"changed": True, "msg": early.message}, ["", early.message])
         except FlowError as error:
             return failed(error, **self.FAILED)
         except AnsibleError:
@@ -377,6 +379,10 @@ def coder_http(url: str = "", token: str = "", anonymous: bool = False) -> Coder
     return CoderHttp(_coder_config.require_token(config), say=display.warning)
 
 
+class NotYet(FlowError):
+    """Check mode before a first run: what would be asked is not there."""
+
+
 class CoderAction(FlowAction):
     """An action for a Coder server's operators: who asks is told by options, by a file of the task's host, or as for
     every verb. Secrets are nowhere but in memory, in headers, and on the standard input of one command."""
@@ -396,6 +402,11 @@ class CoderAction(FlowAction):
         from ._coder_admin import CoderAdmin
 
         client = CoderAdmin(coder_http(self.own["url"], anonymous=True))
+        if self._task.check_mode and not client.healthy():
+            raise NotYet(
+                f"Check mode: the Coder server {client.http.config.url} does not answer;"
+                f" a run would wait for it, and then {self.DOING}."
+            )
         if self.own["wait"] > 0:
             _coder_server.wait_healthy(client, self.own["wait"], self.progress)
         return client
@@ -478,7 +489,7 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
             "A node is of no use with target=coder: the server's template places workspaces.",
             "Leave node away, or use target=docker.",
         )
-    return CoderTarget(CoderClient(coder_http()), values["template"])
+    return CoderTarget(CoderClient(coder_http()), values["template"], values["wait_timeout"])
 
 
 class Furnished:

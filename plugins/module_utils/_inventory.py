@@ -135,13 +135,16 @@ def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[s
     servers = found.get("flow_servers") or ()
     addresses = {}
     for node in sorted(found.get("flow_nodes") or ()):
+        if node in servers:
+            addresses[node] = LOCAL_ENGINE
+            continue
         address = engine_of(node, found, hostvars)
-        if not address and servers and node not in servers:
+        if not address and servers:
             raise InvalidInput(
                 f"The workspace host {node} is this machine, which the Coder server cannot reach.",
                 "Give it an address (ansible_host, and no local connection), or list it in flow_servers if it is one.",
             )
-        addresses[node] = address if address and node not in servers else LOCAL_ENGINE
+        addresses[node] = address or LOCAL_ENGINE
     return addresses
 
 

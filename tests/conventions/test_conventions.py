@@ -230,7 +230,7 @@ def test_engine_file(path: Path) -> None:
     allowed = sys.stdlib_module_names | ({"ansible"} if path.stem == "_ansible" else set())
     assert top <= allowed, "third-party imports stand inside functions"
     assert every - allowed <= {"docker", "requests", "urllib3", "yaml"}
-    if not HTTP_OF_DOCKER.match(path.stem) and path.stem != "_coder_http":
+    if not HTTP_OF_DOCKER.match(path.stem) and path.stem not in ("_coder_http", "_coder_reaper"):
         assert not every & {"docker", "http", "requests", "urllib3"}, "only the files of a target speak to its server"
 
 
