@@ -26,6 +26,7 @@ USAGE = """usage: spt-workspace COMMAND
   session PUBLIC_KEY      speak SSH on stdin and stdout with the holder of the key
   hostkey NAME            the host key as a known_hosts line for NAME
   credential ACTION       git's credential helper: asks the newest session's client
+  verify [--help]         prove what image and workspace hold; --format table, json or junit; 1 when a check failed
 """
 
 
@@ -129,6 +130,12 @@ def keepalive(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]
     return 0
 
 
+def verify(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
+    from .verify import command
+
+    return command.main(arguments, paths, environ)
+
+
 def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008 - frozen
     """Dispatch a command; a failure is one sentence on stderr and its documented status."""
     environ = dict(os.environ)
@@ -142,6 +149,7 @@ def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008
         "session": (range(1, 2), lambda key: access.session(key, paths)),
         "hostkey": (range(1, 2), lambda name: print(access.known_hosts_line(name, paths)) or 0),
         "credential": (range(1, 2), lambda action: access.credential(action, paths)),
+        "verify": (range(100), lambda *words: verify(words, paths, environ)),
     }
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
