@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.action import ssh_config
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _fleet, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._coder_config import config_dir, parse_url
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, NotFound
+
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
 
 LASTING = tuple(
     option.name
@@ -19,21 +25,45 @@ LASTING = tuple(
     if option.name not in (*_fleet.OF_A_RUN, *_fleet.OF_AN_ENTRY) and not option.secret
 )
 """What may be kept for later runs; a token is no option at all."""
+QUESTIONS = {
+    "target": "Where workspaces run: docker, coder (a server), or auto, which is coder where you are logged in",
+    "server": "Address of your team's Coder server, empty for none",
+    "default_host": "The host that owner/name alone stands for",
+    "dotfiles": "Repository with your dotfiles, empty for none",
+    "git_name": "Your name in commits",
+    "git_email": "Your e-mail address in commits",
+}
+"""What `init` asks for at a terminal, in this order."""
 
 
 class ActionModule(_ansible.FlowAction):
-    OWN = {"write": {"type": "bool", "default": False}}
+    OWN = {
+        "write": {"type": "bool", "default": False},
+        "questions": {"type": "bool", "default": False},
+        "answers": {"type": "dict", "default": {}},
+    }
     VALUES = ("output", *LASTING)
     DOING = "look at this machine"
+
+    def given(self) -> dict[str, Any]:
+        """What was answered counts as if the task said it; an empty answer takes what is there."""
+        said = {str(name): str(value).strip() for name, value in (self.own["answers"] or {}).items()}
+        self.server = parse_url(said["server"], "The address of the server") if said.get("server") else ""
+        return {**super().given(), **{name: text for name, text in said.items() if text and name in LASTING}}
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.module_utils import _doctor
 
+        if self.own["questions"]:
+            return {"changed": False, "questions": self._questions()}
         checks, target = [], self.values["target"]
+        write = self.own["write"] and not self._task.check_mode
         try:
             target = _ansible.target_name(self.values)
+            if self.server and self.values["target"] == "auto":
+                target = "coder"  # where workspaces will be once there is a token
             checks = _doctor.examine(
-                target, self.values["kvm"], self.values["template"], self.values["engine"], _ansible.coder_http
+                target, self.values["kvm"], self.values["template"], self.values["engine"], self._connect, write
             )
         except FlowError as error:
             checks.append(_doctor.Check("server", "missing", error.message, error.hint))
@@ -50,12 +80,28 @@ class ActionModule(_ansible.FlowAction):
             return _ansible.failed(lacking, **answer)
         return self.finish({**answer, "msg": f"Everything that target {target} needs is there."}, ["", *block])
 
+    def _connect(self, anonymous: bool = False) -> CoderHttp:
+        return _ansible.coder_http(self.server, anonymous=anonymous)
+
+    def _questions(self) -> list[dict[str, str]]:
+        """What nobody has said yet, where there is somebody to ask; never a secret."""
+        if self.values["output"] == "json" or not _ansible.at_terminal():
+            return []
+        said = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
+        author = _ansible.git_identity(self.values)
+        asked = {name: text for name, text in QUESTIONS.items() if not said.get(name)}
+        asked = {name: text for name, text in asked.items() if not author.get(name.removeprefix("git_"))}
+        if has_server():
+            asked.pop("server")
+        return [{"name": name, "prompt": f"{text} [{self.values.get(name, '')}]"} for name, text in asked.items()]
+
     def _keep(self, found: str) -> dict[str, Any]:
         """Write what the user answered, and a Coder server that was found to work; the rest of the file stays."""
         given = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
         answers = {name: value for name, value in given.items() if name in LASTING}
         if found == "coder":
             answers.setdefault("target", found)
+        server = self._keep_server()
         path = Path(_settings.user_settings_file())
         before = ssh_config.read(path)
         after = merged(before, answers)
@@ -67,7 +113,31 @@ class ActionModule(_ansible.FlowAction):
         msg = f"{path} {what} {names}." if changed else f"{path} stays as it is (unchanged)."
         header = str(path)
         diff = {"before": before, "after": after, "before_header": header, "after_header": header}
-        return {"changed": changed, "msg": msg, "path": str(path), "diff": diff}
+        msg = f"{msg} {server}".rstrip()
+        return {"changed": changed or bool(server), "msg": msg, "path": str(path), "diff": diff}
+
+    def _keep_server(self) -> str:
+        """Note the server where Coder's own command line notes it, as `coder login` does before it asks for a token."""
+        if not self.server:
+            return ""
+        folder = config_dir(os.environ, sys.platform)
+        path = Path(folder) / "url"
+        if not folder or ssh_config.read(path).strip() == self.server:
+            return ""
+        if not self._task.check_mode:
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            ssh_config.write(path, self.server)
+        return f"{path} {'would name' if self._task.check_mode else 'names'} {self.server}."
+
+
+def has_server() -> bool:
+    """Whether a Coder server is named already."""
+    from ansible_collections.spt.flow.plugins.module_utils import _coder_config
+
+    try:
+        return bool(_coder_config.load().url)
+    except NotFound:
+        return False
 
 
 def merged(text: str, answers: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, Conflict, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import (
     Result,
     Session,
@@ -44,27 +44,50 @@ class ActionModule(_ansible.FlowAction):
         check = bool(self._task.check_mode)
         ahead = _ansible.Ahead(self.values) if state == "started" and not check else None
         target = _ansible.open_target(self.values)
-        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
-
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
-        result = _lifecycle.ensure(
-            _ansible.Furnished(target, self.values),
-            spec,
-            state,
-            check or unconfirmed,
-            self.progress,
-            hours=self.values["hours"],
-            by=spec.owner,
-            create=self.own["create"],
-        )
+        result = self._ensure(target, spec, check or unconfirmed)
         if run:
             result.notes += self._differences(run, spec, result)
         if unconfirmed and result.changed and not check:
             raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
-        return self._enter(target, None if result.actions else ahead, result, result.workspace)
+        session = self._session(target, None if result.actions else ahead, result.workspace)
+        if session is None:
+            result, session = self._once_more(target, spec, result.workspace)
+        return self._enter(target, result, session)
+
+    def _ensure(self, target: Target, spec: WorkspaceSpec, check: bool = False) -> Result:
+        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+
+        return _lifecycle.ensure(
+            _ansible.Furnished(target, self.values),
+            spec,
+            self.own["state"],
+            check,
+            self.progress,
+            hours=self.values["hours"],
+            by=spec.owner,
+            create=self.own["create"],
+        )
+
+    def _session(self, target: Target, ahead: _ansible.Ahead | None, workspace: Workspace) -> Session | None:
+        """How to enter ``workspace``; ``None`` when it ends or has just ended, though its engine called it running."""
+        try:
+            session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
+        except Conflict:
+            return None
+        return None if session.ending else session
+
+    def _once_more(self, target: Target, spec: WorkspaceSpec, workspace: Workspace) -> tuple[Result, Session]:
+        """Somebody stopped it just before: wait for its end, and start it again."""
+        from ansible_collections.spt.flow.plugins.module_utils import _readiness, _wait
+
+        _readiness.outlast(target, workspace, self.progress, _wait.Waiter(self.values["wait_timeout"]))
+        result = self._ensure(target, spec)
+        assert result.workspace is not None
+        return result, target.session(result.workspace)
 
     def _run_to_repeat(self, state: str) -> dict[str, Any]:
         """The record of the CI run that the workspace is to be like, whose values count from now on; empty for none."""
@@ -142,14 +165,12 @@ class ActionModule(_ansible.FlowAction):
             "notes": result.notes,
         }
 
-    def _enter(
-        self, target: Target, ahead: _ansible.Ahead | None, result: Result, workspace: Workspace
-    ) -> dict[str, Any]:
+    def _enter(self, target: Target, result: Result, session: Session) -> dict[str, Any]:
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
         from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
 
-        session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
-        workspace = result.workspace = with_clone(workspace, session)
+        assert result.workspace is not None
+        workspace = result.workspace = with_clone(result.workspace, session)
         needed = bool(self.values["connect"] and self.values["command"])
         result.notes += target.ready_to_enter(self.progress, needed)
         answer = self._data(result)

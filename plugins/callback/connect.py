@@ -21,6 +21,9 @@ description:
     A run of M(spt.flow.ci) ends with its job's exit status. SIGTERM and SIGINT are passed on to it, and the run ends in
     order.
   - >-
+    Ctrl-C while M(spt.flow.workspace) works is passed on to it as well, which then says what goes on without it and how
+    to come back.
+  - >-
     Enabled by the checkout's C(ansible.cfg); elsewhere by E(ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect). Put it last:
     callbacks after it do not see the end of a run that is handed over.
 requirements:
@@ -41,6 +44,12 @@ from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.spt.flow.plugins.module_utils import _ansible
 
+PASSED_ON = {
+    "spt.flow.ci": (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    "spt.flow.workspace": (signal.SIGINT,),
+}
+"""Signals that an action itself answers to. Ansible would end at the first one, and leave its worker without a word."""
+
 
 class CallbackModule(CallbackBase):
     CALLBACK_VERSION = 2.0
@@ -52,17 +61,21 @@ class CallbackModule(CallbackBase):
         super().__init__()
         self._code = 0
         self._status: int | None = None
+        self._before: dict[int, Any] = {}
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if main:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signals = PASSED_ON.get(task.resolved_action, ())
+            self._before = {number: signal.signal(number, _pass_on) for number in signals}
         if task.resolved_action != "spt.flow.ci":
             return
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Ansible flushes a pipe at the end only; who watches a job wants its lines now.
             sys.stdout.reconfigure(line_buffering=True)
-        if threading.current_thread() is threading.main_thread():
-            # Ansible would end at the first signal, and leave a worker that still has a workspace to delete.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, _pass_on)
+        if main:
             # With nobody left to read, Ansible would lose the thread that waits for results, and wait for ever.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 

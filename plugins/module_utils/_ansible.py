@@ -29,7 +29,7 @@ from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 from . import _settings
-from ._errors import FlowError, InvalidInput, NotFound, redact
+from ._errors import Cancelled, FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ RUNNER_CALLBACK = "awx_display"
 OUTPUT_CALLBACK = "spt.flow.output"
 EXAMPLE_UP = "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git"
 TEMPLATE_MARKS = ("{{", "{%", "{#")
+INTERRUPTED = "What was begun stays as it is: the same command goes on with it."
 ANSIBLE_KEYS = ("ansible_stats", "exception", "failed", "invocation", "warnings", "deprecations")
 """Keys of a task's result that are Ansible's own."""
 
@@ -220,7 +221,10 @@ class FlowAction(ActionBase):
         self.progress = Progress(self.say)
         try:
             self.values = self._resolve()
-            return self.act()
+            with interruptible():
+                return self.act()
+        except KeyboardInterrupt:
+            return failed(Cancelled("The run was interrupted.", INTERRUPTED), **self.FAILED)
         except NotYet as early:
             return self.finish({"changed": True, "msg": early.message}, ["", early.message])
         except FlowError as error:
@@ -236,8 +240,7 @@ class FlowAction(ActionBase):
         raise NotImplementedError
 
     def _resolve(self) -> dict[str, Any]:
-        given = {name: value for name, value in self._task.args.items() if name in self.VALUES}
-        self.layers = user_layers(given, self.task_vars, self._templar, self._loader)
+        self.layers = user_layers(self.given(), self.task_vars, self._templar, self._loader)
         values = _settings.resolve(self.layers)
         self.complete(values)
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
@@ -246,6 +249,10 @@ class FlowAction(ActionBase):
                 f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and give SPT_FLOW_OUTPUT=json or -e output=json.",
             )
         return values
+
+    def given(self) -> dict[str, Any]:
+        """The values that the task sets."""
+        return {name: value for name, value in self._task.args.items() if name in self.VALUES}
 
     def complete(self, values: dict[str, Any]) -> None:
         """Add to resolved ``values`` what only the inventory knows: ``engine``, the address of the node's engine."""
@@ -262,6 +269,43 @@ class FlowAction(ActionBase):
                 self.say(line)
         run = {"result": dict(result), "block": block, "connect": connect, "output": self.values["output"]}
         return {**result, "ansible_stats": {"data": {"spt_flow": run}, "per_host": False, "aggregate": False}}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C, which the callback `connect` passes on, be a ``KeyboardInterrupt``; a second one ends the worker."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(_signum: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def at_terminal() -> bool:
+    """Whether whoever runs this can be asked. An action's own process has no terminal (decision C3), its parent may."""
+    for descriptor in (0, 1):
+        try:
+            opened = os.open(f"/proc/{os.getppid()}/fd/{descriptor}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            if not os.isatty(opened):
+                return False
+        finally:
+            os.close(opened)
+    return True
 
 
 def failed(error: FlowError, **more: Any) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def require_token(config: CoderConfig) -> CoderConfig:
         return config
     raise AuthError(
         f"There is no session token for the Coder server {config.url}.",
-        f"Log in (coder login {config.url}), or set CODER_SESSION_TOKEN. Where the CLI keeps its token in the system's "
+        f"Log in (coder login {config.url}), or set CODER_SESSION_TOKEN to what {config.url}/cli-auth shows in your"
+        " browser.\nWhere the CLI keeps its token in the system's "
         'keyring (macOS, Windows): export CODER_SESSION_TOKEN="$(coder login token)"',
     )
 

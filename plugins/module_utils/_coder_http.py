@@ -84,7 +84,7 @@ class CoderHttp:
         self.server_version = ""
         self._date = ""
         self.requests = 0
-        self._say = say or (lambda line: None)
+        self.say = say or (lambda line: None)
         self._clock = clock
         self._sleep = sleep
         self._pool: urllib3.PoolManager | None = None
@@ -110,7 +110,7 @@ class CoderHttp:
     def signed(self, token: str, source: str) -> CoderHttp:
         """The same server, asked with another token; ``source`` says in messages where that is from."""
         config = replace(self.config, token=token, source=source)
-        return CoderHttp(config, self.timeout, self.outage, self._say, self._clock, self._sleep)
+        return CoderHttp(config, self.timeout, self.outage, self.say, self._clock, self._sleep)
 
     def request(
         self,
@@ -393,7 +393,7 @@ class _Retry:
         if pause >= left:
             raise self._given_up(trouble)
         if self._tries == 1 or pause >= 1:
-            self._http._say(f"{error.message} Trying again in {pause:.1f} s.")
+            self._http.say(f"{error.message} Trying again in {pause:.1f} s.")
         self._waiter.pause(pause)
 
     def _given_up(self, trouble: _Trouble) -> FlowError:

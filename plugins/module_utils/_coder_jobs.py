@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ._errors import NotFound
+from ._errors import DeadlineExceeded, NotFound
 from ._progress import Progress
 from ._wait import Waiter
 
 if TYPE_CHECKING:
     from ._coder_client import CoderClient, Json
 
+NOBODY = "no provisioner of the server was free or alive"
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -27,13 +28,13 @@ def follow(
     """What ``read`` gives (an object with a ``job``) once that job has ended.
 
     Each new stage of ``logs`` (lines after an id) is told as progress; so is, once, that nobody is there to take the
-    job. Raises ``DeadlineExceeded`` and ``NotFound``.
+    job. Raises ``DeadlineExceeded``, with a hint where nobody ever was, and ``NotFound``.
     """
     progress = progress or Progress()
-    stage, after, told = "", 0, False
+    stage, after, idle, told = "", 0, False, False
 
     def look() -> Json | None:
-        nonlocal stage, after, told
+        nonlocal stage, after, idle, told
         for line in logs(after):
             after = line["id"]
             if line["stage"] != stage:
@@ -42,13 +43,20 @@ def follow(
         found = read()
         if found is None:
             raise NotFound(f"The {what} vanished while it was waited for.", "Run the command again.")
-        matched = found.get("matched_provisioners") or {}
-        if found["job"]["status"] == "pending" and not told and matched.get("count") and not matched.get("available"):
+        # Where the server does not say who could take it (an older one), nothing is told.
+        idle = found["job"]["status"] == "pending" and (found.get("matched_provisioners") or {}).get("available") == 0
+        if idle and not told:
             told = True
-            progress.note(f"{what}: no provisioner of the server is free or alive; waiting for one")
+            progress.note(f"{what}: {NOBODY}; waiting for one")
         return found if found["job"]["status"] in ENDED else None
 
-    ended = waiter.until(f"the {what}", look, 0.2, 2.0)
+    try:
+        ended = waiter.until(f"the {what}", look, 0.2, 2.0)
+    except DeadlineExceeded as error:
+        hint = (
+            f"Until the end {NOBODY}: see ansible-playbook spt.flow.doctor, as an owner of the server." if idle else ""
+        )
+        raise DeadlineExceeded(error.message, hint) from None
     assert ended is not None
     return ended
 

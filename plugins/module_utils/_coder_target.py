@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._coder_client import CoderClient, Json, agents, is_deprecated, moment, search_query
 from ._coder_jobs import ENDED, follow, last_lines
-from ._errors import AuthError, Conflict, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
+from ._errors import AuthError, Cancelled, Conflict, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Progress
 from ._release import release
 from ._wait import Waiter
-from ._workspace import Life, Session, Workspace, WorkspaceSpec
+from ._workspace import Life, Session, Step, Workspace, WorkspaceSpec
 
 if TYPE_CHECKING:
     from ._target import EngineFacts, ExecResult
@@ -46,8 +46,19 @@ DELETE_TIMEOUT = 90.0
 LEAST_EXTENSION = 1800.0
 """Seconds below which the server refuses to move a stop."""
 LAST_LINES = 5
+RECONNECT = 30.0
+"""Seconds for which an agent is waited for that has lost its server."""
+OLDEST = (2, 34, 8)
+"""The oldest release of Coder, for its security fixes; role ``coder_server`` installs none before it."""
+ADVICE = {
+    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status shows yours), or ask for more.",
+    "no space left on device": "The node's disk is full: whoever runs it makes room there, then run the command again.",
+}
+"""What helps, by words of a build that failed."""
 STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "canceled": "failed"}
 """By the latest build's status; everything else is under way."""
+ENDED_LIVES = frozenset({"start_error", "start_timeout", "shutting_down", "off", "shutdown_error", "shutdown_timeout"})
+"""States of an agent in which its start script says nothing more, without having been a success."""
 RELEASE = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?=[-+])", re.ASCII)
 UPGRADE = "ansible-galaxy collection install --upgrade spt.flow"
 
@@ -86,6 +97,7 @@ class CoderTarget:
         found = self._client.workspace(name, owner or "me")
         if found is None:
             return None
+        refuse_old_server(self._client.http.server_version, self._client.http.config.url)
         workspace = self._seen(found)
         refuse_other_release(found, release())
         if not metadata(found):
@@ -97,9 +109,10 @@ class CoderTarget:
 
     def _seen(self, found: Json) -> Workspace:
         self._read[found["id"]] = found
-        workspace = from_json(found, self._client.http.config.url)
-        note = release_note(found, release())
-        return replace(workspace, notes=(*workspace.notes, note)) if note else workspace
+        http = self._client.http
+        workspace = from_json(found, http.config.url, http.server_clock)
+        notes = (agent_note(found), release_note(found, release()))
+        return replace(workspace, notes=(*workspace.notes, *filter(None, notes)))
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
         """Of our templates only. ``details`` and ``sizes`` are not asked for: the list holds what the server knows."""
@@ -140,6 +153,7 @@ class CoderTarget:
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         template = self._open_template(spec.kind)
+        refuse_old_server(self._client.http.server_version, self._client.http.config.url)
         repo = {"repo": spec.repository.url} if spec.repository and spec.repository.url else {}
         ttl = None if spec.deadline is None else max(1.0, spec.deadline - time.time())
         wanted = {**repo, **_given(spec), **self._of_a_run(spec, ttl)}
@@ -245,7 +259,7 @@ class CoderTarget:
         """The workspace once nobody builds it any more. Raises ``NotFound`` when it is deleted meanwhile."""
         found = self._fresh(workspace)
         while found["latest_build"]["job"]["status"] not in ENDED:
-            self._ended(found["latest_build"]["id"], Progress(), timeout)
+            self._ended(found["latest_build"], Progress(), timeout)
             found = self._fresh(workspace)
         return found
 
@@ -263,31 +277,43 @@ class CoderTarget:
 
     def _built(self, workspace: Json, build: Json, progress: Progress, timeout: float | None = None) -> None:
         """Wait for a build. Raises ``Unhealthy`` with its last lines when it failed."""
-        ended = self._ended(build["id"], progress, timeout)
+        ended = self._ended(build, progress, timeout)
         job = ended["job"]
         if job["status"] == "succeeded":
             return
         last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
+        reason = job.get("error") or job["status"]
+        hints = [advice for words, advice in ADVICE.items() if words in "\n".join([reason, *last]).lower()]
+        hints += ["The last lines of its build:", *last] if last else ["See the build on the server's dashboard."]
         raise Unhealthy(
-            f"Coder could not {ended['transition']} workspace {workspace['name']}:"
-            f" {job.get('error') or job['status']}.",
-            "\n".join(["The last lines of its build:", *last]) if last else "See the build on the server's dashboard.",
+            f"Coder could not {ended['transition']} workspace {workspace['name']}: {reason.rstrip('.')}.",
+            "\n".join(hints),
             {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
         )
 
-    def _ended(self, build_id: str, progress: Progress, timeout: float | None = None) -> Json:
+    def _ended(self, build: Json, progress: Progress, timeout: float | None = None) -> Json:
         """The build once its job has ended; that nobody waits any more does not end it."""
+        waiter = Waiter(min(self._patience, timeout or self._patience))
+        what = f"{build['transition']} workspace {build['workspace_name']}"
+        again = (
+            f"Come back to it: ansible-playbook spt.flow.up -e workspace={build['workspace_name']}"
+            if build["transition"] == "start"
+            else "Run the command again to wait on."
+        )
+        hint = f"The server goes on with it. {again}"
         try:
             return follow(
                 "build",
-                Waiter(min(self._patience, timeout or self._patience)),
-                lambda: self._client.build(build_id),
-                lambda after: self._client.build_logs(build_id, after),
+                waiter,
+                lambda: self._client.build(build["id"]),
+                lambda after: self._client.build_logs(build["id"], after),
                 progress,
             )
         except DeadlineExceeded as error:
-            hint = error.hint or "The server goes on with it: run the command again to wait on."
-            raise DeadlineExceeded(error.message, hint, error.details) from None
+            message = f"Coder did not {what} within {waiter.timeout:g} s."
+            raise DeadlineExceeded(message, f"{error.hint} {hint}".strip(), error.details) from None
+        except KeyboardInterrupt:
+            raise Cancelled(f"The run was interrupted while Coder was to {what}.", hint) from None
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
         """Move the stop to ``hours`` from now; 0 gives it back to the template's own time."""
@@ -311,6 +337,7 @@ class CoderTarget:
         found = self._read.get(workspace.id) or self._fresh(workspace)
         directory = metadata(found).get("directory") or f"{HOME}/{workspace.name}"
         if workspace.state == "running":
+            self._connected(workspace, next(iter(agents(found)), None))
             from ._readiness import Watch
 
             watch = Watch(Progress())
@@ -318,6 +345,25 @@ class CoderTarget:
                 watch.feed(line)
             clone = watch.state("clone")
         return Session(workspace.url, "", "", directory, clone)
+
+    def _connected(self, workspace: Workspace, agent: Json | None) -> None:
+        """Wait for an agent that has lost the server, as after a restart of that; without it nobody gets in."""
+        if agent is None or agent["status"] != "disconnected":
+            return
+        http = self._client.http
+        http.say(f"The agent of workspace {workspace.name} has lost the server; waiting up to {RECONNECT:g} s for it.")
+        waiter = Waiter(min(RECONNECT, self._patience))
+        try:
+            waiter.until(
+                "the agent", lambda: (self._client.agent(agent["id"]) or {}).get("status") == "connected" or None
+            )
+        except DeadlineExceeded:
+            raise Unhealthy(
+                f"Workspace {workspace.name} cannot be entered: its agent lost {http.config.url}"
+                f" ({agent.get('disconnected_at') or 'nobody knows when'}) and did not come back.",
+                "Its container may have ended, or its node be away. Start it anew:"
+                f" ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+            ) from None
 
     # Reaching inside
 
@@ -331,18 +377,22 @@ class CoderTarget:
             yield str(line["output"])
         after = lines[-1]["id"] if lines else 0
         pause = 0.2
-        while follow and self._alive(workspace, agent["id"]):
-            time.sleep(pause)
+        while follow:
+            # In this order, so that what an agent says before it ends is read as well.
+            going = self._going(workspace, agent["id"])
             lines = self._client.agent_logs(agent["id"], after)
             for line in lines:
                 yield str(line["output"])
+            if not (going or lines):
+                return
             after = lines[-1]["id"] if lines else after
+            time.sleep(pause)
             pause = 0.2 if lines else min(pause * 1.5, 2.0)
 
-    def _alive(self, workspace: Workspace, agent_id: str) -> bool:
+    def _going(self, workspace: Workspace, agent_id: str) -> bool:
         """Whether the agent may still say something. Raises ``Unhealthy`` when it never came."""
         agent = self._client.agent(agent_id)
-        if agent is None or agent["lifecycle_state"] in ("shutting_down", "off", "shutdown_error", "shutdown_timeout"):
+        if agent is None or agent["lifecycle_state"] in ENDED_LIVES:
             return False
         if agent["status"] == "timeout":
             raise Unhealthy(
@@ -393,8 +443,8 @@ def _given(spec: WorkspaceSpec) -> dict[str, str]:
     return {name: value for name, value in (("ref", spec.ref), ("dotfiles", spec.dotfiles)) if value}
 
 
-def from_json(found: Json, url: str) -> Workspace:
-    """A workspace as the server tells of it; ``url`` is the server's own."""
+def from_json(found: Json, url: str, now: float) -> Workspace:
+    """A workspace as the server tells of it; ``url`` is the server's own, ``now`` the time there."""
     build = found["latest_build"]
     about = metadata(found)
     state = STATES.get(build["status"], "building")
@@ -423,11 +473,47 @@ def from_json(found: Json, url: str) -> Workspace:
     reason = "the server's schedule" if stops else "nothing stops it by itself"
     if ci and ends:
         reason, stops = "a CI workspace lives until its deadline", ends
+    life = Life(reason=reason, since=workspace.started, stops_at=stops)
+    if stops and not ci and is_extended(found, stops, now):
+        life = replace(life, keepalive_until=stops)
     return replace(
         workspace,
         url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
-        life=Life(reason=reason, since=workspace.started, stops_at=stops),
+        steps=(Step("ide", "running"),) if agent and agent["lifecycle_state"] in ("created", "starting") else (),
+        life=life,
     )
+
+
+def is_extended(found: Json, stops: float, now: float) -> bool:
+    """Whether somebody moved the stop: use alone never moves it further than the workspace's time from now.
+
+    Coder (v2.35.1) tells nobody but its auditors who it was.
+    """
+    return stops - now > (found.get("ttl_ms") or 0) / 1000 + 60
+
+
+def agent_note(found: Json) -> str:
+    """A line about an agent that cannot do what it is for, though its build succeeded."""
+    agent = next(iter(agents(found)), None)
+    state = agent["lifecycle_state"] if agent and found["latest_build"]["status"] == "running" else ""
+    if state not in ("start_error", "start_timeout"):
+        return ""
+    failed = "failed" if state == "start_error" else "did not end in time"
+    return (
+        f"The start script of workspace {found['name']} {failed}: ansible-playbook spt.flow.logs"
+        f" -e workspace={found['name']} shows why, and a restart tries again."
+    )
+
+
+def refuse_old_server(version: str, url: str) -> None:
+    """Refuse a server that lacks security fixes; one whose version does not tell is a developer's."""
+    found = _numbers(version.removeprefix("v"))
+    if found and found < OLDEST and "devel" not in version:
+        raise Unhealthy(
+            f"The Coder server {url} is {_dotted(found)}; spt.flow goes together with {_dotted(OLDEST)} and newer,"
+            " which have fixes of its security.",
+            "Whoever runs the server upgrades it: ansible-playbook spt.flow.coder_server",
+        )
 
 
 def release_of(found: Json) -> tuple[int, ...]:

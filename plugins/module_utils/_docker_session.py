@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ._workspace import Session
+from ._workspace import ENDING, Session
 
 PREFIX = "spt-flow-"
 USER = "1000:1000"
-READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json")
+READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json", "/run/spt-flow/life.json")
 """What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
 
 
@@ -32,6 +32,12 @@ def to_session(url: str, text: str) -> Session:
         data |= dict(part)
         text = text[end:].lstrip()
     ide, clone = data.get("ide") or {}, (data.get("steps") or {}).get("clone") or {}
+    life = data.get("life") or data
     return Session(
-        url, ide.get("password", ""), data.get("host_key", ""), data.get("directory", ""), clone.get("state", "")
+        url,
+        ide.get("password", ""),
+        data.get("host_key", ""),
+        data.get("directory", ""),
+        clone.get("state", ""),
+        life.get("reason") in ENDING,
     )

@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._errors import AuthError, FlowError, NotFound, Unhealthy
+from ._progress import Progress
 
 if TYPE_CHECKING:
     from ._coder_admin import CoderAdmin
     from ._coder_http import CoderHttp
 
+Connect = Callable[[bool], "CoderHttp"]
 TIMEOUT = 20.0
 """Seconds for each question to a program, an engine or a server."""
 WORDS = {"ok": "ok", "missing": "MISSING", "note": "note"}
@@ -40,13 +42,13 @@ class Check:
         return asdict(self)
 
 
-def examine(target: str, kvm: str, template: str, engine: str, connect: Callable[[], CoderHttp]) -> list[Check]:
+def examine(target: str, kvm: str, template: str, engine: str, connect: Connect, fetch: bool = False) -> list[Check]:
     """Everything that ``target`` needs. ``kvm`` is the option, ``engine`` the address of another machine's engine;
-    ``connect`` gives the way to the Coder server and may raise.
+    ``connect`` gives the way to the Coder server, without the caller's token where it is asked so, and may raise.
     """
     found = [git(), ssh(), agent()]
     if target == "coder":
-        return [*found, *server(template, connect)]
+        return [*found, *server(template, connect, fetch)]
     return [*found, docker(engine), *([] if engine else [device(kvm)])]
 
 
@@ -148,30 +150,37 @@ def device(wish: str) -> Check:
 # Target coder
 
 
-def server(template: str, connect: Callable[[], CoderHttp]) -> list[Check]:
-    """The server, its token, our template there, the program that enters workspaces, the server's own health."""
-    from ._coder_admin import CoderAdmin
+def server(template: str, connect: Connect, fetch: bool = False) -> list[Check]:
+    """The server, the program that enters workspaces, the caller's token, our template there, the server's health.
+
+    With ``fetch`` a program that is missing is had from the server: without one nobody can log in.
+    """
+    from ._coder_target import refuse_old_server
 
     try:
-        client = CoderAdmin(connect())
-    except AuthError as error:
-        return [Check("token", "missing", error.message, error.hint)]
-    except FlowError as error:
-        return [Check("server", "missing", error.message, error.hint)]
-    client.http.outage = 0.0
-    client.http.timeout = TIMEOUT
-    try:
+        client = _client(connect, anonymous=True)
         about = client.buildinfo()
+        version = about.get("version") or "an unknown version"
+        refuse_old_server(version, client.http.config.url)
     except FlowError as error:
         return [Check("server", "missing", error.message, error.hint)]
-    url, version = client.http.config.url, about.get("version") or "an unknown version"
-    found = [Check("server", "ok", f"{url} answers ({version}).")]
+    found = [Check("server", "ok", f"{client.http.config.url} answers ({version})."), _program(client, fetch)]
     try:
+        client = _client(connect, anonymous=False)
         user = client.me()
     except FlowError as error:
         return [*found, Check("token", "missing", error.message, error.hint)]
     found.append(Check("token", "ok", f"It is {user['username']}'s, from {client.http.config.source}."))
-    return [*found, _template(client, template), _program(client), *_health(client)]
+    return [*found, _template(client, template), *_health(client)]
+
+
+def _client(connect: Connect, anonymous: bool) -> CoderAdmin:
+    from ._coder_admin import CoderAdmin
+
+    client = CoderAdmin(connect(anonymous))
+    client.http.outage = 0.0
+    client.http.timeout = TIMEOUT
+    return client
 
 
 def _template(client: CoderAdmin, name: str) -> Check:
@@ -189,7 +198,7 @@ def _template(client: CoderAdmin, name: str) -> Check:
     return Check("template", "ok", f"Template {name} is there.")
 
 
-def _program(client: CoderAdmin) -> Check:
+def _program(client: CoderAdmin, fetch: bool) -> Check:
     from . import _coder_cli
 
     path = shutil.which("coder")
@@ -197,9 +206,11 @@ def _program(client: CoderAdmin) -> Check:
     if path and _coder_cli.goes_with(version, client.http.server_version):
         return Check("coder", "ok", f"{path} ({version}) goes with the server.")
     words = f"{path} ({version or 'of an unknown version'}) does not go with the server." if path else "There is none."
-    return Check(
-        "coder", "ok" if _fetched(client) else "note", words, "`up` fetches the server's own when it is needed."
-    )
+    if fetch and not _fetched(client):
+        _coder_cli.ready(client.http, Progress())
+    if _fetched(client):
+        return Check("coder", "ok", f"{words} {_coder_cli.folder() / 'coder'} is the server's own.".strip())
+    return Check("coder", "note", words, "`up` and `init` fetch the server's own.")
 
 
 def _fetched(client: CoderAdmin) -> bool:

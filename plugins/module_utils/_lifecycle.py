@@ -241,7 +241,7 @@ def ensure(
                 planned.changed, planned.msg, actual, planned.verbs, planned.diff, [], [*run.notes, *planned.notes]
             )
         try:
-            run.joined = run.joined or (actual is not None and abs(now() - (actual.started or 0)) < YOUNG)
+            run.joined = run.joined or (actual is not None and _unready(actual, now()))
             workspace = run.act(planned, actual, hours, by)
             if run.joined:
                 # Somebody was faster, or was killed: what that left can only be told once the workspace is ready.
@@ -254,6 +254,11 @@ def ensure(
             run.progress.note(f"read again: {error.message}")
             waiter.pause(0.1 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _unready(workspace: Workspace, now: float) -> bool:
+    """Whether a workspace that runs may still be starting: for it is young, or its target says so."""
+    return abs(now - (workspace.started or 0)) < YOUNG or any(step.state == "running" for step in workspace.steps)
 
 
 def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:

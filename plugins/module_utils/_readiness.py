@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ._errors import DeadlineExceeded, FlowError, Unhealthy, redact
+from ._errors import Conflict, DeadlineExceeded, FlowError, Unhealthy, redact
 from ._progress import Progress
 from ._wait import Waiter
-from ._workspace import STEPS, Life, Step, Workspace
+from ._workspace import ENDING, STEPS, Life, Step, Workspace
 
 if TYPE_CHECKING:
     from ._target import Target
@@ -129,14 +129,18 @@ def wait_ready(
     """Follow the log until the IDE answers and the clone is done or given up; the workspace with its steps and life.
 
     ``old`` are ids of starts before the one that counts; ``None`` when it was started by somebody else: then the last
-    one in the log counts. Raises ``Unhealthy`` when the workspace or its IDE ends, ``DeadlineExceeded`` when the IDE is
-    not there in time. A clone that takes longer is no error.
+    one in the log counts, and one that is about to end is waited for and is a ``Conflict``. Raises ``Unhealthy`` when
+    the workspace or its IDE ends, ``DeadlineExceeded`` when the IDE is not there in time. A clone that takes longer is
+    no error.
     """
     if waiter.check:
         return workspace
     if old is None:
-        seen = [str(e.get("boot")) for e in map(event, target.logs(workspace)) if e and e["event"] == "start"]
-        old = frozenset(seen[:-1])
+        events = [e for e in map(event, target.logs(workspace)) if e]
+        if ending(events):
+            outlast(target, workspace, progress, waiter)
+            raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
+        old = frozenset([str(e.get("boot")) for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
     for line in _followed(target, workspace, waiter):
         if line is not None:
@@ -152,9 +156,13 @@ def wait_ready(
             break
     if not waiter.expired:
         failed = "".join(f" Step {s.name} failed: {s.detail}" for s in watch.steps.values() if s.state == "failed")
-        raise Unhealthy(
-            f"Workspace {workspace.name} ended while it was starting.{failed}", _log_hint(watch, workspace), _log(watch)
+        # Beside an agent the log is that of the start script, which ends before the workspace does.
+        what = (
+            "did not get ready: its start script failed"
+            if workspace.target == "coder"
+            else "ended while it was starting"
         )
+        raise Unhealthy(f"Workspace {workspace.name} {what}.{failed}", _log_hint(watch, workspace), _log(watch))
     if not watch.usable:
         raise DeadlineExceeded(
             f"The IDE of workspace {workspace.name} did not answer within {waiter.timeout:g} s.",
@@ -162,6 +170,25 @@ def wait_ready(
             _log(watch),
         )
     return watch.apply(workspace)
+
+
+def ending(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether the newest start is about to end, though its container still runs."""
+    newest = next((e for e in reversed(events) if e["event"] in ("start", "life")), None)
+    return newest is not None and newest.get("reason") in ENDING
+
+
+def outlast(target: Target, workspace: Workspace, progress: Progress, waiter: Waiter) -> None:
+    """Wait for the end of a workspace that is about to end, which is also the end of its log."""
+    progress.note(f"{workspace.name} is just stopping; waiting for its end")
+    for line in _followed(target, workspace, waiter):
+        if line is None:
+            break
+    if waiter.expired:
+        raise DeadlineExceeded(
+            f"Workspace {workspace.name} was told to stop and did not end within {waiter.timeout:g} s.",
+            f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+        )
 
 
 def _log(watch: Watch) -> dict[str, Any]:

@@ -19,6 +19,9 @@ CONTRACT = "1"
 STEPS = ("home", "clone", "docker", "ide", "dotfiles")
 """Steps of the start contract in display order (design, section 5)."""
 
+ENDING = frozenset({"was told to stop", "idle for too long", "the deadline has come"})
+"""Reasons in the start contract's life record of a workspace that runs, but not for long any more."""
+
 
 @dataclass(frozen=True)
 class WorkspaceSpec:
@@ -129,7 +132,7 @@ class Workspace:
 class Session:
     """What a client needs to enter a running workspace; read by exec, kept in memory only.
 
-    ``clone`` is the state of the step of that name; empty when it is not known.
+    ``clone`` is the state of the step of that name; empty when it is not known. ``ending``: it is about to stop.
     """
 
     url: str
@@ -137,6 +140,7 @@ class Session:
     host_key: str
     directory: str
     clone: str = ""
+    ending: bool = False
 
 
 @dataclass

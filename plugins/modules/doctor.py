@@ -30,6 +30,18 @@ options:
       - A token is never written.
     type: bool
     default: false
+  questions:
+    description:
+      - Look at nothing; return what nobody has said yet, to be asked by the playbook.
+      - That is nothing where standard input or output are no terminal.
+    type: bool
+    default: false
+  answers:
+    description:
+      - What was answered, by the names of the questions; an empty answer takes the value that is there.
+      - C(server) is the address of a Coder server. It is kept where Coder's own command line keeps it.
+    type: dict
+    default: {}
   owner:
     description: Whose workspace it is; by default the login name.
     type: str
@@ -92,6 +104,11 @@ checks:
     hint:
       description: How to get it.
       type: str
+questions:
+  description: C(name) and C(prompt) of each question.
+  type: list
+  elements: dict
+  returned: with O(questions=true)
 path:
   description: The settings file.
   type: str

@@ -135,6 +135,19 @@ def _kill_container(lab: Lab, pid: int) -> None:
         lab.kill(f"spt-flow-{lab.owner}-demo")
 
 
+def test_a_client_that_was_killed_after_it_asked_for_a_stop(lab: Lab) -> None:
+    """For up to 30 seconds the engine calls a workspace running that is stopping; the next ``up`` starts it again."""
+    source = lab.repository()
+    before = lab.up(lab.spec(source))
+    lab.inside(before, "echo precious > ~/note")
+    boot = lab.inside(before, "cat /run/spt-flow/steps.json")
+    lab.engine.request_json("POST", f"/containers/{before.id}/kill", {"signal": "SIGTERM"})
+    result = lab.ensure(lab.spec(source))
+    assert result.actions == ["start"], result
+    whole(lab, source, note=True)
+    assert lab.inside(lab.up(lab.spec(source)), "cat /run/spt-flow/steps.json") != boot
+
+
 VICTIMS: dict[str, Callable[[Lab, int], object]] = {
     "client": _kill_client,
     "container": _kill_container,

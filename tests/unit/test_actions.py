@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,25 @@ def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeyp
     assert left(act("workspace", workspace="demo"))["connect"]["argv"][-1].startswith("spt-workspace clone; ")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     assert act("workspace", connect="false")["error"]["code"] == 4
+
+
+def test_a_workspace_that_is_about_to_stop_is_outlasted_and_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody told its engine to stop it, and was gone before it had: for seconds it is still called running."""
+    running = act.target.add("demo", "example.com/o/demo")
+    said = '{"ide": {}, "directory": "/home/coder/demo"}\n{"steps": {}}\n{"reason": "was told to stop"}'
+    monkeypatch.setattr(
+        act.target,
+        "session",
+        lambda workspace: to_session("", said if workspace.started == 1.0 else said.replace("was told to", "")),
+    )
+
+    def end() -> None:
+        act.target.workspaces["alice", "demo"] = replace(running, state="stopped")
+
+    act.target.before["logs"] = end
+    result = act("workspace", workspace="demo")
+    assert (result["changed"], result["actions"]) == (True, ["start"])
+    assert any("is just stopping; waiting for its end" in line for line in act.said)
 
 
 # A list of them

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +30,17 @@ class House:
     fake: Fake
     home: Path
 
-    def run(self, verb: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def environment(self, **more: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "XDG_RUNTIME_DIR") if name in os.environ}
         server = {"CODER_URL": self.fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN, "NO_PROXY": "127.0.0.1"}
+        return {**kept, **server, "HOME": str(self.home), "SPT_FLOW_CONNECT": "false", **more}
+
+    def run(self, verb: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
         place = "up.yml" if verb == "up" else f"playbooks/{verb}.yml"
         done = subprocess.run(
             [str(Path(sys.executable).parent / "ansible-playbook"), place, *more],
             cwd=CHECKOUT,
-            env={**kept, **server, "HOME": str(self.home), "SPT_FLOW_CONNECT": "false", **environment},
+            env=self.environment(**environment),
             capture_output=True,
             text=True,
             timeout=120,
@@ -89,6 +94,42 @@ def test_the_life_of_a_workspace_in_every_verb(house: House) -> None:
     assert house.json("delete", "-e", "workspace=demo")["status"] == 2
     assert house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
     assert not house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
+
+
+def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(house: House) -> None:
+    house.fake.state.next("start", start=3600)
+    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "up.yml", "-e", f"repo={REPO}"]
+    run = subprocess.Popen(
+        argv,
+        cwd=CHECKOUT,
+        env=house.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    with run:
+        end = time.monotonic() + 60
+        while not any("/logs" in seen.path for seen in house.fake.seen) and time.monotonic() < end:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[0]
+    assert run.returncode == 2, said
+    assert "Traceback" not in said
+    assert "The run was interrupted while Coder was to start workspace demo." in said
+    assert "Come back to it: ansible-playbook spt.flow.up -e workspace=demo" in said
+    (workspace,) = house.fake.state.workspaces.values()
+    assert workspace.latest.status(house.fake.state.now) == "starting"
+
+
+def test_somebody_elses_workspace_takes_a_role(house: House) -> None:
+    body = {"email": "bob@example.com", "username": "bob", "login_type": "none", "user_status": "active"}
+    house.fake.state.create_user({**body, "organization_ids": [house.fake.state.organization]})
+    refused = house.json("up", "-e", f"repo={REPO}", "-e", "owner=bob")
+    assert (refused["status"], refused["error"]["kind"]) == (4, "auth"), refused
+    assert "administrator" in refused["error"]["hint"]
+    assert house.fake.state.workspaces == {}
 
 
 def test_status_shows_that_a_new_template_is_there(house: House) -> None:

@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _lifecycle
 from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget, seconds
 from ansible_collections.spt.flow.plugins.module_utils._errors import (
+    Cancelled,
     Conflict,
     DeadlineExceeded,
     InvalidInput,
@@ -26,6 +27,7 @@ from ansible_collections.spt.flow.plugins.module_utils._repository import Reposi
 from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, WorkspaceSpec
+from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
 
@@ -69,14 +71,14 @@ def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target
 def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.clock.advance(60)
-    fresh = CoderTarget(coder_house.client(fake))
-    before = len(fake.seen)
+    client = coder_house.client(fake)
+    fresh = CoderTarget(client)
     result = ensure(fresh, now=lambda: fake.state.now)
     assert result.workspace is not None
     session = fresh.session(result.workspace)
     assert not result.changed
     assert session.clone == "ok"
-    assert len(fake.seen) - before <= 3
+    assert client.http.requests <= 3
     assert builds(fake) == ["start"]
 
 
@@ -118,6 +120,115 @@ def test_a_failed_start_shows_its_last_lines_and_is_cleaned_before_the_next_try(
     assert target.find(NAMED).state == "failed"  # type: ignore[union-attr]
     assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
     assert builds(fake) == ["start", "stop", "start"]
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("insufficient quota", "delete a workspace"),
+        ("write /var/lib/docker/x: no space left on device", "disk is full"),
+        ("Error pinging Docker server: Cannot connect to the Docker daemon", ""),
+    ],
+)
+def test_what_a_node_or_a_quota_refuses_is_a_sentence_and_what_is_there_stays(
+    fake: Fake, target: CoderTarget, error: str, advice: str
+) -> None:
+    ensure(target)
+    ensure(target, NAMED, "stopped")
+    fake.state.next("start", error=error)
+    with pytest.raises(Unhealthy) as failed:
+        ensure(target)
+    assert failed.value.message == f"Coder could not start workspace demo: {error}."
+    assert advice in failed.value.hint
+    assert len(fake.state.workspaces) == 1
+    assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
+
+
+def test_a_start_script_that_fails_shows_its_log(fake: Fake, target: CoderTarget) -> None:
+    script = Script(output=("spt-workspace: The home cannot be written.",), exit_code=8)
+    fake.state.next("start", scripts=(script,))
+    with pytest.raises(Unhealthy, match="did not get ready: its start script failed") as failed:
+        ensure(target)
+    assert "The home cannot be written" in failed.value.hint
+    assert target.find(NAMED).notes[0].startswith("The start script of workspace demo failed")  # type: ignore[union-attr]
+    assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
+
+
+def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake: Fake, target: CoderTarget) -> None:
+    fake.state.next("start", connect=100, scripts=(Script(output=coder_house.EVENTS, seconds=20),))
+    coder_house.client(fake).create_workspace("demo", fake.state.template_by_name("spt-flow").id)
+    fake.state.clock.advance(90)
+    workspace = ensure(target, NAMED, now=lambda: fake.state.now).workspace
+    assert workspace is not None
+    assert workspace.step("ide").state == "ok"
+
+
+def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_coder_target, "RECONNECT", 0.5)
+    said: list[str] = []
+    client = coder_house.client(fake)
+    client.http.say = said.append
+    target = CoderTarget(client)
+    workspace = ensure(target).workspace
+    assert workspace is not None
+    agent = next(iter(fake.state.workspaces.values())).latest.agent
+    assert agent is not None
+    agent.gone = fake.state.now - 60
+    found = target.find(NAMED)
+    assert found is not None
+    with pytest.raises(Unhealthy, match="its agent lost .* did not come back") as lost:
+        target.session(found)
+    assert "spt.flow.restart -e workspace=demo" in lost.value.hint
+    assert "waiting up to" in said[0]
+    agent.gone = float("inf")
+    assert target.session(found).directory == "/home/coder/demo"
+
+
+def test_without_a_provisioner_it_is_said_who_is_missing(fake: Fake) -> None:
+    fake.state.set_provisioners(0)
+    said: list[str] = []
+    with pytest.raises(DeadlineExceeded, match="Coder did not start workspace demo within") as late:
+        ensure(CoderTarget(coder_house.client(fake), patience=0.5), progress=Progress(said.append))
+    assert "no provisioner of the server was free or alive" in late.value.hint
+    assert any("waiting for one" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [
+        ("v2.34.7+abc1234", True),
+        ("v1.99.9+abc1234", True),
+        ("v2.34.8+abc1234", False),
+        ("v2.35.1", False),
+        ("v0.0.0-devel+abc1234", False),
+        ("", False),
+    ],
+)
+def test_a_server_without_security_fixes_is_refused(
+    fake: Fake, target: CoderTarget, version: str, refused: bool
+) -> None:
+    fake.state.build_version = version
+    if not refused:
+        assert ensure(target).changed
+        return
+    with pytest.raises(Unhealthy, match=r"goes together with 2\.34\.8 and newer"):
+        ensure(target)
+    assert fake.state.workspaces == {}
+
+
+def test_an_interrupted_build_goes_on_and_it_is_said_how_to_come_back(
+    fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_arguments: Any, **_more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_coder_target, "follow", interrupt)
+    with pytest.raises(Cancelled, match="interrupted while Coder was to start workspace demo") as stopped:
+        ensure(target)
+    assert "spt.flow.up -e workspace=demo" in stopped.value.hint
+    monkeypatch.undo()
+    assert ensure(target, NAMED).workspace.state == "running"  # type: ignore[union-attr]
+    assert builds(fake) == ["start"]
 
 
 def test_an_agent_that_never_comes_is_told(fake: Fake, target: CoderTarget) -> None:
@@ -186,7 +297,10 @@ def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTar
         return kept.life.stops_at - begun
 
     assert stops_after(8.0) == pytest.approx(8 * 3600, abs=60)
+    kept = target.list("me")[0].life
+    assert kept.keepalive_until == kept.stops_at, "who looks is told that somebody moved it"
     assert stops_after(0.0) == pytest.approx(2 * 3600, abs=60)
+    assert target.list("me")[0].life.keepalive_until is None
     with pytest.raises(InvalidInput, match="half an hour"):
         ensure(target, NAMED, "kept", hours=0.1)
 

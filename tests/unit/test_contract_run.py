@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils._workspace import ENDING
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
 from spt_workspace import contract, processes, record, services
 
@@ -43,6 +44,7 @@ def test_a_start_without_a_repository_ends_with_a_working_ide_and_a_clean_stop(m
     assert machine.end() == 0
     assert time.monotonic() - began < 6
     assert machine.events()[-1]["reason"] == "was told to stop"
+    assert machine.events()[-1]["reason"] in ENDING, "clients tell by it that it is about to end"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", machine.port)), "the IDE must be gone"
 
@@ -160,6 +162,7 @@ def test_idle_workspace_stops_itself_and_says_why(machine):
     process = machine.start(SPT_FLOW_IDLE_STOP="120")
     assert process.wait(20) == 0
     assert [e["reason"] for e in machine.events() if e["event"] == "life"][-1] == "idle for too long"
+    assert "idle for too long" in ENDING
 
 
 def test_deadline_ends_a_ci_workspace(machine):
@@ -170,6 +173,7 @@ def test_deadline_ends_a_ci_workspace(machine):
     assert abs(stops - time.time()) < 5
     assert process.wait(20) == 0
     assert machine.events()[-1]["reason"] == "the deadline has come"
+    assert machine.events()[-1]["reason"] in ENDING
 
 
 def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.action import doctor as action
@@ -31,7 +33,7 @@ def fake() -> Iterator[Fake]:
 
 
 def connected(fake: Fake, token: str = coder_house.TOKEN) -> Any:
-    return lambda: coder_house.client(fake, token).http
+    return lambda anonymous: coder_house.client(fake, "" if anonymous else token).http
 
 
 def states(checks: list[_doctor.Check]) -> dict[str, str]:
@@ -70,9 +72,14 @@ def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
 
 def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
     found = _doctor.server("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
-    assert states(found) == {"server": "ok", "token": "missing"}
+    assert {name: state for name, state in states(found).items() if name != "coder"} == {
+        "server": "ok",
+        "token": "missing",
+    }
     assert "coder login" in found[-1].hint
     assert states(_doctor.server("other", connected(fake)))["template"] == "missing"
+    fake.state.build_version = "v2.33.0+abc1234"
+    assert "2.34.8" in _doctor.server("spt-flow", connected(fake))[0].message
     fake.stop()
     found = _doctor.server("spt-flow", connected(fake))
     assert states(found) == {"server": "missing"}
@@ -107,6 +114,45 @@ def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp
     assert path.stat().st_mode & 0o077 == 0
     assert not play("init", tmp_path, **server)["changed"]
     assert coder_house.TOKEN not in path.read_text() + done["printed"]
+
+
+def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake: Fake, tmp_path: Path) -> None:
+    env = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    env |= {
+        "HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+        "SPT_FLOW_DOTFILES": "https://example.com/ada/dots",
+        "COLUMNS": "200",
+    }
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    child = pexpect.spawn(program, ["playbooks/init.yml"], cwd=str(CHECKOUT), env=env, timeout=120, encoding="utf-8")
+    log = child.logfile_read = io.StringIO()
+    for question, answer in (
+        (r"Where workspaces run.*\[auto\]", ""),
+        (r"Address of your team's Coder server", fake.url),
+        (r"host that owner/name alone stands for \[github\.com\]", "git.example.com"),
+        (r"Your name in commits", "Ada Lovelace"),
+        (r"Your e-mail address in commits", "ada@example.com"),
+    ):
+        child.expect(question)
+        child.send(f"{answer}\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    shown = log.getvalue()
+    assert child.exitstatus == 2, "there is no token yet, and that is said"
+    assert f"coder login {fake.url}" in shown and f"{fake.url}/cli-auth" in shown
+    assert "Traceback" not in shown and "dotfiles" not in shown
+    path = tmp_path / ".config/spt-flow/config.yml"
+    assert yaml.safe_load(path.read_text()) == {
+        "default_host": "git.example.com",
+        "dotfiles": "https://example.com/ada/dots",
+        "git_name": "Ada Lovelace",
+        "git_email": "ada@example.com",
+    }
+    assert (tmp_path / ".config/coderv2/url").read_text() == fake.url
+    (tmp_path / ".config/coderv2/session").write_text(coder_house.TOKEN)
+    found = play("doctor", tmp_path)
+    assert (found["ok"], found["target"]) == (True, "coder")
 
 
 def test_something_needed_that_is_missing_is_exit_status_8(tmp_path: Path) -> None:

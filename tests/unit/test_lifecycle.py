@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import tarfile
 from dataclasses import replace
 
@@ -365,6 +366,39 @@ def test_a_workspace_that_somebody_else_started_a_moment_ago_is_waited_for():
     target.calls.clear()
     ensure(target, now=lambda: 1100.0)
     assert target.calls == ["sweep", "find"]
+
+
+@pytest.mark.parametrize("reason", ["was told to stop", "idle for too long", "the deadline has come"])
+def test_a_workspace_that_somebody_else_has_just_told_to_stop_is_outlasted_and_started(reason):
+    target = FakeTarget()
+    theirs = target.add("demo", REPO.identity, started=1000.0)
+    target.log["alice", "demo"] = [
+        *ready_lines("theirs"),
+        json.dumps({"spt_flow": 1, "event": "life", "reason": reason}),
+    ]
+    read = []
+
+    def ends():
+        read.append(1)
+        if len(read) == 2:
+            target._save(replace(theirs, state="stopped"))
+
+    target.before["logs"] = ends
+    result = ensure(target, now=lambda: 1005.0)
+    assert result.actions == ["start"] and result.workspace.step("ide").state == "ok"
+    assert target.writes == ["start"]
+
+
+def test_one_that_does_not_end_though_it_was_told_to_is_a_sentence():
+    target = FakeTarget()
+    target.add("demo", REPO.identity, started=1000.0)
+    target.log["alice", "demo"] = [
+        *ready_lines("theirs"),
+        json.dumps({"spt_flow": 1, "event": "life", "reason": "was told to stop"}),
+    ]
+    target.hang.clear()
+    with pytest.raises(_errors.DeadlineExceeded, match="did not end within 0.3 s"):
+        ensure(target, now=lambda: 1005.0, wait_timeout=0.3)
 
 
 def test_a_conflict_that_stays_is_raised():
