@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _inventory, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError
+from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, NotFound
 
 if TYPE_CHECKING:
     from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
@@ -20,6 +20,7 @@ class ActionModule(_ansible.CoderAction):
         **_ansible.CoderAction.SERVER,
         "kinds": {"type": "list", "elements": "str", "choices": ["dev", "ci"], "default": ["dev", "ci"]},
         "token_file": {"type": "str", "default": ""},
+        "lock_file": {"type": "str", "default": ""},
         "deprecated": {"type": "str", "default": ""},
         "network": {"type": "str", "default": ""},
         "apparmor": {"type": "str", "default": ""},
@@ -56,16 +57,28 @@ class ActionModule(_ansible.CoderAction):
             )
         yield CoderAdmin(client.http.signed(secret, self.own["token_file"]))
 
+    def _lock(self) -> bytes:
+        """The server's own choice of Terraform providers, with their sums."""
+        path = self.own["lock_file"]
+        content, _mode = self.read_secret(path) if path else ("", "")
+        if path and not content:
+            raise NotFound(
+                f"There is no lock file of Terraform's in {path} on this host.",
+                "Make it of the server's mirror: terraform providers lock -fs-mirror=<folder>, where the template is.",
+            )
+        return f"{content}\n".encode() if content else b""
+
     def _rolled_out(self, client: CoderAdmin) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
 
         settings = _settings.Settings.of(self.values)
         nodes = _inventory.engines_for_server(self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {})
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
+        lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:
             name = self.values["template"] + (_coder_target.CI_SUFFIX if kind == "ci" else "")
-            wanted = _coder_template.ours(settings, kind, name, nodes, **more)
+            wanted = _coder_template.ours(settings, kind, name, nodes, lock, **more)
             wanted = _coder_template.deprecated(wanted, self.own["deprecated"])
             done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
             rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})

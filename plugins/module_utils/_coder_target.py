@@ -159,13 +159,21 @@ class CoderTarget:
         wanted = {**repo, **_given(spec), **self._of_a_run(spec, ttl)}
         self._refuse_unknown(template["name"], template["active_version_id"], wanted)
         name = self._free_name(spec)
-        made = self._client.create_workspace(
-            name,
-            template["id"],
-            owner=spec.owner,
-            rich_parameter_values=wanted,
-            ttl_ms=None if ttl is None else math.ceil(ttl / 60) * 60_000,
-        )
+        ttl_ms = None if ttl is None else math.ceil(ttl / 60) * 60_000
+        try:
+            made = self._client.create_workspace(
+                name, template["id"], owner=spec.owner, rich_parameter_values=wanted, ttl_ms=ttl_ms
+            )
+        except NotFound as error:
+            if spec.owner == "me":
+                raise
+            # The server says the same of a user who is not there and of one who is none of the caller's business.
+            raise AuthError(
+                f"The Coder server {self._client.http.config.url} makes no workspace of {spec.owner} for you: there is"
+                " no such user, or you have no role for it.",
+                "Leave owner away for one of your own, or ask an administrator of the server for the role.",
+                error.details,
+            ) from None
         self._built(made, made["latest_build"], progress)
         return self._seen(self._fresh(Workspace(spec.owner, name, "", id=made["id"])))
 

@@ -39,6 +39,7 @@ CREATION_NAMES = {
     "use_classic_parameter_flow": "template_use_classic_parameter_flow",
 }
 """What a field of a template is called when the template is created (facts, section 1.9)."""
+LOCK = ".terraform.lock.hcl"
 LEFT_OUT = (".terraform", ".git")
 FOLDER = COLLECTION / "templates/coder/spt-flow"
 CI_TTL = 1800
@@ -78,10 +79,11 @@ class Rollout:
     actions: list[str] = field(default_factory=list)
 
 
-def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **more: str) -> Wanted:
+def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], lock: bytes = b"", **more: str) -> Wanted:
     """The collection's own template for workspaces of ``kind`` (``dev`` or ``ci``), as ``settings`` want them.
 
-    ``nodes`` are addresses of engines by the nodes' names; without any the server's own engine is used. ``more`` are
+    ``nodes`` are addresses of engines by the nodes' names; without any the server's own engine is used. ``lock`` is the
+    server's lock file: which providers it has, with their sums, is nothing that the collection knows. ``more`` are
     variables that differ from the usual (``network``, ``runtime``, ``apparmor``).
     """
     from . import _docker_body, _image_identity
@@ -110,7 +112,8 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], **m
         # So that a cancelled run need not wait for a build that would only be deleted.
         "allow_user_cancel_workspace_jobs": ci,
     }
-    archive = pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})
+    files = {"seccomp.json": _docker_body.SECCOMP.read_bytes(), **({LOCK: lock} if lock else {})}
+    archive = pack(FOLDER, files)
     return Wanted(name, archive, variables, about, release())
 
 

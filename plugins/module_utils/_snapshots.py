@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from ._snapshot_restic import Restic, label_tag
 from ._snapshot_volumes import SKIP, VOLUME_NAME, Engine, Volume, by_name, discover, fingerprint, frozen
 
 CONFIG = "/etc/spt-flow/snapshots.json"
+MARKS = "spt-flow-snapshots"
+"""Volume that Coder workspaces of a node see; the template names it as well."""
 HOUR = 3600
 STORE_AFTER = 6.5 * 24 * HOUR
 """Seconds after which a volume is stored again though nothing in it has changed."""
@@ -146,6 +148,7 @@ def run(config: Config, names: tuple[str, ...] = (), clock: Callable[[], float] 
         finally:
             status["run"].update(ended=clock(), ok=not errors)
             write_status(config, status, clock())
+            publish(config, status)
     if errors:
         raise FlowError(
             f"{len(errors)} of the snapshot steps failed: {errors[0]}", "", {"errors": errors, "status": status}
@@ -290,6 +293,25 @@ def write_status(config: Config, status: dict[str, Any], now: float) -> None:
     write(Path(config.state) / "status.json", json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
     if config.textfile:
         write(Path(config.textfile) / "spt_flow_snapshots.prom", metrics(status, now), 0o644)
+
+
+def publish(config: Config, status: dict[str, Any]) -> None:
+    """Let the dashboard of a Coder workspace tell when its home was last snapshotted.
+
+    Such workspaces see a volume of the node, which they cannot write. It holds a time for each home of a Coder
+    workspace, by names that tell nobody whose it is; others' names would.
+    """
+    if not config.engine:
+        return
+    with suppress(FlowError, OSError):
+        folder = Path(Engine(config.socket).create(MARKS, {"spt.flow.marks": "1"}).path)
+        for name, record in status["volumes"].items():
+            if "spt.flow.coder" in record.get("labels", {}) and record.get("last_good"):
+                stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["last_good"]))
+                write(folder / name, f"{stamp}\n", 0o644)
+        for mark in folder.iterdir():
+            if mark.name not in status["volumes"]:
+                mark.unlink()
 
 
 def metrics(status: dict[str, Any], now: float) -> str:

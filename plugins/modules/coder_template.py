@@ -42,6 +42,12 @@ options:
       - File of the task's host with the token to use, such as M(spt.flow.coder_token) keeps it; it is read into memory.
     type: str
     default: ''
+  lock_file:
+    description:
+      - File of the task's host that goes into the templates as C(.terraform.lock.hcl), so that every build takes the
+        providers with these sums. C(terraform providers lock -fs-mirror=) of the server's mirror makes it.
+    type: str
+    default: ''
   deprecated:
     description:
       - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and C(up)

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rows of the speed table that are about a Coder server: whole processes against the fake one.
+"""The rows of the speed table that are about a Coder server: whole processes against the fake one, and new workspaces
+on a real one where there is one.
 
 The fake runs in the bench's own process, on the same processors as what is measured. ``samples`` holds seconds, bytes
 and counts by name.
@@ -9,7 +10,14 @@ and counts by name.
 from __future__ import annotations
 
 import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 Samples = dict[str, list[float]]
@@ -47,7 +55,97 @@ def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> 
             note(samples, "coder status", playbook("status", False, **server).seconds)
             note(samples, "coder status requests", len(fake.seen) - before)
             note(samples, "coder status memory", playbook("status", True, **server).memory)
+    crowd(samples)
     return f"a Coder server: the fake one (v2.35.1's API) with {many} workspaces"
+
+
+def crowd(samples: Samples, clients: int = 100) -> None:
+    """That many ``up`` at once, a fifth of all answers wrong: workspaces made, requests a minute of the busiest URL."""
+    from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+    from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
+    from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+    from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+    from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+    from ansible_collections.spt.flow.tests.unit import coder_house
+
+    spec = WorkspaceSpec("me", Settings(wait_timeout=300))
+
+    def up(number: int) -> None:
+        repository = Repository.parse(f"https://git.invalid/team/crowd{number // 2}.git")
+        target = CoderTarget(coder_house.client(fake))
+        _lifecycle.ensure(target, replace(spec, repository=repository), probe=lambda *_asked: Probe("open"))
+
+    with coder_house.server(20.0) as fake:
+        fake.faults.share = 0.2
+        begun = fake.state.now
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(up, range(clients)))
+        minutes = max(1.0, (fake.state.now - begun) / 60)
+        fake.faults.share = 0.0
+        busiest = Counter(request.path for request in fake.seen).most_common(1)[0][1]
+        note(samples, "coder crowd", clients)
+        note(samples, "coder crowd workspaces", len(fake.state.workspaces))
+        note(samples, "coder crowd busiest", busiest / minutes)
+
+
+def measure_live(samples: Samples, rounds: int) -> str:
+    """New workspaces on a real server, one after the other, the image cached; what there was, or why there was none."""
+    from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _lifecycle
+    from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+    from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+    from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+    from ansible_collections.spt.flow.tests.integration import sshd_kit
+    from ansible_collections.spt.flow.tests.live import conftest
+
+    reason = conftest.missing()
+    if reason:
+        return f"no real Coder server: {reason}"
+    with (
+        conftest.postgres() as database,
+        tempfile.TemporaryDirectory() as place,
+        tempfile.TemporaryDirectory() as forge,
+        conftest.server(database, Path(place)) as house,
+        sshd_kit.sshd(Path(forge), house.gateway),
+    ):
+        known = Path(forge, "known_hosts").read_text()
+        port = known.split("]:")[1].split()[0]
+        settings = Settings(cpus=2.0, memory=2 << 30, kvm="disabled", known_hosts=known, wait_timeout=300)
+        assert house.admin is not None
+        _coder_template.roll_out(house.admin, house.wanted(settings))
+        for number in range(rounds + 1):
+            # It asks for a key, so that the clone settles at once, whatever a network does.
+            repository = Repository.parse(f"ssh://root@{house.gateway}:{port}/team/new{number}.git")
+            spec = WorkspaceSpec("me", settings, repository=repository)
+            begun = time.time()
+            result = _lifecycle.ensure(house.target(), spec, probe=lambda *_asked: Probe("needs-auth"))
+            seconds = time.time() - begun
+            assert result.workspace is not None
+            if number:  # the first one fills caches
+                parts = stages(house.client(house.token).workspace_by_id(result.workspace.id), seconds)
+                for name, part in parts.items():
+                    note(samples, f"coder new {name}", part)
+            _lifecycle.ensure(house.target(), replace(spec, name=result.workspace.name, repository=None), "absent")
+        return f"new Coder workspaces: a real server, {house.client('').buildinfo()['version']}"
+
+
+def stages(workspace: Any, seconds: float) -> dict[str, float]:
+    """Where the time of a new workspace went: Coder's queue, Terraform, the agent, and all the rest, which is ours."""
+    job = workspace["latest_build"]["job"]
+    agent = next(a for r in workspace["latest_build"]["resources"] for a in r.get("agents") or [])
+    asked, taken, built, there = (
+        datetime.fromisoformat(text).timestamp()
+        for text in (job["created_at"], job["started_at"], job["completed_at"], agent["first_connected_at"])
+    )
+    coder = there - asked
+    return {
+        "whole": seconds,
+        "queue": taken - asked,
+        "Terraform": built - taken,
+        "agent": there - built,
+        "ours": seconds - coder,
+    }
 
 
 def fill(fake: Any, many: int) -> None:
@@ -78,6 +176,27 @@ def rows(samples: Samples, median: Callable[[str], float]) -> Iterator[tuple[str
     measured = f"{seconds:.2f} s, {memory:.0f} MiB, {asked:.0f} requests"
     holds = yes(seconds <= 2 and memory <= 200)
     yield f"`status` with {MANY:,} Coder workspaces", measured, "≤ 2 s, ≤ 200 MiB", holds
+    measured = (
+        f"{samples['coder crowd workspaces'][0]:.0f} workspaces, {samples['coder crowd busiest'][0]:.0f} requests"
+    )
+    once = samples["coder crowd workspaces"][0] * 2 == samples["coder crowd"][0]
+    yield (
+        "100 `up`s of 50 repositories at once, a fifth of all answers wrong",
+        f"{measured} a minute of the busiest URL",
+        "50 workspaces, ≤ 512 a minute",
+        yes(once and samples["coder crowd busiest"][0] <= 512),
+    )
+    if "coder new whole" in samples:
+        parts = {name: median(f"coder new {name}") for name in ("whole", "queue", "Terraform", "agent", "ours")}
+        words = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items() if name != "whole")
+        share = parts["ours"] / parts["whole"]
+        fine = parts["ours"] <= 1.5 and share <= 0.2 and parts["whole"] <= 8
+        yield (
+            "new workspace on a real Coder server, image cached",
+            f"{parts['whole']:.1f} s: {words} = {share:.0%}",
+            "≤ 8 s, ours ≤ 1.5 s and ≤ 20 %",
+            yes(fine),
+        )
 
 
 def yes(holds: bool) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,35 +14,12 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.tests.integration import doors_kit
 from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.unit.processes import Processes
 
 CANARY = f"canary{secrets.token_hex(8)}"
 TOKENS = ("CODER_SESSION_TOKEN", "GITHUB_TOKEN", "GH_TOKEN", "GITLAB_TOKEN", "AWS_SECRET_ACCESS_KEY", "VAULT_TOKEN")
 TOKENS += ("ANSIBLE_VAULT_PASSWORD", "DOCKER_AUTH_CONFIG", "NPM_TOKEN", "SPT_FLOW_UNKNOWN", "BORG_PASSPHRASE")
 URL = f"https://user:{CANARY}@git.example.com/o/r.git"
-
-
-class Processes(threading.Thread):
-    """Looks at every command line of the machine ten times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.found: set[str] = set()
-        self._stop_now = threading.Event()
-
-    def run(self) -> None:
-        while not self._stop_now.wait(0.1):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = path.read_bytes()
-                except OSError:
-                    continue
-                if CANARY.encode() in line:
-                    self.found.add(line.replace(b"\0", b" ").decode(errors="replace"))
-
-    def stop(self) -> set[str]:
-        self._stop_now.set()
-        self.join()
-        return self.found
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +41,7 @@ def environment() -> dict[str, str]:
 
 
 def test_nothing_of_a_whole_life_shows_it(house: Doors) -> None:
-    watcher = Processes()
+    watcher = Processes(CANARY)
     watcher.start()
     said = ""
     try:

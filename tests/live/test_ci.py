@@ -65,7 +65,7 @@ def run(doors: Doors, source: Path, folder: Path, command: str, **more: str) -> 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert "Traceback" not in done.stdout + done.stderr

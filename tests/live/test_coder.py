@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ansible_collections.spt.flow.plugins.module_utils._workspace import Result,
 from ansible_collections.spt.flow.tests.integration import sshd_kit
 from ansible_collections.spt.flow.tests.live.conftest import House
 
-SPEC = WorkspaceSpec("me", Settings(wait_timeout=180), "demo")
+SPEC = WorkspaceSpec("me", Settings(wait_timeout=600), "demo")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def forge(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
 
 @pytest.fixture(scope="module")
 def settings(forge: dict[str, str]) -> Settings:
-    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=forge["known_hosts"], wait_timeout=180)
+    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=forge["known_hosts"], wait_timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,13 @@ def agent(forge: dict[str, str]) -> Iterator[dict[str, str]]:
     os.kill(int(found["SSH_AGENT_PID"]), 15)
 
 
-def inside(house: House, workspace: Workspace, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+def inside(
+    house: House, workspace: Workspace, command: str, options: Sequence[str] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, **env}
-    argv = _ssh.argv(workspace, command)
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    program, *words = _ssh.argv(workspace, command)
+    argv = [program, *options, *words]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def belongings(house: House, workspace: Workspace) -> tuple[list[str], list[str]]:
@@ -120,6 +124,28 @@ def test_a_session_has_the_clients_agent_and_exit_status(
     assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
     searched = inside(house, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
     assert (searched.returncode, searched.stdout) == (1, ""), searched.stderr
+
+
+def test_a_gpg_agent_is_forwarded(house: House, workspace: Workspace, tmp_path: Path) -> None:
+    """As docs/coder.md has it in ~/.ssh/config; the image has no GnuPG, so the agent's greeting is looked for."""
+    if not shutil.which("gpg-agent"):
+        pytest.skip("no gpg-agent on PATH")
+    env = {**os.environ, "GNUPGHOME": str(tmp_path)}
+    tmp_path.chmod(0o700)
+    here = tmp_path / "S.gpg-agent.extra"
+    # Beside its home an agent has its sockets only where there is no folder of the user's in /run.
+    agent = ["gpg-agent", "--daemon", "--extra-socket", str(here), "--", "sleep", "60"]
+    with subprocess.Popen(agent, env=env, stdin=subprocess.DEVNULL) as running:
+        try:
+            end = time.monotonic() + 20
+            while not here.exists() and time.monotonic() < end:
+                time.sleep(0.1)
+            there = "/run/user/1000/gnupg/S.gpg-agent"
+            say = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({there!r}); print(s.recv(99).decode())"
+            done = inside(house, workspace, f'python3 -c "{say}"', options=("-R", f"{there}:{here}"))
+            assert done.stdout.startswith("OK Pleased to meet you"), done.stderr
+        finally:
+            running.terminate()
 
 
 def test_limits_docker_and_the_ide_are_as_everywhere(house: House, workspace: Workspace) -> None:
@@ -229,7 +255,7 @@ def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house:
 
     def run(*more: str) -> str:
         done = subprocess.run(
-            [*argv, *more], cwd=checkout, env=env, capture_output=True, text=True, timeout=300, check=False
+            [*argv, *more], cwd=checkout, env=env, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert house.admin and house.admin.http.config.token not in done.stdout + done.stderr

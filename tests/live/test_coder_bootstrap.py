@@ -77,7 +77,7 @@ def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(hou
     assert bootstrap(house, coder_users=[bob]).returncode == 0
     token = house.admin.create_token("his", 86400, "bob")
     theirs = CoderTarget(house.client(token), "bots")
-    spec = replace(WorkspaceSpec("me", Settings(wait_timeout=180)), name="his")
+    spec = replace(WorkspaceSpec("me", Settings(wait_timeout=600)), name="his")
     template = house.client(token).template("bots")
     assert template is not None
     house.client(token).create_workspace("his", template["id"])

@@ -37,7 +37,7 @@ class Doors:
         kept = {name: os.environ[name] for name in ("LANG", "XDG_RUNTIME_DIR") if name in os.environ}
         server = {"CODER_URL": self.house.url, "CODER_SESSION_TOKEN": self.house.token, "SPT_FLOW_TARGET": "coder"}
         path = f"{Path(sys.executable).parent}:{programs}"
-        return {**kept, **server, "PATH": path, "HOME": str(self.home), "SPT_FLOW_WAIT_TIMEOUT": "3m", **more}
+        return {**kept, **server, "PATH": path, "HOME": str(self.home), "SPT_FLOW_WAIT_TIMEOUT": "10m", **more}
 
     def run(self, verb: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
         place = "up.yml" if verb == "up" else f"playbooks/{verb}.yml"
@@ -48,7 +48,7 @@ class Doors:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit.processes import Processes
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPO = "https://git.invalid/team/demo.git"
@@ -178,3 +180,47 @@ def test_a_server_that_does_not_answer_is_told_before_long(house: House) -> None
     house.fake.faults.add("500", times=100)
     result = house.json("status")
     assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
+
+
+def test_no_secret_is_in_any_output_process_or_artifact(house: House, tmp_path: Path) -> None:
+    """The token lies where Coder's command line keeps it; a proxy's password is in the environment."""
+    canary = f"canary{secrets.token_hex(8)}"
+    secret = coder_house.TOKEN.partition("-")[2]
+    place = house.home / ".config/coderv2"
+    place.mkdir(parents=True, mode=0o700)
+    (place / "url").write_text(house.fake.url)
+    (place / "session").write_text(coder_house.TOKEN)
+    env = {name: text for name, text in house.environment().items() if not name.startswith("CODER_")}
+    programs = Path(sys.executable).parent
+    folder = tmp_path / "private"
+    subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(folder)], check=True, capture_output=True, timeout=60)
+    calls: list[tuple[list[str], dict[str, str], int]] = [
+        (["ansible-playbook", "up.yml", "-vvvv"], {"SPT_FLOW_REPO": REPO, "CODER_HEADER": f"X-Proxy={canary}"}, 0),
+        (["ansible-playbook", "playbooks/restart.yml", "-vvvv"], {"CODER_HEADER": f"X-Proxy={canary}"}, 0),
+        (["ansible-playbook", "playbooks/status.yml", "-vvvv"], {"CODER_HEADER": f"no header {canary}"}, 2),
+        (["ansible-playbook", "playbooks/template.yml", "-vvvv"], {}, 2),
+        (["ansible-runner", "run", str(folder), "-p", "spt.flow.up"], {"SPT_FLOW_REPO": REPO}, 0),
+    ]
+    watcher = Processes(secret, canary)
+    watcher.start()
+    said = ""
+    try:
+        for (program, *words), values, status in calls:
+            done = subprocess.run(
+                [str(programs / program), *words],
+                cwd=CHECKOUT,
+                env={**env, **values},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            assert done.returncode == status, done.stdout + done.stderr
+            said += done.stdout + done.stderr
+    finally:
+        found = watcher.stop()
+    assert found == set()
+    assert secret not in said and canary not in said
+    kept = subprocess.run(["grep", "-rl", secret, str(folder)], capture_output=True, text=True, check=False)
+    assert (kept.returncode, kept.stdout) == (1, ""), "the runner keeps nothing of it"

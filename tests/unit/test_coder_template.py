@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -162,6 +164,24 @@ def test_our_own_template_has_every_variable_and_ci_is_strict(fake: Fake, client
     assert values["cpus"] == "2"
     assert values["nodes"] == '{"n1": "ssh://ops@n1"}'
     assert roll.ours(settings, "dev", "ours", {}).version != roll.ours(Settings(cpus=3.0), "dev", "ours", {}).version
+
+
+def test_the_servers_lock_file_goes_along_and_makes_another_version() -> None:
+    plain, locked = (roll.ours(Settings(), "dev", "ours", {}, lock) for lock in (b"", b"# sums\n"))
+    with tarfile.open(fileobj=io.BytesIO(locked.archive)) as tar:
+        inside = tar.extractfile(".terraform.lock.hcl")
+        assert inside is not None and inside.read() == b"# sums\n"
+    assert plain.version != locked.version
+    assert len(locked.archive) < roll.LARGEST
+
+
+def test_the_template_is_formatted() -> None:
+    if not shutil.which("terraform"):
+        pytest.skip("no terraform on PATH")
+    done = subprocess.run(
+        ["terraform", "fmt", "-check", "-diff", str(roll.FOLDER)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_an_empty_value_is_none_for_the_server(client: CoderAdmin, wanted: roll.Wanted) -> None:

@@ -141,7 +141,7 @@ def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake
     shown = log.getvalue()
     assert child.exitstatus == 2, "there is no token yet, and that is said"
     assert f"coder login {fake.url}" in shown and f"{fake.url}/cli-auth" in shown
-    assert "Traceback" not in shown and "dotfiles" not in shown
+    assert "Traceback" not in shown and "Repository with your dotfiles" not in shown
     path = tmp_path / ".config/spt-flow/config.yml"
     assert yaml.safe_load(path.read_text()) == {
         "default_host": "git.example.com",

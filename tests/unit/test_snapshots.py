@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -225,3 +226,28 @@ def test_unknown_settings_are_named(tmp_path) -> None:  # type: ignore[no-untype
     (tmp_path / "c.json").write_text('{"repository": "/r", "keep_dayz": 1}')
     with pytest.raises(InvalidInput, match="keep_dayz"):
         snapshots.Config.load(str(tmp_path / "c.json"))
+
+
+def test_the_dashboard_of_a_coder_workspace_tells_its_last_snapshot_and_nobody_elses_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def __init__(self, socket: str) -> None:
+            pass
+
+        def create(self, name: str, labels: dict[str, str]) -> Volume:
+            return Volume(name, str(tmp_path))
+
+    monkeypatch.setattr(snapshots, "Engine", Engine)
+    (tmp_path / "spt-flow-gone-home").write_text("2020-01-01\n")
+    volumes = {
+        "spt-flow-1234-home": {"labels": {"spt.flow.coder": "1234"}, "last_good": 1_800_000_000.0},
+        "spt-flow-new-home": {"labels": {"spt.flow.coder": "new"}},
+        "spt-flow-alice-secret-home": {"labels": {"spt.flow.owner": "alice"}, "last_good": 1_800_000_000.0},
+    }
+    snapshots.publish(snapshots.Config(str(tmp_path / "repository")), {"volumes": volumes})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "spt-flow-1234-home": "2027-01-15 08:00 UTC\n"
+    }
+    template = Path(snapshots.__file__).resolve().parents[2] / "templates/coder/spt-flow/main.tf"
+    assert f'volume_name    = "{snapshots.MARKS}"' in template.read_text()

@@ -200,6 +200,15 @@ resource "coder_agent" "main" {
     timeout  = 5
   }
 
+  # The node writes it, role host_snapshots.
+  metadata {
+    key          = "snapshot"
+    display_name = "Last snapshot"
+    script       = "cat /var/lib/spt-flow-snapshots/${local.name}-home 2>/dev/null || echo none"
+    interval     = 600
+    timeout      = 5
+  }
+
   # Whoever wants their pipeline's state on the dashboard puts a program there that prints it in one line.
   metadata {
     key          = "ci"
@@ -372,6 +381,12 @@ resource "docker_container" "workspace" {
       container_path = volumes.key
       volume_name    = volumes.value
     }
+  }
+
+  volumes {
+    volume_name    = "spt-flow-snapshots"
+    container_path = "/var/lib/spt-flow-snapshots"
+    read_only      = true
   }
 
   dynamic "labels" {
