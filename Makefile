@@ -49,7 +49,7 @@ seccomp: ## Write image/seccomp.json anew
 runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
 	@tools/runner-dir "$(DIR)"
 
-image: ## Build the workspace image if it is missing: PROFILE=fat, fat-ubuntu-24.04, fat-debian-13; slim by default
+image: ## Build the workspace image if it is missing: PROFILE=fat, fat-ubuntu-24.04, fat-debian-13, fat-packages; slim by default
 	@$(RUN) ansible-playbook playbooks/image.yml $(if $(PROFILE),-e profile=$(PROFILE))
 
 image-update: ## Find newer versions of what the image takes and write them into image/versions.yml, to be reviewed as a diff

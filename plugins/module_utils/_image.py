@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,10 @@ from ._progress import Progress
 
 LABEL = "spt.flow.image"
 _BLOCK = 1 << 20
+_KINDS = ("base", "downloads", "ide", "images", "tools")
+"""Folders of the cache."""
+_LEFT = 6 * 3600
+"""Seconds after which a half-made folder that nobody holds counts as left over."""
 _TIMEOUT = 60
 _BUILD_TIMEOUT = 1800
 
@@ -135,10 +140,40 @@ def _lock(name: str, progress: Progress) -> Iterator[None]:
 @contextlib.contextmanager
 def _atomic(target: Path) -> Iterator[Path]:
     """A path beside ``target`` that becomes it when the block succeeds."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder, _held(folder):
         path = Path(folder) / target.name
         yield path
         os.replace(path, target)
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """Lock a folder for as long as this process lives; raises ``BlockingIOError`` where another one does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep() -> None:
+    """Remove the half-made folders of builds that were killed: nobody holds them any more."""
+    for folder in (path for kind in _KINDS for path in cache(kind).glob(".*.*") if path.is_dir()):
+        try:
+            if folder.stat().st_mtime < time.time() - _LEFT:
+                with _held(str(folder)):
+                    _remove(folder)
+        except OSError:
+            continue
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that may hold a base system: files of root, and file systems that debootstrap mounted."""
+    root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    for mounted in folder.glob("*/system/proc"):
+        subprocess.run([*root, "umount", "-q", str(mounted)], capture_output=True, check=False)
+    subprocess.run([*root, "rm", "-rf", "--one-file-system", str(folder)], capture_output=True, check=False)
 
 
 def _archive(image: Image) -> Path:
@@ -186,7 +221,7 @@ def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progr
     if target.exists():
         return target
     url = mirrored(entry["url"], options)
-    progress.note(f"image: downloading {name} {entry.get('version', '')} from {redact(url)}")
+    progress.note(f"image: downloading {name} from {redact(url)}")
     with _atomic(target) as path:
         found, missing = _download(name, url, path, str(options.get("ca_bundle") or ""))
         if found != entry["sha256"]:
@@ -315,6 +350,7 @@ class _Builder:
         self.archives = self._archives()
 
     def build(self) -> None:
+        _sweep()
         with _room("build the image in", cache()):
             built = self._build()
         repository, tag = self.image.tag.split(":")
@@ -390,14 +426,19 @@ class _Builder:
         if any(f"{repository}:{tag}" in found.tags for found in self.engine.images.list(name=repository)):
             return f"{repository}:{tag}"
         tarball = cache("base") / f"{suite}-{key}.tar"
+        with _lock(tarball.name, self.progress):
+            self._tarball(suite, tarball)
+        self.progress.note("image: importing the base system")
+        self.engine.api.import_image_from_file(str(tarball), repository=repository, tag=tag)
+        return f"{repository}:{tag}"
+
+    def _tarball(self, suite: str, tarball: Path) -> None:
+        """The base system as a file, made when it is missing."""
         if not tarball.exists():
             with _atomic(tarball) as path:
                 keyring = self._keyring(path.parent)
                 script = str(self.recipe.distribution["script"])
                 _debootstrap(suite, script, self.archives[0], path, self.progress, keyring)
-        self.progress.note("image: importing the base system")
-        self.engine.api.import_image_from_file(str(tarball), repository=repository, tag=tag)
-        return f"{repository}:{tag}"
 
     def _keyring(self, folder: Path) -> Path | None:
         """The keys of another distribution than this machine's, out of their package."""
@@ -415,14 +456,20 @@ class _Builder:
         files = self.recipe.ide
         words = [self.recipe.base["suite"], *(files[name]["sha256"] for name in ("node", "code-server"))]
         tree = cache("ide") / f"{content_hash(words, self.folder / 'ide')[:16]}.tar.gz"
-        if tree.exists():
-            return tree
+        # Images of other profiles that are built at the same time have the same one.
+        with _lock(tree.name, self.progress):
+            if not tree.exists():
+                self._compile_ide(base, tree)
+        return tree
+
+    def _compile_ide(self, base: str, tree: Path) -> None:
+        files = self.recipe.ide
         context: dict[str, Path | bytes] = {
             "Dockerfile": self.folder / "ide" / "Dockerfile",
             "ide": self.folder / "ide",
             "apt-sources": self.folder / "apt-sources",
-            "downloads/node.whl": fetch("Node.js", files["node"], self.options, self.progress),
-            "downloads/code-server.tgz": fetch("code-server", files["code-server"], self.options, self.progress),
+            "downloads/node.whl": self._file("node", files["node"], files["node"]),
+            "downloads/code-server.tgz": self._file("code-server", files["code-server"], files["code-server"]),
             **self._authority(),
         }
         self.progress.note("image: compiling code-server (about three minutes, once)")
@@ -432,7 +479,6 @@ class _Builder:
             self._compiled(
                 "code-server", context, arguments, "/opt/code-server", lambda blocks: _compress(blocks, path)
             )
-        return tree
 
     def _tool(self, name: str, base: str) -> Path:
         """The layer of a tool, laid out or compiled once for its inputs and kept as an archive."""
@@ -446,7 +492,7 @@ class _Builder:
         layer = cache("tools") / f"{kind}-{key}.tar.gz"
         if layer.exists():
             return layer
-        files = [(fetch(name, file, self.options, self.progress), file) for file in tool["files"]]
+        files = [(self._file(name, tool, file), file) for file in tool["files"]]
         with _atomic(layer) as path:
             if crate:
                 binary = path.with_name("binary.tar")
@@ -461,6 +507,9 @@ class _Builder:
             if old != layer:
                 old.unlink(missing_ok=True)
         return layer
+
+    def _file(self, name: str, about: Mapping[str, Any], entry: Mapping[str, Any]) -> Path:
+        return fetch(f"{name} {about['version']}", entry, self.options, self.progress)
 
     def _crate(self, name: str, crate: Path, base: str, target: Path) -> None:
         context: dict[str, Path | bytes] = {
@@ -597,7 +646,9 @@ def _debootstrap(
         try:
             if done.returncode:
                 tail = "\n".join(done.stdout.splitlines()[-5:])
-                if "No space left on device" in done.stdout:
+                # It calls whatever went wrong with a file a failed download; the programs' own words are in its log.
+                log = Path(system, "debootstrap/debootstrap.log")
+                if "No space left on device" in done.stdout + (log.read_text(errors="replace") if log.exists() else ""):
                     raise _full(f"bootstrap {suite} in", path.parent.parent)
                 raise FlowError(f"Cannot bootstrap {suite} from {mirror}:\n{tail}", "Check the mirror (mirror_apt).")
             with open(path, "wb") as out:

@@ -4,16 +4,45 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
 from ansible_collections.spt.flow.tests.integration.lab import Lab, git
 
 SIZE = 200 * 2**20
+
+
+@pytest.mark.full
+def test_an_image_whose_base_does_not_fit_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """debootstrap itself speaks of a failed download then."""
+    folder = tmp_path / "spt-flow"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs here: {mounted.stderr.decode().strip()}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = shutil.copytree(_image_identity.FOLDER, tmp_path / "image", symlinks=True)
+    versions = recipe / "versions.yml"
+    day = _image_identity.recipe().base["snapshot"]
+    versions.write_text(versions.read_text().replace(day, "20010102T000000Z"))
+    image = _image_identity.identity(folder=recipe)
+    try:
+        with pytest.raises(FlowError) as caught:
+            _image._Builder(image, {"image_base": "bootstrap"}, Progress(), recipe).build()
+        assert caught.value.message == f"Cannot bootstrap bookworm in {folder / 'base'}: the disk is full."
+        assert list((folder / "base").iterdir()) == []
+        assert not _image.present(image)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
 @pytest.fixture

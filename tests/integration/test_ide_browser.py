@@ -13,11 +13,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity, _image_tools
 from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, unavailable, wait_for, workspace
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -166,6 +168,41 @@ def test_person_logs_in_opens_a_terminal_and_types(tmp_path, browser):
             browser.picture(ARTIFACTS / "ide-terminal.png")
         assert (ARTIFACTS / "ide-terminal.png").stat().st_size > 20_000
         assert inside.exec("sh", "-c", "test -e /home/coder/.config/code-server/config.yaml && echo there; true") == ""
+
+
+EXTENSION = {
+    "package.json": json.dumps(
+        {
+            "name": "go",
+            "publisher": "golang",
+            "version": "1.0.0",
+            "engines": {"vscode": "^1.60.0"},
+            "activationEvents": ["onStartupFinished"],
+            "main": "./main.js",
+        }
+    ),
+    "main.js": "exports.activate = () => require('fs').writeFileSync('/home/coder/it-runs', '');",
+}
+"""One that is made here, in the place of one that an image takes."""
+
+
+@pytest.mark.full
+def test_an_extension_of_the_image_runs(tmp_path, browser):
+    with zipfile.ZipFile(tmp_path / "go.vsix", "w") as archive:
+        for name, text in EXTENSION.items():
+            archive.writestr(f"extension/{name}", text)
+    take = _image_identity.versions()["tools"]["golang.go"]["files"][0]["take"]
+    layer = tmp_path / "layer.tar.gz"
+    _image_tools.write("golang.go", {"version": "1.0.0"}, [(tmp_path / "go.vsix", {"url": "", "take": take})], layer)
+
+    def bring(inside: Inside) -> None:
+        argv = ["docker", "cp", "-", f"{inside.container}:/"]
+        subprocess.run(argv, input=layer.read_bytes(), check=True, timeout=60)
+
+    with workspace(tmp_path, "extension", before_start=bring) as inside:
+        inside.wait("ide", "ok")
+        log_in(browser, inside)
+        wait_for(lambda: inside.exec("sh", "-c", "ls /home/coder/it-runs", check=False), 60, "it was not started")
 
 
 def trust(browser: Browser) -> bool:

@@ -4,21 +4,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
+from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.tests.bench import reference_build
 from ansible_collections.spt.flow.tests.integration import lab
+from ansible_collections.spt.flow.tests.integration.image_kit import layers, moved, reused, tool_layers
+from ansible_collections.spt.flow.tests.integration.mirror_kit import mirror
 
 pytestmark = pytest.mark.full
+CHECKOUT = Path(__file__).resolve().parents[2]
 PROFILE = os.environ.get("SPT_FLOW_TEST_FAT", "fat-packages")
 """Without it, the one that asks package registries only: others also need Ubuntu's archive and Rust's own server."""
 Inside = Callable[[str], str]
@@ -67,7 +69,7 @@ def inside(image: _image_identity.Image) -> Iterator[Inside]:
 
     def run(script: str) -> str:
         argv = ["docker", "exec", identifier, "bash", "-lec", f"cd $(mktemp -d)\n{script}"]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (script, done.stdout, done.stderr)
         return done.stdout
 
@@ -105,87 +107,88 @@ def test_a_workspace_of_it_starts_with_docker_inside(image: _image_identity.Imag
         assert done.stdout.count("it runs inside") == 2, done.stdout
 
 
-class Mirror(ThreadingHTTPServer):
-    """What the cache holds, by the last part of an address; notes which addresses were asked."""
-
-    def __init__(self, files: dict[str, Path]) -> None:
-        super().__init__(("127.0.0.1", 0), MirrorHandler)
-        self.files = files
-        self.asked: set[str] = set()
+DAY = "20010101T000000Z"
+CUT = "gh"
+"""The tool whose download ends in the middle the first time."""
+LIST = r"find / -xdev \( -path /proc -o -path /sys -o -path /dev \) -prune -o -printf '%y %m %u:%g %p %l\n' | sort"
+PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
 
 
-class MirrorHandler(BaseHTTPRequestHandler):
-    server: Mirror
-
-    def do_GET(self) -> None:
-        self.server.asked.add(self.path)
-        path = self.server.files[self.path.rsplit("/", 1)[-1]]
-        self.send_response(200)
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, self.wfile)
-
-    def log_message(self, *words: object) -> None:
-        """Quiet."""
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the checkout with another day of packages: another base, and another image of the same tools."""
+    copy = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns(".git", ".venv", "artifacts", ".*_cache", "__pycache__")
+    shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=left_out)
+    file = copy / "image/versions.yml"
+    day = _image_identity.recipe(PROFILE).base["snapshot"]
+    file.write_text(file.read_text().replace(day, DAY))
+    return copy
 
 
-def test_behind_a_mirror_the_layers_are_the_same(
-    image: _image_identity.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def of_image(tag: str, script: str) -> list[str]:
+    argv = ["docker", "run", "--rm", "--network", "none", "--user", "0", "--entrypoint", "sh", tag, "-c", script]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+
+
+def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_image(
+    image: _image_identity.Image, checkout: Path, tmp_path: Path
 ) -> None:
-    """Every tool's files come from a mirror on loopback into an empty cache, and make equal layers."""
-    made = _image_identity.recipe(image.profile)
-    urls = [file["url"] for tool in made.tools.values() for file in tool["files"]]
-    files = {
-        file["url"].rsplit("/", 1)[-1]: _image.fetch(name, file, {}, Progress())
-        for name, tool in made.tools.items()
-        for file in tool["files"]
+    """Base, packages, IDE and tools come from a mirror into an empty cache."""
+    made = _image_identity.recipe(PROFILE)
+    entries = {
+        file["url"].rsplit("/", 1)[-1]: (name, file) for name, tool in made.tools.items() for file in tool["files"]
     }
-    first = {path.name: path for path in _image.cache("tools").iterdir()}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with Mirror(files) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        kinds = ("crates", "files", "go", "pypi")
-        options = {f"mirror_{kind}": f"{address}/{kind}" for kind in kinds} | {"mirror_apt": "http://deb.debian.org"}
-        builder = _image._Builder(image, options, Progress())
-        for name, tool in made.tools.items():
-            if tool.get("crate"):
-                _image.fetch(name, tool["files"][0], options, Progress())
-                continue
-            layer = builder._tool(name, "")
-            assert layer.read_bytes() == first[layer.name].read_bytes(), name
-            layer.unlink()
-        server.shutdown()
-        thread.join(10)
-    assert len(server.asked) == len(urls)
-    assert {path.split("/")[1] for path in server.asked} >= {"go", "pypi"}
+    known = {file: _image.fetch(name, entry, {}, Progress()) for file, (name, entry) in entries.items()}
+    other = _image_identity.identity(PROFILE, checkout / "image")
 
+    def build() -> subprocess.CompletedProcess[str]:
+        values = {"profile": PROFILE, "image_base": "bootstrap", **site.options}
+        env = {**os.environ, **{f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}}
+        argv = ["ansible-playbook", "playbooks/image.yml"]
+        env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        return subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, timeout=7200)
 
-def layers(tag: str) -> dict[str, int]:
-    """Sizes of the image's layers by the identity of their files."""
-    engine = _docker_http.connect()
-    names = engine.get_json(f"/images/{tag}/json")["RootFS"]["Layers"]
-    history = reversed(engine.get_json(f"/images/{tag}/history"))
-    # Steps that only set something have no layer; a layer without files has no size that would count.
-    made = [step["Size"] for step in history if "#(nop)" not in step["CreatedBy"] or "in /" in step["CreatedBy"]]
-    assert len(names) == len(made), (names, made)
-    return dict(zip(names, made, strict=True))
+    with mirror(tmp_path / "mirror", known) as site:
+        try:
+            (cut,) = (file for file, (name, _) in entries.items() if name == CUT)
+            site.cut = {cut}
+            done = build()
+            assert done.returncode != 0
+            assert f"Cannot use {CUT} {made.tools[CUT]['version']} from {site.address}/" in done.stdout + done.stderr
+            assert "the download was cut off" in done.stdout + done.stderr
+            assert entries[cut][1]["sha256"] in done.stdout + done.stderr
+            assert not _image.present(other)
+            before, site.asked, site.cut = set(site.asked), [], set()
+            done = build()
+            assert done.returncode == 0, done.stdout + done.stderr
+            # Only packages of the image itself, and tools from the one on that was cut off.
+            assert not {path for path in site.asked if path.startswith("/npm/")}
+            assert {path.split("/")[1] for path in before} >= {"apt", "npm", "go", "pypi"}
+            names = [path.rsplit("/", 1)[-1] for path in site.asked]
+            again = [entries[name][0] for name in names if name in entries]
+            assert again == list(made.tools)[list(made.tools).index(CUT) :]
+            assert tool_layers(other.tag) == tool_layers(image.tag)
+            if of_image(image.tag, PACKAGES) != of_image(other.tag, PACKAGES):
+                pytest.skip("the archive of packages has changed since the first of the two images was built")
+            assert of_image(image.tag, LIST) == of_image(other.tag, LIST)
+        finally:
+            base = hashlib.sha256(f"{made.base['suite']}\0{DAY}".encode()).hexdigest()[:12]
+            for tag in (other.tag, f"spt-flow/base:{made.base['suite']}-{base}"):
+                subprocess.run(["docker", "image", "rm", tag], capture_output=True, timeout=120)
 
 
 def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: _image_identity.Image, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(_image_identity.FOLDER, tmp_path / "image", symlinks=True))
-    known = _image_identity.versions(folder)
-    known["tools"]["gh"]["links"] = {"usr/local/bin/github": "/usr/local/bin/gh"}
-    (folder / "versions.yml").write_text(yaml.safe_dump(known, sort_keys=False))
-    other = _image_identity.identity(PROFILE, folder)
     said: list[str] = []
-    try:
-        _image._Builder(other, {}, Progress(said.append), folder)._build().tag(*other.tag.split(":"))
-        before, after = layers(image.tag), layers(other.tag)
-    finally:
-        _image.remove(other)
-    kept = sum(size for name, size in after.items() if name in before)
-    assert kept >= 0.8 * sum(after.values()), (before, after)
+    with moved(PROFILE, tmp_path, Progress(said.append)) as tag:
+        before, after = layers(image.tag), layers(tag)
+    assert reused(before, after) >= 0.8, (before, after)
     assert not [line for line in said if "downloading" in line or "compiling" in line], said
+
+
+def test_the_reference_build_is_done(image: _image_identity.Image, inside: Inside, tmp_path: Path) -> None:
+    """Go, Rust, WebAssembly and npm with what lies in the repository, and no network."""
+    reference_build.make(tmp_path / "reference")
+    container = inside("hostname").strip()
+    subprocess.run(["docker", "cp", str(tmp_path / "reference"), f"{container}:/tmp/"], check=True, timeout=60)
+    assert inside("cp -r --no-preserve=ownership /tmp/reference . && sh reference/build.sh").split()[-1] == "built"

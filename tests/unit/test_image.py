@@ -8,6 +8,8 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -370,11 +372,46 @@ def test_certificates_that_are_not_there_are_named(source: Source, cache: Path) 
     assert source.requests == []
 
 
+# Leftovers
+
+
+KILLED = """
+import time
+from ansible_collections.spt.flow.plugins.module_utils import _image
+with _image._atomic(_image.cache("base") / "b.tar") as path:
+    path.mkdir()
+    print("made", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_killed_builds_left_is_removed_and_what_runs_is_not(cache: Path) -> None:
+    old = time.time() - 86400
+    env = {**os.environ, "PYTHONPATH": str(_image_identity.FOLDER.parent / ".ansible/collections")}
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=env) as running:
+        assert running.stdout
+        running.stdout.readline()
+        (there,) = (cache / "base").iterdir()
+        os.utime(there, (old, old))
+        _image._sweep()
+        assert there.exists()
+        running.kill()
+    young = cache / "base/.c.tar.young"
+    (young / "spt-flow-base.x/system").mkdir(parents=True)
+    other = cache / "venv/.somebody.else"
+    other.mkdir(parents=True)
+    os.utime(other, (old, old))
+    _image._sweep()
+    assert (there.exists(), young.exists(), other.exists()) == (False, True, True)
+
+
 # Bootstrap
 
 FAKE = """#!/bin/sh
 echo "$@" >{log}
-for word; do case $word in */system) mkdir -p "$word" ;; esac; done
+for word; do case $word in */system)
+    mkdir -p "$word/debootstrap"; echo "$LOG" >"$word/debootstrap/debootstrap.log"
+esac; done
 echo "$ANSWER"
 test -z "$ANSWER"
 """
@@ -390,6 +427,7 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setenv("ANSWER", "")
+    monkeypatch.setenv("LOG", "")
     monkeypatch.setattr(_image, "_SCRIPTS", tmp_path / "scripts")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
@@ -416,6 +454,10 @@ def test_a_bootstrap_that_fails_says_whether_the_disk_is_full(bootstrap: Any, mo
     with pytest.raises(FlowError, match="Cannot bootstrap forky from http://m/debian:\nE: invalid Release"):
         bootstrap("forky")
     monkeypatch.setenv("ANSWER", "tar: write error: No space left on device")
+    with pytest.raises(FlowError, match="the disk is full"):
+        bootstrap("forky")
+    monkeypatch.setenv("ANSWER", "E: Couldn't download Packages")
+    monkeypatch.setenv("LOG", "unxz: Packages: Write error: No space left on device")
     with pytest.raises(FlowError, match="the disk is full"):
         bootstrap("forky")
 

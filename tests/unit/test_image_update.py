@@ -88,11 +88,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def update(index: Index, file: Path, *words: str) -> tuple[int, str]:
-    kinds = [f"--index={kind}={index.url}" for kind in ("pypi", "npm", "crate", "go", "rust")]
+    kinds = [f"--index={kind}={index.url}" for kind in ("pypi", "npm", "crate", "go", "rust", "github", "openvsx")]
     argv = [sys.executable, str(CHECKOUT / "tools/image-update"), f"--file={file}", *kinds, *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout
+
+
+def recipe(file: Path) -> _image_identity.Recipe:
+    return _image_identity.recipe("fat", file.parent)
 
 
 def changed(file: Path, before: str) -> list[str]:
@@ -106,6 +110,9 @@ def test_nothing_newer_changes_nothing(index: Index, file: Path) -> None:
     assert (status, file.read_text()) == (0, before), said
     assert "Nothing newer." in said
     assert "debian-12: stays at" in said
+    # What was never taken may stay so, and that is said too.
+    assert "firecracker: stays left out (" in said
+    assert "golang.go: stays left out (" in said
 
 
 def test_a_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
@@ -178,3 +185,114 @@ def test_a_package_without_its_integrity_is_not_taken(index: Index, file: Path) 
     status, said = update(index, file)
     assert (status, file.read_text()) == (1, before)
     assert "integrity" in said
+
+
+# What was left out until its index answered
+
+CRACKER = "firecracker-v9.1.0-x86_64.tgz"
+
+
+def release(index: Index, repository: str, tag: str, files: dict[str, bytes], **digests: str) -> None:
+    """A release on GitHub; ``digests`` are GitHub's own words about a file, by the beginning of its name."""
+    assets = []
+    for name, content in files.items():
+        index.pages[f"/files/{name}"] = content
+        digest = next((text for begin, text in digests.items() if name.startswith(begin)), None)
+        assets.append({"name": name, "browser_download_url": f"{index.url}/files/{name}", "digest": digest})
+    answer = {"tag_name": tag, "assets": assets}
+    index.pages[f"/repos/{repository}/releases/latest"] = json.dumps(answer).encode()
+
+
+def cracker(index: Index, said: str, **digests: str) -> None:
+    """A release of Firecracker as its own are: each file has a checksum file beside it."""
+    files = {CRACKER: b"", f"{CRACKER}.sha256.txt": said.encode(), "firecracker-v9.1.0-aarch64.tgz": b""}
+    files["firecracker-v9.1.0-aarch64.tgz.sha256.txt"] = f"{'cd' * 32}  {CRACKER}\n".encode()
+    release(index, "firecracker-microvm/firecracker", "v9.1.0", files, **digests)
+
+
+def extension(index: Index, place: str, version: str, sha256: str = SUM, **more: Any) -> None:
+    name = place.split("/")[3]
+    index.pages[f"/{version}.sha256"] = f"{sha256}\n".encode()
+    path = "/".join(place.split("/")[:4])
+    download = f"{index.url}{path}/{version}/file/{name}-{version}.vsix"
+    files = {"download": download, "sha256": f"{index.url}/{version}.sha256"}
+    answer = json.dumps({"version": version, "files": files, "preRelease": False, **more}).encode()
+    index.pages[f"{place}/{version}"] = answer
+    if "allVersions" in more:
+        index.pages[f"{place}/latest"] = answer
+
+
+def test_a_release_that_can_be_reached_is_taken_with_its_own_sum(index: Index, file: Path) -> None:
+    cracker(index, f"{SUM}  {CRACKER}\n", firecracker=f"sha256:{SUM}")
+    assert update(index, file, "--check")[0] == 1
+    status, said = update(index, file)
+    assert (status, "firecracker: taken in, 9.1.0" in said) == (0, True), said
+    tool = _image_identity.versions(file.parent)["tools"]["firecracker"]
+    url = f"https://github.com/firecracker-microvm/firecracker/releases/download/v9.1.0/{CRACKER}"
+    assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("9.1.0", url, SUM)
+    assert "absent" not in tool
+    assert "firecracker" in recipe(file).tools
+    assert "Nothing newer." in update(index, file)[1]
+
+
+def test_the_next_release_moves_three_lines(index: Index, file: Path) -> None:
+    cracker(index, f"{'cd' * 32}\n")
+    update(index, file)
+    before = file.read_text().replace("9.1.0", "9.0.7")
+    file.write_text(before)
+    cracker(index, f"{SUM} *build/{CRACKER}\n")
+    assert "firecracker: 9.0.7 -> 9.1.0" in update(index, file)[1]
+    assert [line.split(":")[0] for line in changed(file, before)] == ["version", "- url", "sha256"]
+
+
+@pytest.mark.parametrize(
+    ("said", "digests", "why"),
+    [
+        (f"{SUM}  another.tgz\n", {}, "no checksum file that names it"),
+        ("<html>", {}, "no checksum file that names it"),
+        (f"{SUM}  {CRACKER}\n", {"firecracker": f"sha256:{'cd' * 32}"}, f"GitHub sha256:{'cd' * 32}"),
+    ],
+)
+def test_a_release_without_one_sure_sum_stays_left_out(
+    index: Index, file: Path, said: str, digests: dict[str, str], why: str
+) -> None:
+    before = file.read_text()
+    cracker(index, said, **digests)
+    status, answer = update(index, file)
+    assert (status, file.read_text()) == (0, before)
+    assert "firecracker: stays left out" in answer
+    assert why in answer
+
+
+def test_of_a_release_with_many_versions_the_newest_is_taken(index: Index, file: Path) -> None:
+    names = {
+        v: f"cpython-{v}+20270101-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz" for v in ("3.9.30", "3.15.2")
+    }
+    names["3.16.0a1"] = names["3.9.30"].replace("3.9.30", "3.16.0a1")
+    sums = "".join(f"a{number:063}  {name}\n" for number, name in enumerate(names.values()))
+    files = {**dict.fromkeys(names.values(), b""), "SHA256SUMS": sums.encode()}
+    release(index, "astral-sh/python-build-standalone", "20270101", files)
+    assert update(index, file)[0] == 0
+    tool = _image_identity.versions(file.parent)["tools"]["python"]
+    assert (tool["version"], tool["files"][0]["sha256"]) == ("3.15.2", f"a{1:063}")
+    assert tool["files"][0]["url"].endswith("/download/20270101/" + names["3.15.2"].replace("+", "%2B"))
+
+
+def test_extensions_are_taken_with_the_sum_of_their_registry(index: Index, file: Path) -> None:
+    before = file.read_text()
+    place = "/api/golang/Go/universal"
+    extension(index, place, "0.9.9")
+    extension(index, place, "0.10.2", preRelease=True)
+    extension(
+        index, place, "0.10.3", preRelease=True, allVersions={"latest": "", "0.9.9": "", "0.10.2": "", "0.10.3": ""}
+    )
+    extension(index, "/api/rust-lang/rust-analyzer/linux-x64", "0.3.1", sha256="no sum", allVersions={})
+    status, said = update(index, file)
+    assert (status, "golang.go: taken in, 0.9.9" in said) == (0, True), said
+    assert "rust-lang.rust-analyzer: stays left out" in said
+    tool = _image_identity.versions(file.parent)["tools"]["golang.go"]
+    url = "https://open-vsx.org/api/golang/Go/0.9.9/file/Go-0.9.9.vsix"
+    assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("0.9.9", url, SUM)
+    # Its four lines, and none of another entry.
+    assert len(before.splitlines()) - len(file.read_text().splitlines()) == 1
+    assert set(recipe(file).absent) == set(_image_identity.recipe("fat").absent) - {"golang.go"}

@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What tests and figures about images share: their layers, and an image in which one tool has moved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+
+Layer = tuple[str, str, int]
+"""What made it, the identity of its files, its size."""
+MOVES = "gh"
+
+
+def layers(tag: str) -> list[Layer]:
+    engine = _docker_http.connect()
+    names = engine.get_json(f"/images/{tag}/json")["RootFS"]["Layers"]
+    history = reversed(engine.get_json(f"/images/{tag}/history"))
+    # Steps that only set something have no layer; a layer without files has no size that would count.
+    made = [step for step in history if "#(nop)" not in step["CreatedBy"] or "in /" in step["CreatedBy"]]
+    assert len(names) == len(made), (names, made)
+    return [(step["CreatedBy"], name, step["Size"]) for name, step in zip(names, made, strict=True)]
+
+
+def tool_layers(tag: str) -> list[str]:
+    """Identities of the layers that are a tool each."""
+    return [name for made_by, name, _ in layers(tag) if "ADD file:" in made_by and " in /opt/" not in made_by]
+
+
+@contextmanager
+def moved(profile: str, folder: Path, progress: Progress) -> Iterator[str]:
+    """The tag of the profile's image with one tool, of those that move often, in another version; gone afterwards."""
+    copy = Path(shutil.copytree(_image_identity.FOLDER, folder / "image", symlinks=True))
+    known = _image_identity.versions(copy)
+    known["tools"][MOVES]["links"] = {"usr/local/bin/github": "/usr/local/bin/gh"}
+    (copy / "versions.yml").write_text(yaml.safe_dump(known, sort_keys=False))
+    other = _image_identity.identity(profile, copy)
+    try:
+        _image._Builder(other, {}, progress, copy)._build().tag(*other.tag.split(":"))
+        yield other.tag
+    finally:
+        _image.remove(other)
+
+
+def reused(before: list[Layer], after: list[Layer]) -> float:
+    """The share of bytes of an image that an engine with another one has already."""
+    there = {name for _, name, _ in before}
+    return sum(size for _, name, size in after if name in there) / sum(size for _, _, size in after)
