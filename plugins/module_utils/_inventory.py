@@ -41,6 +41,7 @@ PLAYBOOK_VARIABLES = (
     "coder_url",
     "coder_users",
 )
+SERVER_LOGIN = "coder"
 LOCAL_ENGINE = "unix:///var/run/docker.sock"
 
 RENAMED: dict[str, str] = {}
@@ -95,11 +96,11 @@ def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:
     return [missing(example)]
 
 
-def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> str:
+def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any], login: str = "") -> str:
     """Address of the engine of ``node``, in the form of ``DOCKER_HOST``; empty for this machine's own.
 
-    ``found`` holds hosts by group. Raises ``NotFound`` for no host of flow_nodes, ``InvalidInput`` where its variables
-    make no address.
+    ``found`` holds hosts by group; ``login`` signs in there instead of ``ansible_user``. Raises ``NotFound`` for no
+    host of flow_nodes, ``InvalidInput`` where its variables make no address.
     """
     nodes = sorted(found.get("flow_nodes") or ())
     if node not in nodes:
@@ -118,6 +119,7 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
     user, port = (
         "" if variables.get(name) is None else str(variables[name]) for name in ("ansible_user", "ansible_port")
     )
+    user = login or user
     if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
         raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is no user name.")
     if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):
@@ -129,8 +131,9 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
 def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> dict[str, str]:
     """Addresses of the engines of flow_nodes as the Coder server reaches them, by the nodes' names.
 
-    A node that is the server itself is reached by its socket (there Terraform runs, never a workspace). Raises
-    ``InvalidInput`` for a node that only this machine can reach.
+    It signs in as ``coder``, whom the playbook coder_nodes lets do no more. A node that is the server itself is reached
+    by its socket (there Terraform runs, never a workspace). Raises ``InvalidInput`` for a node that only this machine
+    can reach.
     """
     servers = found.get("flow_servers") or ()
     addresses = {}
@@ -138,7 +141,7 @@ def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[s
         if node in servers:
             addresses[node] = LOCAL_ENGINE
             continue
-        address = engine_of(node, found, hostvars)
+        address = engine_of(node, found, hostvars, SERVER_LOGIN if servers else "")
         if not address and servers:
             raise InvalidInput(
                 f"The workspace host {node} is this machine, which the Coder server cannot reach.",

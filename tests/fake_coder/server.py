@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import socket
 import ssl
@@ -258,6 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fake.faults.away:
             self._vanish()
             return
+        if path == "/derp" and self.headers.get("Upgrade", "").lower() == "websocket":
+            self._relay()
+            return
         answer = None
         if fault is None or fault.processed or fault.kind == "truncated":
             answer = fake.answer(self.command, self.path, self.headers, body)
@@ -267,6 +272,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = answer
+
+    def _relay(self) -> None:
+        """A websocket that says its first word, as the relay's does, and closes; for proxies in front."""
+        key = self.headers.get("Sec-WebSocket-Key", "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Protocol", "derp")):
+            self.send_header(name, value)
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.wfile.write(b"\x82\x04derp")
+        self.close_connection = True
 
     def _spoil(self, fault: Fault, answer: Answer | None, path: str) -> None:
         fake = self.server_fake

@@ -7,10 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,7 @@ class Machine:
             "versions": str(root / "versions"),
             "link": str(root / "bin/coder"),
             "unit": "coder",
-            "settings": [],
+            "units": {},
             "health": "http://127.0.0.1:9",
             "dumps": str(root / "dumps"),
             "keep_days": 7,
@@ -137,3 +143,138 @@ def test_an_external_database_is_named_by_environment_and_its_password_is_in_no_
 def test_going_back_without_an_upgrade_is_refused(machine: Machine) -> None:
     done = machine.run("rollback")
     assert done.returncode == 1 and "no upgrade on this machine" in done.stderr
+
+
+def test_a_killed_rollback_keeps_what_it_had_dumped_first(machine: Machine) -> None:
+    """What was stored since the upgrade is dumped once: later the database may hold the old data."""
+    machine.program("systemctl", "exit 0")
+    for version in ("2.35.1", "2.36.0"):
+        assert machine.install(version).returncode == 0
+    assert machine.run("activate", "2.36.0").returncode == 0
+    dumps = machine.root / "dumps"
+    dumps.mkdir()
+    (dumps / "before").touch()
+    kept_by_upgrade = {"version": "2.35.1", "dump": str(dumps / "before")}
+    (machine.root / "coder-previous.json").write_text(json.dumps(kept_by_upgrade), encoding="utf-8")
+    machine.program("psql", "kill -9 $PPID")
+    assert machine.run("rollback").returncode == -9
+    (kept,) = dumps.glob("coder-before-rollback-*.dump")
+    machine.program("psql", "echo refused >&2; exit 3")
+    done = machine.run("rollback")
+    assert done.returncode == 1 and "psql ended with 3: refused" in done.stderr
+    assert list(dumps.glob("coder-before-rollback-*.dump")) == [kept]
+    assert (machine.bin / "coder").resolve().parent.name == "2.36.0"
+
+
+def test_a_restore_is_one_transaction_of_a_script_that_is_whole(machine: Machine) -> None:
+    log = machine.root / "psql.log"
+    machine.program("psql", f'echo "$@" >> {log}; cat >> {log}')
+    machine.program("pg_restore", '[ "$1" = --list ] || { echo "SELECT 1;"; exit "${BROKEN:-0}"; }')
+    (machine.root / "dumps").mkdir()
+    dump = machine.root / "dumps/one.dump"
+    dump.touch()
+    assert machine.run("restore", str(dump)).returncode == 0
+    said = log.read_text()
+    assert said.startswith("-Xq1 --set=ON_ERROR_STOP=1") and said.endswith("SELECT 1;\n") and "secret" not in said
+    log.unlink()
+    machine.program("pg_restore", '[ "$1" = --list ] || { echo "SELECT 1;"; echo cut >&2; exit 1; }')
+    done = machine.run("restore", str(dump))
+    assert done.returncode == 1 and f"Reading the dump {dump} failed: cut" in done.stderr
+    assert not log.exists(), "nothing was played"
+
+
+@pytest.mark.parametrize(("number", "ends"), [("120011", 1), ("130000", 0), ("170002", 0)])
+def test_a_database_that_is_too_old_is_refused(number: str, ends: int, machine: Machine) -> None:
+    machine.program("psql", f"echo {number}")
+    done = machine.run("database")
+    assert done.returncode == ends
+    assert ends == 0 or "PostgreSQL is 12, Coder takes 13 or newer" in done.stderr
+
+
+def test_a_unit_that_started_before_its_files_were_written_is_told(machine: Machine) -> None:
+    old, new = machine.root / "old", machine.root / "new"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    units = {"coder": [str(old), str(machine.root / "none")], "caddy": [str(new)]}
+    (machine.root / "coder.json").write_text(json.dumps({**machine.config, "units": units}), encoding="utf-8")
+    machine.program("systemctl", "echo 1")
+    assert json.loads(machine.run("state").stdout) == {"changed": False, "version": "", "stale": ["caddy"]}
+    machine.program("systemctl", "echo 0")
+    assert json.loads(machine.run("state").stdout)["stale"] == [], "one that does not run starts with them"
+
+
+# As a container
+
+
+def test_an_image_becomes_a_version_beside_the_others(machine: Machine) -> None:
+    log = machine.root / "docker.log"
+    machine.program(
+        "docker",
+        f'echo "$*" >> {log}\ncase "$1" in image) echo sha256:1234;; run) echo \'Coder v2.35.1+abc\';; esac',
+    )
+    done = machine.run("image", "ghcr.io/coder/coder@sha256:abc", "2.35.1")
+    assert json.loads(done.stdout)["version"] == "2.35.1-container", done.stderr
+    launcher = (machine.root / "versions/2.35.1-container/coder").read_text()
+    assert launcher.endswith('spt-flow-coder-container sha256:1234 "$@"\n')
+    asked = log.read_text()
+    assert "pull --quiet -- ghcr.io/coder/coder@sha256:abc" in asked
+    assert "--entrypoint=/opt/coder sha256:1234 version" in asked
+    for words in ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=host"):
+        assert words in asked
+    assert "privileged=" not in asked.replace("no-new-privileges", "") and "--name" not in asked
+
+
+def test_an_archive_of_an_image_with_another_sum_is_not_loaded(machine: Machine) -> None:
+    machine.program("docker", f"touch {machine.root}/asked")
+    archive = machine.root / "image.tar"
+    archive.touch()
+    done = machine.run("image", "coder:x", "2.35.1", str(archive), "0" * 64)
+    assert done.returncode == 1 and "expected was 000" in done.stderr
+    assert not (machine.root / "asked").exists()
+
+
+def test_the_containers_server_gets_its_settings_by_name_and_tells_systemd_when_it_answers(tmp_path: Path) -> None:
+    """What is in coder.env is in no argument; what was left of a killed one is removed first."""
+    log, place = tmp_path / "docker.log", tmp_path / "notify"
+    binary = tmp_path / "bin"
+    binary.mkdir()
+    docker = binary / "docker"
+    docker.write_text(
+        f'#!/bin/sh\necho "$*" >> {log}\n[ "$1" = rm ] || {{ trap "exit 7" INT; while :; do sleep 0.1; done; }}\n'
+    )
+    docker.chmod(0o755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door, health_server() as port:
+        door.bind(str(place))
+        door.settimeout(20)
+        env = {
+            "PATH": f"{binary}:{os.environ['PATH']}",
+            "NOTIFY_SOCKET": str(place),
+            "CODER_HTTP_ADDRESS": f"0.0.0.0:{port}",
+            "CODER_PG_CONNECTION_URL": "postgres://u:secret@db/coder",
+            "OTHER": "x",
+        }
+        child = subprocess.Popen([sys.executable, f"{PROGRAM}-container", "sha256:1", "server", "--x"], env=env)
+        assert door.recv(100) == b"READY=1"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20) == 7
+    first, second = log.read_text().splitlines()
+    assert first == "rm --force spt-flow-coder"
+    assert second.endswith("--name=spt-flow-coder --entrypoint=/opt/coder sha256:1 server --x")
+    assert "--env=CODER_PG_CONNECTION_URL " in second and "secret" not in second and "OTHER" not in second
+
+
+@contextmanager
+def health_server() -> Iterator[int]:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()

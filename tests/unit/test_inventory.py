@@ -67,9 +67,13 @@ LOCAL = {"ansible_connection": "local"}
 @pytest.mark.parametrize(
     ("groups", "node1", "engines"),
     [
-        (GROUPS, {}, {"node1": "ssh://node1", "node2": "ssh://node2"}),
-        ({**GROUPS, "flow_servers": ["node1"]}, {}, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://node2"}),
-        ({**GROUPS, "flow_servers": ["node1"]}, LOCAL, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://node2"}),
+        (GROUPS, {"ansible_user": "ops"}, {"node1": "ssh://coder@node1", "node2": "ssh://coder@node2"}),
+        ({**GROUPS, "flow_servers": ["node1"]}, {}, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"}),
+        (
+            {**GROUPS, "flow_servers": ["node1"]},
+            LOCAL,
+            {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
+        ),
         ({"flow_nodes": ["node1"]}, LOCAL, {"node1": _inventory.LOCAL_ENGINE}),
         ({"flow_servers": ["server1"]}, {}, {}),
     ],

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole site.yml on two nodes: what an operator does after the first run, and what is left when it is undone.
+"""The whole site.yml on two nodes, one of them the Coder server: what an operator does after the first run, and what
+is left when it is undone.
 
 In the order of the file: each test leaves the nodes as it found them, but the last one.
 """
@@ -13,11 +14,14 @@ import re
 import signal
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 MACHINES = os.environ.get("SPT_FLOW_MACHINES", "spt-flow-molecule")  # as in .config/molecule/config.yml
 NODES = (f"{MACHINES}-e2e-1", f"{MACHINES}-e2e-2")
+SERVER = NODES[1]
 VOLUME = "spt-flow-ada-demo-home"
 testinfra_hosts = ["local://"]
 """These tests speak of both nodes; testinfra would run them for each."""
@@ -55,6 +59,19 @@ def docker(node: str, *words: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
 
 
+def server() -> dict[str, Any]:
+    """What the Coder server got, and the machines' addresses."""
+    return dict(json.loads(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "server.json").read_text()))
+
+
+def templates() -> set[str]:
+    """Names, told to the token that bootstrap made for the templates' user."""
+    token = docker(SERVER, "cat", "/etc/spt-flow/coder.token")
+    url = f"http://{server()['addresses'][SERVER]}:3000/api/v2/templates"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Coder-Session-Token": token})) as answer:
+        return {one["name"] for one in json.load(answer)}
+
+
 def test_a_node_alone_is_left_as_it_is_and_the_other_is_not_asked(tmp_path: Path) -> None:
     status, said, recap = play(tmp_path, "site.yml", "--limit", NODES[0])
     assert status == 0, said
@@ -83,6 +100,46 @@ def test_the_verdict_names_every_requirement_of_both_nodes(tmp_path: Path) -> No
         assert found["timer spt-flow-images"] == "met"
         for name in ("Docker engine", "workspace image", "user-namespace remapping", "firewall", "systemd"):
             assert found[name] == "met", name
+
+
+def test_the_coder_server_has_its_users_templates_and_reapers() -> None:
+    print(server()["said"])
+    assert templates() == {"spt-flow", "spt-flow-ci"}
+    for name in ("coder.token", "reaper.token"):
+        assert docker(SERVER, "stat", "--format=%a %U", f"/etc/spt-flow/{name}") == "600 root"
+    for name in ("spt-flow-reaper", "spt-flow-coder-reaper"):
+        assert docker(SERVER, "systemctl", "is-enabled", f"{name}.timer") == "enabled"
+        docker(SERVER, "systemctl", "start", f"{name}.service")
+
+
+def test_the_health_of_the_server_is_told_section_by_section(tmp_path: Path) -> None:
+    status, said, _recap = play(tmp_path, "playbooks/server_health.yml")
+    assert status == 0, said
+    assert f"Coder v{server()['version']}" in said
+    for section in ("access_url", "database", "provisioner_daemons"):
+        assert re.search(rf"{section} +(ok|warning)", said), said
+    assert "only-for-this-machine" not in said
+
+
+def test_the_server_reaches_the_engine_of_the_other_node_and_nothing_else_there() -> None:
+    """As Terraform's provider does: by SSH as coder, whose key opens the engine alone."""
+    address = server()["addresses"][NODES[0]]
+    as_coder = ("runuser", "-u", "coder", "--")
+    engine = docker(SERVER, *as_coder, "docker", "--host", f"ssh://coder@{address}", "info", "--format", "{{.Name}}")
+    assert engine == docker(NODES[0], "hostname")
+    other = docker(SERVER, *as_coder, "timeout", "20", "ssh", "-n", "-o", "BatchMode=yes", f"coder@{address}", "id")
+    assert "uid=" not in other
+
+
+def test_a_token_whose_file_is_gone_is_made_anew(tmp_path: Path) -> None:
+    """Rotation by hand: the lost one is revoked."""
+    before = docker(SERVER, "cat", "/etc/spt-flow/coder.token")
+    docker(SERVER, "rm", "/etc/spt-flow/coder.token")
+    status, said, _recap = play(tmp_path, "playbooks/bootstrap.yml")
+    assert status == 0, said
+    after = docker(SERVER, "cat", "/etc/spt-flow/coder.token")
+    assert after != before and before not in said and after not in said
+    assert templates() == {"spt-flow", "spt-flow-ci"}
 
 
 def test_a_node_that_lost_the_image_is_named_and_repaired(tmp_path: Path) -> None:

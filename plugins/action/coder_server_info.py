@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `coder_server_info`: version and health of a Coder server, in its own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
+
+
+class ActionModule(_ansible.CoderAction):
+    OWN = dict(_ansible.CoderAction.SERVER)
+    VALUES = ("output",)
+    DOING = "read the health of the Coder server"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_health
+
+        client = self.anonymous()
+        with self.operator(client) as signed:
+            found = _coder_health.read(signed, self.own["wait"])
+        sections = [vars(one) | {"said": list(one.said)} for one in found.sections]
+        server = {"version": found.version, "healthy": not found.failing, "sections": sections}
+        url = client.http.config.url
+        if found.failing:
+            for line in found.lines():
+                self.say(line)
+            failing = "; ".join(f"{one.name}: {', '.join(one.said)}" for one in found.failing)
+            error = Unhealthy(
+                f"The Coder server {url} ({found.version}) is not healthy: {failing}.",
+                "Its codes are explained at https://coder.com/docs/admin/monitoring/health-check",
+            )
+            return _ansible.failed(error, server=server)
+        msg = f"The Coder server {url} is healthy, version {found.version}."
+        return self.finish({"changed": False, "msg": msg, "server": server}, ["", *found.lines()])
