@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _lifecycle, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._coder_client import agents
 from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
 from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
@@ -148,6 +152,33 @@ def test_a_gpg_agent_is_forwarded(house: House, workspace: Workspace, tmp_path: 
             running.terminate()
 
 
+def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(house: House, workspace: Workspace) -> None:
+    inside(
+        house,
+        workspace,
+        "mkdir -p ~/.config/spt-flow && printf '#!/bin/sh\\necho green\\n' > ~/.config/spt-flow/ci-status",
+    )
+    inside(house, workspace, "chmod +x ~/.config/spt-flow/ci-status")
+    found = house.client(house.token).workspace_by_id(workspace.id)
+    assert found is not None
+    (agent,) = agents(found)
+    headers = {"Coder-Session-Token": house.token}
+    shown: dict[str, str] = {}
+    end = time.monotonic() + 180
+    while shown.get("ci") != "green" and time.monotonic() < end:
+        request = urllib.request.Request(
+            f"{house.url}/api/v2/workspaceagents/{agent['id']}/watch-metadata", headers=headers
+        )
+        with urllib.request.urlopen(request, timeout=30) as stream:
+            told = next(line for line in stream if line.startswith(b"data: ["))
+        shown = {one["description"]["key"]: one["result"]["value"].strip() for one in json.loads(told[6:])}
+        time.sleep(1)
+    assert shown["ci"] == "green", shown
+    assert (shown["kvm"], shown["snapshot"]) == ("no", "none")
+    assert re.fullmatch(r"\d+ days old", shown["image"])
+    assert shown["clone"] == "ok"
+
+
 def test_limits_docker_and_the_ide_are_as_everywhere(house: House, workspace: Workspace) -> None:
     (container,), _volumes = belongings(house, workspace)
     shown = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
@@ -200,6 +231,33 @@ def test_a_server_that_restarts_is_waited_for(house: House, workspace: Workspace
     house.stop()
     house.start()
     assert ensure(house).workspace is not None
+
+
+def test_ctrl_c_leaves_the_build_to_the_server(house: House, workspace: Workspace) -> None:
+    """A process with a signal; the same command, or the one that it names, comes back to the build."""
+    ensure(house, state="stopped")
+    checkout = Path(__file__).resolve().parents[2]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
+    env |= {"CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, "SPT_FLOW_CONNECT": "false"}
+    argv = ["ansible-playbook", "up.yml", "-e", "workspace=demo"]
+    run = subprocess.Popen(argv, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    client = house.client(house.token)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = client.workspace("demo")
+        assert found is not None
+        if found["latest_build"]["status"] in ("pending", "starting"):
+            break
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=300)[0]
+    assert run.returncode == 2, said
+    assert "The run was interrupted" in said and "Traceback" not in said
+    result = ensure(house)
+    assert result.workspace is not None
+    assert result.workspace.step("ide").state == "ok"
+    found = client.workspace("demo")
+    assert found is not None and found["latest_build"]["status"] == "running"
 
 
 def test_delete_leaves_nothing(house: House, workspace: Workspace) -> None:
