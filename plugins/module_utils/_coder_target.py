@@ -42,7 +42,7 @@ HOME = "/home/coder"
 BUILD_TIMEOUT = 1200.0
 """Seconds for which a build of Coder's is waited for; it goes on when nobody waits any more."""
 DELETE_TIMEOUT = 90.0
-"""Seconds for which what stands in the way of a deletion is waited for, and then the deletion itself."""
+"""Seconds that the end of a CI run waits for what stands in the way of a deletion, and then for the deletion itself."""
 LEAST_EXTENSION = 1800.0
 """Seconds below which the server refuses to move a stop."""
 LAST_LINES = 5
@@ -254,14 +254,15 @@ class CoderTarget:
 
     def delete(self, workspace: Workspace) -> None:
         """Also while it is being built: a build that may be cancelled is."""
+        timeout = DELETE_TIMEOUT if workspace.kind == "ci" else None
         found = self._fresh(workspace)
         build = found["latest_build"]
         if build["job"]["status"] not in ENDED and build["transition"] != "delete":
             with contextlib.suppress(AuthError):
                 # Without its template's leave only what nobody builds yet can be cancelled; the rest is waited for.
                 self._client.cancel_build(build["id"])
-        found = self._settled(workspace, DELETE_TIMEOUT)
-        self._built(found, self._client.create_build(found, "delete"), Progress(), DELETE_TIMEOUT)
+        found = self._settled(workspace, timeout)
+        self._built(found, self._client.create_build(found, "delete"), Progress(), timeout)
 
     def _settled(self, workspace: Workspace, timeout: float | None = None) -> Json:
         """The workspace once nobody builds it any more. Raises ``NotFound`` when it is deleted meanwhile."""

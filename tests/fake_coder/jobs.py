@@ -162,20 +162,30 @@ class Job:
 
 
 def terraform_lines(kind: str, seconds: float, behaviour: Behaviour) -> list[Line]:
-    """A log such as Terraform's, spread over the time of the job."""
+    """A log such as Terraform's, spread over the time of the job; its stages are those of v2.35.1 (live)."""
+    begin = [("Setting up", ""), ("Initializing Terraform Directory", "Initializing provider plugins...")]
+    plan = [*begin, ("Planning Infrastructure", "docker_volume.home: Refreshing state...")]
+    end = [("Cleaning Up", "")]
     texts = {
-        "import": [("Setting up", "Initializing provider plugins..."), ("Parsing parameters", ""), ("Done", "")],
+        "import": [
+            *begin,
+            ("Parsing template parameters", ""),
+            ("Detecting persistent resources", ""),
+            ("Detecting ephemeral resources", ""),
+            *end,
+        ],
         "start": [
-            ("Setting up", "Initializing provider plugins..."),
-            ("Starting workspace", "docker_volume.home: Refreshing state..."),
+            *plan,
             ("Starting workspace", "docker_container.workspace[0]: Creating..."),
             ("Starting workspace", "docker_container.workspace[0]: Creation complete"),
+            *end,
         ],
-        "stop": [("Stopping workspace", "docker_container.workspace[0]: Destroying...")],
-        "delete": [("Deleting workspace", "docker_volume.home: Destroying...")],
+        "stop": [*plan, ("Stopping workspace", "docker_container.workspace[0]: Destroying..."), *end],
+        "delete": [*plan, ("Deleting workspace", "docker_volume.home: Destroying..."), *end],
     }[kind]
     made = [Line(seconds * n / (len(texts) + 1), stage, text) for n, (stage, text) in enumerate(texts, 1)]
-    last = made[-1].stage
+    # What fails ends where it fails, and is cleaned up as well.
+    last = made[-2].stage
     made += [Line(seconds * 0.99, last, text, "error") for text in (*behaviour.lines, behaviour.error) if text]
     return made
 
