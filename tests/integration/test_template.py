@@ -158,3 +158,16 @@ def test_a_node_without_the_image_says_so_and_pulls_nothing(terraform: Terraform
     said = " ".join(terraform.apply(check=False, image="spt-flow/workspace:none").replace("│", " ").split())
     assert "spt-flow/workspace:none" in said
     assert belongings(terraform)["containers"] == []
+
+
+def test_a_lock_file_holds_builds_to_the_sums_of_the_mirror(terraform: Terraform) -> None:
+    lock = terraform.folder / _coder_template.LOCK
+    lock.unlink()
+    terraform.run("providers", "lock", f"-fs-mirror={PLUGINS.parent}", "-platform=linux_amd64")
+    terraform.run("init", "-input=false", "-lockfile=readonly")
+    sums = lock.read_text()
+    lock.write_text(re.sub('"h1:....', '"h1:AAAA', sums))
+    said = terraform.run("init", "-input=false", "-lockfile=readonly", check=False)
+    lock.write_text(sums)
+    assert said.returncode != 0
+    assert "checksum" in said.stdout + said.stderr

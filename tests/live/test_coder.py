@@ -165,7 +165,7 @@ def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(house: House,
     headers = {"Coder-Session-Token": house.token}
     shown: dict[str, str] = {}
     end = time.monotonic() + 180
-    while shown.get("ci") != "green" and time.monotonic() < end:
+    while (shown.get("ci"), shown.get("clone")) != ("green", "ok") and time.monotonic() < end:
         request = urllib.request.Request(
             f"{house.url}/api/v2/workspaceagents/{agent['id']}/watch-metadata", headers=headers
         )
