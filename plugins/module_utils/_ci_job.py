@@ -21,7 +21,9 @@ STATUS = b"spt-flow-ci-status "
 SHORTEST = 4
 """Characters from which on a value is hidden; shorter ones would riddle the output."""
 LINGER = 2.0
-"""Seconds for what the job left running to close its output once it has ended."""
+"""Seconds of silence after which the output counts as read once the job has ended: what it left running may hold it."""
+BACKLOG = 4 << 20
+"""Bytes of output that are read after the job has ended, at most: more than SSH and pipes hold."""
 LONGEST_LINE = 65536
 
 _THERE = (
@@ -75,7 +77,7 @@ def attend(
         reader = _Reader(child, mask, tell)
         try:
             while reader.read(0.5):
-                if enough() or reader.ended_for() > LINGER:
+                if enough() or reader.drained:
                     break
             reader.flush()
         finally:
@@ -105,7 +107,8 @@ class _Reader:
         self.status: int | None = None
         self._mask, self._tell = mask, tell
         self._out = self._err = b""
-        self._since = 0.0
+        self._heard = 0.0
+        self._backlog = 0
         self._selector = selectors.DefaultSelector()
         for stream, taker in ((child.stdout, self._take_out), (child.stderr, self._take_err)):
             if stream is not None:
@@ -121,9 +124,11 @@ class _Reader:
             key.data(data)
         return bool(self._selector.get_map())
 
-    def ended_for(self) -> float:
-        """Seconds since the job has ended."""
-        return time.monotonic() - self._since if self.status is not None else 0.0
+    @property
+    def drained(self) -> bool:
+        """Whether the job has ended and its output was read; telling it may take longer than the job did."""
+        quiet = time.monotonic() - self._heard
+        return self.status is not None and (quiet > LINGER or self._backlog > BACKLOG)
 
     def _take_out(self, data: bytes) -> None:
         *lines, self._out = (self._out + data).split(b"\n")
@@ -131,6 +136,8 @@ class _Reader:
             lines, self._out = [*lines, self._out], b""
         if lines:
             self._say(lines)
+        self._heard = time.monotonic()
+        self._backlog += len(data) if self.status is not None else 0
 
     def _say(self, lines: Sequence[bytes]) -> None:
         for line in lines:
@@ -141,7 +148,7 @@ class _Reader:
         start = self._err.rfind(b"\n" + STATUS)
         number, newline, _rest = self._err[start + 1 + len(STATUS) :].partition(b"\n")
         if start >= 0 and newline and number.isdigit() and self.status is None:
-            self.status, self._since = int(number), time.monotonic()
+            self.status, self._heard = int(number), time.monotonic()
 
     def flush(self) -> None:
         """Tell the line that did not end."""
