@@ -10,6 +10,7 @@ goes and why. Workspaces of other templates than our CI one are never in it, wha
 from __future__ import annotations
 
 import calendar
+import contextlib
 import http.client
 import json
 import ssl
@@ -32,6 +33,8 @@ USUAL = 1800.0
 """Seconds that a CI workspace lives whose deadline cannot be told: what the template gives one made by a click."""
 GRACE = 120.0
 """Seconds that a stopped or failed one stays before its time is over: its client may be cleaning it up."""
+TRIES, AGAIN = 3, 5.0
+"""How often a server that is just restarting is asked, and after how many seconds: a minute later would be late."""
 CANCELLING = 20.0
 """Seconds for which a cancelled build is waited for in one pass."""
 PAGE = 100
@@ -177,6 +180,14 @@ def _plan(api: Api, template: str) -> list[tuple[Json, Doomed]]:
     return doomed
 
 
+def _planned(api: Api, template: str, sleep: Callable[[float], None]) -> list[tuple[Json, Doomed]]:
+    for _try in range(TRIES - 1):
+        with contextlib.suppress(Unhealthy):
+            return _plan(api, template)
+        sleep(AGAIN)
+    return _plan(api, template)
+
+
 def sweep(
     api: Api,
     template: str = TEMPLATE,
@@ -190,7 +201,7 @@ def sweep(
     deletion that the server has taken on; one that fails there is seen, and tried again, by the next pass.
     """
     with alone(path, dry):
-        planned = _plan(api, template)
+        planned = _planned(api, template, sleep)
         report = Report([entry for _workspace, entry in planned])
         report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
         if dry:

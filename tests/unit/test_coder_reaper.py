@@ -4,17 +4,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper
+from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _coder_target
+from ansible_collections.spt.flow.plugins.module_utils._coder_client import CoderClient
+from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
+from ansible_collections.spt.flow.plugins.module_utils._coder_http import Answer, CoderHttp
 from ansible_collections.spt.flow.plugins.module_utils._coder_reaper import Api
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
 from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, FlowError, InvalidInput, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._reaper import Memory, Report
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._wait import Waiter
+from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_house, coder_kit
 
 ADMIN = "reaperreap-aaaaaaaaaaaaaaaaaaaaaa"
 
@@ -120,7 +136,7 @@ def test_a_deletion_that_failed_is_tried_again(still: Fake, tmp_path: Path) -> N
 def test_a_list_that_cannot_be_read_deletes_nothing(still: Fake, tmp_path: Path, kind: str) -> None:
     make(still, "over", 60)
     still.state.clock.advance(100)
-    still.faults.add(kind, method="GET", path="/api/v2/workspaces")
+    still.faults.add(kind, times=_coder_reaper.TRIES, method="GET", path="/api/v2/workspaces")
     with pytest.raises(FlowError):
         sweep(still, tmp_path)
     assert [b.transition for w in still.state.workspaces.values() for b in w.builds] == ["start"]
@@ -160,8 +176,143 @@ def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) 
     with pytest.raises(AuthError, match="refused GET"):
         _coder_reaper.sweep(Api(still.url, "wrongwrong-token"), path=str(tmp_path / "s"))
     with pytest.raises(Unhealthy, match="did not answer"):
-        _coder_reaper.sweep(Api("http://127.0.0.1:9", ADMIN), path=str(tmp_path / "s"))
+        _coder_reaper.sweep(Api("http://127.0.0.1:9", ADMIN), path=str(tmp_path / "s"), sleep=lambda seconds: None)
     with pytest.raises(InvalidInput):
         Api("file:///etc/passwd", ADMIN)
     with pytest.raises(AuthError, match=r"spt\.flow\.bootstrap"):
         _coder_reaper.read_token(str(tmp_path / "none"))
+
+
+class Mortal(CoderHttp):
+    """A client that is killed after so many requests: from then on nothing of it reaches the server."""
+
+    lives = 0
+
+    def request(self, *words: Any, **named: Any) -> Answer:
+        self.lives -= 1
+        if self.lives < 0:
+            raise Killed
+        return super().request(*words, **named)
+
+
+class Killed(BaseException):
+    """As ``kill -9``: nothing that the client would do afterwards is done."""
+
+
+class Minutes:
+    """A virtual clock for clients, by which the reaper passes every minute, whatever they wait for.
+
+    ``late`` holds by how many seconds after its time (``ends``) each workspace was deleted.
+    """
+
+    def __init__(self, fake: Fake, folder: Path, chance: random.Random) -> None:
+        self.fake, self.folder, self.chance = fake, folder, chance
+        self.clock = fake.state.clock
+        self.ends: dict[str, float] = {}
+        self.late: dict[str, float] = {}
+        self.then: Callable[[], object] = lambda: None
+        self._next = self.clock() + 60
+
+    def sleep(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        if self.clock() < self._next:
+            return
+        self._next += 60
+        self.then()
+        if self.chance.random() < 0.05:
+            self.fake.restart(self.chance.uniform(1, 9))
+        with contextlib.suppress(FlowError):
+            sweep(self.fake, self.folder)
+        for workspace in self.fake.state.workspaces.values():
+            if workspace.name in self.ends and workspace.deleted(self.clock()):
+                over = workspace.latest.job.completed() - self.ends[workspace.name]
+                self.late.setdefault(workspace.name, max(0.0, over))
+
+
+@pytest.mark.parametrize("runs", [40, pytest.param(200, marks=pytest.mark.full)])
+def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
+    still: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    """With a server that is away now and then, and a person's workspace beside them."""
+    make(still, "mine", template="spt-flow")
+    person = next(iter(still.state.workspaces))
+    chance = random.Random(6)
+    minutes = Minutes(still, tmp_path, chance)
+    clock = minutes.clock
+    keeper = coder_kit.connect(still)
+    minutes.then = lambda: keeper.extend(person, datetime.fromtimestamp(clock() + 7200, UTC))
+    monkeypatch.setattr(_coder_target, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
+    for number in range(runs):
+        name, ttl = f"ci-{number}", chance.randrange(60, 1800)
+        http = Mortal(CoderConfig(still.url, coder_house.TOKEN, "the test"), clock=clock, sleep=minutes.sleep)
+        http.lives = chance.randrange(3, 25)
+        target = CoderTarget(CoderClient(http))
+        spec = WorkspaceSpec("me", Settings(), name=name, kind="ci", deadline=int(time.time()) + ttl)
+        with contextlib.suppress(Killed):
+            target.delete(target.create(spec, Progress()))
+        minutes.ends |= {w.name: w.created + ttl for w in still.state.workspaces.values() if w.name == name}
+        minutes.sleep(chance.uniform(0, 30))
+    while len(minutes.late) < len(minutes.ends):
+        assert clock() < max(minutes.ends.values()) + 180, alive(still)
+        minutes.sleep(10)
+    late = sorted(minutes.late.values())
+    print(f"{len(late)} made, deleted at most {late[-1]:.0f} s after their TTL, left: {alive(still) - {'mine'}}")
+    assert len(late) > runs * 0.9 and late[-1] <= 120
+    assert alive(still) == {"mine"}
+    assert [build.transition for build in still.state.workspaces[person].builds] == ["start"]
+
+
+def test_duplicate_names_of_two_owners_are_two_workspaces(still: Fake, tmp_path: Path) -> None:
+    make(still, "same", 60)
+    admin = coder_house.client(still, ADMIN)
+    of = still.state.template_by_name("spt-flow-ci")
+    admin.create_workspace("same", of.id, rich_parameter_values={"deadline": stamp(still.state.now + 3600)})
+    still.state.clock.advance(100)
+    assert sweep(still, tmp_path).reaped == ["ada/same"]
+    assert [w.owner for w in still.state.workspaces.values() if w.name in alive(still)] != []
+    assert alive(still) == {"same"}
+
+
+def test_a_pass_that_is_killed_is_gone_on_with(still: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        make(still, name, 60)
+    still.state.clock.advance(100)
+    delete = _coder_reaper._delete
+
+    def once(api: Api, workspace: dict[str, Any], sleep: Any) -> None:
+        delete(api, workspace, sleep)
+        raise Killed
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(_coder_reaper, "_delete", once)
+        sweep(still, tmp_path)
+    still.state.clock.advance(5)
+    assert len(alive(still)) == 2
+    assert len(sweep(still, tmp_path).reaped) == 2
+    assert alive(still) == set()
+
+
+def test_reap_yml_with_check_is_a_report(still: Fake, tmp_path: Path) -> None:
+    make(still, "over", 60)
+    make(still, "ci-of-a-person", template="spt-flow")
+    still.state.clock.advance(100)
+    token = tmp_path / "token"
+    token.write_text(ADMIN)
+    host = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        "coder_url": still.url,
+        "workspace_reaper_coder_token_file": str(token),
+    }
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"all": {"children": {"flow_servers": {"hosts": {"server1": host}}}}}))
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    checkout = Path(__file__).resolve().parents[2]
+    words = [program, "playbooks/reap.yml", "-i", str(inventory), "--check"]
+    env = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "would delete workspace ada/over: its time is over" in done.stdout
+    assert "ci-of-a-person" not in done.stdout and alive(still) == {"over", "ci-of-a-person"}
+    assert ADMIN not in done.stdout + done.stderr
