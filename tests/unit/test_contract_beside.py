@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,37 @@ def test_an_ide_that_cannot_start_is_a_failed_script_with_its_words(machine):
     done = start(machine, STUB_DIES="1")
     assert done.returncode == 8
     assert '"step": "ide", "state": "failed"' in done.stdout
+
+
+def agent(machine, **extra):
+    """A stand-in for the agent: it runs the script and goes on."""
+    run = kit.RUN.format(library=str(kit.LIBRARY), root=str(machine.root), docker=())
+    program = START.format(library=str(kit.LIBRARY), root=str(machine.root), run=run)
+    words = ["sh", "-c", '"$0" -c "$1"; echo started; while :; do sleep 0.1; done', sys.executable, program]
+    return subprocess.Popen(words, env={**machine.environ, **extra}, stdout=subprocess.PIPE, text=True)
+
+
+def test_at_its_deadline_a_workspace_ends_the_agent_and_tells_who_is_there(machine):
+    """The agent is the container's main process: without it nothing is left, whatever the server was told."""
+    terminal = machine.root / "pts/0"
+    terminal.touch()
+    with agent(machine, SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 4)) as one:
+        try:
+            assert one.wait(60) == -signal.SIGTERM
+        finally:
+            one.kill()
+    assert "The deadline has come. The workspace ends now." in terminal.read_text()
+
+
+def test_a_workspace_that_is_only_stopped_leaves_the_agent_alone(machine):
+    with agent(machine, SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 3600)) as one:
+        try:
+            assert one.stdout is not None and any(line == "started\n" for line in one.stdout)
+            assert machine.command("stop").returncode == 0
+            time.sleep(0.5)
+            assert one.poll() is None
+        finally:
+            one.kill()
 
 
 def test_a_number_that_another_process_has_by_now_is_left_alone(machine):

@@ -19,6 +19,8 @@ from .record import ENDED
 PATIENCE = 600.0
 """Seconds in which the IDE has to answer and the clone to settle; what is not done then goes on by itself."""
 STOP_PATIENCE = 25.0
+AGENT = "SPT_FLOW_AGENT"
+"""In the environment of what ``start`` starts: the agent's number and when it started."""
 
 
 def start(paths: Paths, environ: Mapping[str, str], argv: Sequence[str]) -> int:
@@ -28,7 +30,7 @@ def start(paths: Paths, environ: Mapping[str, str], argv: Sequence[str]) -> int:
     with open(log, "wb") as output:
         process = subprocess.Popen(
             list(argv),
-            env=dict(environ),
+            env={**environ, AGENT: f"{os.getppid()} {_started(os.getppid())}"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -80,6 +82,14 @@ def stop(paths: Paths) -> int:
             return 0
         time.sleep(0.1)
     raise Failure("The workspace did not end in time.")
+
+
+def end_agent(environ: Mapping[str, str]) -> None:
+    """End the agent, and with it the container, if there is one: nothing that a server was told keeps them alive."""
+    pid, _, started = environ.get(AGENT, "").partition(" ")
+    if pid.isdigit() and started and _started(int(pid)) == started:
+        with contextlib.suppress(OSError):
+            os.kill(int(pid), signal.SIGTERM)
 
 
 def _started(pid: int) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import access, home, life, services
+from . import access, beside, home, life, services
 from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason
 from .processes import Children, Service
@@ -63,6 +64,8 @@ class Supervisor:
         self._begin("dotfiles", self._dotfiles)
         self._live(wake, control)
         self._stop()
+        if self.contract.deadline and self.contract.deadline <= time.time():
+            beside.end_agent(self._environ)
         return 0
 
     def _prepare(self) -> socket.socket:
@@ -166,6 +169,7 @@ class Supervisor:
                 self.journal.record_life(verdict.record)
             if verdict.stop:
                 self.journal.log("life", verdict.stop)
+                self._tell(verdict.stop)
                 return
             ready, _w, _x = select.select(watched, [], [], verdict.wait)
             if wake in ready:
@@ -176,6 +180,16 @@ class Supervisor:
                 message = hear(control)
                 if message:
                     self.journal.step(message["step"], message["state"], message.get("detail", ""))
+
+    def _tell(self, sentence: str) -> None:
+        """One line for whoever is there; nobody is waited for."""
+        for terminal in self._terminals.glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(terminal, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                try:
+                    os.write(descriptor, f"\r\n{sentence} The workspace ends now.\r\n".encode())
+                finally:
+                    os.close(descriptor)
 
     def _stop(self) -> None:
         docker = self._services.get("docker")
