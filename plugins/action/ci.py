@@ -15,6 +15,10 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError,
 from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
 
 NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "workspace", "from_run")
+KEPT = (
+    "ansible-runner has written {} into its folder (artifacts/*/command): "
+    "give secrets by SPT_FLOW_ENV_FILE, and the token of a Coder server in files that CODER_CONFIG_DIR names."
+)
 
 
 class ActionModule(_ansible.FlowAction):
@@ -39,7 +43,7 @@ class ActionModule(_ansible.FlowAction):
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
         outcome = _ci.run(furnished, spec, job, self.progress, lines)
-        outcome.notes[:0] = notes
+        outcome.notes[:0] = [*notes, *(self._kept() if runner else [])]
         return self._answer(outcome)
 
     def _job(self) -> tuple[Any, list[str]]:
@@ -59,6 +63,13 @@ class ActionModule(_ansible.FlowAction):
             # Ansible may have changed the folder that it works in.
             folder = Path(os.environ.get("PWD") or os.getcwd()) / folder
         return _ci.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
+
+    def _kept(self) -> list[str]:
+        """What is secret and on the disk by now: ansible-runner has written its environment into its folder."""
+        from ansible_collections.spt.flow.plugins.module_utils import _ci
+
+        names = [name for name in (*_ci.words(self.values["env"]), "CODER_SESSION_TOKEN") if os.environ.get(name)]
+        return [KEPT.format(", ".join(names))] if names else []
 
     def _show(self, text: str) -> None:
         _ansible.display.display(text, stderr=self.screen == "json")

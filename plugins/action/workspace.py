@@ -95,16 +95,17 @@ class ActionModule(_ansible.FlowAction):
             return {}
         from ansible_collections.spt.flow.plugins.module_utils import _ci_record
 
-        if state != "started" or self.values["repo"] or self.values["ref"]:
+        if state != "started" or self.values["ref"]:
             raise InvalidInput(
-                "from_run names repository, commit and settings of a workspace; repo and ref are not given with it.",
-                "Leave them away: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
+                "from_run names commit and settings of a new workspace; ref is not given with it.",
+                "Leave it away: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
             )
         # Ansible may have changed the folder that it works in.
         record = _ci_record.load(
             Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser()
         )
-        self.values.update(_ci_record.values(record))
+        target = _ansible.target_name(self.values)
+        self.values.update(_ci_record.values(record, self.values["repo"], target))
         return record
 
     def _differences(self, run: dict[str, Any], spec: WorkspaceSpec, result: Result) -> list[str]:

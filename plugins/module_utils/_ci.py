@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _ci_files, _ci_job
+from . import _ci_files, _ci_job, _ci_record
 from ._errors import AuthError, Cancelled, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ._progress import Lines, Progress
 from ._repository import ci_name
@@ -39,6 +39,7 @@ RESERVE = 30.0
 """Seconds of the TTL, at most a tenth of it, that are kept for collecting."""
 DESTROY = 60.0
 """Seconds for which deleting is tried."""
+ROOM = "Make room, or choose another folder: SPT_FLOW_ARTIFACTS_DIR"
 OF_THE_JOB = (InvalidInput, NotFound, AuthError)
 """Errors before the command ran that no healthy environment would have been without."""
 
@@ -308,9 +309,7 @@ class _Run:
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
-            raise Unhealthy(
-                f"Cannot make the folder {self.folder}: {error.strerror}.", "Choose another: SPT_FLOW_ARTIFACTS_DIR"
-            ) from None
+            raise Unhealthy(f"Cannot make the folder {self.folder}: {error.strerror}.", ROOM) from None
         self.outcome.folder = str(self.folder)
 
     def _create(self) -> Workspace:
@@ -367,10 +366,13 @@ class _Run:
         self.progress.note(f"job: running in {workspace.name}, at most {max(0, until - self.now()):.0f} s")
         begun = self.progress.elapsed
         argv = self.enter(workspace, _ci_job.there(directory))
-        with self.stops.held(), (self.folder / "job.log").open("w", encoding="utf-8", buffering=1) as log:
+        with self.stops.held(), (self.folder / "job.log").open("wb", buffering=0) as log:
 
             def tell(text: str) -> None:
-                log.write(f"{text}\n")
+                try:
+                    log.write(f"{text}\n".encode())
+                except OSError as error:
+                    raise Unhealthy(f"Cannot write {log.name} on this machine: {error.strerror}.", ROOM) from None
                 self.lines.add(text)
 
             def enough() -> bool:
@@ -486,7 +488,7 @@ class _Run:
         record = {
             **{name: value for name, value in asdict(self.outcome).items() if name != "counts"},
             "repo": repository.identity if repository else "",
-            "source": (repository.url or repository.path) if repository else "",
+            **(_ci_record.source(repository) if repository else {"source": "", "origin": ""}),
             "ref": self.spec.ref,
             "owner": self.spec.owner,
             "target": self.target.name,
@@ -498,7 +500,9 @@ class _Run:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "deadline": self.deadline,
         }
-        (self.folder / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (self.folder / _ci_record.FILE).write_text(
+            json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def count(folder: Path) -> dict[str, int]:

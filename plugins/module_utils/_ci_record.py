@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ._errors import InvalidInput
+from ._repository import Repository
 from ._settings import OPTIONS
 
 FILE = "run.json"
@@ -34,11 +37,39 @@ def load(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``spt.flow.workspace`` that make what the run had: repository, commit, settings."""
+def source(repository: Repository) -> dict[str, str]:
+    """Where the run's commit is from: the address, or the folder and what that was itself cloned from."""
+    if repository.kind != "local":
+        return {"source": repository.url, "origin": ""}
+    asked = ["git", "-C", repository.path, "config", "--get", "remote.origin.url"]
+    try:
+        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
+        # A pipeline's checkout may carry its token in the address.
+        origin = Repository.parse(re.sub(r"^(https?://)[^/@]*@", r"\1", done.stdout.strip()))
+    except (OSError, subprocess.TimeoutExpired, InvalidInput):
+        return {"source": repository.path, "origin": ""}
+    return {"source": repository.path, "origin": "" if origin.kind == "local" else origin.url}
+
+
+def values(record: Mapping[str, Any], repo: str = "", target: str = "docker") -> dict[str, Any]:
+    """Values of ``spt.flow.workspace`` that make what the run had: repository, commit, settings.
+
+    ``repo`` says where the commit is from instead. A folder of the run's machine may be none here, and is none on a
+    Coder server; then it is what that was cloned from. Raises ``InvalidInput`` when nobody knows.
+    """
     settings = record["settings"]
     chosen = {name: settings[name] for name in OPTIONS if OPTIONS[name].scope == "workspace" and name in settings}
-    return {"repo": record["source"], "ref": record["commit"], **chosen}
+    folder = record["source"].startswith("/")
+    if folder and (target == "coder" or not Path(record["source"]).is_dir()):
+        repo = repo or str(record.get("origin") or "")
+    elif not repo:
+        repo = record["source"]
+    if not repo:
+        raise InvalidInput(
+            f"from_run: the run was of the folder {record['source']}, which cannot be cloned from here.",
+            "Say where its repository is: -e repo=https://host/owner/name.git",
+        )
+    return {"repo": repo, "ref": record["commit"], **chosen}
 
 
 def drift(record: Mapping[str, Any], settings_hash: str, image_hash: str) -> str:

@@ -45,6 +45,8 @@ DELETE_TIMEOUT = 90.0
 """Seconds that the end of a CI run waits for what stands in the way of a deletion, and then for the deletion itself."""
 LEAST_EXTENSION = 1800.0
 """Seconds below which the server refuses to move a stop."""
+FLUSH = 120.0
+"""Seconds by which the server may be late in telling when a workspace was used last."""
 LAST_LINES = 5
 RECONNECT = 30.0
 """Seconds for which an agent is waited for that has lost its server."""
@@ -479,18 +481,28 @@ def from_json(found: Json, url: str, now: float) -> Workspace:
     )
     if state != "running":
         return workspace
-    reason = "the server's schedule" if stops else "nothing stops it by itself"
+    life = life_of(found, stops)
     if ci and ends:
-        reason, stops = "a CI workspace lives until its deadline", ends
-    life = Life(reason=reason, since=workspace.started, stops_at=stops)
-    if stops and not ci and is_extended(found, stops, now):
-        life = replace(life, keepalive_until=stops)
+        life = Life("a CI workspace lives until its deadline", workspace.started, ends)
+    elif stops and is_extended(found, stops, now):
+        life = replace(life, keepalive_until=stops, keepalive_by=f"{found['owner_name']} or an administrator")
     return replace(
         workspace,
         url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
         steps=(Step("ide", "running"),) if agent and agent["lifecycle_state"] in ("created", "starting") else (),
         life=life,
     )
+
+
+def life_of(found: Json, stops: float | None) -> Life:
+    """What keeps a running workspace alive: the server moves its stop on with use."""
+    build = found["latest_build"]
+    began = seconds(build["job"].get("completed_at")) or seconds(build["created_at"]) or 0.0
+    if stops is None:
+        return Life("nothing stops it by itself", began)
+    used = seconds(found.get("last_used_at")) or 0.0
+    reason, since = ("it was used", used) if used > began + FLUSH else ("just started", began)
+    return Life(reason, since, stops)
 
 
 def is_extended(found: Json, stops: float, now: float) -> bool:

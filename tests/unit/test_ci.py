@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import tarfile
 import threading
 import time
@@ -103,6 +104,41 @@ def test_what_the_job_leaves_running_does_not_hold_the_run(tmp_path: Path) -> No
     begun = time.monotonic()
     assert run(tmp_path, "sleep 60 & echo done")[0].status == 0
     assert time.monotonic() - begun < 20
+
+
+def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ci_job, "LINGER", 0.2)
+    told: list[str] = []
+
+    def slowly(text: str) -> None:
+        time.sleep(0.05)
+        told.append(text)
+
+    job = "for i in $(seq 60); do head -c 8000 /dev/zero | tr '\\0' x; echo; done; exit 3"
+    argv = ["sh", "-c", _ci_job.there("/")]
+    ended = _ci_job.attend(argv, _ci_job.payload(job, {}), _ci_job.Mask([]), slowly, lambda: False)
+    assert ended.status == 3 and len(told) == 60
+
+
+def test_what_goes_on_printing_after_the_job_does_not_hold_the_run() -> None:
+    begun = time.monotonic()
+    argv = ["sh", "-c", _ci_job.there("/")]
+    job = _ci_job.payload("timeout 60 yes & sleep 0.2", {})
+    assert _ci_job.attend(argv, job, _ci_job.Mask([]), lambda text: None, lambda: False).status == 0
+    assert time.monotonic() - begun < 50
+
+
+def test_a_full_disk_here_is_said_and_is_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(path: Path, *more: Any, **named: Any) -> Any:
+        return opened(Path("/dev/full") if path.name == "job.log" else path, *more, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    outcome, _shown, target = run(tmp_path, "seq 100")
+    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", _ci.NOT_RUN, False)
+    assert "No space left on device" in outcome.msg and "SPT_FLOW_ARTIFACTS_DIR" in outcome.hint
+    assert target.workspaces == {} and not outcome.left
 
 
 def test_a_lost_connection_is_the_environments(tmp_path: Path) -> None:
@@ -350,6 +386,36 @@ def test_a_persons_workspace_is_made_of_a_runs_record(tmp_path: Path) -> None:
     assert _ci_record.drift(record, settings.hash(), record["image_hash"]) == ""
     note = _ci_record.drift(record, Settings().hash(), "f" * 64)
     assert "settings" in note and len(note.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "known"),
+    [
+        ("https://gitlab-ci-token:s3cret@git.example.com/o/r.git", "https://git.example.com/o/r.git"),
+        ("git@git.example.com:o/r.git", "git@git.example.com:o/r.git"),
+        ("/srv/mirror", ""),
+        ("ext::sh -c id", ""),
+        ("", ""),
+    ],
+)
+def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_from(
+    tmp_path: Path, origin: str, known: str
+) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "init", "--quiet", str(checkout)], check=True)
+    if origin:
+        subprocess.run(["git", "-C", str(checkout), "config", "remote.origin.url", origin], check=True)
+    record = {"commit": COMMIT, "settings": {}, **_ci_record.source(Repository.parse(str(checkout)))}
+    assert record["origin"] == known and "s3cret" not in json.dumps(record)
+    assert _ci_record.values(record)["repo"] == str(checkout)
+    assert _ci_record.values(record, "https://other.example.com/o/r")["repo"] == "https://other.example.com/o/r"
+    elsewhere = {**record, "source": str(tmp_path / "gone")}
+    for there, target in ((record, "coder"), (elsewhere, "docker")):
+        if known:
+            assert _ci_record.values(there, target=target)["repo"] == known
+        else:
+            with pytest.raises(InvalidInput, match="cannot be cloned from here"):
+                _ci_record.values(there, target=target)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": 1}', "\x00"])

@@ -6,33 +6,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _ci, _coder_target
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._target import ExecResult
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
-
-REPO = Repository.parse("https://example.com/team/demo.git")
-SPEC = WorkspaceSpec("me", Settings(wait_timeout=60), repository=REPO)
-COMMIT = "c" * 40
-
-
-class Bench(CoderTarget):
-    """The target with what goes through SSH cut off: whether the agent answers is the fake's to say."""
-
-    def ready_to_enter(self, progress: Any, needed: bool = False) -> list[str]:
-        return []
-
-    def exec(self, workspace: Workspace, argv: Any, *more: Any, **named: Any) -> ExecResult:
-        return ExecResult(0, COMMIT, "")
+from ansible_collections.spt.flow.tests.unit import ci_faults, coder_house
+from ansible_collections.spt.flow.tests.unit.ci_faults import COMMIT, PLANS, REPO, SPEC, Bench
 
 
 @pytest.fixture
@@ -102,24 +86,14 @@ def test_a_server_that_goes_away_for_good_leaves_it_to_the_deadline(
     assert outcome.left.startswith("ci-") and "its TTL ends at" in outcome.notes[-1]
 
 
-def test_faulted_runs_are_classified_without_a_mistake(fake: Fake, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [len(PLANS), pytest.param(500, marks=pytest.mark.full)])
+def test_faulted_runs_are_classified_without_a_mistake(tmp_path: Path, runs: int) -> None:
     """A tenth of all answers goes wrong beside what is done to each run, of which is known how it has to end."""
-    fake.faults.share = 0.1
-    kinds = {
-        "passes": ({"command": "true"}, "job"),
-        "fails": ({"command": "exit 4"}, "job"),
-        "lost": ({"wrap": lambda _t: ["sh", "-c", "echo kex >&2; exit 255"]}, "environment"),
-        "status-255": ({"command": "exit 255"}, "job"),
-    }
-    plans = [list(kinds)[number % len(kinds)] for number in range(40)]
-
-    def one(number: int) -> tuple[str, str]:
-        more, _expected = kinds[plans[number]]
-        return plans[number], run(fake, tmp_path / str(number), **more).kind
-
-    with ThreadPoolExecutor(8) as pool:
-        ended = list(pool.map(one, range(len(plans))))
-    wrong = Counter((plan, kind) for plan, kind in ended if kind != kinds[plan][1])
-    assert not wrong
-    fake.faults.share = 0.0
-    assert gone(fake)
+    shares = [range(first, runs, 2) for first in range(2)]
+    with ProcessPoolExecutor(len(shares), get_context("spawn")) as pool:
+        ended = [one for share in pool.map(ci_faults.several, shares, [tmp_path] * 2) for one in share]
+    wrong = [one for one in ended if (one.kind, one.status) != (PLANS[one.plan].kind, PLANS[one.plan].status)]
+    assert len(ended) == runs and not wrong
+    assert [one for one in ended if one.there] == []
+    expected = Counter(PLANS[ci_faults.plan_of(number)].kind for number in range(runs))
+    assert _ci.count(tmp_path / "runs") == expected, "every run is counted in its class"

@@ -26,7 +26,7 @@ from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
 from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
 from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
 from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Life, Result, WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
@@ -303,6 +303,36 @@ def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTar
     assert target.list("me")[0].life.keepalive_until is None
     with pytest.raises(InvalidInput, match="half an hour"):
         ensure(target, NAMED, "kept", hours=0.1)
+
+
+def test_status_says_why_it_is_alive_when_it_stops_and_who_may_have_extended_it(
+    fake: Fake, target: CoderTarget
+) -> None:
+    ensure(target)
+
+    def life() -> Life:
+        return target.list()[0].life
+
+    (workspace,) = fake.state.workspaces.values()
+    fresh = life()
+    assert fresh.reason == "just started" and fresh.keepalive_until is None and fresh.since and fresh.stops_at
+    assert abs(fresh.stops_at - fresh.since - 7200) < 2
+    # Somebody works there: the server notes it, and moves the stop on.
+    fake.state.clock.advance(3600)
+    workspace.used = fake.state.now
+    workspace.latest.deadline = fake.state.now + 7200
+    used = life()
+    assert used.reason == "it was used" and used.since == pytest.approx(workspace.used, abs=1)
+    assert used.keepalive_until is None
+    ensure(target, NAMED, "kept", hours=20.0)
+    kept = life()
+    assert kept.keepalive_until == kept.stops_at and kept.keepalive_by == "ada or an administrator"
+    ensure(target, NAMED, "kept", hours=0.0)
+    assert life().keepalive_until is None
+    with pytest.raises(InvalidInput, match="25 hours"):
+        ensure(target, NAMED, "kept", hours=25.0)
+    fake.state.put_ttl(workspace, None)
+    assert life().reason == "nothing stops it by itself" and life().stops_at is None
 
 
 def test_a_restart_takes_what_is_given_and_refuses_what_the_template_does_not_know(
