@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import secrets
 import signal
@@ -14,63 +13,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration import ci_kit, doors_kit
+from ansible_collections.spt.flow.tests.integration.ci_kit import record, start, values
 from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors, git
 
 CANARY = f"canary{secrets.token_hex(8)}"
-MARGIN = 15
-"""Seconds after the TTL in which a workspace has gone by itself."""
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Doors]:
-    """A repository of two commits."""
-    with doors_kit.doors(tmp_path_factory.mktemp("ci")) as house:
-        (house.repository / "second.txt").write_text("second\n")
-        git("add", ".", cwd=house.repository)
-        git("commit", "--quiet", "-m", "second", cwd=house.repository)
+    with ci_kit.two_commits(tmp_path_factory.mktemp("ci")) as house:
         yield house
-
-
-def values(house: Doors, folder: Path, command: str, **more: str) -> dict[str, str]:
-    wanted = {"repo": str(house.repository), "command": command, "artifacts_dir": str(folder), "docker": "disabled"}
-    return {f"SPT_FLOW_{name.upper()}": value for name, value in {**wanted, **more}.items()}
-
-
-def record(folder: Path) -> dict[str, Any]:
-    """The record of the one run below ``folder``."""
-    (path,) = folder.glob("*/run.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def start(house: Doors, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        house.argv("ci"),
-        cwd=house.cwd,
-        env=house.environment(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def family(pid: int) -> list[int]:
-    """``pid`` and its descendants."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
 
 
 def test_status_commit_artifacts_and_reports_come_home(house: Doors, tmp_path: Path) -> None:
@@ -108,7 +67,7 @@ def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(house: Door
         again = house.json("up", "-e", f"from_run={other}", SPT_FLOW_CONNECT="false")
         assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
         both = house.json("up", "-e", f"from_run={other}", "-e", "ref=main", SPT_FLOW_CONNECT="false")
-        assert both["status"] != 0 and "repo and ref are not given" in both["error"]["message"]
+        assert both["status"] != 0 and "ref is not given" in both["error"]["message"]
     finally:
         house.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
 
@@ -169,33 +128,46 @@ def test_a_run_whose_reader_is_gone_ends(house: Doors, tmp_path: Path) -> None:
     assert doors_kit.belongings(house.owner) == []
 
 
-def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(house: Doors, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("runs", "ttl"), [(6, 20), pytest.param(20, 60, marks=pytest.mark.full)])
+def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
+    house: Doors, tmp_path: Path, runs: int, ttl: int
+) -> None:
     """All of the client is killed, so only the platform's line is left; a `dev` workspace beside them stays."""
     assert house.up(SPT_FLOW_DOCKER="disabled", SPT_FLOW_CONNECT="false")["ok"]
-    before = doors_kit.belongings(house.owner)
-    begun = time.time()
+    before, networks = doors_kit.belongings(house.owner), ci_kit.networks()
+    made: dict[str, float] = {}
+    gone: dict[str, float] = {}
+
+    def look() -> set[str]:
+        there = set(doors_kit.belongings(house.owner)) - set(before)
+        for name in there:
+            made.setdefault(name, time.time())
+        for name in set(made) - there:
+            gone.setdefault(name, time.time())
+        return there
 
     def one(number: int) -> None:
-        run = start(house, values(house, tmp_path / str(number), "sleep 300", ttl="20"))
-        time.sleep(random.uniform(0.8, 5))
-        for pid in family(run.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        run.wait()
+        run = start(house, values(house, tmp_path / str(number), "sleep 300", ttl=str(ttl)))
+        time.sleep(random.uniform(0.8, 8))
+        ci_kit.kill(run)
 
-    for batch in range(2):
-        threads = [threading.Thread(target=one, args=(batch * 3 + number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    created = [name for name in doors_kit.belongings(house.owner) if name not in before]
-    end = time.time() + 20 + MARGIN
-    while set(doors_kit.belongings(house.owner)) != set(before) and time.time() < end:
-        time.sleep(1)
+    with ThreadPoolExecutor(4) as pool:
+        killed = [pool.submit(one, number) for number in range(runs)]
+        while not all(task.done() for task in killed):
+            look()
+            time.sleep(0.5)
+    for task in killed:
+        task.result()
+    end = time.time() + ttl + 120
+    while look() and time.time() < end:
         # What was created and never started cannot end by itself; every verb and the reaper sweep.
         DockerTarget().sweep()
-    assert doors_kit.belongings(house.owner) == before, (created, time.time() - begun)
+        time.sleep(0.5)
+    late = max((gone[name] - made[name] - ttl for name in gone), default=0)
+    left = len(set(doors_kit.belongings(house.owner)) - set(before))
+    print(f"{runs} runs, {len(made)} workspaces made, gone {late:.0f} s after the TTL at the latest, left: {left}")
+    assert doors_kit.belongings(house.owner) == before, sorted(made)
+    assert not [name for name in ci_kit.networks() - networks if house.owner in name]
     names = doors_kit.docker("ps", "--filter", f"label=spt.flow.owner={house.owner}", "--format", "{{.Names}}")
     assert names == f"spt-flow-{house.owner}-{house.name}", "the dev workspace goes on"
 

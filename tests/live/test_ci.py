@@ -7,10 +7,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -107,6 +111,70 @@ def test_a_cancelled_run_is_gone(doors: Doors, source: Path, tmp_path: Path, hou
     assert left(house) == ([], [])
 
 
+def test_a_runner_keeps_neither_the_token_nor_the_jobs_secret(
+    doors: Doors, source: Path, tmp_path: Path, house: House
+) -> None:
+    """As docs/ci.md has it: a clean environment, the token in files of a memory disk, the secret in one that goes."""
+    private, memory = tmp_path / "private", Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        (memory / "url").write_text(house.url)
+        (memory / "session").write_text(house.token)
+        (memory / "job.env").touch(0o600)
+        (memory / "job.env").write_text("TOKEN=canary-of-the-job\n")
+        subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(private)], check=True, capture_output=True, timeout=60)
+        env = environment(doors, source, tmp_path / "runs", 'echo "${#TOKEN}"; echo "$TOKEN"; exit 4')
+        env |= {"CODER_CONFIG_DIR": str(memory), "SPT_FLOW_ENV_FILE": str(memory / "job.env")}
+        del env["CODER_SESSION_TOKEN"], env["CODER_URL"]
+        program = str(Path(sys.executable).parent / "ansible-runner")
+        words = [program, "run", str(private), "-p", "spt.flow.ci"]
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 4, done.stdout + done.stderr
+        assert "17" in done.stdout and "***" in done.stdout
+        secrets = [house.token.split("-")[1], "canary-of-the-job"]
+        assert not [secret for secret in secrets if secret in done.stdout + done.stderr]
+        for secret in secrets:
+            kept = subprocess.run(
+                ["grep", "-rl", secret, str(tmp_path), str(doors.home)], capture_output=True, text=True
+            )
+            assert kept.stdout == ""
+        assert not (memory / "job.env").exists()
+    finally:
+        shutil.rmtree(memory)
+    assert left(house) == ([], [])
+
+
+def test_a_person_gets_what_a_run_had_and_hears_what_differs(
+    doors: Doors, source: Path, tmp_path: Path, house: House
+) -> None:
+    settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
+    assert house.admin is not None
+    _coder_template.roll_out(house.admin, house.wanted(settings))
+    origin = "https://oauth2:canary@git.invalid/team/demo.git"
+    subprocess.run(["git", "-C", str(source), "config", "remote.origin.url", origin], check=True)
+    done = run(doors, source, tmp_path, "true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = tmp_path.iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["origin"] == "https://git.invalid/team/demo.git" and "canary" not in (folder / "run.json").read_text()
+    try:
+        made = doors.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
+        assert made["changed"], made
+        shown = doors.json("status")["workspaces"]
+        (workspace,) = [one for one in shown if one["name"] == "like-ci"]
+        assert workspace["settings_hash"] == record["settings_hash"] and workspace["image_hash"] == record["image_hash"]
+        assert workspace["repo"] == "git.invalid/team/demo"
+        found = house.client(house.token).workspace("like-ci")
+        assert found is not None
+        parameters = house.client(house.token).build_parameters(found["latest_build"]["id"])
+        assert parameters["ref"] == record["commit"]
+        assert not [note for note in made["notes"] if "differs from the CI run" in note], made["notes"]
+        (folder / "run.json").write_text(json.dumps({**record, "settings_hash": "f" * 64}))
+        again = doors.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
+        assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
+    finally:
+        doors.json("delete", "-e", "workspace=like-ci", "-e", "confirm=true")
+
+
 class Run:
     """`ci.yml` in a session of its own, until its job has begun."""
 
@@ -191,6 +259,40 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
             if workspace is not None:
                 client.create_build(workspace, "delete")
     until(lambda: left(house) == ([], []), 120)
+
+
+@pytest.mark.full
+def test_each_line_of_defence_is_enough_by_itself_and_no_extension_moves_the_end(
+    doors: Doors, source: Path, tmp_path: Path, house: House
+) -> None:
+    """The run's own without the others, the workspace's own end, and the reaper; each was extended by 12 hours."""
+    runs = [Run(doors, source, tmp_path / str(number), "90s") for number in range(3)]
+    for run_ in runs:
+        run_.begun()
+    client = house.client(house.token)
+    found = [client.workspace(run_.name) for run_ in runs]
+    containers = [f"spt-flow-{one['id']}" for one in found if one]
+    for one in found:
+        assert one is not None
+        client.extend(one["id"], datetime.now(UTC) + timedelta(hours=12))
+    for number in (0, 2):
+        words = ["docker", "exec", containers[number], "pkill", "-STOP", "-f", "spt-workspace"]
+        subprocess.run(words, capture_output=True, check=False)
+    for number in (1, 2):
+        runs[number].kill()
+    last = max(run_.created for run_ in runs) + 90
+    running = ["docker", "ps", "--format", "{{.Names}}", "--filter", "label=spt.flow.coder"]
+    until(
+        lambda: not set(containers[:2]) & set(subprocess.run(running, capture_output=True, text=True).stdout.split()),
+        last + 120 - time.time(),
+    )
+    assert runs[0].process.wait(120) == 124, "the run has ended by its TTL and deleted its workspace"
+    assert containers[2] in subprocess.run(running, capture_output=True, text=True).stdout, (
+        "nothing but the reaper is left"
+    )
+    # The platform's line leaves a container that has ended and a home; that and the last one are the reaper's.
+    until(lambda: set(reaper(house).reaped) >= {f"ada/{runs[2].name}"} or left(house) == ([], []), 130)
+    until(lambda: reaper(house) is not None and left(house) == ([], []), 180)
 
 
 def family(pid: int) -> list[int]:

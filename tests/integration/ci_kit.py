@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of CI runs share: a repository of two commits, the playbook as a process, killing all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors, git
+
+
+@contextlib.contextmanager
+def two_commits(folder: Path) -> Iterator[Doors]:
+    """Doors whose repository has two commits."""
+    with doors_kit.doors(folder) as house:
+        (house.repository / "second.txt").write_text("second\n")
+        git("add", ".", cwd=house.repository)
+        git("commit", "--quiet", "-m", "second", cwd=house.repository)
+        yield house
+
+
+def values(house: Doors, folder: Path, command: str, **more: str) -> dict[str, str]:
+    wanted = {"repo": str(house.repository), "command": command, "artifacts_dir": str(folder), "docker": "disabled"}
+    return {f"SPT_FLOW_{name.upper()}": value for name, value in {**wanted, **more}.items()}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The record of the one run below ``folder``."""
+    (path,) = folder.glob("*/run.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def start(house: Doors, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        house.argv("ci"),
+        cwd=house.cwd,
+        env=house.environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """``pid`` and its descendants."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def kill(run: subprocess.Popen[str]) -> None:
+    """All of a client at once, so that nothing of it can do anything any more."""
+    for pid in family(run.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.wait()
+
+
+def begun(folder: Path, word: str = "begun", seconds: float = 180.0) -> str:
+    """Name of the workspace of the one run below ``folder``, once its job has written ``word``."""
+    until(lambda: any(word in log.read_text() for log in folder.glob("*/job.log")), seconds)
+    return next(folder.glob("*/job.log")).parent.name
+
+
+def until(look: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.5)
+
+
+def networks() -> set[str]:
+    return set(doors_kit.docker("network", "ls", "--format", "{{.Name}}").split())
