@@ -53,9 +53,7 @@ class ActionModule(_ansible.FlowAction):
             raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
-        session = self._session(target, None if result.actions else ahead, result.workspace)
-        if session is None:
-            result, session = self._once_more(target, spec, result.workspace)
+        result, session = self._session(target, spec, result, None if result.actions else ahead)
         return self._enter(target, result, session)
 
     def _ensure(self, target: Target, spec: WorkspaceSpec, check: bool = False) -> Result:
@@ -72,19 +70,21 @@ class ActionModule(_ansible.FlowAction):
             create=self.own["create"],
         )
 
-    def _session(self, target: Target, ahead: _ansible.Ahead | None, workspace: Workspace) -> Session | None:
-        """How to enter ``workspace``; ``None`` when it ends or has just ended, though its engine called it running."""
+    def _session(
+        self, target: Target, spec: WorkspaceSpec, result: Result, ahead: _ansible.Ahead | None
+    ) -> tuple[Result, Session]:
+        """How to enter. What was told to stop just before, and its engine still called running, is started again."""
+        workspace = result.workspace
+        assert workspace is not None
         try:
             session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
+            if not session.ending:
+                return result, session
+            from ansible_collections.spt.flow.plugins.module_utils import _readiness, _wait
+
+            _readiness.outlast(target, workspace, self.progress, _wait.Waiter(self.values["wait_timeout"]))
         except Conflict:
-            return None
-        return None if session.ending else session
-
-    def _once_more(self, target: Target, spec: WorkspaceSpec, workspace: Workspace) -> tuple[Result, Session]:
-        """Somebody stopped it just before: wait for its end, and start it again."""
-        from ansible_collections.spt.flow.plugins.module_utils import _readiness, _wait
-
-        _readiness.outlast(target, workspace, self.progress, _wait.Waiter(self.values["wait_timeout"]))
+            self.progress.note(f"{workspace.name} has just ended")
         result = self._ensure(target, spec)
         assert result.workspace is not None
         return result, target.session(result.workspace)

@@ -19,7 +19,7 @@ from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _repository_probe, _settings, _ssh
 from ansible_collections.spt.flow.plugins.module_utils._docker_session import to_session
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
 
@@ -334,6 +334,20 @@ def test_a_workspace_that_is_about_to_stop_is_outlasted_and_started(act: Any, mo
     result = act("workspace", workspace="demo")
     assert (result["changed"], result["actions"]) == (True, ["start"])
     assert any("is just stopping; waiting for its end" in line for line in act.said)
+
+
+def test_one_that_ends_between_two_questions_is_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = act.target.add("demo", "example.com/o/demo")
+    known = type(act.target).session
+
+    def session(workspace: Any) -> Session:
+        if workspace.started == 1.0:
+            act.target.workspaces["alice", "demo"] = replace(running, state="stopped")
+            raise Conflict("Container spt-flow-alice-demo is not running.")
+        return known(act.target, workspace)
+
+    monkeypatch.setattr(act.target, "session", session)
+    assert act("workspace", workspace="demo")["actions"] == ["start"]
 
 
 # A list of them
