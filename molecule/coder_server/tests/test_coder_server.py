@@ -152,9 +152,11 @@ def test_builds_take_providers_from_here_only(host, found: dict[str, str]) -> No
     assert "direct" not in host.file("/etc/coder.d/terraformrc").content_string
     if not found["terraform"]:
         pytest.skip("no Terraform and providers on this machine")
-    text = Path(CHECKOUT / "templates/coder/spt-flow/main.tf").read_text().partition("provider ")[0]
-    host.check_output("mkdir -p /tmp/init && printf %%s %s >/tmp/init/main.tf && chown -R coder /tmp/init", text)
-    init = "cd /tmp/init && TF_CLI_CONFIG_FILE=/etc/coder.d/terraformrc terraform init -input=false -no-color"
+    host.check_output("cp -r /etc/coder.d/providers /tmp/init && chown -R coder /tmp/init")
+    init = (
+        "cd /tmp/init && TF_CLI_CONFIG_FILE=/etc/coder.d/terraformrc"
+        " terraform init -input=false -no-color -lockfile=readonly"
+    )
     said = host.check_output(f"unshare --net -- runuser -u coder -- sh -c {shlex.quote(init)}")
     assert "successfully initialized" in said
     host.check_output("rm -r /tmp/init")
