@@ -16,6 +16,7 @@ from ._settings import OPTIONS, shown
 
 GROUPS = ("flow_nodes", "flow_servers")
 OURS = (
+    "coder_server_",
     "coder_template_",
     "host_audit_",
     "host_docker_",

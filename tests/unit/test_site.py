@@ -19,6 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "inventories/example"
 ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
 PLAYBOOKS = ("site", "preflight", "hosts", "verify", "reset")
+PLAYBOOKS += ("coder_server", "coder_nodes", "bootstrap", "servers", "server_health", "rollback")
 NAMES = _inventory.known(CHECKOUT / "roles")
 
 
@@ -60,6 +61,7 @@ def test_the_example_as_it_is_has_no_problem() -> None:
         ("host_snapshots_keep_day", "host_snapshots_keep_days"),
         ("hostdocker_remap_base", "host_docker_remap_base"),
         ("flow_bussiness_hours", "flow_business_hours"),
+        ("coder_server_acces_url", "coder_server_access_url"),
     ],
 )
 def test_a_misspelt_variable_is_told_with_the_nearest_right_name(wrong: str, right: str) -> None:

@@ -201,6 +201,8 @@ def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> 
     )
     assert left == ""
     assert docker(NODES[0], "docker", "volume", "ls", "--quiet") == VOLUME
+    closed = docker(NODES[0], "sh", "-c", "test ! -e /home/coder/.ssh/authorized_keys && echo closed")
+    assert closed == "closed"
     status, said, recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
     assert status == 0, said
     assert recap[NODES[0]]["changed"] == 0
