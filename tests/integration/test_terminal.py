@@ -57,8 +57,11 @@ def test_an_interrupt_in_the_shell_does_not_end_it(house: Doors) -> None:
     child = type_in(house, "ssh")
     child.expect("PLAY RECAP")
     child.expect(r"\$ ")
-    child.sendline("sleep 100")
+    child.sendline("sleep 100; echo no")
+    child.expect("echo no")
     child.sendintr()
+    # What is typed before the prompt is back goes the way of the interrupted command.
+    child.expect(r"\$ ")
     child.sendline("echo still-$((40 + 2))")
     child.expect("still-42")
     child.sendline("exit")
