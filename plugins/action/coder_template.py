@@ -26,6 +26,7 @@ class ActionModule(_ansible.CoderAction):
         "apparmor": {"type": "str", "default": ""},
     }
     VALUES = (
+        "image_release",
         "output",
         "template",
         *(option.name for option in _settings.OPTIONS.values() if option.scope == "workspace"),
@@ -69,11 +70,13 @@ class ActionModule(_ansible.CoderAction):
         return f"{content}\n".encode() if content else b""
 
     def _rolled_out(self, client: CoderAdmin) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template
+        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template, _image_identity
 
         settings = _settings.Settings.of(self.values)
+        image = _image_identity.current(settings.profile, self.values["image_release"])
         nodes = _inventory.engines_for_server(self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {})
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
+        more |= {"image": image.tag, "image_hash": image.hash}
         lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:

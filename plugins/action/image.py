@@ -1,16 +1,36 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `image`: have the workspace image on the engine, or take it away."""
+"""Action `image`: have the workspace image on the engine, release it, or take it away."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
 
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.module_utils._image_identity import Image
+
+DONE = {
+    "build": "built",
+    "verify": "verified",
+    "describe": "described",
+    "push": "pushed",
+    "archive": "archived",
+    "record": "recorded",
+}
+"""What a release's steps are called once they are done."""
+
 
 class ActionModule(_ansible.FlowAction):
-    OWN = {"state": {"type": "str", "choices": ["present", "absent", "archived"], "default": "present"}}
+    OWN = {
+        "state": {"type": "str", "choices": ["present", "absent", "archived", "released"], "default": "present"},
+        "registry": {"type": "str", "default": ""},
+        "archive": {"type": "bool", "default": False},
+        "keep": {"type": "int", "default": -1},
+        "in_use": {"type": "list", "elements": "str", "default": []},
+    }
     VALUES = ("output", "profile", *(option.name for option in _settings.OPTIONS.values() if option.scope == "image"))
     DOING = "look after the workspace image"
 
@@ -19,9 +39,11 @@ class ActionModule(_ansible.FlowAction):
 
         options = _ansible.image_options(self.values)
         image = _image_identity.identity(self.values["profile"])
+        if self.own["state"] == "released" and self.values["image_release"]:
+            return self._released(image, options)
         if self.own["state"] == "archived":
             return self._archived(image, options)
-        present = self.own["state"] == "present"
+        present = self.own["state"] != "absent"
         changed = _image.present(image) != present
         if changed and not self._task.check_mode:
             changed = _image.ensure(image, options, self.progress) if present else _image.remove(image)
@@ -40,7 +62,7 @@ class ActionModule(_ansible.FlowAction):
             ["", msg],
         )
 
-    def _archived(self, image: Any, options: dict[str, Any]) -> dict[str, Any]:
+    def _archived(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
         """An archive for machines that get the image without a registry; changes nothing but the cache."""
         from ansible_collections.spt.flow.plugins.module_utils import _image
 
@@ -48,3 +70,26 @@ class ActionModule(_ansible.FlowAction):
         msg = f"The image {image.tag} lies in {path}." if path else f"Check mode: the image {image.tag} is archived."
         about = {"tag": image.tag, "hash": image.hash, "profile": image.profile, "archive": path}
         return self.finish({"changed": False, "msg": msg, "image": about}, ["", msg])
+
+    def _released(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
+        """Verified, described, published and recorded; nodes, templates and `up` read the record."""
+        from ansible_collections.spt.flow.plugins.module_utils import _image_release
+
+        file = Path(self.values["image_release"]).expanduser().absolute()
+        order = _image_release.Order(file, *(self.own[name] for name in ("registry", "archive", "keep", "in_use")))
+        made = _image_release.make(image, options, order, self.progress, bool(self._task.check_mode))
+        what = ", ".join(DONE[step] for step in made.steps)
+        mode = "Check mode: " if self._task.check_mode and (made.steps or made.removed) else ""
+        msg = f"{mode}The image {image.tag} is {f'current: {what}' if what else 'current (unchanged)'}."
+        if made.removed:
+            msg += f" {len(made.removed)} of older ones {'would go' if mode else 'went'}: {', '.join(made.removed)}."
+        about = {"profile": image.profile, **made.after}
+        headers = {"before_header": str(file), "after_header": str(file)}
+        result = {
+            "steps": made.steps,
+            "removed": made.removed,
+            "diff": {"before": made.before, "after": made.after} | headers,
+        }
+        return self.finish(
+            {"changed": bool(made.steps or made.removed), "msg": msg, "image": about, **result}, ["", msg]
+        )

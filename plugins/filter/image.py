@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filter `image_identity`: what the workspace image of a profile is called."""
+"""Filter `image_identity`: what the workspace image of a profile is called, and where it can be had."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
 from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
 
 
-def image_identity(profile: str) -> dict[str, str]:
-    """``tag``, ``hash`` and ``profile`` of the image that this version of the collection describes."""
-    image = _image_identity.identity(str(profile))
+def image_identity(profile: str, release: str = "") -> dict[str, str]:
+    """``tag``, ``hash`` and ``profile`` of the image that ``release`` records, else of this collection's own."""
+    try:
+        image = _image_identity.current(str(profile), str(release))
+    except FlowError as error:
+        raise AnsibleFilterError(str(error))
     return {**asdict(image), "tag": image.tag}
 
 

@@ -343,7 +343,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     def repository(name: str) -> Repository | None:
         return Repository.parse(values[name], values["default_host"]) if values[name] else None
 
-    image = _image_identity.identity(values["profile"])
+    image = _image_identity.current(values["profile"], values["image_release"])
     dotfiles = repository("dotfiles")
     return WorkspaceSpec(
         owner=owner_of(values),
@@ -553,12 +553,18 @@ class Furnished:
         return self._target.restart(workspace, self._furnish(spec, progress), progress)
 
     def prepare(self, progress: Progress) -> None:
-        """Build the image where that is our business: on Coder and on other machines it has been brought before."""
+        """Have the image where that is our business: on Coder and on other machines it has been brought before."""
         from . import _image, _image_identity
 
-        if self._target.name != "coder" and not self._values.get("engine"):
-            options = image_options(self._values)
-            _image.ensure(_image_identity.identity(self._values["profile"]), options, progress)
+        if self._target.name == "coder" or self._values.get("engine"):
+            return
+        image = _image_identity.current(self._values["profile"], self._values["image_release"])
+        if self._values["image_release"]:
+            from . import _image_release
+
+            if _image_release.taken(image, progress):
+                return
+        _image.ensure(image, image_options(self._values), progress)
 
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
         if self._target.name == "coder":

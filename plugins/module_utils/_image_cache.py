@@ -75,12 +75,12 @@ def has(engine: Engine, wanted: Wanted) -> bool:
 
 def _bring(engine: Engine, wanted: Wanted) -> None:
     if wanted.archive:
-        _docker("load", "--quiet", "--input", wanted.archive)
+        docker("load", "--quiet", "--input", wanted.archive)
     else:
         if "@sha256:" not in wanted.reference:
             raise InvalidInput(f"{wanted.reference} has no digest.", "Name the image as registry/name@sha256:…")
-        _docker("pull", "--quiet", wanted.reference)
-        _docker("tag", wanted.reference, wanted.tag)
+        docker("pull", "--quiet", wanted.reference)
+        docker("tag", wanted.reference, wanted.tag)
     if has(engine, wanted):
         return
     source = wanted.archive or wanted.reference
@@ -133,7 +133,8 @@ def _dropped(engine: Engine, name: str) -> bool:
     return True
 
 
-def _docker(*words: str) -> None:
+def docker(*words: str) -> str:
+    """What the program prints. Raises ``FlowError`` with its last line where it fails."""
     argv = ["docker", *words]
     try:
         done = subprocess.run(
@@ -147,3 +148,4 @@ def _docker(*words: str) -> None:
             f"docker {' '.join(words)} failed: {said[-1] if said else f'status {done.returncode}'}.",
             "Check the archive or the registry, and the room on the engine's disk.",
         )
+    return done.stdout

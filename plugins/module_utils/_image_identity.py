@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._errors import InvalidInput
+from ._errors import InvalidInput, NotFound
 
 REPOSITORY = "spt-flow/workspace"
 FOLDER = Path(__file__).resolve().parents[2] / "image"
@@ -27,10 +27,15 @@ _COMPILED = "crate"
 
 @dataclass(frozen=True)
 class Image:
-    """``tag`` is what engines call it, ``hash`` its identity (64 hex digits)."""
+    """``tag`` is what engines call it, ``hash`` its identity (64 hex digits).
+
+    ``reference`` (a registry's name with a digest) and ``archive`` (a file) are where a release says it can be had.
+    """
 
     profile: str
     hash: str
+    reference: str = ""
+    archive: str = ""
 
     @property
     def tag(self) -> str:
@@ -115,6 +120,36 @@ def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     made = recipe(profile, folder)
     inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
     return Image(profile, content_hash([profile, made.content], *(folder / name for name in inputs)))
+
+
+def current(profile: str = "slim", release: str = "") -> Image:
+    """The image that is to be used: the one that the file ``release`` records, without a file this collection's own."""
+    if not release:
+        return identity(profile)
+    entry = recorded(Path(release)).get(recipe(profile).profile)
+    if entry is None:
+        raise NotFound(
+            f"The file {release} records no image of the profile {profile}.",
+            f"Release one: ansible-playbook spt.flow.image -e profile={profile} -e image_release={release}",
+        )
+    archive = str(Path(release).parent / entry["archive"]) if entry.get("archive") else ""
+    return Image(profile, entry["hash"], str(entry.get("reference", "")), archive)
+
+
+def recorded(path: Path) -> dict[str, dict[str, Any]]:
+    """What the file of a release records by profile; nothing where there is none."""
+    try:
+        entries = {str(name): dict(entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+        if not all(len(entry["hash"]) == hashlib.sha256().digest_size * 2 for entry in entries.values()):
+            raise ValueError("an identity has 64 digits")
+    except FileNotFoundError:
+        return {}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"The file {path} does not record images: {error}.",
+            "Only spt.flow.image writes it (image_release). Bring back a whole copy, or move it away and run that.",
+        ) from None
+    return entries
 
 
 def lacks(where: str, tag: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ._errors import InvalidInput, NotFound
 from ._settings import OPTIONS, shown
 
-GROUPS = ("flow_nodes", "flow_servers")
+GROUPS = ("flow_nodes", "flow_servers", "flow_builders")
 OURS = (
     "coder_server_",
     "coder_template_",
@@ -23,6 +23,7 @@ OURS = (
     "host_images_",
     "host_kvm_",
     "host_snapshots_",
+    "image_build_",
     "workspace_reaper_",
     "flow_",
     "spt_flow_",

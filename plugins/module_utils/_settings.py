@@ -187,6 +187,13 @@ OPTIONS: dict[str, Option] = {
             "image",
             choices=("auto", "registry", "bootstrap"),
         ),
+        Option(
+            "image_release",
+            "str",
+            "",
+            "File that records each profile's verified image; empty takes what this collection describes.",
+            "image",
+        ),
         Option("mirror_apt", "str", "", "Address of a mirror of the distribution's packages.", "image"),
         Option(
             "mirror_crates",

@@ -17,6 +17,9 @@ description:
     C(~/.cache/spt-flow), the finished image included.
   - The image's identity is the content of what it is made of; mirrors are no part of it.
   - M(spt.flow.workspace) does the same when it creates a workspace.
+  - A release verifies the image in a container of its own, lists its packages (SPDX), publishes it, and records it in
+    one file that nodes, templates and C(up) read. An image that fails its verification is neither published nor
+    recorded.
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action
@@ -26,9 +29,33 @@ options:
     description:
       - Whether the engine has the image. V(absent) leaves the copy in the cache.
       - V(archived) makes sure of that copy, an archive as C(docker save) writes it, and tells where it lies.
+      - V(released) is V(present), and where O(image_release) names a file a release as well. What is recorded and
+        published already is not built again.
     type: str
-    choices: [present, absent, archived]
+    choices: [present, absent, archived, released]
     default: present
+  registry:
+    description:
+      - Repository of a registry that a release pushes to, without a tag. It gets the image's own tag, and the
+        profile's name as a tag that moves along. Credentials are those of the C(docker) program.
+    type: str
+    default: ""
+  archive:
+    description: Whether a release puts an archive beside its file.
+    type: bool
+    default: false
+  keep:
+    description:
+      - How many older images and their files a release leaves although nothing uses them; the default leaves all.
+      - What is current in any profile and what a container uses, a stopped one included, always stays. In a registry
+        nothing is removed.
+    type: int
+    default: -1
+  in_use:
+    description: Tags or identities of older images that stay besides.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: spt.flow.workspace
 """
@@ -37,6 +64,12 @@ EXAMPLES = r"""
 - name: Build the workspace image behind a mirror
   spt.flow.image:
     mirror_apt: http://mirror.example.com
+
+- name: Release it to the team's registry
+  spt.flow.image:
+    state: released
+    image_release: /srv/flow/image.json
+    registry: registry.example.com/team/workspace
 """
 
 RETURN = r"""
@@ -57,9 +90,31 @@ image:
       type: str
       sample: slim
     archive:
-      description: Where the archive lies.
+      description: Where the archive lies; with O(state=released) beside the file of the release.
       type: str
-      returned: with O(state=archived)
+      returned: with O(state=archived) or O(archive=true)
+    reference:
+      description: The image's name in the registry with its digest.
+      type: str
+      returned: with O(registry)
+    verified:
+      description: When it passed its verification.
+      type: str
+      returned: with O(state=released), not in check mode
+    sbom:
+      description: Name of the list of its packages (SPDX 2.3, JSON) beside the file of the release.
+      type: str
+      returned: with O(state=released), not in check mode
+steps:
+  description: What a release did, in check mode what it would do (build, verify, describe, push, archive, record).
+  type: list
+  elements: str
+  returned: with O(state=released) and O(image_release)
+removed:
+  description: Names and files of older images that went.
+  type: list
+  elements: str
+  returned: with O(state=released) and O(image_release)
 error:
   description: What went wrong; see M(spt.flow.workspace).
   type: dict
