@@ -169,7 +169,7 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     engine = "ansible_collections.spt.flow.plugins.module_utils"
     for name, stub in {
         "_image": {"ensure": lambda *args: False},
-        "_image_identity": {"identity": lambda profile: image},
+        "_image_identity": {"current": lambda profile, release: image},
     }.items():
         module = types.ModuleType(f"{engine}.{name}")
         vars(module).update(stub)

@@ -18,7 +18,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _inventory
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "inventories/example"
 ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
-PLAYBOOKS = ("site", "preflight", "hosts", "verify", "reset")
+PLAYBOOKS = ("site", "preflight", "hosts", "image", "release", "verify", "reset")
 PLAYBOOKS += ("coder_server", "coder_nodes", "bootstrap", "servers", "server_health", "rollback")
 NAMES = _inventory.known(CHECKOUT / "roles")
 
@@ -37,9 +37,10 @@ def test_every_playbook_is_found_and_loads() -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [*ROLES, "image_build"])
 def test_the_example_names_every_variable_of_a_role_with_its_default(role: str) -> None:
-    text = (EXAMPLE / f"group_vars/flow_nodes/{role}.yml").read_text()
+    (path,) = (EXAMPLE / "group_vars").glob(f"*/{role}.yml")
+    text = path.read_text()
     shown = yaml.safe_load("\n".join(re.findall(rf"^# ({role}_\w+: .*)$", text, re.MULTILINE)))
     specification = yaml.safe_load((CHECKOUT / f"roles/{role}/meta/argument_specs.yml").read_text())
     options = specification["argument_specs"]["main"]["options"]

@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""image.yml and release.yml on the real engine, with a real registry; the recipe is a base system and a script.
+
+Nothing is pruned here (keep -1): the engine is shared. molecule/image_build prunes on an engine of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.spt.flow.plugins.module_utils import _image_cache
+from ansible_collections.spt.flow.tests.integration import doors_kit, recipe_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
+
+REGISTRY = shutil.which("docker-registry")
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry on loopback."""
+    if REGISTRY is None:
+        pytest.skip("needs docker-registry (Debian's package of that name)")
+    folder = tmp_path_factory.mktemp("registry")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    about = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+        "http": {"addr": address},
+    }
+    (folder / "config.yml").write_text(yaml.safe_dump(about))
+    with (folder / "log").open("wb") as log:
+        served = subprocess.Popen([REGISTRY, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+        try:
+            for _attempt in range(200):
+                try:
+                    urllib.request.urlopen(f"http://{address}/v2/", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield address
+        finally:
+            served.terminate()
+            served.wait(30)
+
+
+def digest(address: str, tag: str) -> str:
+    """What a tag of the registry points to."""
+    request = urllib.request.Request(
+        f"http://{address}/v2/team/workspace/manifests/{tag}", headers={"Accept": MANIFEST}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.headers["Docker-Content-Digest"])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Copy:
+    made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
+    made.tiny()
+    made.gh("1.0")
+    made.spare_the_ide(recipe_kit.cache_of_its_own(tmp_path / "cache"))
+    return made
+
+
+@pytest.fixture
+def house(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doors]:
+    """The copy's playbooks; what its images leave on the engine goes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = set(doors_kit.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split())
+    with doors_kit.doors(tmp_path / "doors", cwd=recipe.root, installed=tmp_path / "collections") as made:
+        yield made
+    made_here = {
+        identifier
+        for identifier in doors_kit.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split()
+        if identifier not in before and b"gh version" in _gh(identifier)
+    }
+    for identifier in made_here:
+        subprocess.run(["docker", "rmi", "--force", identifier], capture_output=True, timeout=120, check=False)
+
+
+def _gh(image: str) -> bytes:
+    argv = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "/usr/local/bin/gh", image]
+    return subprocess.run(argv, capture_output=True, timeout=120, check=False).stdout
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where releases are recorded."""
+    return tmp_path / "release/image.json"
+
+
+@pytest.fixture
+def inventory(tmp_path: Path, file: Path, registry: str) -> Path:
+    """Without hosts: built here, pushed to the registry."""
+    folder = tmp_path / "inventory"
+    (folder / "group_vars/all").mkdir(parents=True)
+    (folder / "hosts.yml").write_text("all: {}\n")
+    values = {
+        "flow_image_release": str(file),
+        "image_build_registry": f"{registry}/team/workspace",
+        "image_build_keep": -1,
+    }
+    (folder / "group_vars/all/flow.yml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def command(workflow: str, job: str) -> str:
+    """What a job of a pipeline that we offer runs, with the copy's own interpreter instead of one made for it."""
+    jobs = yaml.safe_load((doors_kit.CHECKOUT / "templates/pipelines" / workflow).read_text())
+    steps = jobs["jobs"][job]["steps"] if "jobs" in jobs else [{"run": line} for line in jobs[job]["script"]]
+    (line,) = [step["run"] for step in steps if "ansible-playbook" in step.get("run", "")]
+    return str(line).replace("tools/venv -- ", "")
+
+
+def pipeline(house: Doors, workflow: str, job: str, inventory: Path) -> subprocess.CompletedProcess[str]:
+    argv = ["sh", "-ec", command(workflow, job)]
+    environment = house.environment(INVENTORY=str(inventory))
+    return subprocess.run(
+        argv, cwd=house.cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Path, registry: str) -> None:
+    """Planned, applied, nothing left to do; gh moves: planned, applied; a broken one replaces nothing."""
+    planned = pipeline(house, "github.yml", "plan", inventory)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "current: built, verified, described, pushed, recorded" in planned.stdout
+    assert not file.exists()
+
+    applied = pipeline(house, "github.yml", "apply", inventory)
+    assert applied.returncode == 0, applied.stdout + applied.stderr
+    first = json.loads(file.read_text())["slim"]
+    assert first["reference"] == f"{registry}/team/workspace@{digest(registry, 'slim')}"
+    bill = json.loads((file.parent / first["sbom"]).read_text())
+    assert {"bash", "gh", "libc6"} <= {package["name"] for package in bill["packages"]}
+    report = json.loads((file.parent / f"slim-{first['hash'][:12]}.verify.json").read_text())
+    assert report["checks"] == [{"name": "gh", "state": "passed", "detail": "gh version 1.0"}]
+
+    again = pipeline(house, "gitlab.yml", "workspace image", inventory)
+    assert "changed=0" in again.stdout and again.returncode == 0, again.stdout + again.stderr
+    assert json.loads(file.read_text())["slim"] == first
+
+    recipe.gh("1.1")
+    assert pipeline(house, "gitlab.yml", "workspace image plan", inventory).returncode == 0
+    assert json.loads(file.read_text())["slim"] == first
+    assert pipeline(house, "gitlab.yml", "workspace image", inventory).returncode == 0
+    second = json.loads(file.read_text())["slim"]
+    assert second["hash"] != first["hash"]
+    assert digest(registry, f"slim-{first['hash'][:12]}") == first["reference"].partition("@")[2]
+
+    recipe.gh("1.2", works=False)
+    failed = pipeline(house, "github.yml", "apply", inventory)
+    assert failed.returncode != 0
+    said = failed.stdout + failed.stderr
+    assert "failed its verification: gh: gh version 1.2" in said and f"{second['tag']} stays current" in said
+    assert "Traceback" not in said
+    assert json.loads(file.read_text())["slim"] == second
+    assert digest(registry, "slim") == second["reference"].partition("@")[2]
+
+    # A node that has neither gets what is recorded.
+    wanted = _image_cache.Wanted(second["tag"], second["hash"], reference=second["reference"])
+    subprocess.run(["docker", "rmi", "--force", second["tag"]], capture_output=True, timeout=120, check=True)
+    assert _image_cache.look_after(wanted).changed
+    assert _gh(second["tag"]) == b"gh version 1.1\n"
+    subprocess.run(["docker", "rmi", second["reference"]], capture_output=True, timeout=120, check=False)
+
+
+def test_a_registry_that_is_not_there_is_a_sentence_and_nothing_is_recorded(
+    house: Doors, inventory: Path, file: Path
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        extra = json.dumps({"image_build_registry": f"127.0.0.1:{port}/team/workspace"})
+        done = house.run("image", "-i", str(inventory), "-e", extra)
+    assert done.returncode != 0
+    assert f"See that 127.0.0.1:{port} answers" in done.stdout + done.stderr
+    assert not file.exists()
+
+
+def test_an_archive_without_a_registry(house: Doors, inventory: Path, file: Path) -> None:
+    extra = json.dumps({"image_build_registry": "", "image_build_archive": True})
+    done = house.run("image", "-i", str(inventory), "-e", extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    entry = json.loads(file.read_text())["slim"]
+    assert "reference" not in entry
+    listed = subprocess.run(
+        ["tar", "-tf", str(file.parent / entry["archive"])], capture_output=True, check=True, timeout=60
+    )
+    assert b"manifest.json" in listed.stdout
+
+
+def test_without_a_file_that_records_a_release_is_refused(house: Doors) -> None:
+    done = house.run("release")
+    assert done.returncode != 0
+    assert "set flow_image_release in group_vars/all of the inventory" in done.stdout + done.stderr
+
+
+def test_image_alone_builds_and_records_nothing(house: Doors, tmp_path: Path) -> None:
+    assert house.run("image").returncode == 0
+    again = house.run("image")
+    assert "changed=0" in again.stdout, again.stdout
+    assert not [path for path in tmp_path.rglob("*.spdx.json") if os.path.isfile(path)]

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The platform engineer's day on a real Coder server: gh moves by one version beside a workspace (PRD, journey 2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _lifecycle, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
+from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.tests.integration import recipe_kit
+from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
+from ansible_collections.spt.flow.tests.live.conftest import House
+
+TEMPLATE = "release"
+SPEC = WorkspaceSpec("me", Settings(wait_timeout=300), "", Repository.parse("https://git.invalid/team/release.git"))
+Release = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def recipe(house: House, tmp_path: Path) -> Copy:
+    """The slim profile, whose layers the engine has for ``house``, and a script that is called gh."""
+    made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
+    made.gh("1.0")
+    recipe_kit.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
+    return made
+
+
+@pytest.fixture
+def release(house: House, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
+    """Runs release.yml for the server; what it leaves on the engine goes."""
+    file = tmp_path / "release/image.json"
+    server = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "coder_url": house.url,
+        "coder_template_name": TEMPLATE,
+        "coder_template_kinds": ["dev"],
+        "coder_template_network": "bridge",
+        "coder_template_token_file": str(house.folder / "etc/coder.token"),
+    }
+    small = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "flow_docker": "disabled"}
+    values = {**small, "flow_image_release": str(file), "image_build_keep": -1}
+    inventory = tmp_path / "inventory.json"
+    servers = {"flow_servers": {"hosts": {"server1": server}}}
+    inventory.write_text(json.dumps({"all": {"vars": values, "children": servers}}))
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_", "CODER_"))}
+        env |= {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        argv = [program, "spt.flow.release", "-i", str(inventory), *words]
+        done = subprocess.run(argv, cwd=recipe.root, env=env, capture_output=True, text=True, timeout=1200, check=False)
+        assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+        return done
+
+    yield run
+    _lifecycle.ensure(target(house), SPEC, "absent")
+    for report in file.parent.glob("*.verify.json"):
+        tag = f"spt-flow/workspace:{report.name.removesuffix('.verify.json')}"
+        subprocess.run(["docker", "rmi", "--force", tag], capture_output=True, timeout=120, check=False)
+
+
+def target(house: House) -> CoderTarget:
+    return CoderTarget(house.client(house.token), TEMPLATE, 300)
+
+
+def ensure(house: House, state: str = "started") -> Workspace:
+    probe: Any = lambda repository, ref: Probe("needs-auth")  # noqa: E731
+    found = _lifecycle.ensure(target(house), SPEC, state, probe=probe).workspace
+    assert found is not None
+    return found
+
+
+def gh(house: House, workspace: Workspace) -> str:
+    environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token}
+    argv = _ssh.argv(workspace, "gh --version")
+    return subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=180, check=False
+    ).stdout.strip()
+
+
+def container(workspace: Workspace) -> str:
+    argv = ["docker", "ps", "--no-trunc", "--quiet", "--filter", f"label=spt.flow.coder={workspace.id}"]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+def test_gh_moves_beside_a_running_workspace_of_a_coder_server(house: House, recipe: Copy, release: Release) -> None:
+    done = release()
+    assert done.returncode == 0, done.stdout + done.stderr
+    workspace = ensure(house)
+    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.0", ())
+    before = container(workspace)
+
+    recipe.gh("1.1")
+    planned = release("--check")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "imported, activated" in planned.stdout
+    assert ensure(house).outdated == ()
+    applied = release()
+    assert applied.returncode == 0, applied.stdout + applied.stderr
+    workspace = ensure(house)
+    assert container(workspace) == before
+    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.0", ("template",))
+
+    recipe.gh("1.2", works=False)
+    failed = release()
+    assert failed.returncode != 0
+    assert "failed its verification: gh: " in failed.stdout + failed.stderr
+    assert "PLAY [Templates]" not in failed.stdout
+
+    workspace = ensure(house, "restarted")
+    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.1", ())
