@@ -25,6 +25,11 @@ class ActionModule(_ansible.FlowAction):
     VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
     DOING = "run the CI job"
     FAILED = {"exit_status": 125}  # `_ci.NOT_RUN`, before there is a run
+    parent = 0
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.parent = os.getppid()
+        return super().run(tmp, task_vars)
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.module_utils import _ci
@@ -71,8 +76,14 @@ class ActionModule(_ansible.FlowAction):
         names = [name for name in (*_ci.words(self.values["env"]), "CODER_SESSION_TOKEN") if os.environ.get(name)]
         return [KEPT.format(", ".join(names))] if names else []
 
+    def say(self, line: str) -> None:
+        """As always, while there is somebody to tell it: the way to a process that was killed takes no more one day."""
+        if os.getppid() == self.parent:
+            super().say(line)
+
     def _show(self, text: str) -> None:
-        _ansible.display.display(text, stderr=self.screen == "json")
+        if os.getppid() == self.parent:
+            _ansible.display.display(text, stderr=self.screen == "json")
 
     def _answer(self, outcome: Any) -> dict[str, Any]:
         tests = ", ".join(f"{number} {name}" for name, number in outcome.reports.items())

@@ -169,13 +169,15 @@ class Stopped(BaseException):
 class Stops:
     """Turns SIGTERM, SIGINT, SIGHUP and the end of the parent process into one ``Stopped``, in the main thread.
 
-    Inside ``held`` a signal is only noted in ``signum``: whoever holds looks there. After ``deafen`` none counts.
+    Inside ``held`` a signal is only noted in ``signum``: whoever holds looks there. After ``deafen`` none counts. The
+    end of the parent is raised there too: who holds may be stuck in telling it something.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.signum = 0
+        self.orphaned = False
         self._holds = 0
         self._deaf = False
         self._before: dict[int, Any] = {}
@@ -197,6 +199,7 @@ class Stops:
         """`kill -9` of ansible-playbook (so cancels ansible-runner) reaches no worker, which has its own session."""
         while not self._over.wait(0.5):
             if os.getppid() != parent:
+                self.orphaned = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -204,7 +207,7 @@ class Stops:
         if self._deaf or self.signum:
             return
         self.signum = signum
-        if not self._holds:
+        if self.orphaned or not self._holds:
             raise Stopped(signum)
 
     @contextlib.contextmanager
