@@ -59,7 +59,7 @@ build: ## Build the collection's tarball into artifacts/
 	@$(RUN) ansible-galaxy collection build --force --output-path artifacts
 
 install: build ## Install the tarball for this user: ansible-playbook spt.flow.up then works everywhere
-	@$(RUN) ansible-galaxy collection install --force --offline $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
+	@$(RUN) ansible-galaxy collection install --force --offline -p "$${ANSIBLE_HOME:-$$HOME/.ansible}/collections" $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
 
 clean: ## Stop the engine that quickstart started, remove environments and generated files; workspaces stay
 	-@tools/quickstart --engine-stop
