@@ -120,6 +120,7 @@ def cache_of_its_own(folder: Path, *shared: str) -> Path:
 def main(folder: str) -> None:
     """What molecule/image_build brings to its machine: /srv/flow.git, and a cache of what would be slow there."""
     root = Path(folder)
+    shutil.rmtree(root, ignore_errors=True)
     made = copy(root / "checkout", Path("/var/lib/spt-flow/image-build"))
     made.tiny()
     git = ["git", "-c", "user.name=Tester", "-c", "user.email=tester@example.com", "-C", str(made.root)]
