@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp runner-dir image image-update build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -40,11 +40,14 @@ sanity: ## ansible-test sanity on a copy of the tree
 bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
 	@$(MAX) tests/bench/bench $(BENCH)
 
-docs: ## Write the generated tables of README.md anew
+docs: ## Write the generated tables of README.md and templates/devcontainer anew
 	@$(MAX) tools/docs
 
 seccomp: ## Write image/seccomp.json anew
 	@tools/seccomp
+
+devcontainer: ## Write .devcontainer/devcontainer.json from the values of workspaces: DIR=<repository>, IMAGE=<reference>, REPO=<url>
+	@SPT_FLOW_REPO="$(REPO)" $(RUN) ansible-playbook playbooks/devcontainer.yml -e devcontainer_path="$(abspath $(or $(DIR),.))" $(if $(IMAGE),-e devcontainer_image="$(IMAGE)")
 
 runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
 	@tools/runner-dir "$(DIR)"

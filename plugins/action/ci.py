@@ -14,7 +14,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _ansible, _setting
 from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
 
-NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "workspace", "from_run")
+NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "trust", "workspace", "from_run")
 KEPT = (
     "ansible-runner has written {} into its folder (artifacts/*/command): "
     "give secrets by SPT_FLOW_ENV_FILE, and the token of a Coder server in files that CODER_CONFIG_DIR names."

@@ -121,6 +121,12 @@ class ActionModule(_ansible.FlowAction):
 
     def _refuse(self, state: str) -> None:
         """What no engine needs to be asked about."""
+        for source in ("the settings file", "the inventory"):
+            if _settings.as_bool(self.layers[source].get("trust", False), "trust"):
+                raise InvalidInput(
+                    f"trust stands in {source}, where it would hold for every repository.",
+                    "Give it for the one that you mean: ansible-playbook spt.flow.up -e repo=… -e trust=true",
+                )
         if self.values["command"] and self.screen == "json":
             raise InvalidInput(
                 "Cannot run a command and print one JSON object on the same standard output.",
@@ -171,12 +177,14 @@ class ActionModule(_ansible.FlowAction):
         from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
 
         assert result.workspace is not None
-        workspace = result.workspace = with_clone(result.workspace, session)
+        workspace = result.workspace = with_steps(result.workspace, session)
         needed = bool(self.values["connect"] and self.values["command"])
         result.notes += target.ready_to_enter(self.progress, needed)
         answer = self._data(result)
         if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
             answer |= self._finish_clone(result, workspace)
+        if self.values["trust"]:
+            answer |= self._trust(result, workspace)
         enter = shlex.join(_ssh.argv(workspace))
         answer["session"] = {
             "url": session.url,
@@ -185,21 +193,34 @@ class ActionModule(_ansible.FlowAction):
             "ssh": enter,
         }
         block = _report.closing(result, session, enter, _ssh.alias(workspace), self.progress.elapsed, time.time())
-        return self.finish(answer, block, self._connect(workspace, session.directory))
+        return self.finish(answer, block, self._connect(workspace, session))
 
-    def _connect(self, workspace: Workspace, directory: str) -> dict[str, Any] | None:
-        """What the run ends in: the command, else a shell, which first finishes a clone that needs credentials."""
+    def _connect(self, workspace: Workspace, session: Session) -> dict[str, Any] | None:
+        """What the run ends in: the command, else a shell, which first finishes what needs credentials."""
         from ansible_collections.spt.flow.plugins.module_utils import _ssh
 
         if not self.values["connect"]:
             return None
         command = self.values["command"]
         if command:
-            return {"argv": _ssh.argv(workspace, _ssh.inside(directory, command)), "env": {}, "always": True}
-        shell = _ssh.inside(directory, _ssh.SHELL)
+            return {"argv": _ssh.argv(workspace, _ssh.inside(session.directory, command)), "env": {}, "always": True}
+        shell = _ssh.inside(session.directory, _ssh.SHELL)
+        if any(s.name == "dotfiles" and s.state in ("pending", "running", "needs-auth") for s in workspace.steps):
+            shell = f"spt-workspace dotfiles waiting; {shell}"
         if workspace.step("clone").state == "needs-auth":
             shell = f"spt-workspace clone; {shell}"
-        return {"argv": _ssh.argv(workspace, shell, terminal=True), "env": {}, "always": False}
+        argv = _ssh.argv(workspace, shell, terminal=True, ports=_ssh.free(session.ports))
+        return {"argv": argv, "env": {}, "always": False}
+
+    def _trust(self, result: Result, workspace: Workspace) -> dict[str, Any]:
+        """Consent in the user's name to the repository's commands, and run them; what changes in the answer."""
+        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+
+        said: list[str] = []
+        with self.progress.stage("trust", "the repository's postCreateCommand"):
+            status = _ansible.stream(_ssh.argv(workspace, "spt-workspace trust"), said.append)
+        result.notes += said[-1:] or ([f"spt-workspace trust ended with exit status {status}."] if status else [])
+        return {"changed": result.changed or any("ran; log:" in line for line in said), "notes": result.notes}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
         """Clone with the caller's SSH agent in a session of its own (decision D7); what changes in the answer."""
@@ -223,8 +244,8 @@ class ActionModule(_ansible.FlowAction):
         return {"notes": result.notes, "error": error.to_dict()}
 
 
-def with_clone(workspace: Workspace, session: Session) -> Workspace:
-    """``workspace`` with the state of its clone also when it ran already and nobody followed its log."""
-    if not session.clone or any(step.name == "clone" for step in workspace.steps):
-        return workspace
-    return replace(workspace, steps=(*workspace.steps, Step("clone", session.clone)))
+def with_steps(workspace: Workspace, session: Session) -> Workspace:
+    """``workspace`` with what ``session`` knows of its steps, also when it ran already and nobody followed its log."""
+    known = {name: state for name, state in (("clone", session.clone), ("dotfiles", session.dotfiles)) if state}
+    steps = [replace(step, state=known.pop(step.name, step.state)) for step in workspace.steps]
+    return replace(workspace, steps=(*steps, *(Step(name, state) for name, state in known.items())))

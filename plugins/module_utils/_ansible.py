@@ -337,21 +337,18 @@ def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
 def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     """The workspace that ``values``, resolved ones, describe; its author is asked for when it is created."""
     from . import _image_identity
-    from ._repository import Repository
+    from ._repository import Repository, parse_dotfiles
     from ._workspace import WorkspaceSpec
 
-    def repository(name: str) -> Repository | None:
-        return Repository.parse(values[name], values["default_host"]) if values[name] else None
-
     image = _image_identity.current(values["profile"], values["image_release"])
-    dotfiles = repository("dotfiles")
+    repo, dotfiles, host = values["repo"], values["dotfiles"], values["default_host"]
     return WorkspaceSpec(
         owner=owner_of(values),
         settings=_settings.Settings.of(values),
         name=values["workspace"],
-        repository=repository("repo"),
+        repository=Repository.parse(repo, host) if repo else None,
         ref=values["ref"],
-        dotfiles=dotfiles.url if dotfiles else "",
+        dotfiles=parse_dotfiles(dotfiles, host) if dotfiles else "",
         image=image.tag,
         image_hash=image.hash,
     )

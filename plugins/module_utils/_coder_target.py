@@ -344,18 +344,17 @@ class CoderTarget:
         return self._seen(self._fresh(workspace))
 
     def session(self, workspace: Workspace) -> Session:
-        clone = ""
         found = self._read.get(workspace.id) or self._fresh(workspace)
         directory = metadata(found).get("directory") or f"{HOME}/{workspace.name}"
-        if workspace.state == "running":
-            self._connected(workspace, next(iter(agents(found)), None))
-            from ._readiness import Watch
+        if workspace.state != "running":
+            return Session(workspace.url, "", "", directory)
+        self._connected(workspace, next(iter(agents(found)), None))
+        from ._readiness import Watch
 
-            watch = Watch(Progress())
-            for line in self.logs(workspace):
-                watch.feed(line)
-            clone = watch.state("clone")
-        return Session(workspace.url, "", "", directory, clone)
+        watch = Watch(Progress())
+        for line in self.logs(workspace):
+            watch.feed(line)
+        return Session(workspace.url, "", "", directory, watch.state("clone"), dotfiles=watch.state("dotfiles"))
 
     def _connected(self, workspace: Workspace, agent: Json | None) -> None:
         """Wait for an agent that has lost the server, as after a restart of that; without it nobody gets in."""

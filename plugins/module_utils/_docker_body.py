@@ -170,9 +170,7 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
         "SPT_FLOW_REF": spec.ref,
         "SPT_FLOW_DIRECTORY": repository.directory if repository else HOME,
         "SPT_FLOW_SEED": SEED if repository and repository.kind == "local" else "",
-        "SPT_FLOW_DEPTH": str(settings.depth),
-        "SPT_FLOW_SUBMODULES": str(int(settings.submodules)),
-        "SPT_FLOW_LFS": str(int(settings.lfs)),
+        **settings.environment(),
         "SPT_FLOW_CLONE_CACHE": CLONE_CACHE if settings.clone_cache else "",
         "SPT_FLOW_DOTFILES": spec.dotfiles,
         "SPT_FLOW_GIT_NAME": spec.git_name,
@@ -183,8 +181,6 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
         "SPT_FLOW_DEADLINE": str(spec.deadline or ""),
         "SPT_FLOW_DOCKER": "on" if plan.docker else "off",
         "SPT_FLOW_DOCKER_REASON": plan.docker_reason,
-        "SPT_FLOW_KVM": settings.kvm,
-        "SPT_FLOW_KNOWN_HOSTS": settings.known_hosts,
         "SPT_FLOW_TICK": f"{settings.tick:g}",
     }
 

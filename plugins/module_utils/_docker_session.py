@@ -14,6 +14,7 @@ from ._workspace import ENDING, Session
 
 PREFIX = "spt-flow-"
 USER = "1000:1000"
+UNREADABLE = (ValueError, TypeError, AttributeError)
 READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json", "/run/spt-flow/life.json")
 """What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
 
@@ -23,7 +24,7 @@ def container_name(owner: str, name: str) -> str:
 
 
 def to_session(url: str, text: str) -> Session:
-    """From what `status` prints, or from its parts one after the other. Raises ``ValueError``, ``AttributeError``."""
+    """From what `status` prints, or from its parts one after the other. Raises what ``UNREADABLE`` names."""
     data: dict[str, Any] = {}
     decoder = json.JSONDecoder()
     text = text.strip()
@@ -31,13 +32,14 @@ def to_session(url: str, text: str) -> Session:
         part, end = decoder.raw_decode(text)
         data |= dict(part)
         text = text[end:].lstrip()
-    ide, clone = data.get("ide") or {}, (data.get("steps") or {}).get("clone") or {}
-    life = data.get("life") or data
+    ide, steps, life = data.get("ide") or {}, data.get("steps") or {}, data.get("life") or data
     return Session(
         url,
         ide.get("password", ""),
         data.get("host_key", ""),
         data.get("directory", ""),
-        clone.get("state", ""),
-        life.get("reason") in ENDING,
+        clone=(steps.get("clone") or {}).get("state", ""),
+        ending=life.get("reason") in ENDING,
+        dotfiles=(steps.get("dotfiles") or {}).get("state", ""),
+        ports=tuple(int(port) for port in data.get("ports") or () if 1024 <= int(port) <= 65535),
     )

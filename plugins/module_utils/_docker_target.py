@@ -535,7 +535,7 @@ class DockerTarget:
             done = self.exec(workspace, ["spt-workspace", "status"])
         try:
             return _docker_session.to_session(workspace.url, done.stdout)
-        except (ValueError, AttributeError):
+        except _docker_session.UNREADABLE:
             raise Unhealthy(
                 f"Workspace {workspace.name} does not answer: {(done.stderr or done.stdout).strip()[:200]}",
                 f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",

@@ -13,7 +13,7 @@ from ._errors import FlowError, InvalidInput
 from ._repository import Repository
 
 STATES = ("started", "stopped", "absent")
-OF_A_RUN = ("connect", "output", "command", "confirm", "hours", "size", "follow", "tail")
+OF_A_RUN = ("trust", "connect", "output", "command", "confirm", "hours", "size", "follow", "tail")
 """Options that mean nothing for one workspace of a list."""
 OF_AN_ENTRY = ("repo", "workspace", "ref")
 """Options that only an entry itself can give: what the run was told elsewhere would mean every entry."""

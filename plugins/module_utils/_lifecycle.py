@@ -490,6 +490,10 @@ def _step_notes(workspace: Workspace) -> list[str]:
             notes.append(f"Step {step.name} failed{detail}.")
         elif step.name == "clone" and step.state == "needs-auth":
             notes.append("The clone needs your credentials; it is finished in your session: spt-workspace clone")
+        elif step.name == "dotfiles" and step.state == "needs-auth":
+            notes.append(
+                "The dotfiles need your credentials; they are installed in your session: spt-workspace dotfiles"
+            )
         elif step.name == "clone" and step.state in ("pending", "running"):
             notes.append("The clone is not finished yet; it goes on in the workspace.")
     return notes

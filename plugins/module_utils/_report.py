@@ -80,19 +80,29 @@ def _sizes(workspace: Workspace) -> str:
 
 
 def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool = False) -> list[str]:
-    """A table when ``width`` columns hold it, else two lines per workspace."""
+    """A table when ``width`` columns hold it, else two lines per workspace; below it what did not go well inside."""
     if not workspaces:
         return ["No workspaces. Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git"]
     head = [*COLUMNS, *(["size"] if sizes else [])]
     rows = [[*_cells(w, now), *([_sizes(w)] if sizes else [])] for w in workspaces]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     if sum(widths) + 2 * (len(widths) - 1) <= width:
-        return ["  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in (head, *rows)]
-    lines = []
-    for row in rows:
-        lines.append("  ".join(row[:3]))
-        lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:], strict=True)))
-    return lines
+        lines = ["  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in (head, *rows)]
+    else:
+        lines = []
+        for row in rows:
+            lines.append("  ".join(row[:3]))
+            lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:], strict=True)))
+    return lines + [line for workspace in workspaces for line in _troubles(workspace)]
+
+
+def _troubles(workspace: Workspace) -> list[str]:
+    """A line for each step that failed or waits for keys; the start contract names the log where there is one."""
+    return [
+        f"  note: {workspace.name}: {step.name} {step.state}: {step.detail}"
+        for step in workspace.steps
+        if workspace.state == "running" and step.state in ("failed", "needs-auth")
+    ]
 
 
 def _stages(stages: Iterable[tuple[str, float]]) -> str:

@@ -184,6 +184,19 @@ class Repository:
         return f"{HOME}/{self.slug}"
 
 
+def parse_dotfiles(text: str, default_host: str) -> str:
+    """``text``, a repository with or without ``#branch``, as the start contract takes it."""
+    address, mark, branch = text.partition("#")
+    repository = Repository.parse(address, default_host, "dotfiles")
+    if repository.kind == "local":
+        raise InvalidInput(
+            "dotfiles is a local path, which a workspace cannot reach.", "Give the address of a repository."
+        )
+    if mark and not branch:
+        raise InvalidInput("dotfiles ends in '#' without a branch.", "Use https://host/owner/dotfiles#branch.")
+    return repository.url + mark + validate_ref(branch)
+
+
 def _plain(text: str, what: str) -> str:
     """``text`` without blanks around it, if nothing in it can be mistaken for something else."""
     if not isinstance(text, str):

@@ -87,7 +87,13 @@ OPTIONS: dict[str, Option] = {
             "Host of the inventory's group flow_nodes that workspaces run on; by default this machine.",
         ),
         Option("template", "str", "spt-flow", "Template of the Coder server that new workspaces are made of."),
-        Option("dotfiles", "str", "", "Repository with dotfiles that a new workspace installs after it is ready."),
+        Option(
+            "dotfiles",
+            "str",
+            "",
+            "Repository with your dotfiles (#branch at its end for one), installed and updated at each start.",
+        ),
+        Option("trust", "bool", False, "Whether the postCreateCommand of the repository's devcontainer.json may run."),
         Option("connect", "bool", True, "Whether the run ends in a shell of the workspace where there is a terminal."),
         Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),
         Option("command", "str", "", "A shell command that the run ends with instead of a shell."),
@@ -352,7 +358,7 @@ def convert(option: Option, value: Any) -> Any:
 
 def _check_forms(values: Mapping[str, Any]) -> None:
     """Refuse names, references, addresses and repositories that nothing may be started with."""
-    from ._repository import Repository, validate_host, validate_name, validate_ref
+    from ._repository import Repository, parse_dotfiles, validate_host, validate_name, validate_ref
 
     for name in ("workspace", "owner"):
         if values[name]:
@@ -362,11 +368,7 @@ def _check_forms(values: Mapping[str, Any]) -> None:
     if values["repo"]:
         Repository.parse(values["repo"], values["default_host"])
     if values["dotfiles"]:
-        dotfiles = Repository.parse(values["dotfiles"], values["default_host"], "dotfiles")
-        if dotfiles.kind == "local":
-            raise InvalidInput(
-                "dotfiles is a local path, which a workspace cannot reach.", "Give the address of a repository."
-            )
+        parse_dotfiles(values["dotfiles"], values["default_host"])
     for name in (name for name in OPTIONS if name.startswith("mirror_")):
         _check_address(name, values[name])
     if values["ca_bundle"] and not os.path.isabs(os.path.expanduser(values["ca_bundle"])):
@@ -552,6 +554,30 @@ class Settings:
             "/run/user/1000": private,
         }
 
+    # What it is rendered to; tests/unit/test_single_source.py holds all of them against each other.
+
+    def environment(self) -> dict[str, str]:
+        """The part of the start contract that settings decide, wherever a workspace runs."""
+        return {
+            "SPT_FLOW_DEPTH": str(self.depth),
+            "SPT_FLOW_SUBMODULES": str(int(self.submodules)),
+            "SPT_FLOW_LFS": str(int(self.lfs)),
+            "SPT_FLOW_KVM": self.kvm,
+            "SPT_FLOW_KNOWN_HOSTS": self.known_hosts,
+        }
+
+    def pipeline_environment(self) -> dict[str, str]:
+        """What a pipeline sets so that its CI workspaces are made by these settings; what is the default is left out.
+
+        Text of several lines has no place in a list of variables, so ``known_hosts`` stays with the inventory.
+        """
+        named = {name: (value, getattr(Settings, name)) for name, value in asdict(self).items()}
+        return {
+            OPTIONS[name].environment: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, (value, default) in named.items()
+            if value != default and OPTIONS[name].scope == "workspace" and name not in MANY_LINES
+        }
+
     def terraform_variables(self) -> dict[str, str]:
         """The part of the template's variables that settings decide (``templates/coder/spt-flow/variables.tf``).
 
@@ -560,13 +586,6 @@ class Settings:
         """
         import json
 
-        environment = {
-            "SPT_FLOW_DEPTH": str(self.depth),
-            "SPT_FLOW_SUBMODULES": str(int(self.submodules)),
-            "SPT_FLOW_LFS": str(int(self.lfs)),
-            "SPT_FLOW_KVM": self.kvm,
-            "SPT_FLOW_KNOWN_HOSTS": self.known_hosts,
-        }
         return {
             "settings_hash": self.hash(),
             "cpus": f"{self.cpus:g}",
@@ -574,8 +593,23 @@ class Settings:
             "kvm": str(self.kvm != "disabled").lower(),
             "docker": str(self.docker != "disabled").lower(),
             "tmpfs": json.dumps(self.tmpfs(), sort_keys=True),
-            "environment": json.dumps(environment, sort_keys=True),
+            "environment": json.dumps(self.environment(), sort_keys=True),
         }
+
+    def devcontainer_arguments(self) -> list[str]:
+        """The part of ``devcontainer.json``'s ``runArgs`` that settings decide.
+
+        A quota of processor time instead of ``--cpus``, which engines with fewer refuse.
+        """
+        period = 100_000
+        return [
+            f"--cpu-period={period}",
+            f"--cpu-quota={round(self.cpus * period)}",
+            f"--memory={self.memory}",
+            f"--memory-swap={self.memory}",
+            f"--pids-limit={self.pids}",
+            *(f"--tmpfs={path}:{options}" for path, options in self.tmpfs().items()),
+        ]
 
     def docker_arguments(self) -> dict[str, Any]:
         """The part of Docker's ``HostConfig`` that settings decide."""

@@ -11,12 +11,13 @@ another at each start, so SSH does not look at it).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,11 +43,29 @@ def _suffix(node: str) -> str:
     return "." + re.sub(r"[^A-Za-z0-9.-]", "-", node) if node else ""
 
 
-def argv(workspace: Workspace, command: str = "", terminal: bool = False) -> list[str]:
-    """The command that enters, or that runs ``command`` inside by the user's shell there."""
+def argv(workspace: Workspace, command: str = "", terminal: bool = False, ports: Iterable[int] = ()) -> list[str]:
+    """The command that enters, or that runs ``command`` inside by the user's shell there.
+
+    ``ports`` of the workspace are reached on this machine's loopback as long as it runs.
+    """
     nodes = {workspace.node: workspace.engine} if workspace.node else {}
-    options = ["-F", str(prepare(nodes)), *(["-t"] if terminal else [])]
+    forwards = [word for port in ports for word in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
+    options = ["-F", str(prepare(nodes)), *(["-t"] if terminal else []), *forwards]
     return ["ssh", *options, *(["--", alias(workspace), command] if command else [alias(workspace)])]
+
+
+def free(ports: Iterable[int]) -> list[int]:
+    """Those of ``ports`` that nobody listens on here; an earlier session of the same workspace has them already."""
+    import socket
+
+    found = []
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def inside(directory: str, command: str) -> str:

@@ -16,7 +16,7 @@ LABEL = "spt.flow."
 CONTRACT = "1"
 """Version of the start contract (``image/rootfs``) that this engine speaks."""
 
-STEPS = ("home", "clone", "docker", "ide", "dotfiles")
+STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
 """Steps of the start contract in display order (design, section 5)."""
 
 ENDING = frozenset({"was told to stop", "idle for too long", "the deadline has come"})
@@ -132,7 +132,8 @@ class Workspace:
 class Session:
     """What a client needs to enter a running workspace; read by exec, kept in memory only.
 
-    ``clone`` is the state of the step of that name; empty when it is not known. ``ending``: it is about to stop.
+    ``clone`` and ``dotfiles`` are the states of the steps of these names; empty when they are not known. ``ports`` are
+    those that the repository's devcontainer.json wants here. ``ending``: the workspace is about to stop.
     """
 
     url: str
@@ -141,6 +142,8 @@ class Session:
     directory: str
     clone: str = ""
     ending: bool = False
+    dotfiles: str = ""
+    ports: tuple[int, ...] = ()
 
 
 @dataclass

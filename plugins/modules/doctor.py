@@ -60,7 +60,7 @@ options:
     type: str
     default: spt-flow
   dotfiles:
-    description: Repository with dotfiles that a new workspace installs after it is ready.
+    description: Repository with your dotfiles (C(#branch) at its end for one), installed and updated at each start.
     type: str
     default: ''
   default_host:

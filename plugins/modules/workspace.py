@@ -53,9 +53,15 @@ options:
     type: str
     default: ''
   dotfiles:
-    description: Repository with dotfiles that a new workspace installs after it is ready.
+    description: Repository with your dotfiles (C(#branch) at its end for one), installed and updated at each start.
     type: str
     default: ''
+  trust:
+    description:
+      - Whether the postCreateCommand of the repository's C(devcontainer.json) may run. It does so at once; the consent
+        is kept in the workspace's home, for this repository.
+    type: bool
+    default: false
   hours:
     description: For how long O(state=kept) holds off the idle stop, at most 24; 0 takes it back.
     type: float

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
 import types
@@ -17,11 +18,11 @@ import pytest
 from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _repository_probe, _settings, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._docker_session import to_session
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _report, _repository_probe, _settings, _ssh
+from ansible_collections.spt.flow.plugins.module_utils._docker_session import UNREADABLE, to_session
 from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Workspace
-from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Step, Workspace
+from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, step_event
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -348,6 +349,84 @@ def test_one_that_ends_between_two_questions_is_started(act: Any, monkeypatch: p
 
     monkeypatch.setattr(act.target, "session", session)
     assert act("workspace", workspace="demo")["actions"] == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("state", "first"),
+    [("pending", True), ("running", True), ("needs-auth", True), ("ok", False), ("skipped", False), ("failed", False)],
+)
+def test_a_shell_first_installs_dotfiles_that_wait_for_keys(act: Any, state: str, first: bool) -> None:
+    dotfiles = step_event("dotfiles", state)
+    act.target._script = lambda workspace, boot: [*ready_lines(boot)[:2], dotfiles, *ready_lines(boot)[2:]]
+    shell = left(act("workspace", repo="https://example.com/o/demo"))["connect"]["argv"][-1]
+    assert shell.startswith("spt-workspace dotfiles waiting; cd -- ") == first
+
+
+def test_dotfiles_that_wait_in_a_running_workspace_are_taken_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    waiting = to_session("", '{"ide": {}, "steps": {"dotfiles": {"state": "needs-auth"}, "clone": {"state": "ok"}}}')
+    monkeypatch.setattr(act.target, "session", lambda workspace: waiting)
+    assert left(act("workspace", workspace="demo"))["connect"]["argv"][-1].startswith(
+        "spt-workspace dotfiles waiting; "
+    )
+
+
+def test_dotfiles_have_a_branch(act: Any) -> None:
+    seen: list[str] = []
+    create = act.target.create
+    act.target.create = lambda spec, progress: seen.append(spec.dotfiles) or create(spec, progress)
+    act("workspace", repo="https://example.com/o/demo", dotfiles="ada/dotfiles#team/one")
+    assert seen == ["https://github.com/ada/dotfiles#team/one"]
+
+
+def test_a_shell_brings_the_repositorys_ports_here_unless_they_are_taken(
+    act: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    with socket.socket() as taken, socket.socket() as other:
+        for place in (taken, other):
+            place.bind(("127.0.0.1", 0))
+        taken.listen()
+        (first, second) = (place.getsockname()[1] for place in (taken, other))
+        other.close()
+        text = json.dumps({"ide": {}, "ports": [first, second]})
+        monkeypatch.setattr(act.target, "session", lambda workspace: to_session("", text))
+        argv = left(act("workspace", workspace="demo"))["connect"]["argv"]
+    assert [word for word in argv if word.startswith("127.0.0.1:")] == [f"127.0.0.1:{second}:127.0.0.1:{second}"]
+    assert "-L" not in left(act("workspace", workspace="demo", command="id"))["connect"]["argv"]
+
+
+@pytest.mark.parametrize("ports", ['["x"]', "[null]", "7"])
+def test_ports_that_are_none_are_an_unreadable_session(ports: str) -> None:
+    with pytest.raises(UNREADABLE):
+        to_session("", f'{{"ide": {{}}, "ports": {ports}}}')
+
+
+@pytest.mark.parametrize(
+    ("said", "changed"), [("its postCreateCommand ran; log: x", True), ("its postCreateCommand ran earlier", False)]
+)
+def test_trust_runs_the_repositorys_command_and_says_so(
+    act: Any, monkeypatch: pytest.MonkeyPatch, said: str, changed: bool
+) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    asked: list[str] = []
+    monkeypatch.setattr(_ssh, "argv", lambda workspace, *words, **more: asked.extend(words) or ["echo", said])
+    result = act("workspace", workspace="demo", trust="true", connect="false")
+    assert (result["changed"], result["notes"][-1], asked[0]) == (changed, said, "spt-workspace trust")
+
+
+def test_trust_for_every_repository_is_refused(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    result = act("workspace", task_vars={"flow_trust": True}, workspace="demo")
+    assert result["error"]["kind"] == "invalid_input" and "every repository" in result["msg"]
+    assert act.target.calls == []
+
+
+def test_status_says_what_did_not_go_well_inside() -> None:
+    steps = (Step("dotfiles", "failed", detail="install ended with status 9; see ~/x.log."), Step("clone", "ok"))
+    lines = _report.status([Workspace("ada", "demo", "h/o/r", state="running", steps=steps)], 200, 0.0)
+    assert lines[-1] == "  note: demo: dotfiles failed: install ended with status 9; see ~/x.log."
+    assert len(lines) == 3
 
 
 # A list of them

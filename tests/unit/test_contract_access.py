@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keys, sessions, git's identity and the dotfiles of a workspace."""
+"""Keys, sessions and git's identity of a workspace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
-from spt_workspace import access, contract, home, processes
+from spt_workspace import access, contract
 
 ED = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -196,97 +196,3 @@ def test_credential_asks_the_newest_live_session_and_keeps_nothing(machine):
     for action in ("get", "store", "erase"):
         done = machine.command("credential", action, stdin="protocol=https\nhost=h\npassword=canary\n")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    place = tmp_path_factory.mktemp("dotfiles")
-    with kit.https_git(place, place) as (prefix, certificate, _handler):
-        yield place, prefix, certificate
-
-
-def publish(served, name: str, files: dict[str, str], branch: str = "main") -> str:
-    work = served[0] / f"{name}.work"
-    kit.git("init", "-q", "-b", branch, str(work))
-    for path, text in files.items():
-        (work / path).parent.mkdir(parents=True, exist_ok=True)
-        (work / path).write_text(text)
-        (work / path).chmod(0o755 if text.startswith("#!") else 0o644)
-    kit.git("add", ".", cwd=work)
-    kit.git("commit", "-q", "-m", "x", cwd=work)
-    kit.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
-    return f"{served[1]}/{name}.git"
-
-
-def start_with(machine, served, url: str, **extra: str) -> dict:
-    machine.trust(served[2])
-    machine.start(SPT_FLOW_DOTFILES=url, **extra)
-    return machine.wait("dotfiles")
-
-
-def test_dotfiles_script_runs_after_the_rest_and_again_at_the_next_start(machine, served):
-    script = "#!/bin/sh\necho told to the log\necho $PWD >> ~/ran\n"
-    url = publish(served, "script", {"install.sh": script, "setup.sh": "#!/bin/sh\ntouch ~/wrong\n", ".vimrc": "x"})
-    step = start_with(machine, served, url)
-    assert (step["state"], step["detail"]) == ("ok", "install.sh ran")
-    assert step["started"] >= machine.step("ide")["ended"]
-    assert not (machine.paths.home / "wrong").exists() and not (machine.paths.home / ".vimrc").exists()
-    assert "told to the log" in (machine.paths.state / "dotfiles.log").read_text()
-    assert "told to the log" not in machine.log.read_text()
-    machine.end()
-    assert start_with(machine, served, url)["state"] == "ok"
-    assert (machine.paths.home / "ran").read_text().count("\n") == 2
-
-
-def test_dotfiles_without_a_script_are_linked_and_what_was_there_is_kept(machine, served):
-    url = publish(served, "plain", {".vimrc": "theirs", ".config/a": "b", "README.md": "x", ".gitignore": "y"})
-    (machine.paths.home / ".vimrc").write_text("mine")
-    assert start_with(machine, served, url)["detail"] == "2 files linked"
-    assert (machine.paths.home / ".vimrc").read_text() == "theirs"
-    assert (machine.paths.home / ".vimrc.bak").read_text() == "mine"
-    assert not (machine.paths.home / "README.md").exists() and not (machine.paths.home / ".gitignore").exists()
-    machine.end()
-    assert start_with(machine, served, url)["detail"] == "0 files linked"
-
-
-def test_dotfiles_of_a_branch(machine, served):
-    url = publish(served, "branch", {".one": "1"}, "special")
-    assert start_with(machine, served, f"{url}#special")["state"] == "ok"
-
-
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [({"install": "#!/bin/sh\nexit 9\n"}, "install ended with status 9"), (None, "could not be cloned")],
-)
-def test_dotfiles_that_fail_are_a_sentence_with_the_log_and_nothing_more(machine, served, files, said):
-    url = publish(served, "fails", files) if files else f"{served[1]}/nothing.git"
-    step = start_with(machine, served, url)
-    assert step["state"] == "failed" and said in step["detail"] and "dotfiles.log" in step["detail"]
-    assert machine.step("ide")["state"] == "ok" and machine.process.poll() is None
-
-
-@pytest.mark.parametrize(
-    "url", ["-x", "ext::id", "/etc", "https://user:secret@h/x", "https://h/x#--upload-pack=x", "https://h/x#a b"]
-)
-def test_hostile_dotfiles_are_refused(machine, served, url):
-    step = start_with(machine, served, url)
-    assert step["state"] == "failed" and "secret" not in machine.log.read_text()
-
-
-def test_endless_dotfiles_are_given_up(machine, served, monkeypatch):
-    url = publish(served, "endless", {"install": "#!/bin/sh\nsleep 600\n"})
-    machine.trust(served[2])
-    machine.paths.run.mkdir(parents=True)
-    monkeypatch.setattr(home, "DOTFILES_SECONDS", 2.0)
-    began = time.monotonic()
-    with pytest.raises(contract.Failure, match="more than 2 s"):
-        home.Dotfiles(url, machine.paths, processes.Children(), machine.environ).run()
-    assert time.monotonic() - began < 6
-
-
-def test_foreign_directory_at_dotfiles_is_left_alone(machine, served):
-    (machine.paths.home / ".dotfiles").mkdir()
-    (machine.paths.home / ".dotfiles/precious").touch()
-    step = start_with(machine, served, publish(served, "mine", {".a": "b"}))
-    assert step["state"] == "failed" and "left untouched" in step["detail"]
-    assert (machine.paths.home / ".dotfiles/precious").exists()

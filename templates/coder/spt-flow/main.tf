@@ -90,7 +90,7 @@ data "coder_parameter" "ref" {
 data "coder_parameter" "dotfiles" {
   name         = "dotfiles"
   display_name = "Dotfiles"
-  description  = "A repository whose install script a workspace runs after it is ready."
+  description  = "Your own repository of dotfiles, installed and updated at each start; #branch at its end for one."
   type         = "string"
   default      = ""
   mutable      = true

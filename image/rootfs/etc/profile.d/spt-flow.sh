@@ -8,4 +8,6 @@ if [ "$(id -u)" = 1000 ]; then
     export GOTMPDIR=/var/tmp/coder CARGO_TARGET_DIR=/var/tmp/coder/cargo-target
     export PATH="$PATH:$HOME/.cargo/bin:$HOME/go/bin"
     export PIP_CACHE_DIR=/var/tmp/coder/pip npm_config_cache=/var/tmp/coder/npm
+    # Variables of the repository's devcontainer.json; the start contract writes them.
+    [ ! -r /run/spt-flow/environment.sh ] || . /run/spt-flow/environment.sh
 fi

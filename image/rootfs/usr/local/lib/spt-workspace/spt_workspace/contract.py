@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 CONTRACT = "1"
-STEPS = ("home", "clone", "docker", "ide", "dotfiles")
+STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
 
 
 class Failure(Exception):
@@ -174,6 +177,24 @@ class Contract:
             return cls(**json.loads((paths.run / "contract.json").read_text()))
         except (OSError, ValueError, TypeError):
             return cls.from_environment(environ)
+
+
+@contextmanager
+def alone(lock: Path, seconds: float, busy: str) -> Iterator[None]:
+    """Be the only process that holds ``lock``; raises ``Failure`` with the sentence ``busy`` after so many seconds."""
+    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+    until = time.monotonic() + seconds
+    try:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > until:
+                raise Failure(busy, 7)
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:

@@ -8,20 +8,29 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import access
 from .contract import CONTRACT, STEPS, Contract, Failure, Paths
-from .record import tell
+from .record import ENDED, tell
+
+PATIENCE = 5.0
+"""Seconds that an opening session waits to learn whether its keys are needed."""
+STARTING = 600.0
+"""Seconds that a clone or the IDE may take before ``wait`` says what there is."""
 
 USAGE = """usage: spt-workspace COMMAND
   run                     start everything (the container's main process)
   start                   the same beside an agent that is the main process; ends when the IDE answers
   stop                    end what start started
+  trust [no]              consent to the postCreateCommand of the repository's devcontainer.json and run it; or no more
+  wait                    until clone and IDE are settled; says how, and ends with 0 when the IDE answers
   status                  one JSON object: steps, life, IDE, host key, notes
   clone                   clone the repository now, with the keys of this session
+  dotfiles [waiting]      install or update the dotfiles now, with the keys of this session; or only if they wait for it
   keepalive HOURS [BY]    hold off the idle stop for at most 24 hours; 0 takes it back
   session PUBLIC_KEY      speak SSH on stdin and stdout with the holder of the key
   hostkey NAME            the host key as a known_hosts line for NAME
@@ -78,25 +87,85 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def clone(paths: Paths, environ: Mapping[str, str]) -> int:
-    """Finish what needed the caller's keys, in the caller's session; the running workspace hears of it."""
     from .clone import Cloner
     from .processes import Children
 
     contract = Contract.load(paths, environ)
-    children = Children()
-    tell(paths, {"step": "clone", "state": "running"})
-    state, sentence, code = "failed", "The clone was interrupted.", 1
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    return in_session("clone", Cloner(contract, paths, Children(), environ, say).run, paths)
+
+
+def dotfiles(when: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
+    from .dotfiles import Dotfiles
+    from .processes import Children
+
+    contract = Contract.load(paths, environ)
+    if when not in ((), ("waiting",)):
+        raise Failure("Dotfiles are installed now (no word more) or if they wait for keys (waiting).", 2)
+    if when and (not contract.dotfiles or settled("dotfiles", paths, PATIENCE).get("state") != "needs-auth"):
+        return 0
+    if not contract.dotfiles:
+        restart = f"ansible-playbook spt.flow.restart -e workspace={contract.workspace}"
+        raise Failure(f"This workspace has no dotfiles. Name some: {restart} -e dotfiles=https://host/owner/name", 6)
+    return in_session("dotfiles", Dotfiles(contract.dotfiles, paths, Children(), environ).run, paths)
+
+
+def trust(answer: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
+    """Consent is given here and nowhere else: by somebody who is inside."""
+    from .granting import Granting
+    from .processes import Children
+
+    if answer not in ((), ("no",)):
+        raise Failure("Consent is given (no word more) or taken back (no).", 2)
+    contract = Contract.load(paths, environ)
+    env = access.user_environment(environ, contract, paths)
+    granting = Granting(contract, paths, Children(), env)
+    granting.trust(not answer)
+    if answer:
+        print("The repository's commands run no more.", file=sys.stderr)
+        return 0
+    wishes = granting.read()
+    if wishes is None or not wishes.commands:
+        print("You consented; the repository has no postCreateCommand to run.", file=sys.stderr)
+        return 0
+    return in_session("devcontainer", lambda: "; ".join(granting.run(wishes, asked=True)), paths)
+
+
+def in_session(step: str, work: Callable[[], str], paths: Paths) -> int:
+    """Finish what needed the caller's keys, in the caller's session; the running workspace hears of it."""
+    tell(paths, {"step": step, "state": "running"})
+    state, sentence, code = "failed", f"The step {step} was interrupted.", 1
     try:
-        sentence = Cloner(contract, paths, children, environ, lambda line: print(line, file=sys.stderr)).run()
+        sentence = work()
         state, code = "ok", 0
     except Failure as failure:
         state, sentence, code = failure.state, failure.sentence, failure.status
     except KeyboardInterrupt:
         code = 130
     finally:
-        tell(paths, {"step": "clone", "state": state, "detail": sentence})
+        tell(paths, {"step": step, "state": state, "detail": sentence})
     print(sentence, file=sys.stderr)
     return code
+
+
+def settled(step: str, paths: Paths, patience: float) -> dict[str, Any]:
+    """The record of ``step`` once it is done with, or after so many seconds as it is."""
+    until = time.monotonic() + patience
+    while True:
+        record: dict[str, Any] = _read(paths.run / "steps.json").get("steps", {}).get(step, {})
+        if record.get("state") in ENDED or time.monotonic() > until:
+            return record
+        time.sleep(0.1)
+
+
+def wait(paths: Paths) -> int:
+    """For whoever started the container and cannot follow its log: a dev container's client."""
+    records = {step: settled(step, paths, STARTING) for step in ("clone", "ide")}
+    for step, record in records.items():
+        print(
+            f"{step}: {record.get('state', 'pending')}{', ' if record.get('detail') else ''}{record.get('detail', '')}"
+        )
+    return 0 if records["ide"].get("state") in ("ok", "skipped") else 8
 
 
 def run(paths: Paths, environ: Mapping[str, str]) -> int:
@@ -143,8 +212,11 @@ def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008
         "run": (range(1), lambda: run(paths, environ)),
         "start": (range(1), lambda: start(paths, environ)),
         "stop": (range(1), lambda: stop(paths)),
+        "trust": (range(2), lambda *words: trust(words, paths, environ)),
+        "wait": (range(1), lambda: wait(paths)),
         "status": (range(1), lambda: print(json.dumps(status(paths, environ))) or 0),
         "clone": (range(1), lambda: clone(paths, environ)),
+        "dotfiles": (range(2), lambda *words: dotfiles(words, paths, environ)),
         "keepalive": (range(1, 3), lambda *words: keepalive(words, paths, environ)),
         "session": (range(1, 2), lambda key: access.session(key, paths)),
         "hostkey": (range(1, 2), lambda name: print(access.known_hosts_line(name, paths)) or 0),

@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from .contract import CONTRACT, STEPS, Paths, write_file
@@ -38,6 +39,7 @@ class Journal:
             name: {"state": "pending", "started": None, "ended": None, "detail": ""} for name in STEPS
         }
         self.notes: list[str] = []
+        self.ports: list[int] = []
         self.life: dict[str, Any] = {}
 
     def hide(self, secret: str) -> None:
@@ -78,6 +80,12 @@ class Journal:
                 self._save()
         self.log("note", text)
 
+    def forward(self, ports: Sequence[int]) -> None:
+        """Ports that a client who enters brings to its own machine."""
+        with self._lock:
+            self.ports = list(ports)
+            self._save()
+
     def log(self, source: str, text: str) -> None:
         """A plain line of a tool; the prefix keeps it from being mistaken for one of the record's own."""
         text = printable(text)
@@ -91,7 +99,7 @@ class Journal:
         return text
 
     def _save(self) -> None:
-        data = {"boot": self.boot, "contract": CONTRACT, "steps": self.steps, "notes": self.notes}
+        data = {"boot": self.boot, "contract": CONTRACT, "steps": self.steps, "notes": self.notes, "ports": self.ports}
         try:
             write_file(self._paths.run / "steps.json", json.dumps(data), 0o600)
         except OSError as error:

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import access, beside, home, life, services
+from . import access, beside, devcontainer, home, life, services
 from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason
+from .dotfiles import Dotfiles
+from .granting import Granting
 from .processes import Children, Service
 from .record import Journal, hear
 
@@ -45,6 +47,7 @@ class Supervisor:
         self._docker_argv = docker_argv
         self._services: dict[str, Service] = {}
         self._cloned = threading.Event()
+        self._unread = ""
 
     def run(self) -> int:
         wake, wakes = os.pipe()
@@ -58,9 +61,11 @@ class Supervisor:
             sentence = error.sentence if isinstance(error, Failure) else f"The workspace cannot start: {reason(error)}."
             self.journal.step("home", "failed", sentence)
             return 8
+        self._announce()
         self._begin("clone", self._clone, self._cloned.set)
         self._begin("docker", self._docker)
         self._begin("ide", self._ide)
+        self._begin("devcontainer", self._devcontainer)
         self._begin("dotfiles", self._dotfiles)
         self._live(wake, control)
         self._stop()
@@ -125,7 +130,9 @@ class Supervisor:
         self.journal.step("clone", "running")
         say = lambda line: self.journal.log("clone", line)  # noqa: E731
         cloner = Cloner(self.contract, self.paths, self.children, self._environ, say, self.children.stopping.wait)
-        return "ok", cloner.run()
+        said = cloner.run()
+        self._announce()
+        return "ok", said
 
     def _docker(self) -> tuple[str, str]:
         if not self.contract.docker:
@@ -146,17 +153,51 @@ class Supervisor:
         service.supervise()
         return "", ""
 
-    def _dotfiles(self) -> tuple[str, str]:
-        if not self.contract.dotfiles:
-            return "skipped", "none were named"
+    def _announce(self) -> devcontainer.Wishes | None:
+        """What the repository's devcontainer.json says about ports and variables; nothing before there is a clone."""
+        contract = self.contract
+        named = contract.kind != "ci" and (contract.repo or contract.repo_id or contract.seed)
+        if not named or not Path(contract.directory, ".git").exists():
+            return None
+        granting = Granting(contract, self.paths, self.children, self._env)
+        try:
+            wishes = granting.announce()
+        except (Failure, OSError) as error:
+            self._unread = error.sentence if isinstance(error, Failure) else f"It cannot be granted: {reason(error)}."
+            return None
+        self._unread = ""
+        if wishes is not None:
+            self._env = {**self._env, **wishes.environment}
+            self.journal.forward(wishes.ports)
+        return wishes
+
+    def _devcontainer(self) -> tuple[str, str]:
+        if self.contract.kind == "ci":
+            return "skipped", "a CI job says itself what it needs"
+        self._after_the_rest()
+        wishes = self._announce()
+        if self._unread:
+            return "failed", self._unread
+        if wishes is None:
+            return "skipped", "the repository has none"
+        self.journal.step("devcontainer", "running")
+        return "ok", Granting(self.contract, self.paths, self.children, self._env).grant(wishes)
+
+    def _after_the_rest(self) -> None:
+        """Wait until clone and IDE are settled."""
         while not self._cloned.wait(1) and not self.children.stopping.is_set():
             continue
-        while "ide" not in self._services or not self._services["ide"].settled.wait(1):
+        while self.contract.kind != "ci" and ("ide" not in self._services or not self._services["ide"].settled.wait(1)):
             if self.children.stopping.is_set() or self.journal.steps["ide"]["state"] == "failed":
                 break
             self.children.stopping.wait(0.05)
+
+    def _dotfiles(self) -> tuple[str, str]:
+        if not self.contract.dotfiles:
+            return "skipped", "none were named"
+        self._after_the_rest()
         self.journal.step("dotfiles", "running")
-        return "ok", home.Dotfiles(self.contract.dotfiles, self.paths, self.children, self._env).run()
+        return "ok", Dotfiles(self.contract.dotfiles, self.paths, self.children, self._env).run()
 
     def _live(self, wake: int, control: socket.socket) -> None:
         """Sample until something ends the workspace."""
@@ -180,6 +221,10 @@ class Supervisor:
                 message = hear(control)
                 if message:
                     self.journal.step(message["step"], message["state"], message.get("detail", ""))
+                if message.get("step") == "clone" and message["state"] == "ok":
+                    self._begin("devcontainer", self._devcontainer)
+                if message.get("step") == "devcontainer" and message["state"] == "running":
+                    self._announce()  # with what a session has just consented to
 
     def _tell(self, sentence: str) -> None:
         """One line for whoever is there; nobody is waited for."""

@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a repository's own ``devcontainer.json`` asks for, and the part of it that is safe to grant.
+
+Nothing here runs anything. A variable that makes other programs run something counts as a command: it is refused until
+the user has consented to this repository's commands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .contract import Failure, reason
+
+PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
+LARGEST = 262_144
+MOST = 64
+"""Ports, variables and extensions that are taken."""
+LONGEST = 4096
+"""Characters of a variable."""
+
+OURS = b"// Written by spt.flow"
+"""Begins a file that describes the workspace itself (playbook devcontainer): there is nothing more to grant."""
+
+_GRANTED = ("forwardPorts", "containerEnv", "customizations", "postCreateCommand")
+_SILENT = ("$schema", "name")
+_EXTENSION = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\.[A-Za-z0-9][A-Za-z0-9_.-]{0,126}(@[0-9][0-9A-Za-z.+-]{0,30})?"
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# What lies in the clone must not become a program, a library, a start-up file or a setting of one.
+_RUNS = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|TERM|IFS|ENV|CDPATH|GLOBIGNORE|TMPDIR|LC_.*|LANG|LANGUAGE|LOCPATH|NLSPATH|"
+    r"LD_.*|GLIBC_.*|GCONV_PATH|MALLOC_.*|BASH.*|SHELLOPTS|PROMPT_.*|PS[0-9]|ZDOTDIR|INPUTRC|TERMINFO.*|"
+    r"HIST.*|EDITOR|VISUAL|BROWSER|.*PAGER|LESS.*|MANPATH|MANOPT|TAR_.*|GREP_.*|GZIP|"
+    r"GIT_.*|SSH_.*|GPG_.*|GNUPG.*|SUDO_.*|XDG_.*|DBUS_.*|DISPLAY|DOCKER_.*|BUILDKIT_.*|COMPOSE_.*|"
+    r"SPT_FLOW_.*|CODER_.*|VSCODE_.*|CODE_SERVER.*|ELECTRON_.*|EXTENSIONS_GALLERY|(HASHED_)?PASSWORD|"
+    r"PYTHON.*|PIP_.*|UV_.*|VIRTUAL_ENV|CONDA_.*|NODE_.*|NPM_.*|npm_.*|YARN_.*|COREPACK_.*|BUN_.*|DENO_.*|PERL.*|RUBY.*|GEM_.*|"
+    r"BUNDLE_.*|GO[A-Z0-9_]+|CGO_.*|CARGO.*|RUST.*|JAVA_.*|_?JDK_.*|_JAVA.*|CLASSPATH|MAVEN_.*|MVN_.*|GRADLE_.*|"
+    r"CC|CXX|CPP|LD|AR|AS|.*FLAGS|MAKE.*|CMAKE_.*|PKG_CONFIG.*|LUA_.*|PHP.*|COMPOSER_.*|DOTNET_.*|.*_PRELOAD|.*_?ASKPASS|"
+    r"OPENSSL_.*|SSL_.*|CURL_.*|WGETRC|(https?|all|no|ftp)_proxy|(HTTPS?|ALL|NO|FTP)_PROXY|DIRENV_.*|MYVIMRC|VIM.*|EXINIT"
+)
+_HARMLESS = {"NODE_ENV", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "RUST_LOG", "RUST_BACKTRACE", "GOOS", "GOARCH"}
+_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[\]}])', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """``commands`` are of ``postCreateCommand``; ``ignored`` says what is not granted, in the file's own words."""
+
+    ports: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    extensions: tuple[str, ...] = ()
+    commands: tuple[tuple[str, ...], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def find(directory: Path) -> Path | None:
+    """The file of the clone in ``directory``; one that lies elsewhere, behind a link, is none."""
+    for name in PLACES:
+        place = directory / name
+        if place.is_file() and directory.resolve() in place.resolve().parents:
+            return place
+    return None
+
+
+def read(directory: Path, consent: bool = False) -> Wishes | None:
+    """What the repository in ``directory`` wishes, ``None`` without a file; raises ``Failure`` for a damaged one."""
+    place = find(directory)
+    if place is None:
+        return None
+    name = place.relative_to(directory)
+    try:
+        with open(place, "rb") as file:
+            raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise Failure(f"{name} cannot be read: {reason(error)}.") from None
+    if len(raw) > LARGEST:
+        raise Failure(f"{name} is larger than {LARGEST >> 10} KiB and was not read.")
+    return Wishes() if raw.startswith(OURS) else wishes(parse(raw, str(name)), directory, consent)
+
+
+def parse(raw: bytes, name: str = PLACES[0]) -> dict[str, Any]:
+    """JSON with comments and trailing commas; raises ``Failure``."""
+    try:
+        text = _COMMENT.sub(lambda m: m[0] if m[0].startswith('"') else " ", raw.decode("utf-8-sig"))
+        data = json.loads(_COMMA.sub(lambda m: m[0] if m[0].startswith('"') else "", text))
+    except UnicodeDecodeError:
+        raise Failure(f"{name} is not valid UTF-8 and was not read.") from None
+    except (ValueError, RecursionError) as error:
+        where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise Failure(f"{name} is not valid JSON{where} and was not read.") from None
+    if not isinstance(data, dict):
+        raise Failure(f"{name} is no JSON object and was not read.")
+    return data
+
+
+def wishes(data: Mapping[str, Any], directory: Path, consent: bool = False) -> Wishes:
+    """The safe part of ``data``; with ``consent`` also what can run programs."""
+    ignored = [name for name in sorted(data) if name not in (*_SILENT, *_GRANTED)]
+    ports = _ports(data.get("forwardPorts"), ignored)
+    environment = _environment(data.get("containerEnv"), directory, consent, ignored)
+    extensions = _extensions(data.get("customizations"), ignored)
+    commands = _commands(data.get("postCreateCommand"), ignored)
+    return Wishes(ports, environment, extensions, commands, tuple(ignored))
+
+
+def _ports(value: Any, ignored: list[str]) -> tuple[int, ...]:
+    """Ports of the workspace's own; those of other hosts, and what only root may open here, are not forwarded."""
+    found: list[int] = []
+    for entry in _list(value, "forwardPorts", ignored):
+        text = str(entry) if isinstance(entry, (int, str)) else ""
+        match = re.fullmatch(r"(?:localhost:|127\.0\.0\.1:)?(\d{1,5})", text, re.ASCII)
+        port = int(match[1]) if match else 0
+        if not 1024 <= port <= 65535:
+            ignored.append(f"forwardPorts {shown(entry)}")
+        elif port not in found:
+            found.append(port)
+    return tuple(found)
+
+
+def _environment(value: Any, directory: Path, consent: bool, ignored: list[str]) -> dict[str, str]:
+    known = {"containerWorkspaceFolder": str(directory), "containerWorkspaceFolderBasename": directory.name}
+    found = {}
+    for name, given in _items(value, "containerEnv", ignored):
+        text = re.sub(r"\$\{(\w+)\}", lambda m: known.get(m[1], m[0]), given) if isinstance(given, str) else "\0"
+        legal = text.isprintable() and len(text) <= LONGEST and "${" not in text
+        own = name.startswith(("SPT_FLOW_", "CODER_"))
+        runs = _RUNS.fullmatch(name) and name not in _HARMLESS
+        if not _NAME.fullmatch(name) or not legal or own or (runs and not consent):
+            ignored.append(f"containerEnv {shown(name)}")
+        else:
+            found[name] = text
+    return found
+
+
+def _extensions(value: Any, ignored: list[str]) -> tuple[str, ...]:
+    """Extensions by their ids in the gallery; a file of the repository is none."""
+    found: list[str] = []
+    for tool, about in _items(value, "customizations", ignored):
+        if tool != "vscode" or not isinstance(about, dict):
+            ignored.append(f"customizations {shown(tool)}")
+            continue
+        ignored.extend(f"customizations vscode {shown(name)}" for name in sorted(about) if name != "extensions")
+        for entry in _list(about.get("extensions"), "extensions", ignored):
+            if isinstance(entry, str) and _EXTENSION.fullmatch(entry):
+                found.append(entry.lower())
+            else:
+                ignored.append(f"extension {shown(entry)}")
+    return tuple(dict.fromkeys(found))
+
+
+def _commands(value: Any, ignored: list[str]) -> tuple[tuple[str, ...], ...]:
+    """``postCreateCommand`` as argument lists: text is for a shell, a list is one already, an object holds several."""
+    several = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
+    found = []
+    for one in several[:MOST]:
+        words = ["/bin/sh", "-c", one] if isinstance(one, str) else one
+        if isinstance(words, list) and words and all(isinstance(word, str) and "\0" not in word for word in words):
+            found.append(tuple(words))
+        else:
+            ignored.append("postCreateCommand")
+            return ()
+    return tuple(found)
+
+
+def _list(value: Any, name: str, ignored: list[str]) -> Iterator[Any]:
+    if value is not None and not isinstance(value, list):
+        ignored.append(name)
+    entries = value if isinstance(value, list) else []
+    if len(entries) > MOST:
+        ignored.append(f"{name} after the first {MOST}")
+    yield from entries[:MOST]
+
+
+def _items(value: Any, name: str, ignored: list[str]) -> Iterator[tuple[str, Any]]:
+    if value is not None and not isinstance(value, dict):
+        ignored.append(name)
+    entries = list(value.items()) if isinstance(value, dict) else []
+    if len(entries) > MOST:
+        ignored.append(f"{name} after the first {MOST}")
+    yield from entries[:MOST]
+
+
+def shown(value: Any) -> str:
+    """``value`` in a sentence: one short word."""
+    plain = type(value).__name__ if isinstance(value, (dict, list)) else str(value)
+    text = re.sub(r"[^\w.@:/+-]", "?", plain, flags=re.ASCII)
+    return text if len(text) <= 40 else f"{text[:40]}…"

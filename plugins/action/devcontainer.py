@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action `devcontainer`: write the settings down as a dev container."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+
+
+class ActionModule(_ansible.FlowAction):
+    OWN = {
+        "path": {"type": "str", "default": ""},
+        "image": {"type": "str", "default": ""},
+        "apparmor": {"type": "bool", "default": False},
+    }
+    VALUES = (
+        *("repo", "ref", "output", "default_host"),
+        *(option.name for option in _settings.OPTIONS.values() if option.scope == "workspace"),
+    )
+    DOING = "write the dev container"
+
+    def act(self) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.module_utils import _devcontainer, _image_identity
+
+        # Ansible may have changed the folder that it works in.
+        folder = Path(os.environ.get("PWD") or os.getcwd()) / Path(self.own["path"]).expanduser() / _devcontainer.FOLDER
+        settings = _settings.Settings.of(self.values)
+        image = self.own["image"] or _image_identity.identity(settings.profile).tag
+        wanted = _devcontainer.files(
+            settings, checked(image), self._repository(), self.values["ref"], self.own["apparmor"]
+        )
+        changes = _devcontainer.changes(folder, wanted)
+        if changes and not self._task.check_mode:
+            _devcontainer.write(folder, {name: text for name, (_before, text) in changes.items()})
+        msg = f"The dev container {folder / 'devcontainer.json'} is {'written' if changes else 'as it should be'}."
+        if self._task.check_mode and changes:
+            msg = f"Check mode: {folder / 'devcontainer.json'} would be written ({', '.join(changes)})."
+        diff = [
+            {"before": before, "after": after, "before_header": str(folder / name), "after_header": str(folder / name)}
+            for name, (before, after) in changes.items()
+        ]
+        result = {
+            "changed": bool(changes),
+            "msg": msg,
+            "files": [str(folder / name) for name in wanted],
+            "image": image,
+        }
+        return self.finish({**result, "diff": diff}, ["", msg, f"  image       {image}"])
+
+    def _repository(self) -> Any:
+        from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+
+        if not self.values["repo"]:
+            return None
+        repository = Repository.parse(self.values["repo"], self.values["default_host"])
+        if repository.kind == "local":
+            raise InvalidInput(
+                "repo is a local path, which a dev container cannot clone.",
+                "Leave repo out: the container then works on the folder that holds its file.",
+            )
+        return repository
+
+
+def checked(image: str) -> str:
+    """``image`` if it can be a reference; the file is made of it."""
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", image):
+        raise InvalidInput(
+            f"The image {_settings.shown(image)!r} is no reference of an image.",
+            "Use the one of your registry, such as registry.example.org/spt-flow/workspace@sha256:…",
+        )
+    return image

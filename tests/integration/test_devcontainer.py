@@ -1,0 +1,225 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The dev container by its own command line, and a repository's own file in a workspace; on the real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.tests.integration.contract_kit import docker, unavailable, wait_for
+from ansible_collections.spt.flow.tests.integration.lab import Lab, git
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CLI = "@devcontainers/cli@0.89.0"
+INTEGRITY = "sha512-LzaoOGKQ/Zql6PsiZ4hVIYVZagzWkD65aG/1ou5/Kly5Y1PtjLg1yn7qu+LZCzVoAl6DZZ/pbz8qOO4RLNlqMg=="
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spt-flow/devcontainer-cli-0.89.0"
+# A file system of one program and its library: images for Docker inside must not come from a network.
+ROOTFS = "tar -C / -ch bin/dash lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6 | docker import - tiny"
+
+
+@pytest.fixture(scope="module")
+def cli() -> list[str]:
+    """The program, installed once outside of the checkout."""
+    program = CACHE / "node_modules/@devcontainers/cli/devcontainer.js"
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        pytest.skip("node and npm are not installed")
+    if not program.exists():
+        new = CACHE.with_name(f"{CACHE.name}.{os.getpid()}")
+        argv = [npm, "install", "--silent", "--ignore-scripts", "--prefix", str(new), "--", CLI]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            pytest.skip(f"{CLI} cannot be installed: {done.stderr.strip()[-200:]}")
+        lock = json.loads((new / "package-lock.json").read_text())
+        assert lock["packages"]["node_modules/@devcontainers/cli"]["integrity"] == INTEGRITY
+        shutil.rmtree(CACHE, ignore_errors=True)
+        new.rename(CACHE)
+    return [node, str(program)]
+
+
+@dataclass
+class Container:
+    """A dev container for the folder ``folder``."""
+
+    cli: list[str]
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        argv = [*self.cli, words[0], "--workspace-folder", str(self.folder), *words[1:]]
+        return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def up(self) -> dict[str, Any]:
+        done = self.run("up")
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert answer["outcome"] == "success", done.stdout + done.stderr
+        return answer
+
+    def exec(self, script: str) -> str:
+        done = self.run("exec", "bash", "-c", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.exec("spt-workspace status"))
+        return found
+
+    def clean(self) -> None:
+        wanted = f"label=devcontainer.local_folder={self.folder}"
+        for identifier in docker("ps", "-aq", "--filter", wanted).stdout.split():
+            about = json.loads(docker("inspect", identifier).stdout)[0]
+            docker("rm", "-f", identifier, check=False)
+            for mount in about["Mounts"]:
+                if mount["Type"] == "volume":
+                    docker("volume", "rm", "-f", mount["Name"], check=False)
+
+
+@pytest.fixture
+def container(cli: list[str], tmp_path: Path, image: _image_identity.Image) -> Iterator[Container]:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    made = Container(cli, folder, {name: text for name, text in os.environ.items() if not name.startswith("SPT_FLOW_")})
+    try:
+        yield made
+    finally:
+        made.clean()
+
+
+def write(container: Container, **values: str) -> str:
+    """``make devcontainer`` in the container's folder."""
+    env = {**container.env, **{f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}}
+    repo = values.get("repo", "")
+    argv = ["make", "--no-print-directory", "devcontainer", f"DIR={container.folder}", f"REPO={repo}"]
+    done = subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_up_exec_start_contract_ide_and_docker_inside(container: Container) -> None:
+    write(container, docker="required", cpus="1.5", memory="2g", pids="777", kvm="disabled")
+    answer = container.up()
+    assert answer["remoteUser"] == "coder"
+    status = container.status()
+    assert (status["steps"]["home"]["state"], status["steps"]["ide"]["state"]) == ("ok", "ok")
+    assert container.exec("id -un; sudo -n id -u; cat /proc/1/comm").split() == ["coder", "0", "tini"]
+    assert container.exec("curl -fsS -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/healthz") == "200"
+    host = json.loads(docker("inspect", answer["containerId"]).stdout)[0]["HostConfig"]
+    assert (host["CpuQuota"], host["Memory"], host["PidsLimit"]) == (150000, 2 * 1024**3, 777)
+    assert (
+        host["Privileged"] is False and host["CapDrop"] in (["MKNOD"], ["CAP_MKNOD"]) and host["Runtime"] == "spt-flow"
+    )
+    assert "exec" in host["Tmpfs"]["/tmp"] and "size=64m" in host["Tmpfs"]["/run/spt-flow"]
+    assert not any(mount.get("Source") == "/var/run/docker.sock" for mount in host.get("Mounts") or [])
+    wait_for(
+        lambda: container.status()["steps"]["docker"]["state"] == "ok", 60, lambda: str(container.status()["steps"])
+    )
+    container.exec(ROOTFS)
+    assert container.exec("docker run --rm --network none tiny /bin/dash -c 'echo $((6*7))'") == "42"
+    # What is written to the home outlives the container.
+    container.exec("echo kept > ~/note")
+    docker("rm", "-f", answer["containerId"])
+    container.up()
+    assert container.exec("cat ~/note") == "kept"
+
+
+def test_auto_runs_anywhere_and_says_why_there_is_no_docker_inside(container: Container) -> None:
+    write(container, memory="2g")
+    answer = container.up()
+    steps = container.status()["steps"]
+    assert steps["docker"]["state"] == "skipped" and "docker=required" in steps["docker"]["detail"]
+    host = json.loads(docker("inspect", answer["containerId"]).stdout)[0]["HostConfig"]
+    assert host["MaskedPaths"] and host["ReadonlyPaths"] and not host["Devices"]
+    assert answer["remoteWorkspaceFolder"] == "/workspaces/demo"
+    assert container.exec("pwd") == "/workspaces/demo"
+
+
+@pytest.fixture
+def forge(image: _image_identity.Image) -> Iterator[dict[str, str]]:
+    """A git server that lets everybody in, on the engine's usual bridge: a real sshd in a container of its own."""
+    name = f"spt-flow-test-open-forge-{os.getpid()}"
+    script = (
+        "set -e; umask 077; mkdir ~/r; cd ~/r; git init -q -b main; "
+        "git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one; cd; git clone -q --bare r r.git; "
+        "ssh-keygen -q -t ed25519 -N '' -f ~/host; sudo passwd -d coder; sudo mkdir -p /run/sshd; "
+        "exec sudo /usr/sbin/sshd -D -e -p 2222 -o UsePAM=no -o StrictModes=no -o HostKey=/home/coder/host "
+        "-o PermitEmptyPasswords=yes -o PasswordAuthentication=yes"
+    )
+    docker("run", "-d", "--name", name, "--user", "1000:1000", "--entrypoint", "/bin/sh", image.tag, "-c", script)
+    try:
+        wait_for(lambda: "Server listening" in docker("logs", name).stderr, 60, lambda: docker("logs", name).stderr)
+        address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).stdout.strip()
+        public = docker("exec", name, "cat", "/home/coder/host.pub").stdout
+        head = docker("exec", name, "git", "-C", "/home/coder/r.git", "rev-parse", "HEAD").stdout.strip()
+        known = f"[{address}]:2222 {' '.join(public.split()[:2])}\n"
+        yield {"url": f"ssh://coder@{address}:2222/home/coder/r.git", "known": known, "head": head}
+    finally:
+        docker("rm", "-f", name, check=False)
+
+
+def test_a_repository_is_cloned_before_up_ends(container: Container, forge: dict[str, str]) -> None:
+    write(container, repo=forge["url"], known_hosts=forge["known"], memory="2g")
+    container.up()
+    assert container.exec("git rev-parse HEAD; pwd").split() == [forge["head"], "/home/coder/r"]
+    assert container.status()["steps"]["clone"]["state"] == "ok"
+
+
+def test_a_repository_that_cannot_be_cloned_leaves_a_container_to_work_in(container: Container) -> None:
+    write(container, repo="https://localhost:1/o/demo.git", memory="2g")
+    done = container.run("up")
+    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "success", done.stdout + done.stderr
+    assert "clone: failed, The server of localhost:1/o/demo cannot be reached" in done.stdout + done.stderr
+    assert container.exec("pwd") == "/home/coder/demo"
+
+
+# A repository's own
+
+
+def test_a_repositorys_own_file_in_a_workspace(lab: Lab) -> None:
+    source = lab.repository()
+    wishes = {
+        "image": "something/else",
+        "forwardPorts": [3999],
+        "containerEnv": {"COLOUR": "red", "LD_PRELOAD": "./evil.so"},
+        "customizations": {"vscode": {"extensions": ["spt-flow.nowhere"]}},
+        "postCreateCommand": "echo $COLOUR > ~/ran",
+    }
+    (source / ".devcontainer.json").write_text(f"// theirs\n{json.dumps(wishes)}")
+    git(source, "add", ".")
+    git(source, "commit", "-q", "-m", "devcontainer")
+    workspace = lab.up(lab.spec(source))
+    session = lab.target.session(workspace)
+    assert session.ports == (3999,)
+
+    def step() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(lab.inside(workspace, "spt-workspace status"))["steps"]["devcontainer"]
+        return found if found["state"] in ("ok", "failed") else {}
+
+    told = wait_for(step, 240, lambda: lab.inside(workspace, "spt-workspace status"))
+    assert "ignored: image, containerEnv LD_PRELOAD" in told["detail"]
+    assert "with your consent it does: spt-workspace trust" in told["detail"]
+    # No gallery is reached from here: the extension is missed, and nothing else fails for it.
+    assert told["state"] == "failed" and "Not installed: spt-flow.nowhere" in told["detail"]
+    assert lab.inside(workspace, "ls ~/ran 2>/dev/null; ls ~/.config/code-server 2>/dev/null; true") == ""
+    assert lab.inside(workspace, "bash -lc 'echo $COLOUR'; bash -ic 'echo $COLOUR' 2>/dev/null").split() == [
+        "red",
+        "red",
+    ]
+    lab.inside(workspace, "spt-workspace trust")
+    assert lab.inside(workspace, "cat ~/ran") == "red"
+    restarted = lab.ensure(lab.spec(source), "restarted").workspace
+    assert (
+        restarted
+        and lab.inside(restarted, "tr '\\0' '\\n' < /proc/$(pgrep -of code-server)/environ | grep COLOUR")
+        == "COLOUR=red"
+    )

@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing a dev container: what is refused, that it is idempotent, and that the playbook tells the truth beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _devcontainer
+from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError
+from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def play(folder: Path, *words: str, **values: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "ansible-playbook"
+    env = {name: text for name, text in os.environ.items() if not name.startswith("SPT_FLOW_")}
+    env |= {f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}
+    env["XDG_CONFIG_HOME"] = str(folder / "config")
+    argv = [str(program), "playbooks/devcontainer.yml", "-e", f"devcontainer_path={folder}", *words]
+    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_check_mode_shows_it_a_run_writes_it_and_the_next_changes_nothing(tmp_path: Path) -> None:
+    place = tmp_path / ".devcontainer/devcontainer.json"
+    planned = play(tmp_path, "--check", "--diff", memory="3g")
+    assert "would be written (devcontainer.json, ci.env)" in planned.stdout, planned.stdout + planned.stderr
+    assert '+    "--memory=3221225472",' in planned.stdout and not place.parent.exists()
+    assert "changed=1" in play(tmp_path, memory="3g").stdout
+    written = json.loads(place.read_text().removeprefix(_devcontainer.MARK))
+    assert "--memory=3221225472" in written["runArgs"] and written["image"].startswith("spt-flow/workspace:slim-")
+    assert (place.parent / "ci.env").read_text() == "SPT_FLOW_MEMORY=3221225472\n"
+    assert "changed=0" in play(tmp_path, memory="3g").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "said"),
+    [
+        (["-e", "devcontainer_image=--privileged"], {}, "is no reference of an image"),
+        ([], {"repo": "/srv/demo"}, "a local path, which a dev container cannot clone"),
+        ([], {"memory": "lots"}, "memory is"),
+    ],
+)
+def test_what_is_refused_is_a_sentence(tmp_path: Path, words: list[str], values: dict[str, str], said: str) -> None:
+    done = play(tmp_path, *words, **values)
+    assert done.returncode == 2 and said in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / ".devcontainer").exists()
+
+
+def test_a_file_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "devcontainer.json").write_text("{}")
+    with pytest.raises(Conflict, match="was not written by spt.flow"):
+        _devcontainer.changes(tmp_path, _devcontainer.files(Settings(), "image"))
+
+
+def test_other_values_replace_only_what_differs(tmp_path: Path) -> None:
+    first = _devcontainer.files(Settings(docker="required"), "image")
+    assert set(first) == {"devcontainer.json", "seccomp.json", "ci.env"}
+    _devcontainer.write(tmp_path, first)
+    second = _devcontainer.files(Settings(docker="required", cpus=2.0), "image")
+    assert set(_devcontainer.changes(tmp_path, second)) == {"devcontainer.json", "ci.env"}
+    _devcontainer.write(tmp_path, second)
+    assert _devcontainer.changes(tmp_path, second) == {}
+    assert _devcontainer.changes(tmp_path, _devcontainer.files(Settings(), "image"))["ci.env"][1] == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ci.env", "devcontainer.json", "seccomp.json"]
+    _devcontainer.write(tmp_path, {"ci.env": ""})
+    assert not (tmp_path / "ci.env").exists(), "a pipeline must not go on with values that are no more"
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlowError, match="Cannot write to"):
+        _devcontainer.write(tmp_path / "file/.devcontainer", {"devcontainer.json": "{}"})
