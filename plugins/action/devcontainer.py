@@ -30,7 +30,8 @@ class ActionModule(_ansible.FlowAction):
         # Ansible may have changed the folder that it works in.
         folder = Path(os.environ.get("PWD") or os.getcwd()) / Path(self.own["path"]).expanduser() / _devcontainer.FOLDER
         settings = _settings.Settings.of(self.values)
-        image = self.own["image"] or _image_identity.identity(settings.profile).tag
+        current = _image_identity.current(settings.profile, self.values["image_release"])
+        image = self.own["image"] or current.reference or current.tag
         wanted = _devcontainer.files(
             settings, checked(image), self._repository(), self.values["ref"], self.own["apparmor"]
         )

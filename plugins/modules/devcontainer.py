@@ -33,7 +33,7 @@ options:
   image:
     description:
       - The workspace image, best one of a registry by its digest.
-      - By default what M(spt.flow.image) builds on an engine here.
+      - By default the reference that the file C(image_release) records, else what M(spt.flow.image) builds here.
     type: str
     default: ''
   apparmor:
