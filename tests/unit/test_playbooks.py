@@ -71,7 +71,7 @@ def test_a_playbook_is_short_and_never_templates_a_users_value(verb: str) -> Non
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_playbook_only_calls_our_actions(verb: str) -> None:
-    allowed = {"ansible.builtin.pause"} if verb in ("delete", "drain") else set()
+    allowed = {"ansible.builtin.pause"} if verb in ("delete", "drain", "init") else set()
     for task in tasks(verb):
         assert {key for key in task if "." in key} <= {*allowed, *(k for k in task if k.startswith("spt.flow."))}
 
