@@ -150,8 +150,11 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
         return there
 
     def one(number: int) -> None:
-        run = start(house, values(house, tmp_path / str(number), "sleep 300", ttl=str(ttl)))
-        time.sleep(random.uniform(0.8, 8))
+        folder = tmp_path / str(number)
+        run = start(house, values(house, folder, "sleep 300", ttl=str(ttl)))
+        # Its folder is made just before its workspace.
+        ci_kit.until(lambda: list(folder.glob("*")), 120)
+        time.sleep(random.uniform(0, 6))
         ci_kit.kill(run)
 
     with ThreadPoolExecutor(4) as pool:
