@@ -21,7 +21,14 @@ from ._errors import InvalidInput
 PREFIX = "SPT_FLOW_"
 TEXT_LIMIT = 1024
 """Longest text of an option that is not told otherwise, in characters."""
-MANY_LINES = {"known_hosts": 65536, "command": 131072, "artifacts": 4096, "junit": 4096, "env": 4096}
+MANY_LINES = {
+    "known_hosts": 65536,
+    "command": 131072,
+    "artifacts": 4096,
+    "junit": 4096,
+    "env": 4096,
+    "git_hooks": 65536,
+}
 """Options that may hold several lines, with their longest text in characters."""
 DAY = 86400
 MEBIBYTE = 1024**2
@@ -66,6 +73,24 @@ class Option:
     def inventory(self) -> str:
         return f"flow_{self.name}"
 
+
+GIT_HOOKS = (
+    "applypatch-msg",
+    "commit-msg",
+    "post-applypatch",
+    "post-checkout",
+    "post-commit",
+    "post-merge",
+    "post-rewrite",
+    "pre-applypatch",
+    "pre-auto-gc",
+    "pre-commit",
+    "pre-merge-commit",
+    "pre-push",
+    "pre-rebase",
+    "prepare-commit-msg",
+)
+"""What the start contract can install (``hooks.NAMES``); a test compares them."""
 
 PROFILES = ("slim", "fat", "fat-ubuntu-24.04", "fat-debian-13", "fat-packages")
 """What image/versions.yml describes; a test compares them."""
@@ -172,6 +197,13 @@ OPTIONS: dict[str, Option] = {
             high=2**50,
         ),
         Option("known_hosts", "str", "", "Lines for known_hosts beside those that the image pins.", "workspace"),
+        Option(
+            "git_hooks",
+            "str",
+            "",
+            "Git hooks that run before a clone's own: scripts by name, as a mapping or its JSON.",
+            "workspace",
+        ),
         Option(
             "host_reserve_memory",
             "size",
@@ -336,6 +368,8 @@ def convert(option: Option, value: Any) -> Any:
     """``value`` in the option's resolved type, bounds and choices checked; raises ``InvalidInput``."""
     if option.type == "bool":
         return as_bool(value, option.name)
+    if option.name == "git_hooks":
+        return _hooks(option, value)
     if isinstance(value, str) or not isinstance(value, (int, float)):
         value = _text(option, value)
         if value == "" and option.default == "":
@@ -354,6 +388,34 @@ def convert(option: Option, value: Any) -> Any:
 
 
 # Texts with a form of their own
+
+
+def _hooks(option: Option, value: Any) -> str:
+    """Scripts by hook as JSON in a fixed order; raises ``InvalidInput``."""
+    import json
+
+    found = value
+    if not isinstance(value, Mapping):
+        text = _text(option, value)
+        if not text:
+            return ""
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+    if not isinstance(found, Mapping) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise InvalidInput(
+            "git_hooks is no mapping of hooks to scripts.",
+            "In YAML, one hook each: `pre-commit: |` and the script below it; elsewhere the same as JSON.",
+        )
+    for name, script in found.items():
+        if name not in GIT_HOOKS:
+            close = nearest(name, GIT_HOOKS)
+            hint = f"Did you mean {close}?" if close else f"Use {', '.join(GIT_HOOKS)}."
+            raise InvalidInput(f"git_hooks names {shown(name)!r}, which git runs on no user's command.", hint)
+        if not script.startswith("#!/"):
+            raise InvalidInput(f"The script of git_hooks' {name} does not begin with #!.", "For example: #!/bin/sh")
+    return _text(option, json.dumps(dict(found), sort_keys=True)) if found else ""
 
 
 def _check_forms(values: Mapping[str, Any]) -> None:
@@ -511,6 +573,7 @@ class Settings:
     tick: float = 1.0
     disk: int = 0
     known_hosts: str = ""
+    git_hooks: str = ""
     host_reserve_memory: int = GIBIBYTE
     wait_timeout: int = 600
 
@@ -564,6 +627,7 @@ class Settings:
             "SPT_FLOW_LFS": str(int(self.lfs)),
             "SPT_FLOW_KVM": self.kvm,
             "SPT_FLOW_KNOWN_HOSTS": self.known_hosts,
+            "SPT_FLOW_GIT_HOOKS": self.git_hooks,
         }
 
     def pipeline_environment(self) -> dict[str, str]:

@@ -44,9 +44,18 @@ def present(version="1.0"):
     return {"version": version, "state": "present"}
 
 
+def names(machine):
+    """The image's own checks: the others start an IDE, search /etc and so on, and are tried one by one."""
+    try:
+        about = json.loads((machine.root / place.ABOUT).read_text())
+    except OSError:
+        return ("image",)
+    return ("image", "packages", *about["packages"]["workspace"], *about["tools"])
+
+
 def verify(machine, *words):
     """(exit status, rows by name, the object)."""
-    done = machine.command("verify", "--format", "json", *words)
+    done = machine.command("verify", "--format", "json", *(words or names(machine)))
     found = json.loads(done.stdout)
     return done.returncode, {row["name"]: row for row in found["checks"]}, found
 
@@ -106,7 +115,8 @@ def test_what_is_unavailable_is_named_with_its_reason_and_fails_nothing(machine)
 
 def test_what_the_image_does_not_name_is_not_tried(machine):
     holds(machine, packages=("git",))
-    assert "jq" not in verify(machine)[1]
+    done = machine.command("verify", "jq")
+    assert done.returncode == 2 and "There is no check jq here." in done.stderr
 
 
 def test_an_image_that_says_nothing_about_itself_fails(machine):
@@ -116,7 +126,7 @@ def test_an_image_that_says_nothing_about_itself_fails(machine):
 
 def test_the_table_has_a_row_for_each_check_and_a_count(machine):
     holds(machine, firecracker={"version": "", "state": "unavailable", "reason": "why"})
-    done = machine.command("verify")
+    done = machine.command("verify", *names(machine))
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and not done.stderr
     assert lines[-1].endswith("checks of the image (profile slim): 4 passed, 0 failed, 1 unavailable, 0 skipped.")
@@ -126,7 +136,7 @@ def test_the_table_has_a_row_for_each_check_and_a_count(machine):
 def test_junit_counts_failures_and_skips(machine):
     machine.stub("jq", "#!/bin/sh\nprintf '\\001 <broken>\\n'\nexit 1\n")
     holds(machine, firecracker={"version": "", "state": "unavailable", "reason": "why"})
-    done = machine.command("verify", "--format", "junit")
+    done = machine.command("verify", "--format", "junit", *names(machine))
     suite = ElementTree.fromstring(done.stdout.encode()).find("testsuite")
     assert (done.returncode, suite.get("failures"), suite.get("skipped")) == (1, "1", "1")
     assert suite.find("testcase[@name='jq']/failure").get("message").endswith("<broken>")
@@ -136,7 +146,10 @@ def test_junit_counts_failures_and_skips(machine):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("nonsense",), "There is no check nonsense here. There are: image, packages, git, jq."), (("--format", "x"), "")],
+    [
+        (("nonsense",), "There is no check nonsense here. There are: image, packages, git, jq, start,"),
+        (("--format", "x"), ""),
+    ],
 )
 def test_wrong_usage_ends_with_2(machine, words, said):
     holds(machine)
@@ -191,3 +204,46 @@ def test_forms_agree():
     assert json.loads(report.as_json(rows, subject))["counts"] == report.counts(rows)
     assert report.as_table(rows, subject).count("\n") == 3
     assert report.as_junit(rows, subject).startswith("<?xml")
+
+
+def test_in_an_image_without_a_workspace_what_needs_one_is_skipped(machine):
+    holds(machine)
+    _status, rows, _found = verify(machine, "start", "home", "clone", "hooks")
+    assert {row["state"] for row in rows.values()} == {"skipped"}
+
+
+def test_a_started_workspace_is_verified_as_one(machine):
+    holds(machine)
+    machine.start()
+    machine.wait("ide", "ok")
+    _status, rows, found = verify(machine, "start", "home", "clone", "ide", "docker", "repository-hooks")
+    assert found["where"] == "workspace"
+    assert "is not a volume: what is in it goes with the container." in rows["home"]["detail"]
+    assert "IDE's password lies in" in rows["ide"]["detail"], "a folder of tests is no memory"
+    assert (rows["clone"]["state"], rows["clone"]["detail"]) == ("skipped", "no repository was named")
+    assert rows["repository-hooks"]["state"] == "passed"
+
+
+def test_a_step_that_failed_is_named_and_dotfiles_are_not(machine):
+    holds(machine)
+    machine.start(SPT_FLOW_REPO="https://localhost:1/x/y.git", SPT_FLOW_REPO_ID="localhost/x/y")
+    machine.wait("clone", "failed")
+    machine.wait("ide", "ok")
+    status, rows, _found = verify(machine, "start")
+    assert status == 1 and rows["start"]["detail"].startswith("A step of the start failed. clone: ")
+
+
+def test_a_clone_is_the_right_one_and_the_users(machine, tmp_path):
+    holds(machine)
+    kit.make_repository(tmp_path / "git/one.git")
+    with kit.https_git(tmp_path / "git", tmp_path) as (prefix, authority, _handler):
+        machine.trust(authority)
+        machine.start(SPT_FLOW_REPO=f"{prefix}/one.git", SPT_FLOW_REPO_ID=f"{prefix[8:]}/one")
+        machine.wait("clone", "ok")
+        machine.wait("ide", "ok")
+    assert verify(machine, "clone")[1]["clone"]["detail"] == f"{machine.paths.home}/demo is whole and the user's"
+    os.chown(machine.paths.home / "demo/second", 12345, 12345)
+    assert "1 files that are not the user's" in verify(machine, "clone")[1]["clone"]["detail"]
+    os.chown(machine.paths.home / "demo/second", os.getuid(), os.getgid())
+    kit.git("remote", "set-url", "origin", "https://elsewhere/x/y", cwd=machine.paths.home / "demo")
+    assert "a clone of https://elsewhere/x/y, not of" in verify(machine, "clone")[1]["clone"]["detail"]

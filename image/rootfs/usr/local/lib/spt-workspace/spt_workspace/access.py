@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import hooks
 from .contract import Contract, Failure, Paths, reason, write_file
 from .record import tell
 
@@ -83,6 +84,8 @@ def gitconfig(contract: Contract, paths: Paths) -> str:
         ]
     command = _quoted(f"ssh -o 'GlobalKnownHostsFile={known}'")
     lines += ["[credential]", 'helper = "!spt-workspace credential"', "[core]", f"sshCommand = {command}"]
+    if contract.git_hooks:
+        lines.append(f"hooksPath = {_quoted(str(hooks.folder(paths)))}")
     if contract.directory:
         lines += ["[safe]", f"directory = {_quoted(contract.directory)}"]
     lines += ['[protocol "ext"]', "allow = never"]

@@ -402,6 +402,9 @@ class Cloner:
 
     def _git(self, *argv: str, timeout: float = TIMEOUT) -> Outcome:
         options = ["-c", "http.lowSpeedLimit=100", "-c", "http.lowSpeedTime=60", "-c", "advice.detachedHead=false"]
+        if self.contract.git_hooks:
+            # The operator's are for what people do; a hook that fails would leave half a clone.
+            options += ["-c", "core.hooksPath=/dev/null"]
         if "clone" in argv:
             options += ["-c", "core.askPass=", "-c", "init.templateDir="]
         outcome = self.children.run(["git", *options, *argv], self._env, timeout, self.say, keep=self._lock)

@@ -127,6 +127,7 @@ class Contract:
     docker_reason: str = ""
     kvm: str = "auto"
     known_hosts: str = ""
+    git_hooks: str = ""
     tick: float = 1.0
 
     @classmethod
@@ -163,6 +164,7 @@ class Contract:
             docker_reason=text("DOCKER_REASON"),
             kvm=text("KVM") or "auto",
             known_hosts=text("KNOWN_HOSTS"),
+            git_hooks=text("GIT_HOOKS"),
             tick=max(0.01, _number(environ, "SPT_FLOW_TICK", 1)),
         )
 

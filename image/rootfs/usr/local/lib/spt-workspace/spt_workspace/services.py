@@ -81,7 +81,7 @@ def answers(connection: http.client.HTTPConnection, path: str) -> bool:
         connection.close()
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=5)
         self._path = str(path)
@@ -175,7 +175,7 @@ def docker(
         children,
         journal,
         launch,
-        lambda: paths.docker_socket.exists() and answers(_UnixConnection(paths.docker_socket), "/_ping"),
+        lambda: paths.docker_socket.exists() and answers(UnixConnection(paths.docker_socket), "/_ping"),
         DOCKER_PATIENCE,
         contract.tick,
     )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import access, beside, devcontainer, home, life, services
+from . import access, beside, devcontainer, home, hooks, life, services
 from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason
 from .dotfiles import Dotfiles
@@ -99,6 +99,10 @@ class Supervisor:
     def _home(self) -> None:
         self.journal.step("home", "running")
         said = home.prepare_home(self.paths, self._skeletons)
+        try:
+            hooks.install(self.contract, self.paths)
+        except (Failure, OSError) as error:
+            self.journal.note(error.sentence if isinstance(error, Failure) else f"No git hooks: {reason(error)}.")
         self._access_ready.join(30)
         self.journal.step("home", "ok", said)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..contract import Failure, Paths, reason
 from ..record import printable
-from . import report, tools
+from . import report, tools, workspace
 from .place import ABOUT, Place, place
 from .report import FAILED, PASSED, SKIPPED, UNAVAILABLE, Row, Subject
 
@@ -61,7 +61,11 @@ def _interrupt(_number: int, _frame: Any) -> None:
 def _rows(found: Place, names: Sequence[str], screen: Any) -> list[Row]:
     """What each check found, told as it is found; raises ``Failure`` for a name that is none."""
     absent = {name: tool.get("reason", "") for name, tool in found.tools.items() if tool.get("state") == "unavailable"}
-    checks: list[Check] = [("image", _image), *((tool.name, tool.attempt) for tool in tools.of(found))]
+    checks: list[Check] = [
+        ("image", _image),
+        *((tool.name, tool.attempt) for tool in tools.of(found)),
+        *workspace.of(found),
+    ]
     unknown = sorted(set(names) - {name for name, _check in checks} - set(absent))
     if unknown:
         there = ", ".join([*(name for name, _check in checks), *absent])

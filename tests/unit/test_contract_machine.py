@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``flow-vm``: which accelerator, what is said of it, and what is done with an emulator that fails."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _kvm
+from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from spt_workspace import kvm, machine, tree
+from spt_workspace.contract import Failure, Paths
+
+# A console that echoes what is typed, and a shell behind it.
+CONSOLE = """#!{python}
+import re, sys
+print("console", flush=True)
+for line in sys.stdin:
+    print(line, end="", flush=True)
+    print("shell-42" if "echo shell" in line else "loop-1.0-3.0-", flush=True)
+"""
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A root with a kernel, and an emulator of this test's."""
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "run/spt-flow").mkdir(parents=True)
+    for version in ("6.1.0-9", "6.1.0-56"):
+        (tmp_path / f"boot/vmlinuz-{version}-cloud").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("SPT_FLOW_ACCEL", "")
+    monkeypatch.setattr(machine, "_can_tap", lambda: False)
+    monkeypatch.setattr(machine, "first_files", lambda kernel: b"")
+    monkeypatch.setattr(machine, "_modules", lambda version, paths: ())
+    monkeypatch.setattr(machine, "LOOP", "sleep 0.2")
+    emulator(tmp_path, CONSOLE)
+    return tmp_path
+
+
+def emulator(root: Path, text: str) -> None:
+    place = root / "bin" / machine.EMULATOR
+    place.write_text(text.replace("{python}", sys.executable))
+    place.chmod(0o755)
+
+
+def says(monkeypatch, state: str) -> None:
+    monkeypatch.setattr(kvm, "verdict", lambda device: (state, f"KVM is {state}."))
+
+
+def test_kvm_is_taken_where_a_guest_boots_under_it(house, monkeypatch, capsys):
+    says(monkeypatch, "works")
+    assert machine.main([], Paths(house)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["KVM is works.", "Booting Linux 6.1.0-56-cloud with kvm …"]
+    assert said[2].startswith("Under KVM the guest's shell answered after ")
+    assert "no tap can be made here" in said[2] and "times slower than this one." in said[2]
+    assert (house / "run/spt-flow/accel").read_text() == "kvm\n"
+
+
+def test_without_kvm_it_is_emulation(house, monkeypatch, capsys):
+    says(monkeypatch, "absent")
+    assert machine.main([], Paths(house)) == 0
+    assert "Under TCG (software emulation) the guest's shell" in capsys.readouterr().out
+    assert (house / "run/spt-flow/accel").read_text() == "tcg\n"
+
+
+def test_a_kvm_that_boots_no_guest_is_left_with_a_sentence(house, monkeypatch, capsys):
+    says(monkeypatch, "works")
+    monkeypatch.setattr(machine, "TRIAL", 0.5)
+    emulator(house, CONSOLE.replace("import re, sys", "import sys, time\nif 'kvm' in sys.argv: time.sleep(60)"))
+    assert machine.main([], Paths(house)) == 0
+    said = capsys.readouterr().out
+    assert "did not answer under kvm within 0 s; its console said last: nothing. Booting with tcg" in said
+    assert (house / "run/spt-flow/accel").read_text() == "tcg\n"
+
+
+@pytest.mark.parametrize("wish", ["--accel", "SPT_FLOW_ACCEL"])
+def test_a_wish_is_not_replaced_by_something_else(house, monkeypatch, capsys, wish):
+    says(monkeypatch, "denied")
+    monkeypatch.setenv("SPT_FLOW_ACCEL", "kvm" if wish == "SPT_FLOW_ACCEL" else "")
+    assert machine.main(["--accel", "kvm"] if wish == "--accel" else [], Paths(house)) == 1
+    assert "not possible here. KVM is denied." in capsys.readouterr().err
+
+
+def test_a_wish_that_is_none_is_wrong_usage(house, monkeypatch, capsys):
+    monkeypatch.setenv("SPT_FLOW_ACCEL", "xen")
+    assert machine.main([], Paths(house)) == 2
+    assert "'xen', neither kvm nor tcg" in capsys.readouterr().err
+    assert machine.main(["--accel", "xen"], Paths(house)) == 2
+
+
+def test_an_emulator_that_ends_is_told_with_its_words(house, monkeypatch, capsys):
+    says(monkeypatch, "absent")
+    emulator(house, "#!/bin/sh\necho could not load PC BIOS >&2\nexit 1\n")
+    assert machine.main([], Paths(house)) == 1
+    assert "ended under tcg with status 1; it said last: could not load PC BIOS." in capsys.readouterr().err
+
+
+def test_an_image_without_what_it_takes_says_so_with_a_status_of_its_own(house, capsys):
+    (house / "bin" / machine.EMULATOR).unlink()
+    assert machine.main([], Paths(house)) == 6
+    assert "no qemu-system-x86_64; profile fat has" in capsys.readouterr().err
+    emulator(house, CONSOLE)
+    for kernel in (house / "boot").iterdir():
+        kernel.unlink()
+    assert machine.main([], Paths(house)) == 6
+
+
+def test_the_emulator_is_gone_when_a_run_is_ended(house, tmp_path):
+    emulator(house, f"#!/bin/sh\necho $$ >{house}/pid\nexec sleep 60\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(kit.LIBRARY)!r}); sys.dont_write_bytecode = True\n"
+        "from pathlib import Path\nfrom spt_workspace import kvm, machine\nfrom spt_workspace.contract import Paths\n"
+        "machine._can_tap, machine.first_files, machine._modules = lambda: False, lambda k: b'', lambda v, p: ()\n"
+        f"sys.exit(machine.main(['--accel', 'tcg'], Paths(Path({str(house)!r}))))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    kit.wait_for(lambda: (house / "pid").exists() and (house / "pid").read_text().strip())
+    child.terminate()
+    assert child.wait(20) == 130
+    assert not Path("/proc", (house / "pid").read_text().strip()).exists()
+
+
+def test_a_tree_runs_what_it_was_made_of():
+    made = tree.of(["sh", "cat"], {"init": b"#!/bin/sh\n"}, ["proc"])
+    assert {"bin/sh", "bin/cat", "init", "proc"} <= set(made)
+    paths = list(made)
+    assert all(path.rpartition("/")[0] in ("", *paths[: paths.index(path)]) for path in paths), "folders come first"
+    assert list(unpacked(gzip.decompress(tree.cpio(made)))) == [*made.items(), ("TRAILER!!!", (0, b""))]
+
+
+def unpacked(archive: bytes):
+    """Path, mode and content of each entry (the kernel's documentation, initramfs buffer format)."""
+    at = 0
+    while at < len(archive):
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        begin = at + 110
+        content = begin + fields[11] + -(110 + fields[11]) % 4
+        yield archive[begin : begin + fields[11] - 1].decode(), (fields[1], archive[content : content + fields[6]])
+        at = content + fields[6] + -fields[6] % 4
+
+
+def test_a_program_that_is_missing_is_named():
+    with pytest.raises(Failure, match="no-such-program is not installed"):
+        tree.of(["no-such-program"])
+
+
+@pytest.mark.parametrize(
+    "name", ["_tried", "_run_guest", "_prepare", "_followed", "_call", "_owner", "_errno", "_said"]
+)
+def test_the_trial_is_the_one_that_hosts_are_tried_with(name):
+    assert inspect.getsource(getattr(kvm, name)) == inspect.getsource(getattr(_kvm, name))
+    constants = [key for key in vars(_kvm) if key.isupper()]
+    assert {key: getattr(kvm, key) for key in constants} == {key: getattr(_kvm, key) for key in constants}
