@@ -25,6 +25,7 @@ VERBS = (
     "delete",
     "keepalive",
     "logs",
+    "validate",
     "ssh_config",
     "workspaces",
     "drain",

@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`spt-workspace verify` in a real workspace, by the playbook, and in an image alone; something broken is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, image: _image_identity.Image) -> Iterator[Doors]:
+    with doors_kit.doors(tmp_path_factory.mktemp("verify")) as house:
+        house.up()
+        yield house
+
+
+def container(house: Doors) -> str:
+    return f"spt-flow-{house.owner}-{house.name}"
+
+
+def test_a_workspace_keeps_what_it_promises(house: Doors) -> None:
+    done = house.run("validate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ("clone", "ide", "sudo", "secrets", "git"):
+        assert row in done.stdout
+
+
+def test_something_broken_is_named_and_fails_the_run(house: Doors) -> None:
+    rename = ["docker", "exec", "--user", "root", container(house), "mv", "/usr/bin/jq", "/usr/bin/jq.aside"]
+    subprocess.run(rename, check=True, timeout=60)
+    result = house.json("validate")
+    assert not result["ok"]
+    assert any("jq" in line and "fail" in line.lower() for line in result["stdout_lines"]), result["stdout_lines"]
+    rename[-2:] = reversed(rename[-2:])
+    subprocess.run(rename, check=True, timeout=60)
+
+
+def test_an_image_alone_is_verified_without_a_network(image: _image_identity.Image) -> None:
+    command = ["docker", "run", "--rm", "--network=none", "--entrypoint=spt-workspace", image.tag]
+    done = subprocess.run([*command, "verify", "--format=json"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = {row["state"] for row in json.loads(done.stdout)["checks"]}
+    assert "failed" not in states and states
