@@ -44,7 +44,9 @@ def test_something_broken_is_named_and_fails_the_run(house: Doors) -> None:
 
 def test_an_image_alone_is_verified_without_a_network(image: _image_identity.Image) -> None:
     command = ["docker", "run", "--rm", "--network=none", "--entrypoint=spt-workspace", image.tag]
-    done = subprocess.run([*command, "verify", "--format=json"], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*command, "verify", "--format=json"], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     states = {row["state"] for row in json.loads(done.stdout)["checks"]}
     assert "failed" not in states and states
