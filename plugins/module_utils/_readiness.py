@@ -138,7 +138,7 @@ def wait_ready(
     if old is None:
         events = [e for e in map(event, target.logs(workspace)) if e]
         if ending(events):
-            outlast(target, workspace, progress, waiter)
+            outlast(target, workspace, progress, waiter, events)
             raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
         old = frozenset([str(e.get("boot")) for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
@@ -178,12 +178,28 @@ def ending(events: Sequence[dict[str, Any]]) -> bool:
     return newest is not None and newest.get("reason") in ENDING
 
 
-def outlast(target: Target, workspace: Workspace, progress: Progress, waiter: Waiter) -> None:
-    """Wait for the end of a workspace that is about to end, which is also the end of its log."""
+def outlast(
+    target: Target,
+    workspace: Workspace,
+    progress: Progress,
+    waiter: Waiter,
+    events: Sequence[dict[str, Any]] | None = None,
+) -> None:
+    """Wait until a workspace that is about to end has ended, which ends its log, or has been started again.
+
+    ``events`` are those that its log holds, where they are known.
+    """
+    if events is None:
+        events = [e for e in map(event, target.logs(workspace)) if e]
+    known = sum(e["event"] == "start" for e in events)
     progress.note(f"{workspace.name} is just stopping; waiting for its end")
     for line in _followed(target, workspace, waiter):
         if line is None:
             break
+        said = event(line)
+        known -= said is not None and said["event"] == "start"
+        if known < 0:
+            return
     if waiter.expired:
         raise DeadlineExceeded(
             f"Workspace {workspace.name} was told to stop and did not end within {waiter.timeout:g} s.",

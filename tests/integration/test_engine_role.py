@@ -66,7 +66,7 @@ def test_what_cannot_work_is_refused_before_any_change(variables: dict[str, obje
 
 
 def test_a_restart_under_running_containers_is_foreseen_and_waits(lab: Lab) -> None:
-    lab.up(lab.spec(name="neighbour"))
+    lab.up(lab.spec(lab.repository()))
     status, said = check(host_docker_log_max_file=7, flow_business_hours="00:00-24:00")
     assert status == 0, said
     assert "Pending: restart Docker on localhost" in said
