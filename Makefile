@@ -13,7 +13,7 @@ help: ## List the targets
 quickstart: ## A workspace on this machine from nothing: REPO=<url>, without it a small repository made here
 	@tools/quickstart
 
-test: ## What CI runs, at most 30 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
+test: ## What CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
 
 test-full: ## Everything, hours allowed: the above with long runs, roles in molecule, and ansible-test sanity
