@@ -254,12 +254,9 @@ def test_the_containers_server_gets_its_settings_by_name_and_tells_systemd_when_
             "CODER_PG_CONNECTION_URL": "postgres://u:secret@db/coder",
             "OTHER": "x",
         }
-        child = subprocess.Popen(
-            [sys.executable, f"{PROGRAM}-container", "sha256:1", "server", "--x"],
-            env=env,
-            # A shell's background jobs, such as a whole test run, ignore it, and a child would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # A shell's background jobs, such as a whole test run, ignore SIGINT, and a child would inherit that.
+        command = ["env", "--default-signal=INT", sys.executable, f"{PROGRAM}-container", "sha256:1", "server", "--x"]
+        child = subprocess.Popen(command, env=env)
         assert door.recv(100) == b"READY=1"
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 7
