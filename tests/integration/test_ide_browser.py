@@ -83,7 +83,16 @@ class Browser:
         return next(iter(found.values()))
 
     def type(self, element: str, text: str) -> None:
-        self._ask("POST", f"{self._session}/element/{element}/value", {"text": text})
+        end = time.monotonic() + 20
+        while True:
+            try:
+                self._ask("POST", f"{self._session}/element/{element}/value", {"text": text})
+                return
+            except urllib.error.HTTPError as error:
+                # 400: it is there and cannot be typed into yet, as while a page still moves.
+                if error.code != 400 or time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
 
     def click(self, element: str) -> None:
         self._ask("POST", f"{self._session}/element/{element}/click", {})
