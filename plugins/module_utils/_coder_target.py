@@ -386,7 +386,7 @@ class CoderTarget:
         for line in lines[-tail:] if tail else lines:
             yield str(line["output"])
         after = lines[-1]["id"] if lines else 0
-        pause = 0.2
+        pause = 0.1
         while follow:
             # In this order, so that what an agent says before it ends is read as well.
             going = self._going(workspace, agent["id"])
@@ -397,7 +397,7 @@ class CoderTarget:
                 return
             after = lines[-1]["id"] if lines else after
             time.sleep(pause)
-            pause = 0.2 if lines else min(pause * 1.5, 2.0)
+            pause = 0.1 if lines else min(pause * 1.2, 2.0)
 
     def _going(self, workspace: Workspace, agent_id: str) -> bool:
         """Whether the agent may still say something. Raises ``Unhealthy`` when it never came."""

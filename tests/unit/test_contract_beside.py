@@ -24,7 +24,11 @@ sys.path.insert(0, {library!r})
 from pathlib import Path
 from spt_workspace import beside
 from spt_workspace.contract import Paths
-sys.exit(beside.start(Paths(Path({root!r})), os.environ, [sys.executable, "-c", {run!r}]))
+
+def run(environ):
+    os.execve(sys.executable, [sys.executable, "-c", {run!r}], environ)
+
+sys.exit(beside.start(Paths(Path({root!r})), os.environ, run))
 """
 
 

@@ -8,10 +8,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from .contract import Failure, Paths, write_file
 from .record import ENDED
@@ -23,22 +25,19 @@ AGENT = "SPT_FLOW_AGENT"
 """In the environment of what ``start`` starts: the agent's number and when it started."""
 
 
-def start(paths: Paths, environ: Mapping[str, str], argv: Sequence[str]) -> int:
-    """Start everything with ``argv``; repeat its log until the IDE (0: it answers) and the clone are settled."""
+def start(paths: Paths, environ: Mapping[str, str], run: Callable[[Mapping[str, str]], int]) -> int:
+    """``run`` in a process that stays; repeat its log until the IDE (0: it answers) and the clone are settled."""
     paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = paths.run / "contract.log"
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            list(argv),
-            env={**environ, AGENT: f"{os.getppid()} {_started(os.getppid())}"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    write_file(paths.run / "run.json", json.dumps({"pid": process.pid, "started": _started(process.pid)}), 0o600)
+    log.write_bytes(b"")
+    agent = {AGENT: f"{os.getppid()} {_started(os.getppid())}"}
+    # A fork, because another Python would take a tenth of a second to come this far.
+    pid = os.fork()
+    if pid == 0:
+        _detached({**environ, **agent}, log, run)
+    write_file(paths.run / "run.json", json.dumps({"pid": pid, "started": _started(pid)}), 0o600)
     states: dict[str, str] = {}
-    for line in _follow(log, process):
+    for line in _follow(log, pid):
         print(line, flush=True)
         with contextlib.suppress(ValueError):
             event = json.loads(line)
@@ -49,20 +48,37 @@ def start(paths: Paths, environ: Mapping[str, str], argv: Sequence[str]) -> int:
     return 0 if states.get("ide") in ("ok", "skipped") else 8
 
 
-def _follow(log: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Lines of ``log`` as they come, until ``process`` ends or patience does."""
+def _detached(environ: Mapping[str, str], log: Path, run: Callable[[Mapping[str, str]], int]) -> NoReturn:
+    """In a session of its own, with the log as its output: the script's end does not reach it."""
+    status = 1
+    try:
+        os.setsid()
+        with open(os.devnull, "rb") as nothing, open(log, "ab") as output:
+            for number, stream in enumerate((nothing, output, output)):
+                os.dup2(stream.fileno(), number)
+        status = run(environ)
+    except BaseException:  # noqa: BLE001 - a fork must not return into its parent's code
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _follow(log: Path, pid: int) -> Iterator[str]:
+    """Lines of ``log`` as they come, until the child ``pid`` ends or patience does."""
     end = time.monotonic() + PATIENCE
     rest = ""
     with open(log, encoding="utf-8", errors="replace") as stream:
         while time.monotonic() < end:
-            ended = process.poll() is not None
+            ended = os.waitpid(pid, os.WNOHANG) != (0, 0)
             text = stream.read()
             *lines, rest = (rest + text).split("\n")
             yield from lines
-            if ended and not text:
+            if ended:
                 return
             if not text:
-                time.sleep(0.1)
+                time.sleep(0.03)
 
 
 def stop(paths: Paths) -> int:

@@ -177,7 +177,7 @@ def run(paths: Paths, environ: Mapping[str, str]) -> int:
 def start(paths: Paths, environ: Mapping[str, str]) -> int:
     from . import beside
 
-    return beside.start(paths, environ, [sys.executable, sys.argv[0], "run"])
+    return beside.start(paths, environ, lambda with_agent: run(paths, with_agent))
 
 
 def stop(paths: Paths) -> int:
