@@ -29,6 +29,10 @@ from ._reaper import LONGEST, Doomed, Memory, Report, alone
 STATE = "/run/spt-flow/coder-reaper.json"
 METRICS = "spt_flow_coder_reaper"
 TEMPLATE = "spt-flow-ci"
+CI_SUFFIX = "-ci"
+"""What the CI template's name has behind that of the template for people."""
+SLACK = 300.0
+"""Seconds that a stop may be beyond the longest stay: what was just asked for by another clock is left alone."""
 USUAL = 1800.0
 """Seconds that a CI workspace lives whose deadline cannot be told: what the template gives one made by a click."""
 GRACE = 120.0
@@ -107,11 +111,12 @@ class Api:
         message = f"The Coder server {self.url} refused {method} {path}: {said.replace(self._token, '***')}"
         return kinds.get(error.code, Unhealthy)(message)
 
-    def workspaces(self, template: str) -> Iterator[Json]:
+    def workspaces(self, template: str, status: str = "") -> Iterator[Json]:
         """All workspaces of a template, each once. The server compares a name as a whole (facts, section 1.14)."""
         seen: set[str] = set()
+        wanted = f"template:{template}" + (f" status:{status}" if status else "")
         for number in range(MOST_PAGES):
-            query = {"q": f"template:{template}", "limit": PAGE, "offset": number * PAGE}
+            query = {"q": wanted, "limit": PAGE, "offset": number * PAGE}
             answer = self("GET", "/workspaces", query)
             found = answer["workspaces"] or []
             for one in found:
@@ -195,7 +200,7 @@ def sweep(
     dry: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """One pass; with ``dry`` nothing is deleted or remembered.
+    """One pass; with ``dry`` nothing is deleted, brought nearer or remembered.
 
     Raises ``FlowError`` when the server cannot be read as a whole: then nothing is deleted. What is reaped is a
     deletion that the server has taken on; one that fails there is seen, and tried again, by the next pass.
@@ -204,6 +209,8 @@ def sweep(
         planned = _planned(api, template, sleep)
         report = Report([entry for _workspace, entry in planned])
         report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
+        if template.endswith(CI_SUFFIX):
+            _cap(api, template.removesuffix(CI_SUFFIX), dry, report)
         if dry:
             return report
         memory = Memory.load(path)
@@ -218,6 +225,28 @@ def sweep(
         memory.save(path)
         report.overdue = max((entry.overdue for entry in report.doomed if entry.name in report.failed), default=0.0)
         return report
+
+
+def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
+    """Bring nearer what people put off beyond a day: the dashboard lets them, without a licence (facts, section 1.13)."""
+    try:
+        running = list(api.workspaces(template, "running"))
+    except FlowError as error:
+        report.failed[f"workspaces of {template}"] = error.message
+        return
+    for workspace in running:
+        deadline = workspace["latest_build"].get("deadline")
+        latest = api.clock + LONGEST
+        if not deadline or epoch(deadline) <= latest + SLACK:
+            continue
+        name = f"{workspace['owner_name']}/{workspace['name']}"
+        try:
+            if not dry:
+                body = {"deadline": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(latest))}
+                api("PUT", f"/workspaces/{quote(workspace['id'], safe='')}/extend", body=body)
+            report.capped.append(name)
+        except FlowError as error:
+            report.failed[name] = error.message
 
 
 def _delete(api: Api, workspace: Json, sleep: Callable[[float], None]) -> None:

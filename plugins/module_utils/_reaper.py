@@ -97,10 +97,14 @@ class Listed:
 
 @dataclass
 class Report:
-    """One pass. ``overdue`` are the seconds by which the oldest thing that is still there has outlived its time."""
+    """One pass. ``overdue`` are the seconds by which the oldest thing that is still there has outlived its time.
+
+    ``capped`` are people's workspaces whose stop was further away than it may be, and was brought nearer.
+    """
 
     doomed: list[Doomed] = field(default_factory=list)
     reaped: list[str] = field(default_factory=list)
+    capped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     overdue: float = 0.0
 
@@ -339,4 +343,9 @@ def lines(report: Report, dry: bool) -> list[str]:
         f"{entry.part} {entry.name}: {report.failed.get(entry.name, entry.why)}"
         for entry in report.doomed
     ]
+    verb = "would bring" if dry else "brought"
+    said += [f"{verb} the stop of workspace {name} nearer: {LONGEST / 3600:g} hours from now" for name in report.capped]
+    gone = {entry.name for entry in report.doomed}
+    rest = {name: why for name, why in report.failed.items() if name not in gone}
+    said += [f"could not bring nearer the stop of {name}: {why}" for name, why in rest.items()]
     return said or ["Nothing to delete."]

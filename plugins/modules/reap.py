@@ -42,7 +42,10 @@ options:
     type: path
     default: ""
   coder_template:
-    description: Name of the template whose workspaces are of CI.
+    description:
+      - Name of the template whose workspaces are of CI.
+      - Workspaces of the template that is called so without V(-ci) are people's; their stop, which the dashboard lets
+        them put off for ever, is brought nearer when it is more than 24 hours away.
     type: str
     default: spt-flow-ci
 """
@@ -64,8 +67,13 @@ reaped:
   type: list
   elements: str
   returned: success
+capped:
+  description: Names of people's workspaces whose stop was brought nearer, in check mode of those where it would be.
+  type: list
+  elements: str
+  returned: always
 problems:
-  description: What could not be deleted and why, by name.
+  description: What could not be deleted or brought nearer and why, by name.
   type: dict
   returned: always
 lines:
@@ -106,7 +114,8 @@ def main() -> None:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
     lines = _reaper.lines(report, dry)
-    result = {"reaped": reaped, "problems": report.failed, "lines": lines, "changed": bool(reaped)}
+    result = {"reaped": reaped, "capped": report.capped, "problems": report.failed, "lines": lines}
+    result["changed"] = bool(reaped or report.capped)
     if report.failed:
         module.fail_json(msg="; ".join(lines), **result)
     module.exit_json(**result)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _coder_target
+from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _coder_target, _reaper
 from ansible_collections.spt.flow.plugins.module_utils._coder_client import CoderClient
 from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
 from ansible_collections.spt.flow.plugins.module_utils._coder_http import Answer, CoderHttp
@@ -169,7 +169,25 @@ def test_a_thousand_of_which_a_hundred_are_over_cost_pages_and_the_hundred(still
     api = Api(still.url, ADMIN)
     report = _coder_reaper.sweep(api, path=str(tmp_path / "state.json"))
     assert len(report.reaped) == 100
-    assert api.requests <= 1000 / _coder_reaper.PAGE + 1 + 100
+    # One more page each ends the two lists.
+    assert api.requests <= 1000 / _coder_reaper.PAGE + 2 + 100
+
+
+def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) -> None:
+    """As the dashboard lets them; somebody who may not be moved does not keep the others."""
+    for name in ("batch", "day", "manual", "usual"):
+        make(fake, name, template="spt-flow")
+    made = {workspace.name: workspace for workspace in fake.state.workspaces.values()}
+    client, day = coder_house.client(fake), 86400
+    for name, seconds in (("batch", 7 * day), ("day", day)):
+        client.extend(made[name].id, datetime.fromtimestamp(fake.state.now + seconds, UTC))
+    client.put_ttl(made["manual"].id, None)
+    assert sweep(fake, tmp_path, dry=True).capped == ["ada/batch"]
+    assert sweep(fake, tmp_path).capped == ["ada/batch"]
+    deadline = _coder_reaper.epoch(client.workspace_by_id(made["batch"].id)["latest_build"]["deadline"])
+    assert deadline == pytest.approx(fake.state.now + day, abs=60)
+    assert (report := sweep(fake, tmp_path)).capped == [] and report.failed == {}
+    assert _reaper.lines(report, dry=False) == ["Nothing to delete."]
 
 
 def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) -> None:
