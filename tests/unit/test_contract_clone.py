@@ -326,6 +326,9 @@ def test_damaged_or_missing_bundle_is_a_sentence(machine, served):
     assert seed.exists()
     seed.unlink()
     assert "is not there" in refused(machine, **extra).sentence
+    # Beside an agent the client can bring it only once the workspace runs.
+    follows = refused(machine, SPT_FLOW_AGENT="1 1", **extra)
+    assert (follows.state, follows.sentence) == ("needs-auth", "The copy of the local repository follows.")
 
 
 def test_submodules_only_when_asked_and_never_from_a_file(machine, served):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .beside import AGENT
 from .contract import Contract, Failure, Paths, reason, write_file
 from .processes import Children, Outcome, backoff
 from .record import printable
@@ -253,6 +254,8 @@ class Cloner:
 
     def _from_seed(self, seed: Path) -> str:
         if not seed.is_file():
+            if AGENT in self.environ:
+                raise Failure("The copy of the local repository follows.", state="needs-auth")
             raise Failure(
                 f"The copy of the local repository, {seed}, is not there. Delete the workspace and start it anew."
             )
