@@ -60,7 +60,8 @@ def workspace(house: House, forge: dict[str, str], settings: Settings) -> Iterat
     assert house.admin is not None
     said: list[str] = []
     done = _coder_template.roll_out(house.admin, house.wanted(settings), progress=Progress(said.append))
-    assert done.actions == ["import", "create"], said
+    # Another file's tests may have made the template on this server.
+    assert done.actions in (["import", "create"], ["import", "activate"]), said
     spec = replace(SPEC, name="", repository=Repository.parse(forge["url"]), settings=settings)
     result = ensure(house, spec, progress=Progress(said.append))
     print("\n".join(said))
