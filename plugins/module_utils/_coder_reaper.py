@@ -228,7 +228,7 @@ def sweep(
 
 
 def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
-    """Bring nearer what people put off beyond a day: the dashboard lets them, without a licence (facts, section 1.13)."""
+    """Bring nearer what people put off beyond a day, as the dashboard lets them (facts, section 1.13)."""
     try:
         running = list(api.workspaces(template, "running"))
     except FlowError as error:

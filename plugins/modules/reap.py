@@ -114,8 +114,8 @@ def main() -> None:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
     lines = _reaper.lines(report, dry)
-    result = {"reaped": reaped, "capped": report.capped, "problems": report.failed, "lines": lines}
-    result["changed"] = bool(reaped or report.capped)
+    changed = bool(reaped or report.capped)
+    result = {"reaped": reaped, "capped": report.capped, "problems": report.failed, "lines": lines, "changed": changed}
     if report.failed:
         module.fail_json(msg="; ".join(lines), **result)
     module.exit_json(**result)
