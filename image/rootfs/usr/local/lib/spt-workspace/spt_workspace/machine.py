@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,16 @@ def _can_tap() -> bool:
     return subprocess.run([*_NAMESPACE, "true"], capture_output=True, timeout=30, check=False).returncode == 0
 
 
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """What would end this run waits until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Guest:
     """A running emulator, talked to over the guest's serial line; gone at the end of the block."""
 
@@ -219,16 +229,21 @@ class _Guest:
         self._said = ""
 
     def __enter__(self) -> _Guest:
-        try:
-            self._process = subprocess.Popen(
-                self._argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise Failure(f"{self._argv[0]} cannot be started: {reason(error)}.") from None
+        with contextlib.ExitStack() as begun:
+            # A signal in between would leave an emulator that nobody ends.
+            with _held():
+                try:
+                    self._process = subprocess.Popen(
+                        self._argv,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                except OSError as error:
+                    raise Failure(f"{self._argv[0]} cannot be started: {reason(error)}.") from None
+                begun.callback(self.__exit__)
+            begun.pop_all()
         return self
 
     def __exit__(self, *_words: object) -> None:
