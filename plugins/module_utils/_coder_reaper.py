@@ -31,6 +31,8 @@ METRICS = "spt_flow_coder_reaper"
 TEMPLATE = "spt-flow-ci"
 CI_SUFFIX = "-ci"
 """What the CI template's name has behind that of the template for people."""
+NEVER = "0001-01-01T00:00:00Z"
+"""What stands for no deadline: the workspace stops by nothing."""
 SLACK = 300.0
 """Seconds that a stop may be beyond the longest stay: what was just asked for by another clock is left alone."""
 USUAL = 1800.0
@@ -209,9 +211,8 @@ def sweep(
         planned = _planned(api, template, sleep)
         report = Report([entry for _workspace, entry in planned])
         report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
-        if template.endswith(CI_SUFFIX):
-            _cap(api, template.removesuffix(CI_SUFFIX), dry, report)
         if dry:
+            _cap(api, template, dry, report)
             return report
         memory = Memory.load(path)
         for workspace, entry in planned:
@@ -220,6 +221,7 @@ def sweep(
                 report.reaped.append(entry.name)
             except FlowError as error:
                 report.failed[entry.name] = error.message
+        _cap(api, template, dry, report)
         memory.reaped += len(report.reaped)
         memory.failed += len(report.failed)
         memory.save(path)
@@ -229,16 +231,17 @@ def sweep(
 
 def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
     """Bring nearer what people put off beyond a day, as the dashboard lets them (facts, section 1.13)."""
-    try:
-        running = list(api.workspaces(template, "running"))
-    except FlowError as error:
-        report.failed[f"workspaces of {template}"] = error.message
+    people = template.removesuffix(CI_SUFFIX)
+    if people == template:
         return
-    for workspace in running:
-        deadline = workspace["latest_build"].get("deadline")
+    try:
+        running = list(api.workspaces(people, "running"))
         latest = api.clock + LONGEST
-        if not deadline or epoch(deadline) <= latest + SLACK:
-            continue
+        late = [w for w in running if epoch(w["latest_build"].get("deadline") or NEVER) > latest + SLACK]
+    except (FlowError, ValueError) as error:
+        report.failed[f"workspaces of {people}"] = str(error)
+        return
+    for workspace in late:
         name = f"{workspace['owner_name']}/{workspace['name']}"
         try:
             if not dry:

@@ -190,6 +190,20 @@ def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) 
     assert _reaper.lines(report, dry=False) == ["Nothing to delete."]
 
 
+def test_people_who_cannot_be_listed_keep_no_ci_workspace(still: Fake, tmp_path: Path) -> None:
+    class Half(Api):
+        def workspaces(self, template: str, status: str = "") -> Iterator[Any]:
+            if status:
+                raise Unhealthy("The list does not come.")
+            return super().workspaces(template)
+
+    make(still, "short")
+    still.state.clock.advance(60)
+    report = _coder_reaper.sweep(Half(still.url, ADMIN), path=str(tmp_path / "state.json"))
+    assert report.reaped == ["ada/short"]
+    assert report.failed == {"workspaces of spt-flow": "The list does not come."}
+
+
 def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) -> None:
     with pytest.raises(AuthError, match="refused GET"):
         _coder_reaper.sweep(Api(still.url, "wrongwrong-token"), path=str(tmp_path / "s"))

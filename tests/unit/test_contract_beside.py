@@ -71,6 +71,18 @@ def test_an_ide_that_cannot_start_is_a_failed_script_with_its_words(machine):
     assert '"step": "ide", "state": "failed"' in done.stdout
 
 
+def test_what_cannot_be_begun_is_a_sentence_and_no_traceback(machine):
+    program = (
+        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(kit.LIBRARY)!r})\n"
+        "from pathlib import Path\nfrom spt_workspace import main\nfrom spt_workspace.contract import Failure, Paths\n"
+        "def run(*_words): raise Failure('It cannot be begun.', 8)\n"
+        f"main.run = run\nsys.exit(main.main(['start'], Paths(Path({str(machine.root)!r}))))"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, env=machine.environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (8, "spt-workspace: It cannot be begun.\n"), done.stderr
+
+
 def agent(machine, **extra):
     """A stand-in for the agent: it runs the script and goes on."""
     run = kit.RUN.format(library=str(kit.LIBRARY), root=str(machine.root), docker=())

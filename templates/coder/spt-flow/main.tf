@@ -179,7 +179,7 @@ resource "coder_agent" "main" {
     key          = "clone"
     display_name = "Clone"
     # A file is read, no Python started: this runs in every workspace twice a minute, and while it starts.
-    script   = "sed -n 's/.*\"clone\": {\"state\": \"\\([a-z-]*\\)\".*/\\1/p' /run/spt-flow/steps.json 2>/dev/null | grep . || echo pending"
+    script   = "if test -e /run/spt-flow/steps.json; then sed -n 's/.*\"clone\": {\"state\": \"\\([a-z-]*\\)\".*/\\1/p' /run/spt-flow/steps.json; else echo pending; fi"
     interval = 30
     timeout  = 5
   }

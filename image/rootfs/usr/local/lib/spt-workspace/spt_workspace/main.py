@@ -177,7 +177,11 @@ def run(paths: Paths, environ: Mapping[str, str]) -> int:
 def start(paths: Paths, environ: Mapping[str, str]) -> int:
     from . import beside
 
-    return beside.start(paths, environ, lambda with_agent: run(paths, with_agent))
+    def run_beside(with_agent: Mapping[str, str]) -> int:
+        os.environ.update(with_agent)
+        return main(["run"], paths)
+
+    return beside.start(paths, environ, run_beside)
 
 
 def stop(paths: Paths) -> int:
