@@ -34,6 +34,7 @@ LEAST_RANGE = 262144
 IDE_PORT = 8080
 KVM = "/dev/kvm"
 GRACE = 30
+UNLIMITED = "Disk is not limited: the engine was not prepared by the role spt.flow.host_docker."
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Plan:
             notes = [*notes, reason]
         devices, reason = _devices(settings.kvm, docker, local, exists)
         notes = [*notes, reason] if reason else notes
-        if settings.disk and not _has_quota(facts):
-            notes = [*notes, f"The engine's storage ({facts.storage_driver}) has no quota; disk use is only watched."]
+        if (settings.disk or settings.docker_disk) and not (facts.runtime and facts.remapped):
+            notes = [*notes, UNLIMITED]
         return cls(settings, facts, docker, docker_reason, devices, tuple(notes))
 
 

@@ -190,11 +190,22 @@ OPTIONS: dict[str, Option] = {
         Option(
             "disk",
             "size",
-            "",
-            "Disk that a workspace may use; a hard limit where the engine's file system has quotas.",
+            "20g",
+            "Size of a workspace's home, and of the files it writes outside volumes.",
             "workspace",
-            low=GIBIBYTE,
-            high=2**50,
+            low=256 * MEBIBYTE,
+            high=2**44,
+            zero="no limit",
+        ),
+        Option(
+            "docker_disk",
+            "size",
+            "20g",
+            "Size of the data of Docker inside a workspace.",
+            "workspace",
+            low=256 * MEBIBYTE,
+            high=2**44,
+            zero="no limit",
         ),
         Option("known_hosts", "str", "", "Lines for known_hosts beside those that the image pins.", "workspace"),
         Option(
@@ -571,7 +582,8 @@ class Settings:
     lfs: bool = True
     clone_cache: bool = False
     tick: float = 1.0
-    disk: int = 0
+    disk: int = 20 * GIBIBYTE
+    docker_disk: int = 20 * GIBIBYTE
     known_hosts: str = ""
     git_hooks: str = ""
     host_reserve_memory: int = GIBIBYTE
@@ -626,6 +638,8 @@ class Settings:
             "SPT_FLOW_SUBMODULES": str(int(self.submodules)),
             "SPT_FLOW_LFS": str(int(self.lfs)),
             "SPT_FLOW_KVM": self.kvm,
+            "SPT_FLOW_DISK": str(self.disk),
+            "SPT_FLOW_DOCKER_DISK": str(self.docker_disk),
             "SPT_FLOW_KNOWN_HOSTS": self.known_hosts,
             "SPT_FLOW_GIT_HOOKS": self.git_hooks,
         }

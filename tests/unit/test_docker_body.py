@@ -151,10 +151,22 @@ def test_small_machine_is_told_in_one_line():
     assert labels[0] == labels[1], "a smaller machine must not make it outdated"
 
 
-def test_disk_without_quota_is_told():
-    plan = _docker_body.Plan.of(with_settings(disk=GIBIBYTE), FACTS, True, lambda path: True)
-    assert any("no quota" in note for note in plan.notes)
-    assert "StorageOpt" not in body(with_settings(disk=GIBIBYTE))["HostConfig"]
+@pytest.mark.parametrize(("runtime", "remapped"), [(False, True), (True, False), (False, False)])
+def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
+    facts = replace(FACTS, runtime=runtime, remapped=remapped)
+    assert _docker_body.UNLIMITED in _docker_body.Plan.of(SPEC, facts, True, lambda path: True).notes
+    without = with_settings(disk=0, docker_disk=0)
+    assert _docker_body.UNLIMITED not in _docker_body.Plan.of(without, facts, True, lambda path: True).notes
+
+
+def test_a_prepared_engine_limits_disk_and_says_nothing():
+    assert _docker_body.UNLIMITED not in _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True).notes
+    made = body(with_settings(disk=GIBIBYTE, docker_disk=2 * GIBIBYTE))
+    assert {f"SPT_FLOW_DISK={GIBIBYTE}", f"SPT_FLOW_DOCKER_DISK={2 * GIBIBYTE}"} <= set(made["Env"])
+
+
+def test_a_storage_driver_with_quotas_limits_the_container_itself():
+    assert "StorageOpt" not in body()["HostConfig"]
     quota = body(with_settings(disk=GIBIBYTE), replace(FACTS, storage_driver="btrfs"))["HostConfig"]
     assert quota["StorageOpt"] == {"size": str(GIBIBYTE)}
 

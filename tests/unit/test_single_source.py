@@ -228,6 +228,8 @@ def test_unsafe_is_said_in_so_many_words_only() -> None:
 ELSEWHERE = {
     "SPT_FLOW_OWNER": "a label on target docker and on Coder; the contract does not read it",
     "SPT_FLOW_IDE_AUTH": "Coder asks who it is before the IDE is reached",
+    "SPT_FLOW_DISK": "the node's runtime reads it",
+    "SPT_FLOW_DOCKER_DISK": "the node's runtime reads it",
 }
 LEFT_OUT = {
     "Terraform": {
