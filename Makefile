@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir image image-update build install clean
+.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -51,6 +51,9 @@ devcontainer: ## Write .devcontainer/devcontainer.json from the values of worksp
 
 runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
 	@tools/runner-dir "$(DIR)"
+
+requirements: ## Write the hashes of the pinned Python packages after a version in requirements/*.txt was changed
+	@$(MAX) tools/requirements
 
 image: ## Build the workspace image if it is missing: PROFILE=fat, fat-ubuntu-24.04, fat-debian-13, fat-packages; slim by default
 	@$(RUN) ansible-playbook playbooks/image.yml $(if $(PROFILE),-e profile=$(PROFILE))

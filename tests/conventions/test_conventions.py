@@ -299,10 +299,12 @@ def test_dockerfile_is_one_that_the_classic_builder_reads(path: Path) -> None:
     assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text)
 
 
-@pytest.mark.parametrize("name", ["min", "max", "dev"])
-def test_python_packages_are_pinned(name: str) -> None:
-    lines = (CHECKOUT / f"requirements/{name}.txt").read_text(encoding="utf-8").splitlines()
-    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+(; python_version >= \"3\.12\")?", line) for line in lines)
+@pytest.mark.parametrize("name", ["min", "max", "dev", "build"])
+def test_python_packages_are_pinned_with_the_hashes_of_their_files(name: str) -> None:
+    text = (CHECKOUT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    pin = r"[\w.-]+==[\w.]+( ; python_full_version [><=]+ '3\.1\d(\.\*)?')?( and [^\\]*)?"
+    package = rf"{pin}( \\\n    --hash=sha256:[0-9a-f]{{64}})+\n"
+    assert re.fullmatch(rf"(#.*\n)*({package})+", text)
 
 
 def test_image_versions_are_pinned() -> None:
