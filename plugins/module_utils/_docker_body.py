@@ -34,6 +34,9 @@ LEAST_RANGE = 262144
 IDE_PORT = 8080
 KVM = "/dev/kvm"
 GRACE = 30
+DROPPED = ("MKNOD", "SETFCAP")
+"""Docker's default capabilities that no workspace has. A file that carries capabilities would give root's powers to
+runs that the audit trail cannot see."""
 UNLIMITED = "Disk is not limited: the engine was not prepared by the role spt.flow.host_docker."
 
 
@@ -199,7 +202,7 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": not dev,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
-        "CapDrop": ["MKNOD"],
+        "CapDrop": list(DROPPED),
         "SecurityOpt": _security(plan),
         "Devices": [{"PathOnHost": d, "PathInContainer": d, "CgroupPermissions": "rw"} for d in plan.devices],
         "Mounts": [{"Type": "volume", "Source": name, "Target": path} for name, path in volumes.items()],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.module_utils import _docker_body, _image_identity
 from ansible_collections.spt.flow.tests.integration.contract_kit import docker, unavailable, wait_for
 from ansible_collections.spt.flow.tests.integration.lab import Lab, git
 
@@ -116,9 +116,8 @@ def test_up_exec_start_contract_ide_and_docker_inside(container: Container) -> N
     assert container.exec("curl -fsS -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/healthz") == "200"
     host = json.loads(docker("inspect", answer["containerId"]).stdout)[0]["HostConfig"]
     assert (host["CpuQuota"], host["Memory"], host["PidsLimit"]) == (150000, 2 * 1024**3, 777)
-    assert (
-        host["Privileged"] is False and host["CapDrop"] in (["MKNOD"], ["CAP_MKNOD"]) and host["Runtime"] == "spt-flow"
-    )
+    assert [name.removeprefix("CAP_") for name in host["CapDrop"]] == [*_docker_body.DROPPED]
+    assert host["Privileged"] is False and host["Runtime"] == "spt-flow"
     assert "exec" in host["Tmpfs"]["/tmp"] and "size=64m" in host["Tmpfs"]["/run/spt-flow"]
     assert not any(mount.get("Source") == "/var/run/docker.sock" for mount in host.get("Mounts") or [])
     wait_for(

@@ -35,9 +35,8 @@ CAPABILITIES = {
     "NET_RAW": 13,
     "SYS_CHROOT": 18,
     "AUDIT_WRITE": 29,
-    "SETFCAP": 31,
 }
-"""All that a workspace's root may have: Docker's default without MKNOD (decision B7)."""
+"""All that a workspace's root may have: Docker's default without MKNOD and SETFCAP (decision B7)."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_isolation_is_exactly_this():
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
-        "CapDrop": ["MKNOD"],
+        "CapDrop": ["MKNOD", "SETFCAP"],
         "Runtime": "spt-flow",
     }
     (option,) = host["SecurityOpt"]

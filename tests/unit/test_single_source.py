@@ -129,7 +129,7 @@ def terraform(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
             *(json.loads(f"[{kvm}]") if values["kvm"] == "true" else []),
             *(json.loads(f"[{rest}]") if inside else []),
         },
-        "capabilities": [line(r'^    drop = \["CAP_(\w+)"\]$')],
+        "capabilities": re.findall(r'"CAP_(\w+)"', line(r"^    drop = \[(.*)\]$")),
         "seccomp": SECCOMP if inside else None,
         "apparmor": values["apparmor"] if inside else "",
         "runtime": values["runtime"] if inside else "",

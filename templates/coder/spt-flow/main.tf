@@ -352,7 +352,7 @@ resource "docker_container" "workspace" {
   ], [for name, value in jsondecode(var.environment) : "${name}=${value}"])
 
   capabilities {
-    drop = ["CAP_MKNOD"]
+    drop = ["CAP_MKNOD", "CAP_SETFCAP"]
   }
 
   dynamic "devices" {
