@@ -43,8 +43,8 @@ def test_the_range_is_registered_for_both_kinds_of_ids(host) -> None:  # type: i
 
 def test_rules_are_in_front_and_come_back_with_the_engine(host) -> None:  # type: ignore[no-untyped-def]
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
-    assert host.check_output("iptables -S INPUT 1") == "-A INPUT -i spt-flow0 -j SPT-FLOW-HOST"
-    assert host.check_output("iptables -S DOCKER-USER 1") == "-A DOCKER-USER -i spt-flow0 -j SPT-FLOW-OUT"
+    chains = host.check_output("nft list table inet spt-flow")
+    assert chains.count("priority filter - 5; policy accept;") == 2
     host.check_output("systemctl restart docker")
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
     assert host.service("spt-flow-firewall").is_enabled
@@ -232,7 +232,7 @@ def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  
     assert found["userns-remap"] == "spt-flow-remap"
     assert "cgroup-parent" not in found
     host.check_output("timeout 10 sh -c 'while docker info | grep Runtimes: | grep -q spt-flow; do sleep 0.2; done'")
-    assert host.run("iptables -S SPT-FLOW-HOST").failed
+    assert host.run("nft list table inet spt-flow").failed
     role(host)
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
     assert "spt-flow" in host.check_output("docker info --format '{{json .Runtimes}}'")
