@@ -32,6 +32,7 @@ class Runtime:
             "PATH=/usr/local/sbin:": f"PATH={folder}:/usr/local/sbin:",
             "/etc/spt-flow/runtime.env": str(self.environment),
             "/usr/local/lib/spt-flow/audit-id.sh": str(self.audit),
+            "/sys/class/net/spt-flow0/": f"{folder}/",
         }.items():
             assert old in text
             text = text.replace(old, new)
@@ -83,6 +84,27 @@ def test_create_unmasks_proc_and_keeps_the_rest(runtime: Runtime, verb: str) -> 
     assert runtime.run("--root", "/run/docker", verb, "--bundle", str(runtime.bundle), "x1").returncode == 7
     assert runtime.linux() == {**before, "maskedPaths": [], "readonlyPaths": []}
     assert runtime.words() == ["--root", "/run/docker", verb, "--bundle", str(runtime.bundle), "x1"]
+
+
+def test_proc_stays_masked_where_docker_does_not_run_inside(runtime: Runtime) -> None:
+    runtime.config(env=("SPT_FLOW_DOCKER=off",))
+    before = runtime.linux()
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.linux() == before
+    runtime.config(env=('X="SPT_FLOW_DOCKER=off"', "SPT_FLOW_DOCKER=on"))
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.linux()["maskedPaths"] == []
+
+
+def test_start_isolates_every_port_of_the_bridge_and_no_other_call_does(runtime: Runtime) -> None:
+    ports = [runtime.folder / "brif" / name / "isolated" for name in ("veth1", "veth2")]
+    for port in ports:
+        port.parent.mkdir(parents=True)
+        port.write_text("0\n")
+    runtime.run("--root", "/r", "kill", "start", "9")
+    assert [port.read_text() for port in ports] == ["0\n", "0\n"]
+    assert runtime.run("--root", "/r", "start", "x1").returncode == 7
+    assert [port.read_text() for port in ports] == ["1\n", "1\n"]
 
 
 @pytest.mark.parametrize("option", [["--bundle={}"], ["--bundle", "{}"], ["-b", "{}"]])
