@@ -312,6 +312,28 @@ def test_image_versions_are_pinned() -> None:
     assert not re.search(r":\s*[\"']?(latest|stable|main|master|nightly)\b", text)
 
 
+def workflow_actions() -> Iterator[tuple[str, str]]:
+    """(file, value) of every ``uses:`` in workflows and in the examples of the documents."""
+    for path in tracked():
+        if path.suffix in {".md", ".yml", ".yaml"}:
+            for value in re.findall(r"^\s*-? ?uses: *(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+                yield relative(path), value
+
+
+def test_workflow_actions_are_pinned_by_commit() -> None:
+    found = list(workflow_actions())
+    assert len(found) >= 5
+    pinned = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [pair for pair in found if not (pinned.fullmatch(pair[1]) or pair[1].startswith("./"))] == []
+
+
+def test_one_action_has_one_version() -> None:
+    versions: dict[str, set[str]] = {}
+    for _, value in workflow_actions():
+        versions.setdefault(value.partition("@")[0], set()).add(value)
+    assert [values for values in versions.values() if len(values) > 1] == []
+
+
 def test_help_lists_every_target() -> None:
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
