@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible import constants as C
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _ansible_guard, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
 
 
@@ -29,6 +30,7 @@ class ActionModule(_ansible.FlowAction):
 
         # Ansible may have changed the folder that it works in.
         folder = Path(os.environ.get("PWD") or os.getcwd()) / Path(self.own["path"]).expanduser() / _devcontainer.FOLDER
+        _ansible_guard.refuse_configuration_of(str(folder.parent), C.CONFIG_FILE)
         settings = _settings.Settings.of(self.values)
         current = _image_identity.current(settings.profile, self.values["image_release"])
         image = self.own["image"] or current.reference or current.tag

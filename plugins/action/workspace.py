@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible import constants as C
+from ansible_collections.spt.flow.plugins.module_utils import _ansible, _ansible_guard, _settings
 from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, Conflict, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import (
     Result,
@@ -132,6 +133,8 @@ class ActionModule(_ansible.FlowAction):
                 "Cannot run a command and print one JSON object on the same standard output.",
                 "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
             )
+        if self.values["command"] and self.values["connect"] and state in ("started", "restarted"):
+            _ansible_guard.refuse_unheard_command(C.CALLBACKS_ENABLED)
         if self.values["workspace"] or self.values["repo"]:
             return
         if state == "started" and self.own["create"]:

@@ -28,7 +28,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
-from . import _settings
+from . import _ansible_guard, _settings
 from ._errors import Cancelled, FlowError, InvalidInput, NotFound, redact
 from ._progress import Progress
 
@@ -242,6 +242,7 @@ class FlowAction(ActionBase):
     def _resolve(self) -> dict[str, Any]:
         self.layers = user_layers(self.given(), self.task_vars, self._templar, self._loader)
         values = _settings.resolve(self.layers)
+        _ansible_guard.refuse_configuration_of_repository(values["repo"], C.CONFIG_FILE)
         self.complete(values)
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
             raise InvalidInput(
@@ -342,6 +343,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
     image = _image_identity.current(values["profile"], values["image_release"])
     repo, dotfiles, host = values["repo"], values["dotfiles"], values["default_host"]
+    _ansible_guard.refuse_configuration_of_repository(repo, C.CONFIG_FILE)
     return WorkspaceSpec(
         owner=owner_of(values),
         settings=_settings.Settings.of(values),

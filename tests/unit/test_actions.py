@@ -177,6 +177,7 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
         monkeypatch.setitem(sys.modules, f"{engine}.{name}", module)
         monkeypatch.setattr(importlib.import_module(engine), name, module, raising=False)
     monkeypatch.setattr(_ansible, "open_target", lambda values: target)
+    monkeypatch.setattr(_ansible.C, "CALLBACKS_ENABLED", ["spt.flow.connect"])
     monkeypatch.setattr(_repository_probe, "probe", lambda *args, **more: _repository_probe.Probe("open"))
     monkeypatch.setenv("SPT_FLOW_OWNER", "alice")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -263,6 +264,55 @@ def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
     connect = left(result)["connect"]
     assert connect["argv"][-2:] == ["spt-flow-alice-demo", "cd -- /home/coder/demo 2>/dev/null; make test"]
     assert connect["always"] and "-t" not in connect["argv"]
+
+
+def test_a_command_is_refused_when_nothing_would_run_it(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ansible.C, "CALLBACKS_ENABLED", [])
+    act.target.add("demo", "example.com/o/demo")
+    result = act("workspace", {"create": False}, command="make test")
+    assert result["failed"] and act.target.writes == []
+    assert "ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect" in result["msg"]
+    named = result["error"]["hint"].partition("ANSIBLE_CONFIG=")[2].split()[0]
+    assert "callbacks_enabled = spt.flow.connect" in Path(named).read_text()
+    assert "failed" not in act("workspace", {"create": False}, command="")
+    assert "failed" not in act("workspace", {"state": "stopped"}, command="make test")
+
+
+@pytest.mark.parametrize("name", ["workspace", "ci", "workspace_info"])
+def test_a_run_configured_by_its_repository_is_refused(
+    act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    folder, other = tmp_path / "work", tmp_path / "other"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/ansible.cfg").touch()
+    other.mkdir()
+    (other / "link").symlink_to(folder / "deep")
+    (tmp_path / "alias").symlink_to(folder)
+    for repo, file in ((folder, folder / "deep/ansible.cfg"), (tmp_path / "alias", other / "link/ansible.cfg")):
+        monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(file))
+        result = act(name, repo=str(repo))
+        assert result["failed"] and act.target.writes == []
+        assert "a file of the repository" in result["msg"] and "playbooks/ansible.cfg" in result["error"]["hint"]
+
+
+def test_other_configurations_are_not_refused(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    for file, repo in (
+        (tmp_path / "ansible.cfg", tmp_path / "work"),
+        (tmp_path / "work2/ansible.cfg", tmp_path / "work"),
+        (CHECKOUT / "ansible.cfg", CHECKOUT),
+        (None, tmp_path / "work"),
+    ):
+        monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(file) if file else None)
+        assert "a file of the repository" not in act("workspace_info", repo=str(repo))["msg"], file
+
+
+def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
+    act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(tmp_path / "ansible.cfg"))
+    assert "a file of the repository" in act("devcontainer", {"path": str(tmp_path)})["msg"]
+    assert not (tmp_path / ".devcontainer").exists()
 
 
 def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
