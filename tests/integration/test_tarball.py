@@ -40,6 +40,8 @@ def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> No
         names = set(tar.getnames())
         big = [member.name for member in tar.getmembers() if member.size > 5_000_000]
     assert {"playbooks/up.yml", "plugins/action/workspace.py", "image/Dockerfile", "meta/runtime.yml"} <= names
+    assert {"playbooks/ansible.cfg", "tools/runner-dir"} <= names
+    assert not [name for name in names if name.startswith("tools/") and name != "tools/runner-dir"]
     assert not [name for name in names if name.split("/")[0] in (".git", ".ansible", ".venv", "artifacts", ".ci")]
     assert not [name for name in names if name.endswith((".pyc", ".tar.gz"))]
     assert big == []
@@ -66,5 +68,10 @@ def test_without_our_callbacks_up_still_prints_how_to_get_in(tarball: Path, tmp_
     with doors_kit.doors(tmp_path, cwd=tmp_path, installed=installed, callbacks=False) as house:
         done = house.run("up", SPT_FLOW_REPO=str(house.repository))
         assert done.returncode == 0 and "ssh -F " in done.stdout and "password" in done.stdout
+        done = house.run("ssh", SPT_FLOW_COMMAND="exit 3")
+        assert done.returncode == 2 and "ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect" in done.stdout
+        configuration = installed / "ansible_collections/spt/flow/playbooks/ansible.cfg"
+        done = house.run("ssh", SPT_FLOW_COMMAND="exit 3", ANSIBLE_CONFIG=str(configuration))
+        assert (done.returncode, done.stdout) == (3, "")
         done = house.run("status", SPT_FLOW_OUTPUT="json")
         assert done.returncode == 2 and "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in done.stdout
