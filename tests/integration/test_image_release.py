@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -118,19 +119,26 @@ def inventory(tmp_path: Path, file: Path, registry: str) -> Path:
     return folder
 
 
-def command(workflow: str, job: str) -> str:
-    """What a job of a pipeline that we offer runs, with the copy's own interpreter instead of one made for it."""
-    jobs = yaml.safe_load((doors_kit.CHECKOUT / "templates/pipelines" / workflow).read_text())
-    steps = jobs["jobs"][job]["steps"] if "jobs" in jobs else [{"run": line} for line in jobs[job]["script"]]
-    (line,) = [step["run"] for step in steps if "ansible-playbook" in step.get("run", "")]
-    return str(line).replace("tools/venv -- ", "")
+def command(workflow: str, job: str, checkout: Path) -> tuple[str, dict[str, str]]:
+    """What a job of a pipeline that we offer runs and with which variables; programs are the copy's own."""
+    document = yaml.safe_load((doors_kit.CHECKOUT / "templates/pipelines" / workflow).read_text())
+    if "jobs" in document:
+        steps = document["jobs"][job]["steps"]
+        variables = {"GITHUB_WORKSPACE": str(checkout)}
+    else:
+        steps = [{"run": line, "env": document["variables"]} for line in document[job]["script"]]
+        variables = {"CI_PROJECT_DIR": str(checkout)}
+    (step,) = [step for step in steps if "ansible-playbook" in step.get("run", "")]
+    for name, text in step["env"].items():
+        variables[name] = re.sub(r"\$\{\{ github.workspace \}\}|\$CI_PROJECT_DIR", str(checkout), text)
+    return re.sub(r'"\$\w+/tools/venv" --\s', "", str(step["run"])), variables
 
 
 def pipeline(house: Doors, workflow: str, job: str, inventory: Path) -> subprocess.CompletedProcess[str]:
-    argv = ["sh", "-ec", command(workflow, job)]
-    environment = house.environment(INVENTORY=str(inventory))
+    line, variables = command(workflow, job, house.cwd)
+    environment = house.environment(**variables | {"INVENTORY": os.path.relpath(inventory, house.cwd)})
     return subprocess.run(
-        argv, cwd=house.cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
+        ["sh", "-ec", line], cwd=house.cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
