@@ -30,6 +30,7 @@ requirements:
 
 import json
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -56,6 +57,18 @@ class _Screen:
 
     def banner(self, msg: str, color: str | None = None, cows: bool = True) -> None:
         self.display(f"\n{msg.strip()}", color=color)
+
+
+def _launcher() -> str:
+    """The word that starts Ansible in the user's shell: a path where ``ansible-playbook`` is not on its PATH."""
+    started = sys.argv[0]
+    found = shutil.which("ansible-playbook") or os.path.basename(started) != "ansible-playbook"
+    return os.environ.get("SPT_FLOW_LAUNCHER") or ("ansible-playbook" if found else started)
+
+
+def _typed(line: str) -> str:
+    """``line`` with its commands as the user's shell takes them."""
+    return line.replace("ansible-playbook ", f"{_launcher()} ")
 
 
 class CallbackModule(Default):
@@ -96,7 +109,7 @@ class CallbackModule(Default):
         to_stderr = self.get_option("display_failed_stderr")
         self._display.display(f"fatal: [{self.host_label(result)}]: FAILED!", color=C.COLOR_ERROR, stderr=to_stderr)
         for line in _ansible.sentences(result.result):
-            self._display.display(line, color=C.COLOR_ERROR, stderr=to_stderr)
+            self._display.display(_typed(line), color=C.COLOR_ERROR, stderr=to_stderr)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         self._failure = _ansible.failure(result.result)
@@ -110,7 +123,7 @@ class CallbackModule(Default):
             self._print_object(stats, run, failed)
         elif run and not failed:
             for line in run["block"]:
-                self._display.display(line)
+                self._display.display(_typed(line))
 
     def _print_object(self, stats: Any, run: dict[str, Any] | None, failed: bool) -> None:
         """The one object; a run without a spt.flow action gets Ansible's own counts."""

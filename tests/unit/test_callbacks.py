@@ -43,6 +43,8 @@ RUN: dict[str, Any] = {
 MESSAGE = "Cannot enter demo: it is not there."
 ERROR = {"code": 6, "kind": "not_found", "message": MESSAGE, "hint": "Create it.", "details": {}}
 
+TYPED = "ansible-playbook spt.flow.ssh_config"
+
 
 @pytest.fixture
 def play(tmp_path: Path) -> Any:
@@ -81,6 +83,22 @@ def test_the_closing_block_is_the_last_thing_printed(play: Any) -> None:
     assert done.stdout.endswith("\n\ndemo is running\n  shell       ssh demo\n")
     assert "PLAY RECAP" in done.stdout and "a progress line" in done.stdout
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args", [{"run": {**RUN, "block": [f"  VS Code  {TYPED}"]}}, {"error": {**ERROR, "hint": TYPED}}]
+)
+@pytest.mark.parametrize("how", ["on the PATH", "by its path", "by tools/venv"])
+def test_printed_commands_start_with_a_program_that_the_users_shell_finds(
+    play: Any, args: dict[str, Any], how: str
+) -> None:
+    program = Path(sys.executable).parent / "ansible-playbook"
+    path = f"{program.parent}:{os.environ['PATH']}" if how == "on the PATH" else "/usr/sbin:/sbin"
+    launcher = ".venv/bin/ansible-playbook" if how == "by tools/venv" else ""
+    done = run(play, args, PATH=path, SPT_FLOW_LAUNCHER=launcher)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "ssh_config" in line]
+    expected = {"on the PATH": "ansible-playbook", "by its path": str(program)}.get(how, launcher)
+    assert [line.split()[-2:] for line in lines] == [[expected, "spt.flow.ssh_config"]]
 
 
 def test_a_failure_is_a_sentence_and_keeps_ansibles_status(play: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -209,6 +210,25 @@ def test_the_users_repository_comes_first(
     quickstart.workspace()
     assert os.environ["SPT_FLOW_REPO"] == expected
     assert started[0][1][-2:] == ["ansible-playbook", "up.yml"]
+
+
+# What it prints
+
+
+def test_printed_commands_start_with_a_program_that_the_users_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv: Any = runpy.run_path(str(TOOL.with_name("venv")))["launcher"].__globals__
+    monkeypatch.setitem(venv, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert venv["launcher"]() == {}, "there is no environment yet"
+    for folder in (".venv/bin", "bin"):
+        program = tmp_path / folder / "ansible-playbook"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        expected = {"SPT_FLOW_LAUNCHER": ".venv/bin/ansible-playbook"} if folder == ".venv/bin" else {}
+        assert venv["launcher"]() == expected
 
 
 # The command
