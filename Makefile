@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
+.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -12,6 +12,9 @@ help: ## List the targets
 
 quickstart: ## A workspace on this machine from nothing: REPO=<url>, without it a small repository made here
 	@tools/quickstart
+
+venv: ## Ansible for this checkout, as .venv/bin/ansible-playbook
+	@tools/venv --link
 
 test: ## What CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
@@ -40,7 +43,7 @@ sanity: ## ansible-test sanity on a copy of the tree
 bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
 	@$(MAX) tests/bench/bench $(BENCH)
 
-docs: ## Write the generated tables of README.md and templates/devcontainer anew
+docs: ## Update the generated tables of docs/reference and roles, and templates/devcontainer
 	@$(MAX) tools/docs
 
 seccomp: ## Write image/seccomp.json anew

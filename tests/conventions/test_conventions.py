@@ -137,8 +137,8 @@ def test_every_documented_option_of_workspace_is_one_that_exists() -> None:
     assert documented <= set(_settings.OPTIONS)
 
 
-def test_every_option_is_in_the_readme() -> None:
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+def test_every_option_is_in_the_reference() -> None:
+    text = (CHECKOUT / "docs/reference/settings.md").read_text(encoding="utf-8")
     assert [name for name in _settings.OPTIONS if f"| `{name}` |" not in text] == []
 
 
@@ -175,8 +175,8 @@ def test_playbook_says_what_it_does_and_holds_no_logic(playbook: Path) -> None:
     lines = playbook.read_text(encoding="utf-8").splitlines()
     assert lines[2].startswith("# "), "line 3 says what the playbook does"
     assert any(line.startswith("# Values: ") for line in lines[: lines.index("---")])
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert f"`spt.flow.{playbook.stem}`" in readme
+    reference = (CHECKOUT / "docs/reference/playbooks.md").read_text(encoding="utf-8")
+    assert f"`spt.flow.{playbook.stem}`" in reference
     for play in load(playbook):
         assert "roles" in play or "ansible.builtin.import_playbook" in play or len(play["tasks"]) <= 3
         assert "vars" not in play
@@ -363,12 +363,6 @@ def test_help_lists_every_target() -> None:
 
 def test_ci_runs_make_test() -> None:
     assert re.search(r"^exec make test\b", (CHECKOUT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
-
-
-def test_first_screen_of_the_readme_has_the_two_commands() -> None:
-    screen = "\n".join((CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()[:24])
-    assert "make quickstart REPO=" in screen
-    assert "ansible-playbook up.yml -e repo=" in screen
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

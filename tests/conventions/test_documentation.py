@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a reader relies on: generated tables, links, and a README that is short and starts with two commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+REFERENCE = CHECKOUT / "docs/reference"
+
+
+def pages() -> list[Path]:
+    """Every Markdown file that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"]
+    names = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [CHECKOUT / name for name in names if name and (CHECKOUT / name).is_file()]
+
+
+def prose(text: str) -> str:
+    """``text`` without fenced blocks and comments."""
+    return COMMENT.sub("", FENCE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links(text: str) -> Iterator[str]:
+    """The targets of links and pictures outside code."""
+    plain = re.sub(r"`[^`]*`", "", prose(text))
+    yield from re.findall(r"\]\(([^)\s]+)\)", plain)
+
+
+def broken(page: Path) -> list[str]:
+    """Links of ``page`` whose file or heading does not exist."""
+    found = []
+    for link in links(page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        target = (page.parent / name).resolve() if name else page
+        there = target.exists() and target.is_relative_to(CHECKOUT)
+        if not there or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    assert broken(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CHECKOUT", tmp_path)
+    (tmp_path / "a.md").write_text(
+        "# One heading\n\n[b](b.md) [c](c.md) ![d](d.png) [e](#one-heading) [f](#two) [g](https://h)\n"
+    )
+    (tmp_path / "b.md").write_text("```text\n[x](nowhere.md)\n```\n")
+    assert broken(tmp_path / "a.md") == ["c.md", "d.png", "#two"]
+    assert broken(tmp_path / "b.md") == []
+
+
+def test_no_generated_cell_is_cut_off() -> None:
+    for page in REFERENCE.glob("*.md"):
+        for cell in re.split(r"(?<!\\)\|", page.read_text(encoding="utf-8")):
+            assert cell.count("(") == cell.count(")"), f"{page.name}: {cell}"
+
+
+def test_readme_is_short_and_starts_with_the_two_commands() -> None:
+    lines = (CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    screen = "\n".join(lines[:24])
+    assert "make quickstart REPO=" in screen
+    assert "ansible-playbook up.yml -e repo=" in screen
+
+
+def test_readme_leads_to_every_page() -> None:
+    """Every page of docs/ can be reached from the README by links."""
+    todo, seen = [CHECKOUT / "README.md"], set()
+    while todo:
+        page = todo.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        todo += [(page.parent / link.partition("#")[0]).resolve() for link in links(page.read_text(encoding="utf-8"))]
+    assert {page for page in pages() if page.is_relative_to(CHECKOUT / "docs")} <= seen
