@@ -226,7 +226,7 @@ class ActionModule(_ansible.FlowAction):
         return {"changed": result.changed or any("ran; log:" in line for line in said), "notes": result.notes}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
-        """Clone with the caller's SSH agent in a session of its own (decision D7); what changes in the answer."""
+        """Clone with the caller's SSH agent; return changed keys of the result (docs/decisions/entering-by-ssh.md)."""
         from ansible_collections.spt.flow.plugins.module_utils import _ssh
 
         hint = f"Finish it by entering: ansible-playbook spt.flow.ssh -e workspace={workspace.name}"

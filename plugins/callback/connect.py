@@ -100,7 +100,7 @@ class CallbackModule(CallbackBase):
             self._hand_over(connect["argv"], connect["env"])
 
     def _hand_over(self, argv: list[str], env: dict[str, str]) -> None:
-        """Become ``argv``. What Ansible leaves to ``atexit`` is done here, since ``exec`` skips it (decision C2)."""
+        """Execute ``argv``, after the cleanup that ``exec`` would skip (docs/decisions/terminal-handover.md)."""
         program = shutil.which(argv[0])
         if program is None:
             self._display.error(f"Cannot enter the workspace: {argv[0]} is not installed. Install OpenSSH's client.")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The house rules of design section 2 and CONTRIBUTING.md, each as a test over the files of the checkout."""
+"""The rules of docs/architecture.md and CONTRIBUTING.md, each as a test over the files of the checkout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 ROLES = sorted(path for path in (CHECKOUT / "roles").glob("*") if path.is_dir())
 ON_HOSTS = {"acceptance_info", "engine_info", "host_files", "kvm_info", "reap"}
 ON_HOSTS |= {"volume_snapshot", "volume_snapshot_info"}
-"""Modules that run on hosts, where neither the SDK nor urllib3 is (decision C11)."""
+"""Modules that run on hosts: standard library only (docs/decisions/standard-library-on-hosts.md)."""
 HTTP_OF_DOCKER = re.compile(r"_docker_|_image|_snapshot_volumes")
 """Engine files that may know the Docker API."""
 NO_COMMENTS = {".json", ".log", ".md5", ".png", ".svg", ".patch", ".pub"}

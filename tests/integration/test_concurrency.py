@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Many clients at once: names are the lock (decision C7)."""
+"""Many clients at once: names are the lock (docs/decisions/identity-and-names.md)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ CAPABILITIES = {
     "SYS_CHROOT": 18,
     "AUDIT_WRITE": 29,
 }
-"""All that a workspace's root may have: Docker's default without MKNOD and SETFCAP (decision B7)."""
+"""All that a workspace's root may have: Docker's default without MKNOD and SETFCAP (docs/decisions/seccomp.md)."""
 
 
 @dataclass(frozen=True)

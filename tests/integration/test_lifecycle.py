@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Up, stop, restart, delete on the real engine (decisions C7, C12, A9)."""
+"""Up, stop, restart, delete on the real engine.
+
+See docs/decisions: identity-and-names.md, restart.md, ci-self-deletion.md.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The template for Coder with the real Terraform, its providers and the real engine, without a server.
 
-The provider of Coder takes what a server would say from the environment (facts, section 6.2).
+The provider of Coder takes what a server would say from the environment (docs/decisions/coder-server-behaviour.md).
 """
 
 from __future__ import annotations

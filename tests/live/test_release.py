@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The platform engineer's day on a real Coder server: gh moves by one version beside a workspace (PRD, journey 2)."""
+"""The platform engineer's day on a real Coder server: gh moves by one version beside a workspace."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Idle stop, keep-alive and deadline with simulated samples and clocks that jump (decision C8)."""
+"""Idle stop, keep-alive and deadline, with simulated samples and clock jumps (docs/decisions/idle-and-keepalive.md)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ NESTED = [
     "sethostname",
     "setdomainname",
 ]
-"""The names of decision B7."""
+"""The names of docs/decisions/seccomp.md."""
 DANGEROUS = [
     "bpf",
     "kexec_load",

@@ -189,7 +189,7 @@ def test_every_rendering_says_the_same(chosen: Settings) -> None:
         environment = found.pop("environment")
         for key, value in found.items():
             assert value == wanted[key], f"{name}: {key}"
-        # The provider has no limit of processes; the runtime sets it (decision B4).
+        # The provider has no limit of processes; the runtime sets it (docs/decisions/runtime-wrapper.md).
         assert wanted.keys() - found.keys() == ({"pids"} if "Terraform" in name else set())
         for key in chosen.environment():
             assert environment[key] == wanted_environment[key], f"{name}: {key}"

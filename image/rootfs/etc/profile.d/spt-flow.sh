@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# What every login shell of a workspace knows: the inner Docker engine, what its tools install, and caches on the container's disk (decision A10).
+# Variables of every login shell: the inner Docker engine, paths of installed tools, caches on the container's disk
+# (docs/decisions/memory-file-systems.md).
 if [ "$(id -u)" = 1000 ]; then
     export XDG_RUNTIME_DIR=/run/user/1000
     export DOCKER_HOST="unix://$XDG_RUNTIME_DIR/docker.sock"

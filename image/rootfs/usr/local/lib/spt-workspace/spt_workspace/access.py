@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Getting in (decision C1): one sshd per session over the target's own channel, and who git says that you are."""
+"""SSH access (docs/decisions/entering-by-ssh.md): one sshd per session over the target's channel; the git identity."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOT_PASSED = re.compile(
     r"SPT_FLOW_.*|HOME|PWD|OLDPWD|SHLVL|HOSTNAME|USER|LOGNAME|SHELL|TERM|MAIL|_|SSH_.*|GIT_.*|(HASHED_)?PASSWORD"
 )
 
-# What may grow large goes to the container's disk: /tmp is memory (decision A10).
+# Large caches go to the container's disk, because /tmp is memory (docs/decisions/memory-file-systems.md).
 CACHE = "/var/tmp/coder"  # noqa: S108 - a directory of the user's own, made with the image
 CACHES = {
     "GOTMPDIR": CACHE,

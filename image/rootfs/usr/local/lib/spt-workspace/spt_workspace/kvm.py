@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether KVM works for this user, by running twelve bytes of guest code (design, section 6).
+"""Whether KVM works for this user, by running twelve bytes of guest code (docs/decisions/kvm-by-guest-code.md).
 
 The trial is the one that hosts are tried with, which nothing inside can import; a test holds the two together.
 """

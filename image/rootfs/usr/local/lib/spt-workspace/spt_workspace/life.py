@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How long a workspace lives (decision C8): activity is what changed between two samples, never a time of day."""
+"""Idle stop, keep-alive and deadline. Activity is a change between samples (docs/decisions/idle-and-keepalive.md)."""
 
 from __future__ import annotations
 

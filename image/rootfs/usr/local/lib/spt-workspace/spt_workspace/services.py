@@ -93,7 +93,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def range_problem(uid_map: str, subuid: str, user: str) -> str:
-    """Why this workspace's id range cannot hold rootless Docker, with the numbers (decision A3); empty when it can."""
+    """Return why the id range is too small for rootless Docker, else "" (docs/decisions/user-namespaces.md)."""
     ranges = [line.split(":") for line in subuid.splitlines() if line.split(":")[0] == user]
     if not ranges:
         return f"/etc/subuid has no range for {user}; the image is not one that can run Docker inside."
