@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from ._workspace import LABEL
 LIBRARY = "usr/local/lib/spt-flow"
 NETWORK = "spt-flow"
 """The bridge that workspaces are on (decision A8)."""
-KEYS = ("maxkeys", "maxbytes")
 PROGRAMS = ("usr/sbin/dockerd", "usr/bin/dockerd")
 DATA_ROOT = "/var/lib/docker"
 KEPT = ("containers", "image/*/imagedb/content/sha256", "volumes")
@@ -38,6 +37,7 @@ def read(
     units: Sequence[str] = (),
     devices: Sequence[str] = (),
     files: Sequence[str] = (),
+    limits: Mapping[str, int] | None = None,
     root: str = "/",
 ) -> dict[str, Any]:
     """Everything that the role decides by; keys as in the module engine_info. Raises FlowError for settings that are
@@ -59,9 +59,22 @@ def read(
         "remap_user": any(line.startswith(f"{remap_user}:") for line in _host.lines(base / "etc/passwd")),
         "members": _members(base, "docker"),
         "firewall": real and _works(f"/{LIBRARY}/spt-flow-firewall", "check"),
-        "key_limits": {name: int(_host.text(base / "proc/sys/kernel/keys" / name) or 0) for name in KEYS},
+        "limits": _limits(base, limits or {}),
         "files": _host_files.digests(files) if real else {},
     }
+
+
+def _limits(base: Path, least: Mapping[str, int]) -> dict[str, Any]:
+    """What each limit of the kernel should be: never less than it is. A least value of 0 stands for no limit."""
+    values, low = {}, []
+    for name, wanted in ((name, int(value)) for name, value in least.items()):
+        text = _host.text(base / "proc/sys" / name.replace(".", "/")).strip()
+        if not text:
+            continue
+        values[name] = max(int(text), wanted) if wanted else 0
+        if values[name] != int(text):
+            low.append(name)
+    return {"values": values, "low": low}
 
 
 def _settings(path: Path) -> dict[str, Any]:

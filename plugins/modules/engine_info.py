@@ -41,6 +41,10 @@ options:
     type: list
     elements: str
     default: []
+  limits:
+    description: Limits of the kernel by their sysctl names, each with its least value; 0 means no limit.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -123,8 +127,10 @@ engine:
     firewall:
       description: Whether the rules between workspaces and the host are in place.
       type: bool
-    key_limits:
-      description: The kernel's limits of keys (maxkeys and maxbytes) for each user.
+    limits:
+      description:
+        - What the limits that this kernel knows should be (values), never less than they are, and the names of those
+          that are too low now (low).
       type: dict
     files:
       description: Digests by path, for O(spt.flow.host_files#module:seen); empty text for what does not exist.
@@ -140,6 +146,7 @@ def main() -> None:
     names = {"type": "list", "elements": "str", "default": []}
     user = {"type": "str", "default": "spt-flow-remap"}
     spec = {"remap_user": user, "packages": names, "units": names, "devices": names, "files": names}
+    spec["limits"] = {"type": "dict", "default": {}}
     module = AnsibleModule(spec, supports_check_mode=True)
     try:
         found = _docker_host.read(**module.params)

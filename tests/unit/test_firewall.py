@@ -26,6 +26,7 @@ class Firewall:
             "PATH=/usr/sbin:": f"PATH={folder}:/usr/sbin:",
             "/etc/spt-flow/": f"{folder}/",
             "/sys/class/net/": f"{folder}/net/",
+            "/proc/sys/": f"{folder}/proc/",
         }.items():
             assert old in text
             text = text.replace(old, new)
@@ -75,6 +76,25 @@ def test_an_allowed_port_is_open_before_all_others_are_refused(firewall: Firewal
     (firewall.folder / "firewall.env").write_text("ALLOW=''\n")
     firewall.run("apply")
     assert not any("tcp dport" in rule for rule in firewall.rules())
+
+
+def test_connections_of_a_workspace_are_limited_before_any_is_accepted(firewall: Firewall) -> None:
+    (firewall.folder / "firewall.env").write_text("ALLOW='3000'\nCONNECTIONS=77\n")
+    firewall.run("apply")
+    rules = firewall.rules()
+    assert "add @connections { ip saddr ct count over 77 } reject" in rules
+    first, second = (number for number, rule in enumerate(rules) if rule.endswith("jump connections"))
+    assert first < rules.index("tcp dport { 3000 } accept") < second
+    assert not any(rule.endswith("accept") and rule.startswith("iifname") for rule in rules[first + 4 : second])
+
+
+@pytest.mark.parametrize(("before", "after"), [("262144", "1048576"), ("2000000", "2000000")])
+def test_the_table_of_connections_gets_room_and_never_less(firewall: Firewall, before: str, after: str) -> None:
+    limit = firewall.folder / "proc/net/netfilter/nf_conntrack_max"
+    limit.parent.mkdir(parents=True)
+    limit.write_text(f"{before}\n")
+    assert firewall.run("apply").returncode == 0
+    assert limit.read_text().strip() == after
 
 
 def test_ports_of_the_bridge_are_isolated(firewall: Firewall) -> None:

@@ -42,7 +42,8 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 def read(root: Path) -> dict[str, Any]:
-    return _docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], root=str(root))
+    limits = {"kernel.keys.maxkeys": 20000, "fs.pipe-user-pages-soft": 0, "kernel.pid_max": 1000, "kernel.unknown": 5}
+    return _docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], limits=limits, root=str(root))
 
 
 def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
@@ -56,7 +57,18 @@ def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
     assert found["ids"] == {"subuid": ["1000000:1048576"], "subgid": []}
     assert (found["remap_user"], found["members"]) == (True, ["ada", "grace"])
     assert (found["settings"], found["content"], found["newer"], found["devices"]) == ({}, 0, False, {})
-    assert found["key_limits"] == {"maxkeys": 200, "maxbytes": 0}
+
+
+def test_limits_of_the_kernel_are_raised_and_never_lowered(tmp_path: Path) -> None:
+    numbers = {"kernel/keys/maxkeys": 200, "fs/pipe-user-pages-soft": 16384, "kernel/pid_max": 4194304}
+    root = tree(tmp_path, UBUNTU)
+    for name, number in numbers.items():
+        (root / "proc/sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "proc/sys" / name).write_text(f"{number}\n")
+    assert read(root)["limits"] == {
+        "values": {"kernel.keys.maxkeys": 20000, "fs.pipe-user-pages-soft": 0, "kernel.pid_max": 4194304},
+        "low": ["kernel.keys.maxkeys", "fs.pipe-user-pages-soft"],
+    }
 
 
 def test_a_container_is_told_from_its_host(tmp_path: Path) -> None:

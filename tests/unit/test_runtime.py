@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "roles/host_docker/files/spt-flow-runc"
 MAPPINGS = [{"containerID": 0, "hostID": 1000000, "size": 1048576}]
+GROUPS = [{"containerID": 0, "hostID": 2000000, "size": 65536}, {"containerID": 65536, "hostID": 3000000, "size": 9}]
 CREATE = ["--root", "/run/docker", "--log-format", "json", "create", "--bundle"]
+
+SETPRIV = """#!/bin/sh
+# Instead of a holder in a user namespace: a process whose files below /proc are ordinary ones.
+[ ! -e {folder}/refused ] || exit 1
+echo "$*" >>{folder}/setpriv.called
+sleep 60 </dev/null >/dev/null 2>&1 &
+mkdir -p {folder}/proc/$!/ns
+: >{folder}/proc/$!/ns/user
+echo $!
+"""
 
 
 class Runtime:
@@ -32,11 +44,13 @@ class Runtime:
             "PATH=/usr/local/sbin:": f"PATH={folder}:/usr/local/sbin:",
             "/etc/spt-flow/runtime.env": str(self.environment),
             "/usr/local/lib/spt-flow/audit-id.sh": str(self.audit),
+            "/proc/$holder/": f"{folder}/proc/$holder/",
             "/sys/class/net/spt-flow0/": f"{folder}/",
         }.items():
             assert old in text
             text = text.replace(old, new)
         self._write(self.program, text)
+        self._write(folder / "setpriv", SETPRIV.format(folder=folder))
         self._write(folder / "runc", f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {self.called}\nexit 7\n")
 
     @staticmethod
@@ -51,16 +65,27 @@ class Runtime:
                 "devices": [{"allow": False, "access": "rwm"}],
                 **({"pids": {"limit": pids}} if pids else {}),
             },
+            "namespaces": [{"type": "mount"}, {"type": "user"}, {"type": "pid"}],
             "maskedPaths": ["/proc/kcore", "/proc/keys"],
             "readonlyPaths": ["/proc/sys"],
         }
         if uid_mappings:
-            linux = {"uidMappings": MAPPINGS, "gidMappings": MAPPINGS, **linux}
-        content = {"ociVersion": "1.0.2", "process": {"env": list(env), "args": ["sh"]}, "linux": linux}
+            linux = {"uidMappings": MAPPINGS, "gidMappings": GROUPS, **linux}
+        mounts = [{"destination": "/dev/pts", "type": "devpts", "options": ["nosuid", "newinstance", "mode=0620"]}]
+        process = {"env": list(env), "args": ["sh"]}
+        content = {"ociVersion": "1.0.2", "process": process, "mounts": mounts, "linux": linux}
         (self.bundle / "config.json").write_text(json.dumps(content, separators=(",", ":")))
 
     def linux(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())["linux"]
+        """What the bundle says now; a user namespace that was made for it stands as one without a path."""
+        found: dict[str, Any] = self.content()["linux"]
+        for namespace in found["namespaces"]:
+            if namespace["type"] == "user":
+                namespace.pop("path", None)
+        return found
+
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
         return found
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -193,3 +218,65 @@ def test_without_its_audit_number_nothing_starts(runtime: Runtime) -> None:
     assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 1
     assert runtime.run("exec", "x1", "true").returncode == 1
     assert runtime.words() is None
+
+
+# The user namespace and the limits
+
+
+def ended(process: int) -> bool:
+    """Whether it runs no more; whether it was reaped is its parent's business."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize(("name", "owner"), [("0a96a78cffc1", 0x70A96A78), ("fffffffff", 0x7FFFFFFF)])
+def test_each_container_gets_a_user_namespace_made_by_an_id_of_its_own(runtime: Runtime, name: str, owner: int) -> None:
+    runtime.config()
+    assert runtime.run(*CREATE, str(runtime.bundle), name).returncode == 7
+    assert f"--reuid={owner} --regid={owner} --clear-groups" in (runtime.folder / "setpriv.called").read_text()
+    (holder,) = (runtime.folder / "proc").iterdir()
+    assert (holder / "uid_map").read_text() == "0 1000000 1048576\n"
+    assert (holder / "gid_map").read_text() == "0 2000000 65536\n65536 3000000 9\n"
+    assert ended(int(holder.name)), "the holder outlives the call"
+    (path,) = [space["path"] for space in runtime.content()["linux"]["namespaces"] if "path" in space]
+    assert re.fullmatch(r"/proc/\d+/fd/8", path)
+
+
+def test_the_container_does_not_inherit_the_namespaces_descriptor(runtime: Runtime) -> None:
+    runtime.config()
+    said = runtime.folder / "descriptors"
+    (runtime.folder / "runc").write_text(f"#!/bin/sh\n[ -e /proc/$PPID/fd/8 ] && ls /proc/self/fd >{said}\n")
+    runtime.run(*CREATE, str(runtime.bundle), "abcdef0")
+    assert "8" not in said.read_text().split()
+
+
+@pytest.mark.parametrize("name", ["x1", "abc", "../../etc", "0x12345678"])
+def test_a_container_with_another_kind_of_name_gets_one_too(runtime: Runtime, name: str) -> None:
+    runtime.config()
+    assert runtime.run(*CREATE, str(runtime.bundle), name).returncode == 7
+    assert re.search(r"--reuid=1[89]\d{8} ", (runtime.folder / "setpriv.called").read_text())
+
+
+def test_the_engine_is_told_why_no_namespace_could_be_made(runtime: Runtime) -> None:
+    runtime.config()
+    (runtime.folder / "refused").touch()
+    log = runtime.folder / "log.json"
+    done = runtime.run("--root", "/r", "--log", str(log), "create", "--bundle", str(runtime.bundle), "x1")
+    assert (done.returncode, runtime.words()) == (1, None)
+    said = json.loads(log.read_text())
+    assert said["level"] == "error"
+    assert "no user namespace can be made" in said["msg"] and "max_user_namespaces" in said["msg"]
+
+
+def test_terminals_and_open_files_have_the_nodes_limits(runtime: Runtime) -> None:
+    runtime.environment.write_text("FILES_LIMIT=99\nTERMINALS_LIMIT=7\n")
+    runtime.config(env=('X="newinstance",',))
+    said = runtime.folder / "files"
+    (runtime.folder / "runc").write_text(f"#!/bin/sh\nulimit -Hn >>{said}; ulimit -Sn >>{said}\n")
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    runtime.run("exec", "x1", "true")
+    assert said.read_text().split() == ["99"] * 4
+    assert runtime.content()["mounts"][0]["options"] == ["nosuid", "newinstance", "max=7", "mode=0620"]
+    assert runtime.content()["process"]["env"] == ['X="newinstance",']
