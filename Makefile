@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
+.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bare bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -37,8 +37,11 @@ molecule: ## Roles in systemd containers: check, converge, check, idempotence, v
 test-live: ## The life of a workspace on a real Coder server, where one is installed; else says what is missing
 	@$(MAX) pytest -q -rs tests/live
 
-sanity: ## ansible-test sanity on a copy of the tree
-	@$(MAX) tools/sanity
+sanity: ## ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (default), SANITY="--test <name> …"
+	@tools/venv --core $(or $(CORE),2.21) -- tools/sanity $(SANITY)
+
+bare: ## The tarball beside a bare ansible-core: every playbook loads, every name exists, the reset play runs
+	@$(MAX) tools/bare
 
 bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
 	@$(MAX) tests/bench/bench $(BENCH)

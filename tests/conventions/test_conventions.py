@@ -299,9 +299,9 @@ def test_dockerfile_is_one_that_the_classic_builder_reads(path: Path) -> None:
     assert not re.search(r"(curl|wget)[^\n]*\|\s*(ba)?sh", text)
 
 
-@pytest.mark.parametrize("name", ["min", "max", "dev", "build"])
-def test_python_packages_are_pinned_with_the_hashes_of_their_files(name: str) -> None:
-    text = (CHECKOUT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "requirements").iterdir()), ids=identity)
+def test_python_packages_are_pinned_with_the_hashes_of_their_files(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     pin = r"[\w.-]+==[\w.]+( ; python_full_version [><=]+ '3\.1\d(\.\*)?')?( and [^\\]*)?"
     package = rf"{pin}( \\\n    --hash=sha256:[0-9a-f]{{64}})+\n"
     assert re.fullmatch(rf"(#.*\n)*({package})+", text)
@@ -359,6 +359,13 @@ def test_help_lists_every_target() -> None:
     assert phony and set(phony[1].split()) == targets
     rules = re.findall(r"^[a-z-]+:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
     assert max(rule.count("\n") for rule in rules) <= 2
+
+
+def test_workflows_call_only_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for workflow in (CHECKOUT / ".github/workflows").glob("*.yml"):
+        called = set(re.findall(r"\bmake ([a-z-]+)", workflow.read_text(encoding="utf-8")))
+        assert called and called <= targets, workflow.name
 
 
 def test_ci_runs_make_test() -> None:
