@@ -122,23 +122,25 @@ def fingerprint(volume: Volume, exclude: Iterable[str] = ()) -> str:
     found = hashlib.sha256(json.dumps([sorted(volume.labels.items()), list(exclude)]).encode())
     todo = [os.fsencode(volume.path)]
     try:
+        device = os.lstat(volume.path).st_dev
         while todo:
             folder = todo.pop()
-            found.update(_inode(folder, os.lstat(folder)))
+            found.update(_inode(folder, os.lstat(folder), device))
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
                 else:
-                    found.update(_inode(entry.name, entry.stat(follow_symlinks=False)))
+                    found.update(_inode(entry.name, entry.stat(follow_symlinks=False), device))
     except OSError:
         return ""
     return found.hexdigest()
 
 
-def _inode(name: bytes, facts: os.stat_result) -> bytes:
-    numbers = (facts.st_dev, facts.st_ino, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size)
+def _inode(name: bytes, facts: os.stat_result, device: int) -> bytes:
+    # A loop device has another number each time.
+    numbers = (facts.st_dev != device, facts.st_ino, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size)
     return b"%s\0%s\0" % (name, repr((*numbers, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
 
 

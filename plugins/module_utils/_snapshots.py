@@ -10,6 +10,7 @@ epoch seconds.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ._disk_image import copy, drop, opened
 from ._errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ._snapshot_compare import differences
 from ._snapshot_policy import Snapshot, expired, newest_good, orphaned
@@ -172,21 +174,35 @@ def _run(config: Config, names: tuple[str, ...], status: dict[str, Any], clock: 
             continue
         record = status["volumes"].setdefault(volume.name, {})
         try:
-            # Before anything is read: what changes from here on changes the next run's fingerprint.
-            mark = fingerprint(volume, config.exclude)
-            if not names and unchanged(record, mark, known, volume.name, clock()):
-                record.update(error="", last_good=clock(), added=0, seconds=0.0, present=True)
-                continue
-            record["mark"], stored = "", True
-            with frozen(volume, config.source) as (source, kind):
-                record.update(store(config, volume, source, kind, known, clock))
-            record["mark"] = "" if record["error"] else mark
+            with opened(Path(volume.path)):
+                stored |= _snapshot(config, volume, record, known, clock, bool(names))
         except (FlowError, OSError) as error:
             record["error"] = str(error)
         if record["error"]:
             errors.append(f"{volume.name}: {record['error']}")
     if not names:
         _tidy(config, volumes, status, clock(), restic.snapshots() if stored else known, trusted=not note)
+
+
+def _snapshot(
+    config: Config,
+    volume: Volume,
+    record: dict[str, Any],
+    known: list[Snapshot],
+    clock: Callable[[], float],
+    asked: bool,
+) -> bool:
+    """Store ``volume`` unless nothing in it has changed and nobody ``asked`` for it. Returns whether it was stored."""
+    # Before anything is read: what changes from here on changes the next run's fingerprint.
+    mark = fingerprint(volume, config.exclude)
+    if not asked and unchanged(record, mark, known, volume.name, clock()):
+        record.update(error="", last_good=clock(), added=0, seconds=0.0, present=True)
+        return False
+    record["mark"] = ""
+    with frozen(volume, config.source) as (source, kind):
+        record.update(store(config, volume, source, kind, known, clock))
+    record["mark"] = "" if record["error"] else mark
+    return True
 
 
 def unchanged(record: dict[str, Any], mark: str, known: list[Snapshot], name: str, now: float) -> bool:
@@ -381,7 +397,7 @@ def _compare_one(config: Config, result: dict[str, Any], clock: Callable[[], flo
     scratch.mkdir(mode=0o700, parents=True)
     try:
         began = time.time()
-        with frozen(volume, config.source) as (source, kind):
+        with opened(Path(volume.path)), frozen(volume, config.source) as (source, kind):
             record = store(config, volume, source, kind, config.restic().snapshots(), clock)
             if record["error"]:
                 raise Unhealthy(f"Volume {volume.name} could not be read in full: {record['error']}")
@@ -525,6 +541,7 @@ def _swap(config: Config, snapshot: Snapshot, volume: Volume) -> None:
         raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    drop(home)
     shutil.rmtree(old)
 
 
@@ -547,6 +564,13 @@ def _restore_path(
     }
     if plan_only:
         return result
+    with opened(Path(volume.path)):
+        _restore_into(config, volume, snapshot, inside, name)
+    return result
+
+
+def _restore_into(config: Config, volume: Volume, snapshot: Snapshot, inside: str, name: str) -> None:
+    """Restore ``inside`` beside the volume's data, then put it into its directory ``name``."""
     home = os.open(volume.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     staging = Path(volume.path).parent / ".spt-flow-restore"
     shutil.rmtree(staging, ignore_errors=True)
@@ -556,13 +580,12 @@ def _restore_path(
         found = staging / Path(volume.path).name / inside
         if not os.path.lexists(found):
             raise NotFound(
-                f"Snapshot {snapshot.id} of {what.volume} has no {inside}.", "Paths are relative to the home."
+                f"Snapshot {snapshot.id} of {snapshot.volume} has no {inside}.", "Paths are relative to the home."
             )
         _place(home, name, found)
     finally:
         os.close(home)
         shutil.rmtree(staging, ignore_errors=True)
-    return result
 
 
 def _place(home: int, name: str, found: Path) -> None:
@@ -575,10 +598,30 @@ def _place(home: int, name: str, found: Path) -> None:
         raise Conflict(f"The home already has a {name}; nothing was changed.", "Move it away and run again.") from None
     target = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=home)
     try:
-        os.rename(found, found.name, dst_dir_fd=target)
+        _move(found, target)
         os.fchown(target, owner.st_uid, owner.st_gid)
+    except OSError as error:
+        # Nobody but root can be in it: half of what was asked for would look like all of it.
+        shutil.rmtree(f"/proc/self/fd/{target}/{found.name}", ignore_errors=True)
+        with suppress(OSError):
+            os.unlink(found.name, dir_fd=target)
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=home)
+        raise FlowError(
+            f"Cannot put {found.name} into the home: {error.strerror}. Nothing was changed.", "Make room there."
+        ) from error
     finally:
         os.close(target)
+
+
+def _move(found: Path, target: int) -> None:
+    """Move ``found`` into the open directory ``target``; by copying where that has a file system or quota of its own."""
+    try:
+        os.rename(found, found.name, dst_dir_fd=target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy(str(found), Path(f"/proc/{os.getpid()}/fd/{target}"))
 
 
 def inner_path(path: str) -> str:

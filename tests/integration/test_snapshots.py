@@ -20,7 +20,16 @@ from ansible_collections.spt.flow.plugins.module_utils._snapshot_compare import 
 from ansible_collections.spt.flow.tests.integration import sshd_kit
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["_errors", "_snapshots", "_snapshot_policy", "_snapshot_restic", "_snapshot_volumes", "_snapshot_compare"]
+PARTS = [
+    "_errors",
+    "_disk_image",
+    "_disk_kernel",
+    "_snapshots",
+    "_snapshot_policy",
+    "_snapshot_restic",
+    "_snapshot_volumes",
+    "_snapshot_compare",
+]
 BASE = 1_000_000
 
 pytestmark = pytest.mark.skipif(
