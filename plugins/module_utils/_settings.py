@@ -194,7 +194,7 @@ OPTIONS: dict[str, Option] = {
             "Size of a workspace's home, and of the files it writes outside volumes.",
             "workspace",
             low=256 * MEBIBYTE,
-            high=2**44,
+            high=2**43,
             zero="no limit",
         ),
         Option(
@@ -204,7 +204,7 @@ OPTIONS: dict[str, Option] = {
             "Size of the data of Docker inside a workspace.",
             "workspace",
             low=256 * MEBIBYTE,
-            high=2**44,
+            high=2**43,
             zero="no limit",
         ),
         Option("known_hosts", "str", "", "Lines for known_hosts beside those that the image pins.", "workspace"),
