@@ -615,7 +615,7 @@ def _place(home: int, name: str, found: Path) -> None:
 
 
 def _move(found: Path, target: int) -> None:
-    """Move ``found`` into the open directory ``target``; by copying where that has a file system or quota of its own."""
+    """Move ``found`` into the open directory ``target``, or copy where that has a file system or quota of its own."""
     try:
         os.rename(found, found.name, dst_dir_fd=target)
     except OSError as error:
