@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter of system calls means the same on every ABI of a processor, arm64 and its 32-bit ABI included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.spt.flow.tests.unit import seccomp_kit
+from ansible_collections.spt.flow.tests.unit.seccomp_kit import ALLOW, ERRNO, X32, Filter, number
+
+X86_64, X86, AARCH64, ARM = seccomp_kit.ARCHITECTURES
+ABIS = {X86_64: (X86_64, X86), AARCH64: (AARCH64, ARM)}
+FAMILIES = {1, 2, 10, 16, 17}
+SPLIT = {"socket", "socketpair", "personality"}
+"""Calls whose answer depends on an argument."""
+PROFILE = json.loads(seccomp_kit.PROFILE.read_text(encoding="utf-8"))
+ALLOWED = {
+    name
+    for rule in PROFILE["syscalls"]
+    for name in rule["names"]
+    if rule["action"] == "SCMP_ACT_ALLOW" and not rule.get("args")
+}
+
+pytestmark = pytest.mark.skipif(not seccomp_kit.available(), reason="libseccomp is not installed (package libseccomp2)")
+every_abi = pytest.mark.parametrize(("native", "abi"), [(native, abi) for native in ABIS for abi in ABIS[native]])
+
+
+def sockets(abi: str) -> list[int]:
+    return [number(abi, name) for name in ("socket", "socketpair")]
+
+
+@pytest.fixture(scope="module")
+def filters() -> dict[str, Filter]:
+    return {native: Filter(native) for native in ABIS}
+
+
+@every_abi
+def test_only_the_listed_families_have_sockets(filters: dict[str, Filter], native: str, abi: str) -> None:
+    for call in sockets(abi):
+        assert {family for family in range(64) if filters[native].allows(abi, call, family)} == FAMILIES
+
+
+@every_abi
+def test_bits_that_the_kernel_ignores_let_no_family_pass(filters: dict[str, Filter], native: str, abi: str) -> None:
+    """The kernel takes 32 bits of the family; a rule that compares ranges would take this for a family beyond them."""
+    for call in sockets(abi):
+        for family in (38, 40):
+            for high in (1 << 32, 1 << 33, 1 << 63, 0xFFFFFFFF << 32):
+                assert not filters[native].allows(abi, call, high | family)
+
+
+def test_no_socket_by_the_call_whose_arguments_no_filter_sees(filters: dict[str, Filter]) -> None:
+    call = number(X86, "socketcall")
+    assert {filters[X86_64].answer(X86, call, which) for which in range(32)} == {ERRNO | 38}
+
+
+@every_abi
+def test_a_call_is_allowed_exactly_where_the_profile_names_it(
+    filters: dict[str, Filter], native: str, abi: str
+) -> None:
+    known = {name: number(abi, name) for rule in PROFILE["syscalls"] for name in rule["names"]}
+    wanted = {call for name, call in known.items() if call >= 0 and name in ALLOWED}
+    split = {call for name, call in known.items() if name in SPLIT}
+    private = range(0xF0000, 0xF0010) if abi == ARM else ()
+    found = {call for call in (*range(1024), *private) if filters[native].allows(abi, call)}
+    assert found - split == wanted - split
+
+
+def test_the_third_abi_of_x86_has_no_calls(filters: dict[str, Filter]) -> None:
+    assert not any(filters[X86_64].allows(X86_64, X32 | call, family) for call in range(1024) for family in (0, 1, 40))
+
+
+@pytest.mark.parametrize("native", ABIS)
+def test_abis_of_other_processors_have_no_calls(filters: dict[str, Filter], native: str) -> None:
+    for abi in {*seccomp_kit.ARCHITECTURES} - {*ABIS[native]}:
+        assert not any(filters[native].allows(abi, call, 1) for call in range(512))
+
+
+def test_a_filter_of_ranges_would_be_passed() -> None:
+    """The control of the tests above: they find the hole where it is."""
+    rules = [
+        {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
+        {
+            "names": ["socket"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 0, "value": 40, "op": "SCMP_CMP_GT"}],
+        },
+    ]
+    loose = Filter(X86_64, {**PROFILE, "syscalls": rules})
+    assert loose.allows(X86_64, 41, 1 << 32 | 40) and not loose.allows(X86_64, 41, 40)
+    assert loose.allows(X86, number(X86, "socketcall"), 1)
+    assert loose.answer(X86_64, 0) == ALLOW
