@@ -101,7 +101,8 @@ def _configuration(
 
 def _arguments(settings: Settings, apparmor: bool) -> list[str]:
     """What ``_docker_body`` sends to the engine, as ``docker run`` takes it."""
-    words = [*(f"--cap-drop={name}" for name in _docker_body.DROPPED), f"--stop-timeout={_docker_body.GRACE}"]
+    words = [f"--sysctl={name}={value}" for name, value in _docker_body.SYSCTLS.items()]
+    words += [*(f"--cap-drop={name}" for name in _docker_body.DROPPED), f"--stop-timeout={_docker_body.GRACE}"]
     if settings.kvm == "required":
         words.append(f"--device={_docker_body.KVM}")
     if not _docker(settings):

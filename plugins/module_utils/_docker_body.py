@@ -34,10 +34,12 @@ LEAST_RANGE = 262144
 IDE_PORT = 8080
 KVM = "/dev/kvm"
 GRACE = 30
-DROPPED = ("MKNOD", "SETFCAP")
+DROPPED = ("MKNOD", "NET_RAW", "SETFCAP")
 """Docker's default capabilities that no workspace has. A file that carries capabilities would give root's powers to
-runs that the audit trail cannot see."""
-UNLIMITED = "Disk is not limited: the engine was not prepared by the role spt.flow.host_docker."
+runs that the audit trail cannot see; raw sockets would let a workspace forge packets of its neighbours."""
+SYSCTLS = {"net.ipv4.ping_group_range": "0 65535"}
+"""Without raw sockets `ping` needs this."""
+UNLIMITED = "disk is not limited"
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,29 @@ class Plan:
             notes = [*notes, reason]
         devices, reason = _devices(settings.kvm, docker, local, exists)
         notes = [*notes, reason] if reason else notes
-        if (settings.disk or settings.docker_disk) and not (facts.runtime and facts.remapped):
-            notes = [*notes, UNLIMITED]
+        reason = unprotected(facts, bool(settings.disk or settings.docker_disk))
+        notes = [*notes, reason] if reason else notes
         return cls(settings, facts, docker, docker_reason, devices, tuple(notes))
+
+
+def unprotected(facts: EngineFacts, disk: bool = True) -> str:
+    """The sentence about what an engine lacks that the role host_docker did not set up; nothing for one that it did.
+
+    ``disk``: whether a limit of disk is asked for.
+    """
+    reasons = []
+    if not facts.runtime:
+        reasons.append("no firewall keeps workspaces from this machine's services, cloud metadata and each other")
+        reasons.append("the audit trail does not name them")
+    if not facts.remapped:
+        reasons.append("root inside is root outside for the kernel")
+    if not facts.seccomp:
+        reasons.append("system calls are not filtered")
+    if disk and not (facts.runtime and facts.remapped):
+        reasons.append(UNLIMITED)
+    if not reasons:
+        return ""
+    return f"The role spt.flow.host_docker has not prepared this engine: {'; '.join(reasons)}."
 
 
 def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
@@ -203,6 +225,7 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
         "AutoRemove": not dev,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
         "CapDrop": list(DROPPED),
+        "Sysctls": dict(SYSCTLS),
         "SecurityOpt": _security(plan),
         "Devices": [{"PathOnHost": d, "PathInContainer": d, "CgroupPermissions": "rw"} for d in plan.devices],
         "Mounts": [{"Type": "volume", "Source": name, "Target": path} for name, path in volumes.items()],
@@ -223,21 +246,21 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
 
 
 def _security(plan: Plan) -> list[str]:
-    """Docker's own profiles unless Docker is to run inside, which needs ours (decisions A4, B7)."""
-    if not plan.docker:
-        return []
+    """Our filter of system calls, and our AppArmor profile where the engine has it (decisions A4, B7)."""
     options = []
     if plan.facts.seccomp:
         options.append(f"seccomp={json.dumps(json.loads(SECCOMP.read_text(encoding='utf-8')), separators=(',', ':'))}")
-    if plan.facts.apparmor:
+    # The role that installs the runtime loads the profile, too; an engine refuses a profile that it does not know.
+    if plan.facts.apparmor and (plan.docker or plan.facts.runtime):
         options.append(f"apparmor={APPARMOR}")
     return options
 
 
 def _masks(plan: Plan) -> dict[str, Any]:
-    """Docker inside mounts its own /proc; the kernel allows that only where nothing of the outer one is hidden (A1)."""
-    if not plan.docker:
-        return {}
+    """Our runtime where it works: it sets the audit number, and unmasks /proc only where Docker runs inside.
+
+    Docker inside mounts its own /proc; the kernel allows that only where nothing of the outer one is hidden (A1).
+    """
     if plan.facts.runtime and plan.facts.remapped:
         return {"Runtime": RUNTIME}
-    return {"MaskedPaths": [], "ReadonlyPaths": []}
+    return {"MaskedPaths": [], "ReadonlyPaths": []} if plan.docker else {}

@@ -49,7 +49,7 @@ def examine(target: str, kvm: str, template: str, engine: str, connect: Connect,
     found = [git(), ssh(), agent()]
     if target == "coder":
         return [*found, *server(template, connect, fetch)]
-    return [*found, docker(engine), *([] if engine else [device(kvm)])]
+    return [*found, docker(engine), *protection(engine), *([] if engine else [device(kvm)])]
 
 
 def missing(checks: Iterable[Check]) -> FlowError | None:
@@ -132,6 +132,22 @@ def docker(engine: str = "") -> Check:
         prepare = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
         return Check("docker", "missing", error.message, f"{error.hint}\n{prepare}".strip())
     return Check("docker", "ok", f"Docker {answer.get('Version', '')} answers.")
+
+
+def protection(engine: str = "") -> list[Check]:
+    """What an engine that answers lacks of what the role host_docker sets up."""
+    from . import _docker_body
+    from ._docker_target import DockerTarget
+
+    try:
+        lacking = _docker_body.unprotected(DockerTarget(engine).probe_engine())
+    except FlowError:
+        return []
+    if lacking:
+        return [
+            Check("protection", "note", lacking, "Prepare it: make quickstart, or ansible-playbook spt.flow.engine")
+        ]
+    return [Check("protection", "ok", "The role spt.flow.host_docker has prepared the engine.")]
 
 
 def device(wish: str) -> Check:

@@ -32,11 +32,14 @@ CAPABILITIES = {
     "SETUID": 7,
     "SETPCAP": 8,
     "NET_BIND_SERVICE": 10,
-    "NET_RAW": 13,
     "SYS_CHROOT": 18,
     "AUDIT_WRITE": 29,
 }
+<<<<<<< Updated upstream
 """All that a workspace's root may have: Docker's default without MKNOD and SETFCAP (docs/decisions/seccomp.md)."""
+=======
+"""All that a workspace's root may have: Docker's default without MKNOD, NET_RAW and SETFCAP (decision B7)."""
+>>>>>>> Stashed changes
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,23 @@ def test_a_required_device_that_is_missing_is_refused(shared_lab: Lab) -> None:
     assert any("software emulation" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize("prefix", ["", "sudo -n "])
+def test_ping_works_and_raw_sockets_do_not(shared_lab: Lab, small: Workspace, prefix: str) -> None:
+    status, said = shell(shared_lab, small, f"{prefix}ping -c 1 -W 2 127.0.0.1")
+    assert (status, "1 received" in said) == (0, True), said
+    raw = "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 768)"
+    for words in raw:
+        status, said = shell(shared_lab, small, f"{prefix}python3 -c 'import socket; {words}'")
+        assert (status, "PermissionError" in said) == (1, True), said
+
+
+def test_a_workspace_without_docker_inside_has_our_filter_and_runtime(shared_lab: Lab, small: Workspace) -> None:
+    host = shared_lab.inspect(small.id)["HostConfig"]
+    assert host["Runtime"] == "spt-flow" and any(option.startswith("seccomp={") for option in host["SecurityOpt"])
+    _status, said = shell(shared_lab, small, "python3 -c 'import socket; socket.socket(40, 1)'; findmnt /proc/sys")
+    assert "PermissionError" in said and "ro," in said, "vsock is refused, and /proc stays masked"
+
+
 def test_a_busy_neighbour_does_not_starve_others(shared_lab: Lab, small: Workspace) -> None:
     """A fork bomb with a memory hog beside it: another workspace still answers, and nothing outside is killed."""
     other = shared_lab.up(shared_lab.spec(shared_lab.repository("other"), **SMALL))

@@ -117,7 +117,7 @@ def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraf
     assert (host["NanoCpus"], host["Memory"], host["MemorySwap"]) == (10**9, 1 << 30, 1 << 30)
     assert host["Runtime"] == "spt-flow"
     assert not host["Privileged"]
-    assert host["CapDrop"] == ["CAP_MKNOD", "CAP_SETFCAP"]
+    assert host["CapDrop"] == ["CAP_MKNOD", "CAP_NET_RAW", "CAP_SETFCAP"]
     assert host["Tmpfs"] == SETTINGS.tmpfs()
     assert any(option.startswith("seccomp={") for option in host["SecurityOpt"])
     assert "docker.sock" not in json.dumps(found["Mounts"])

@@ -60,7 +60,8 @@ def test_isolation_is_exactly_this():
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "5m", "max-file": "2"}},
-        "CapDrop": ["MKNOD", "SETFCAP"],
+        "CapDrop": ["MKNOD", "NET_RAW", "SETFCAP"],
+        "Sysctls": {"net.ipv4.ping_group_range": "0 65535"},
         "Runtime": "spt-flow",
     }
     (option,) = host["SecurityOpt"]
@@ -91,7 +92,22 @@ def test_never_privileged_never_the_hosts(docker, remapped, runtime):
     assert "docker.sock" not in text and "unconfined" not in text
     unmasked = host.get("MaskedPaths") == []
     assert unmasked == ((docker == "unsafe" and not remapped) or (docker != "disabled" and remapped and not runtime))
-    assert ("Runtime" in host) == (docker != "disabled" and remapped and runtime)
+    assert ("Runtime" in host) == (remapped and runtime)
+
+
+@pytest.mark.parametrize("kind", ["dev", "ci"])
+def test_a_workspace_without_docker_inside_is_confined_as_any_other(kind):
+    spec = replace(with_settings(docker="disabled"), kind=kind)
+    found, other = (body(one, replace(FACTS, apparmor=True))["HostConfig"] for one in (spec, replace(SPEC, kind=kind)))
+    for key in ("Runtime", "SecurityOpt", "CapDrop", "Sysctls"):
+        assert found[key] == other[key], key
+    assert [option.partition("=")[0] for option in found["SecurityOpt"]] == ["seccomp", "apparmor"]
+
+
+def test_a_profile_that_an_engine_does_not_have_is_not_asked_for():
+    facts = replace(FACTS, apparmor=True, runtime=False)
+    (option,) = body(with_settings(docker="disabled"), facts)["HostConfig"]["SecurityOpt"]
+    assert option.startswith("seccomp=")
 
 
 @pytest.mark.parametrize(
@@ -154,13 +170,28 @@ def test_small_machine_is_told_in_one_line():
 @pytest.mark.parametrize(("runtime", "remapped"), [(False, True), (True, False), (False, False)])
 def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
     facts = replace(FACTS, runtime=runtime, remapped=remapped)
-    assert _docker_body.UNLIMITED in _docker_body.Plan.of(SPEC, facts, True, lambda path: True).notes
+    assert _docker_body.UNLIMITED in " ".join(_docker_body.Plan.of(SPEC, facts, True, lambda path: True).notes)
     without = with_settings(disk=0, docker_disk=0)
-    assert _docker_body.UNLIMITED not in _docker_body.Plan.of(without, facts, True, lambda path: True).notes
+    assert _docker_body.UNLIMITED not in " ".join(_docker_body.Plan.of(without, facts, True, lambda path: True).notes)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"runtime": False}, ["no firewall", "the audit trail"]),
+        ({"remapped": False, "remap_size": 0}, ["root inside is root outside"]),
+        ({"seccomp": False}, ["system calls are not filtered"]),
+        ({"runtime": False, "remapped": False, "remap_size": 0, "seccomp": False}, ["no firewall", "root inside"]),
+    ],
+)
+def test_one_line_says_what_an_unprepared_engine_does_not_protect(facts, words):
+    plan = _docker_body.Plan.of(with_settings(docker="disabled"), replace(FACTS, **facts), True, lambda path: True)
+    (note,) = plan.notes
+    assert "\n" not in note and "spt.flow.host_docker" in note and all(word in note for word in words)
 
 
 def test_a_prepared_engine_limits_disk_and_says_nothing():
-    assert _docker_body.UNLIMITED not in _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True).notes
+    assert _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True).notes == ()
     made = body(with_settings(disk=GIBIBYTE, docker_disk=2 * GIBIBYTE))
     assert {f"SPT_FLOW_DISK={GIBIBYTE}", f"SPT_FLOW_DOCKER_DISK={2 * GIBIBYTE}"} <= set(made["Env"])
 
@@ -188,7 +219,7 @@ def test_labels_of_the_home_are_the_record_of_identity():
 
 def test_no_apparmor_profile_without_apparmor():
     assert len(body(SPEC, replace(FACTS, apparmor=True))["HostConfig"]["SecurityOpt"]) == 2
-    assert body(with_settings(docker="disabled"))["HostConfig"]["SecurityOpt"] == []
+    assert len(body(SPEC, FACTS)["HostConfig"]["SecurityOpt"]) == 1
 
 
 def test_bundle_is_named_for_local_repositories_only(tmp_path):

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pexpect
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.action import doctor as action
-from ansible_collections.spt.flow.plugins.module_utils import _doctor
+from ansible_collections.spt.flow.plugins.module_utils import _docker_target, _doctor
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit.test_docker_body import FACTS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ADMIN = "c123456789-d123456789012345678901"
@@ -184,3 +186,14 @@ def test_a_settings_file_keeps_what_is_not_answered(before: str, answers: dict[s
 
 def test_no_option_that_is_kept_is_a_secret() -> None:
     assert not {"token", "command", "confirm", "repo"} & set(action.LASTING)
+
+
+@pytest.mark.parametrize(("runtime", "state", "word"), [(True, "ok", "has prepared"), (False, "note", "no firewall")])
+def test_an_engine_that_nobody_prepared_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, runtime: bool, state: str, word: str
+) -> None:
+    facts = replace(FACTS, runtime=runtime)
+    monkeypatch.setattr(_docker_target.DockerTarget, "probe_engine", lambda _self: facts)
+    (check,) = _doctor.protection()
+    assert (check.name, check.state) == ("protection", state)
+    assert word in check.message and "\n" not in check.message

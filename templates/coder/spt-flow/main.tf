@@ -312,7 +312,7 @@ resource "docker_container" "workspace" {
   image    = data.docker_image.workspace.id
   hostname = data.coder_workspace.me.name
   user     = "1000:1000"
-  runtime  = var.docker ? var.runtime : null
+  runtime  = var.runtime
 
   entrypoint = ["/usr/bin/tini", "-g", "--", "sh", "-c", replace(coder_agent.main.init_script, "/localhost|127\\.0\\.0\\.1/", "host.docker.internal")]
   command    = []
@@ -327,8 +327,10 @@ resource "docker_container" "workspace" {
   restart               = "no"
   log_driver            = "json-file"
   log_opts              = { "max-size" = "5m", "max-file" = "2" }
-  security_opts         = var.docker ? concat(["seccomp=${jsonencode(jsondecode(file("${path.module}/seccomp.json")))}"], var.apparmor == "" ? [] : ["apparmor=${var.apparmor}"]) : null
-  tmpfs                 = jsondecode(var.tmpfs)
+  security_opts         = concat(["seccomp=${jsonencode(jsondecode(file("${path.module}/seccomp.json")))}"], var.apparmor == "" ? [] : ["apparmor=${var.apparmor}"])
+  # Without raw sockets `ping` needs this.
+  sysctls = { "net.ipv4.ping_group_range" = "0 65535" }
+  tmpfs   = jsondecode(var.tmpfs)
 
   env = concat([
     "CODER_AGENT_TOKEN=${coder_agent.main.token}",
@@ -352,7 +354,7 @@ resource "docker_container" "workspace" {
   ], [for name, value in jsondecode(var.environment) : "${name}=${value}"])
 
   capabilities {
-    drop = ["CAP_MKNOD", "CAP_SETFCAP"]
+    drop = ["CAP_MKNOD", "CAP_NET_RAW", "CAP_SETFCAP"]
   }
 
   dynamic "devices" {

@@ -59,12 +59,12 @@ variable "docker" {
 
 variable "runtime" {
   type        = string
-  description = "The OCI runtime of workspaces with Docker inside."
+  description = "The OCI runtime of workspaces."
 }
 
 variable "apparmor" {
   type        = string
-  description = "AppArmor profile of workspaces with Docker inside; empty where nodes have no AppArmor."
+  description = "AppArmor profile of workspaces; empty where nodes have no AppArmor."
   # Coder (v2.35.1) takes an empty value for none at all, so one that may be empty needs a default.
   default = ""
 }
