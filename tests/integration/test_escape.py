@@ -35,11 +35,7 @@ CAPABILITIES = {
     "SYS_CHROOT": 18,
     "AUDIT_WRITE": 29,
 }
-<<<<<<< Updated upstream
-"""All that a workspace's root may have: Docker's default without MKNOD and SETFCAP (docs/decisions/seccomp.md)."""
-=======
-"""All that a workspace's root may have: Docker's default without MKNOD, NET_RAW and SETFCAP (decision B7)."""
->>>>>>> Stashed changes
+"""All that a workspace's root may have: Docker's default less three (docs/decisions/seccomp.md)."""
 
 
 @dataclass(frozen=True)

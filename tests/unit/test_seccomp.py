@@ -101,7 +101,8 @@ def test_answered_as_if_it_were_not_there(name: str) -> None:
 
 
 def test_sockets_have_the_listed_families_by_whole_values(tool: ModuleType) -> None:
-    for name in ("socket", "socketpair"):
+    for name, families in (("socket", [1, 2, 10, 16, 17]), ("socketpair", [1])):
         arguments = [arg for rule in rules(name) for arg in rule["args"]]
         assert {(arg["index"], arg["op"]) for arg in arguments} == {(0, "SCMP_CMP_EQ")}
-        assert [arg["value"] for arg in arguments] == [*tool.FAMILIES.values()] == [1, 2, 10, 16, 17]
+        assert [arg["value"] for arg in arguments] == families
+    assert [*tool.FAMILIES.values()] == [1, 2, 10, 16, 17]

@@ -193,13 +193,8 @@ def test_every_rendering_says_the_same(chosen: Settings) -> None:
         # A file asks engines that nobody has prepared for nothing of ours that the container can do without.
         plain = {"seccomp": None, "apparmor": "", "runtime": ""} if "json" in name and found["docker"] == "off" else {}
         for key, value in found.items():
-<<<<<<< Updated upstream
-            assert value == wanted[key], f"{name}: {key}"
-        # The provider has no limit of processes; the runtime sets it (docs/decisions/runtime-wrapper.md).
-=======
             assert value == plain.get(key, wanted[key]), f"{name}: {key}"
-        # The provider has no limit of processes; the runtime sets it (decision B4).
->>>>>>> Stashed changes
+        # The provider has no limit of processes; the runtime sets it (docs/decisions/runtime-wrapper.md).
         assert wanted.keys() - found.keys() == ({"pids"} if "Terraform" in name else set())
         for key in chosen.environment():
             assert environment[key] == wanted_environment[key], f"{name}: {key}"
