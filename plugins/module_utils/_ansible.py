@@ -371,13 +371,16 @@ def engine_of(node: str, task_vars: Mapping[str, Any]) -> str:
 
 
 def git_identity(values: Mapping[str, Any]) -> dict[str, str]:
-    """``name`` and ``email`` for commits: the user's values, else what the caller's git says."""
+    """``name`` and ``email`` for commits: the user's values, else what the caller's git says outside repositories."""
     wanted = {"name": str(values["git_name"]), "email": str(values["git_email"])}
     if all(wanted.values()):
         return wanted
     argv = ["git", "config", "--null", "--get-regexp", r"^user\.(name|email)$"]
+    # Not in the current directory, whose repository may be somebody else's.
+    environ = {name: text for name, text in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
+    place: dict[str, Any] = {"cwd": "/", "env": environ, "stdin": subprocess.DEVNULL}
     try:
-        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False).stdout
+        said = subprocess.run(argv, capture_output=True, timeout=10, check=False, **place).stdout
     except (OSError, subprocess.TimeoutExpired):
         return wanted
     for entry in said.decode(errors="replace").split("\0"):

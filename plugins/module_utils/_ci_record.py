@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,15 @@ def source(repository: Repository) -> dict[str, str]:
     """Where the run's commit is from: the address, or the folder and what that was itself cloned from."""
     if repository.kind != "local":
         return {"source": repository.url, "origin": ""}
-    asked = ["git", "-C", repository.path, "config", "--get", "remote.origin.url"]
+    from ._repository_local import origin
+    from ._repository_probe import run_bounded
+
     try:
-        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
         # A pipeline's checkout may carry its token in the address.
-        origin = Repository.parse(re.sub(r"^(https?://)[^/@]*@", r"\1", done.stdout.strip()))
-    except (OSError, subprocess.TimeoutExpired, InvalidInput):
+        found = Repository.parse(re.sub(r"^(https?://)[^/@]*@", r"\1", origin(repository.path, run_bounded)))
+    except (OSError, InvalidInput):
         return {"source": repository.path, "origin": ""}
-    return {"source": repository.path, "origin": "" if origin.kind == "local" else origin.url}
+    return {"source": repository.path, "origin": "" if found.kind == "local" else found.url}
 
 
 def values(record: Mapping[str, Any], repo: str = "", target: str = "docker") -> dict[str, Any]:

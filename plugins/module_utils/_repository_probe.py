@@ -12,9 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ._errors import DeadlineExceeded, FlowError, NotFound, redact
 from ._repository import _COMMIT, Repository, validate_ref
+
+if TYPE_CHECKING:
+    from ._repository_local import LocalGit
 
 BUNDLE_LIMIT = 1024**3
 """Bytes of a bundle that are held in memory at most."""
@@ -177,35 +181,25 @@ def probe(
 # Repositories on this machine
 
 
-def _git(repository: Repository, arguments: Sequence[str], timeout: float, runner: Runner = run_bounded) -> Outcome:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environ.update(LC_ALL="C", LANGUAGE="", GIT_TERMINAL_PROMPT="0", GIT_OPTIONAL_LOCKS="0")
-    return runner(["git", "-C", repository.path, *arguments], environ, timeout)
-
-
 def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runner) -> Probe:
-    if not os.path.isdir(repository.path):
-        return Probe("not-found", "there is no such folder")
+    from ._repository_local import Unreadable, reading
+
     try:
-        outcome = _git(repository, ["rev-parse", "--is-shallow-repository", "--show-cdup"], timeout, runner)
-        if outcome.status != 0:
-            return Probe("not-found", _last_words(outcome.stderr) or "it is no git repository")
-        shallow, _newline, up = outcome.stdout.partition("\n")
-        if up.strip():
-            return Probe("not-found", "it is a folder inside a repository, not the repository itself")
-        if shallow.strip() == "true":
-            return Probe(
-                "not-found", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
-            )
-        wanted = ref or "HEAD"
-        outcome = _git(
-            repository,
-            ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"],
-            timeout,
-            runner,
-        )
+        with reading(repository.path, runner) as git:
+            return _probe_git(git, ref, timeout)
+    except Unreadable as error:
+        return Probe("not-found", str(error))
     except FileNotFoundError:
         return Probe("unreachable", "git is not installed on this machine")
+
+
+def _probe_git(git: LocalGit, ref: str, timeout: float) -> Probe:
+    if git.shallow:
+        return Probe(
+            "not-found", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
+        )
+    wanted = ref or "HEAD"
+    outcome = git.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"], timeout)
     if outcome.status is None:
         return Probe("unreachable", f"no answer within {timeout:g} s")
     if outcome.status != 0:
@@ -215,23 +209,34 @@ def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runne
 
 def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, runner: Runner = run_bounded) -> bytes:
     """A local repository's branches, tags and HEAD as a git bundle (decision B12)."""
-    import tempfile
+    from ._repository_local import Unreadable, reading
 
     validate_ref(ref)
-    answer = _probe_local(repository, ref, timeout, runner)
     where = f"Cannot copy the repository {repository.path}"
-    if answer.state != "open":
-        raise NotFound(f"{where}: {answer.detail}.", "Give the top folder of a complete clone that has a commit.")
-    with tempfile.TemporaryDirectory(prefix="spt-flow-") as folder:
-        file = os.path.join(folder, "seed.bundle")
-        outcome = _git(
-            repository, ["bundle", "create", "--quiet", file, "HEAD", "--branches", "--tags"], timeout, runner
+    hint = "Give the top folder of a complete clone that has a commit."
+    try:
+        with reading(repository.path, runner) as git:
+            answer = _probe_git(git, ref, timeout)
+            if answer.state != "open":
+                raise NotFound(f"{where}: {answer.detail}.", hint)
+            return _bundle(git, where, timeout)
+    except Unreadable as error:
+        raise NotFound(f"{where}: {error}.", hint) from None
+    except FileNotFoundError:
+        raise NotFound(f"{where}: git is not installed on this machine.", hint) from None
+
+
+def _bundle(git: LocalGit, where: str, timeout: float) -> bytes:
+    file = os.path.join(git.path, "seed.bundle")
+    outcome = git.run(["bundle", "create", "--quiet", file, "HEAD", "--branches", "--tags"], timeout)
+    if outcome.status is None:
+        raise DeadlineExceeded(f"{where}: git took longer than {timeout:g} s.")
+    if outcome.status != 0:
+        raise FlowError(
+            f"{where}: {_last_words(outcome.stderr)}",
+            "If it is a partial clone or damaged, make a whole clone of it and give that.",
         )
-        if outcome.status is None:
-            raise DeadlineExceeded(f"{where}: git took longer than {timeout:g} s.")
-        if outcome.status != 0:
-            raise FlowError(f"{where}: {_last_words(outcome.stderr)}")
-        if os.path.getsize(file) > BUNDLE_LIMIT:
-            raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and give its address.")
-        with open(file, "rb") as bundle:
-            return bundle.read()
+    if os.path.getsize(file) > BUNDLE_LIMIT:
+        raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and give its address.")
+    with open(file, "rb") as bundle:
+        return bundle.read()
