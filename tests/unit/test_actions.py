@@ -22,6 +22,7 @@ from ansible_collections.spt.flow.plugins.module_utils import _ansible, _report,
 from ansible_collections.spt.flow.plugins.module_utils._docker_session import UNREADABLE, to_session
 from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Step, Workspace
+from ansible_collections.spt.flow.tests import hostile
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, step_event
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -313,6 +314,17 @@ def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
     monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(tmp_path / "ansible.cfg"))
     assert "a file of the repository" in act("devcontainer", {"path": str(tmp_path)})["msg"]
     assert not (tmp_path / ".devcontainer").exists()
+
+
+def test_the_author_does_not_come_from_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hostile.git(tmp_path, "init", "-q", str(tmp_path / "work"))
+    hostile.git(tmp_path / "work", "config", "user.name", "Somebody Else")
+    (tmp_path / ".gitconfig").write_text("[user]\n\temail = me@example.com\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "work/.git"))
+    monkeypatch.chdir(tmp_path / "work")
+    assert _ansible.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
 
 
 def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
