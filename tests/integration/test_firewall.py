@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +165,46 @@ def test_rules_of_the_first_version_are_taken_away(network: Network, firewall: P
     network.run("host", str(firewall), "apply")
     assert "SPT-FLOW" not in network.run("host", "iptables", "-S").stdout
     network.run("host", "iptables", "-X", "DOCKER-USER")
+
+
+def entries(network: Network, address: str) -> int:
+    """How many entries of the host's table of connections ``address`` has."""
+    table = Path(f"/proc/{network.servers[0].pid}/net/nf_conntrack")
+    if not table.exists():
+        return int(network.run("host", "cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
+    return table.read_text().count(f"src={address} ")
+
+
+SPREAD = """
+import socket, sys
+for number in range(int(sys.argv[2])):
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        one.sendto(b"x", (sys.argv[1], 10000 + number))
+    except OSError:
+        pass
+"""
+
+
+def test_one_workspace_cannot_fill_the_hosts_table_of_connections(network: Network, firewall: Path) -> None:
+    (firewall.parent / "firewall.env").write_text("ALLOW=''\nCONNECTIONS=50\n")
+    network.run("host", str(firewall), "apply")
+    network.run("one", sys.executable, "-c", SPREAD, OUTSIDE, "1000")
+    assert 40 <= entries(network, ONE) <= 120
+    assert not network.connects("one", OUTSIDE, 80), "refused at once, not left waiting"
+    assert network.connects("two", OUTSIDE, 80), "the neighbour still connects"
+    assert network.connects("outside", HOST, 80), "so does everybody with the host"
+    assert network.run("host", str(firewall), "check", check=False).returncode == 0
+
+
+def test_closed_connections_of_a_workspace_are_limited_by_their_rate(network: Network, firewall: Path) -> None:
+    (firewall.parent / "firewall.env").write_text("ALLOW=''\nCONNECTIONS=20\n")
+    network.run("host", str(firewall), "apply")
+    script = (
+        "import socket, sys, time\ngot, begun = 0, time.monotonic()\nwhile time.monotonic() < begun + 1:\n"
+        " try: socket.create_connection((sys.argv[1], 80), 1).close(); got += 1\n except OSError: pass\n"
+        "print(got / (time.monotonic() - begun))"
+    )
+    rate = float(network.run("one", sys.executable, "-c", script, OUTSIDE).stdout)
+    assert rate < 700, "500 a second and the burst"
+    assert network.connects("two", OUTSIDE, 80)
