@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bare bench docs seccomp devcontainer runner-dir requirements image image-update build install clean
+.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bare bench docs docs-site seccomp devcontainer runner-dir requirements image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -48,6 +48,9 @@ bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart mea
 
 docs: ## Update the generated tables of docs/reference and roles, and templates/devcontainer
 	@$(MAX) tools/docs
+
+docs-site: ## Build the documentation site into artifacts/docs-site/html; fails on a broken link
+	@$(MAX) tools/docs-site
 
 seccomp: ## Write image/seccomp.json anew
 	@tools/seccomp

@@ -23,7 +23,7 @@ options:
     type: path
     default: /dev/kvm
   nested:
-    description: The nested flag that is wished for; RV(host.reload) tells what that takes.
+    description: The nested flag that is wished for; C(host.reload) tells what that takes.
     type: bool
     default: true
   files:
