@@ -10,9 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 
 NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "trust", "workspace", "from_run")
 KEPT = (
@@ -21,8 +25,8 @@ KEPT = (
 )
 
 
-class ActionModule(_ansible.FlowAction):
-    VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
+class ActionModule(ansible_action.FlowAction):
+    VALUES = tuple(name for name in settings_options.OPTIONS if name not in NOT_OURS)
     DOING = "run the CI job"
     FAILED = {"exit_status": 125}  # `_ci.NOT_RUN`, before there is a run
     parent = 0
@@ -32,48 +36,50 @@ class ActionModule(_ansible.FlowAction):
         return super().run(tmp, task_vars)
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _ci
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
 
         # The callback let the main process, and so this one, end by it; here a lost connection is an error like others.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         values = self.values
         job, notes = self._job()
-        target = _ansible.open_target(values)
-        spec = replace(_ansible.make_spec(values), name="")
+        target = ansible_open.open_target(values)
+        spec = replace(ansible_open.make_spec(values), name="")
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": "Check mode: the job would run in a workspace of its own."}, [])
         # Before the TTL begins: an image is made once, and may take minutes.
-        furnished = _ansible.Furnished(target, values)
+        furnished = ansible_open.Furnished(target, values)
         furnished.prepare(self.progress)
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
-        outcome = _ci.run(furnished, spec, job, self.progress, lines)
+        outcome = ci_run.run(furnished, spec, job, self.progress, lines)
         outcome.notes[:0] = [*notes, *(self._kept() if runner else [])]
         return self._answer(outcome)
 
     def _job(self) -> tuple[Any, list[str]]:
         """What is to be run; refuses what nothing need be started for."""
-        from ansible_collections.spt.flow.plugins.module_utils import _ci
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
 
         values = self.values
         if not values["repo"]:
             raise InvalidInput("There is no repository to run a job for.", "Name one: SPT_FLOW_REPO")
         if not values["command"].strip():
             raise InvalidInput("There is no command to run.", "Give it: SPT_FLOW_COMMAND='make test'")
-        commit = _ci.check_commit(values["commit"])
-        artifacts, junit = (_ci.globs(values[name], name) for name in ("artifacts", "junit"))
-        env, notes = _ci.environment(values["env"], values["env_file"], os.environ)
+        commit = ci_request.check_commit(values["commit"])
+        artifacts, junit = (ci_request.globs(values[name], name) for name in ("artifacts", "junit"))
+        env, notes = ci_request.environment(values["env"], values["env_file"], os.environ)
         folder = Path(values["artifacts_dir"]).expanduser()
         if not folder.is_absolute():
             # Ansible may have changed the folder that it works in.
             folder = Path(os.environ.get("PWD") or os.getcwd()) / folder
-        return _ci.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
+        return ci_request.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
 
     def _kept(self) -> list[str]:
         """What is secret and on the disk by now: ansible-runner has written its environment into its folder."""
-        from ansible_collections.spt.flow.plugins.module_utils import _ci
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
 
-        names = [name for name in (*_ci.words(self.values["env"]), "CODER_SESSION_TOKEN") if os.environ.get(name)]
+        names = [
+            name for name in (*ci_request.words(self.values["env"]), "CODER_SESSION_TOKEN") if os.environ.get(name)
+        ]
         return [KEPT.format(", ".join(names))] if names else []
 
     def say(self, line: str) -> None:
@@ -83,7 +89,7 @@ class ActionModule(_ansible.FlowAction):
 
     def _show(self, text: str) -> None:
         if os.getppid() == self.parent:
-            _ansible.display.display(text, stderr=self.screen == "json")
+            ansible_values.display.display(text, stderr=self.screen == "json")
 
     def _answer(self, outcome: Any) -> dict[str, Any]:
         tests = ", ".join(f"{number} {name}" for name, number in outcome.reports.items())
@@ -100,4 +106,4 @@ class ActionModule(_ansible.FlowAction):
             return self.finish(answer, ["", *(f"  {line}" for line in lines), last])
         hint = "\n".join(part for part in (outcome.hint, *lines, last) if part)
         error = FlowError(outcome.msg, hint, {"kind": outcome.kind, "reason": outcome.reason})
-        return _ansible.failed(error, **{**answer, "msg": outcome.msg})
+        return ansible_results.failed(error, **{**answer, "msg": outcome.msg})

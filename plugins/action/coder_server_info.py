@@ -6,21 +6,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import coder_action as ansible_coder_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 
 
-class ActionModule(_ansible.CoderAction):
-    OWN = dict(_ansible.CoderAction.SERVER)
+class ActionModule(ansible_coder_action.CoderAction):
+    OWN = dict(ansible_coder_action.CoderAction.SERVER)
     VALUES = ("output",)
     DOING = "read the health of the Coder server"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_health
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import health as coder_health
 
         client = self.anonymous()
         with self.operator(client) as signed:
-            found = _coder_health.read(signed, self.own["wait"])
+            found = coder_health.read(signed, self.own["wait"])
         sections = [vars(one) | {"said": list(one.said)} for one in found.sections]
         server = {"version": found.version, "healthy": not found.failing, "sections": sections}
         url = client.http.config.url
@@ -32,6 +33,6 @@ class ActionModule(_ansible.CoderAction):
                 f"The Coder server {url} ({found.version}) is not healthy: {failing}.",
                 "Its codes are explained at https://coder.com/docs/admin/monitoring/health-check",
             )
-            return _ansible.failed(error, server=server)
+            return ansible_results.failed(error, server=server)
         msg = f"The Coder server {url} is healthy, version {found.version}."
         return self.finish({"changed": False, "msg": msg, "server": server}, ["", *found.lines()])

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _inventory, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import coder_action as ansible_coder_action
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import inventory as controller_inventory
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
 
-class ActionModule(_ansible.CoderAction):
+class ActionModule(ansible_coder_action.CoderAction):
     OWN = {
-        **_ansible.CoderAction.SERVER,
+        **ansible_coder_action.CoderAction.SERVER,
         "kinds": {"type": "list", "elements": "str", "choices": ["dev", "ci"], "default": ["dev", "ci"]},
         "token_file": {"type": "str", "default": ""},
         "lock_file": {"type": "str", "default": ""},
@@ -29,7 +32,7 @@ class ActionModule(_ansible.CoderAction):
         "image_release",
         "output",
         "template",
-        *(option.name for option in _settings.OPTIONS.values() if option.scope == "workspace"),
+        *(option.name for option in settings_options.OPTIONS.values() if option.scope == "workspace"),
     )
     DOING = "bring the template to the Coder server"
 
@@ -48,7 +51,7 @@ class ActionModule(_ansible.CoderAction):
             with super().operator(client) as signed:
                 yield signed
             return
-        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
         secret, _mode = self.read_secret(self.own["token_file"])
         if not secret:
@@ -70,20 +73,24 @@ class ActionModule(_ansible.CoderAction):
         return f"{content}\n".encode() if content else b""
 
     def _rolled_out(self, client: CoderAdmin) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _coder_template, _image_identity
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import parse as coder_parse
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-        settings = _settings.Settings.of(self.values)
-        image = _image_identity.current(settings.profile, self.values["image_release"])
-        nodes = _inventory.engines_for_server(self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {})
+        settings = settings_workspace.Settings.of(self.values)
+        image = image_identity.current(settings.profile, self.values["image_release"])
+        nodes = controller_inventory.engines_for_server(
+            self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {}
+        )
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
         more |= {"image": image.tag, "image_hash": image.hash}
         lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:
-            name = self.values["template"] + (_coder_target.CI_SUFFIX if kind == "ci" else "")
-            wanted = _coder_template.ours(settings, kind, name, nodes, lock, **more)
-            wanted = _coder_template.deprecated(wanted, self.own["deprecated"])
-            done = _coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
+            name = self.values["template"] + (coder_parse.CI_SUFFIX if kind == "ci" else "")
+            wanted = coder_template.ours(settings, kind, name, nodes, lock, **more)
+            wanted = coder_template.deprecated(wanted, self.own["deprecated"])
+            done = coder_template.roll_out(client, wanted, bool(self._task.check_mode), self.progress)
             rows.append({"name": name, "kind": kind, "msg": sentence(name, done), **vars(done)})
         changed = any(row["changed"] for row in rows)
         mode = "Check mode: " if self._task.check_mode else ""

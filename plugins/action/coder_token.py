@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import coder_action as ansible_coder_action
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_server
-    from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
 
-class ActionModule(_ansible.CoderAction):
+class ActionModule(ansible_coder_action.CoderAction):
     OWN = {
-        **_ansible.CoderAction.SERVER,
+        **ansible_coder_action.CoderAction.SERVER,
         "name": {"type": "str", "required": True},
         "user": {"type": "str", "default": "me"},
         "dest": {"type": "str", "required": True},
@@ -29,16 +30,16 @@ class ActionModule(_ansible.CoderAction):
     DOING = "look after the token"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
-        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
         wish = self._wish()
         client = self.anonymous()
         check = bool(self._task.check_mode)
         secret, mode = self.read_secret(self.own["dest"])
-        at_hand = _coder_server.AtHand("there is none")
+        at_hand = coder_tokens.AtHand("there is none")
         if secret:
-            at_hand = _coder_server.verify(self._holder(client, secret), wish)
+            at_hand = coder_tokens.verify(self._holder(client, secret), wish)
         if at_hand.good:
             return self._kept(at_hand, secret, mode, check)
         if check:
@@ -49,21 +50,21 @@ class ActionModule(_ansible.CoderAction):
         with self._minter(client, own) as minter:
             return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _of_me(wish), at_hand)
 
-    def _wish(self) -> _coder_server.Wish:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+    def _wish(self) -> coder_tokens.Wish:
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
 
-        lifetime = _settings.parse_duration(self.own["lifetime"], "lifetime")
-        before = _settings.parse_duration(self.own["rotate_before"], "rotate_before")
+        lifetime = settings_values.parse_duration(self.own["lifetime"], "lifetime")
+        before = settings_values.parse_duration(self.own["rotate_before"], "rotate_before")
         if lifetime < 3600 or before >= lifetime:
             raise InvalidInput(
                 f"A token that lives {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} before.",
                 "lifetime is at least 1h, and longer than rotate_before.",
             )
-        return _coder_server.Wish(self.own["name"], self.own["user"], lifetime, before)
+        return coder_tokens.Wish(self.own["name"], self.own["user"], lifetime, before)
 
     def _holder(self, client: CoderAdmin, secret: str) -> CoderAdmin:
         """Whoever has the token that lies on the host."""
-        from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
         return CoderAdmin(client.http.signed(secret, self.own["dest"]))
 
@@ -75,7 +76,7 @@ class ActionModule(_ansible.CoderAction):
         with self.operator(client) as signed:
             yield signed
 
-    def _kept(self, at_hand: _coder_server.AtHand, secret: str, mode: str, check: bool) -> dict[str, Any]:
+    def _kept(self, at_hand: coder_tokens.AtHand, secret: str, mode: str, check: bool) -> dict[str, Any]:
         """The token is good; that only its owner reads its file is seen to."""
         name, ends = at_hand.key["token_name"], at_hand.key["expires_at"]
         if mode == "600":
@@ -86,15 +87,15 @@ class ActionModule(_ansible.CoderAction):
         return self._answer(True, f"Check mode: {msg}" if check else msg, {"mode": mode}, name, ends)
 
     def _replaced(
-        self, minter: CoderAdmin, anonymous: CoderAdmin, wish: _coder_server.Wish, at_hand: _coder_server.AtHand
+        self, minter: CoderAdmin, anonymous: CoderAdmin, wish: coder_tokens.Wish, at_hand: coder_tokens.AtHand
     ) -> dict[str, Any]:
         """Made, tried, written, and only then the old ones deleted: a run that is killed leaves one that works."""
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
 
-        made = _coder_server.mint(minter, wish)
+        made = coder_tokens.mint(minter, wish)
         fresh = made.token.partition("-")[0]
         try:
-            tried = _coder_server.verify(self._holder(anonymous, made.token), wish)
+            tried = coder_tokens.verify(self._holder(anonymous, made.token), wish)
             if not tried.good:
                 raise FlowError(f"The new token {made.name} does not work: {tried.reason}.", "Run the command again.")
             self.write_secret(self.own["dest"], made.token)
@@ -103,8 +104,8 @@ class ActionModule(_ansible.CoderAction):
             raise
         # The old ones may include the one that asks, which is then the last to go.
         asking = minter.http.config.token.partition("-")[0]
-        _coder_server.forget(minter, wish.user, sorted(made.stale, key=lambda key: key == asking))
-        said = _coder_server.cap_sentence(tried.username, made.capped, wish.lifetime) if made.capped else ""
+        coder_tokens.forget(minter, wish.user, sorted(made.stale, key=lambda key: key == asking))
+        said = coder_tokens.cap_sentence(tried.username, made.capped, wish.lifetime) if made.capped else ""
         ends = tried.key["expires_at"]
         msg = f"Token {made.name} of {tried.username} lies in {self.own['dest']}, good until {ends[:16]}Z"
         return self._answer(
@@ -119,7 +120,7 @@ class ActionModule(_ansible.CoderAction):
         return self.finish({"changed": changed, "msg": msg, "token": about, "diff": diff}, ["", msg])
 
 
-def _of_me(wish: _coder_server.Wish) -> _coder_server.Wish:
+def _of_me(wish: coder_tokens.Wish) -> coder_tokens.Wish:
     """The same wish by the user themselves, who needs no role for it."""
     from dataclasses import replace
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import coder_action as ansible_coder_action
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_server
-    from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import login as coder_login
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
 USER = {
     "username": {"type": "str", "required": True},
@@ -25,9 +26,9 @@ USER = {
 }
 
 
-class ActionModule(_ansible.CoderAction):
+class ActionModule(ansible_coder_action.CoderAction):
     OWN = {
-        **_ansible.CoderAction.SERVER,
+        **ansible_coder_action.CoderAction.SERVER,
         "users": {"type": "list", "elements": "dict", "default": [], "options": USER},
         "first_username": {"type": "str", "default": ""},
         "first_name": {"type": "str", "default": ""},
@@ -36,10 +37,11 @@ class ActionModule(_ansible.CoderAction):
     DOING = "look after the users of the Coder server"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import login as coder_login
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 
         # Everything that can be refused is refused before the first user is touched.
-        people = [_coder_server.Person.of(values) for values in self.own["users"]]
+        people = [coder_users.Person.of(values) for values in self.own["users"]]
         client, login = self.anonymous(), self.login()
         check = bool(self._task.check_mode)
         rows: list[dict[str, Any]] = []
@@ -55,18 +57,18 @@ class ActionModule(_ansible.CoderAction):
             if fresh and check:
                 return self._answer(rows + [_row(_unmade(person), check) for person in people])
             if fresh:
-                _coder_server.make_first(client, login)
+                coder_login.make_first(client, login)
         with self.operator(client) as signed:
             rows += self._people(signed, people, check)
         return self._answer(rows)
 
-    def _people(self, client: CoderAdmin, people: list[_coder_server.Person], check: bool) -> list[dict[str, Any]]:
-        from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+    def _people(self, client: CoderAdmin, people: list[coder_users.Person], check: bool) -> list[dict[str, Any]]:
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 
-        plans = [_coder_server.plan(client, person) for person in people]
+        plans = [coder_users.plan(client, person) for person in people]
         for plan in plans:
             if plan.changed and not check:
-                _coder_server.carry_out(client, plan, self.progress)
+                coder_users.carry_out(client, plan, self.progress)
         return [_row(plan, check) for plan in plans]
 
     def _answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,20 +83,20 @@ class ActionModule(_ansible.CoderAction):
         return self.finish({"changed": bool(shown), "msg": msg, "users": users, "diff": diff}, ["", count])
 
 
-def _unmade(person: _coder_server.Person) -> _coder_server.Plan:
+def _unmade(person: coder_users.Person) -> coder_users.Plan:
     """The plan for a server that has no user yet and so answers nothing."""
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_server
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 
-    if person.state == _coder_server.OFFBOARDED:
-        return _coder_server.Plan(person, (), {}, {})
+    if person.state == coder_users.OFFBOARDED:
+        return coder_users.Plan(person, (), {}, {})
     roles = {
         name: list(value) for name in ("roles", "organization_roles") if (value := getattr(person, name)) is not None
     }
     actions = ("create", "organization_roles") if roles.get("organization_roles") else ("create",)
-    return _coder_server.Plan(person, actions, {}, {"status": "active", **roles})
+    return coder_users.Plan(person, actions, {}, {"status": "active", **roles})
 
 
-def _first(login: _coder_server.Login, fresh: bool, check: bool) -> dict[str, Any]:
+def _first(login: coder_login.Login, fresh: bool, check: bool) -> dict[str, Any]:
     said = "created" if fresh else "unchanged"
     return {
         "username": login.username,
@@ -105,7 +107,7 @@ def _first(login: _coder_server.Login, fresh: bool, check: bool) -> dict[str, An
     }
 
 
-def _row(plan: _coder_server.Plan, check: bool) -> dict[str, Any]:
+def _row(plan: coder_users.Plan, check: bool) -> dict[str, Any]:
     return {
         "username": plan.person.username,
         "changed": plan.changed,

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _ansible_guard, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import guard as ansible_guard
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import text as common_text
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {
         "path": {"type": "str", "default": ""},
         "image": {"type": "str", "default": ""},
@@ -21,25 +25,30 @@ class ActionModule(_ansible.FlowAction):
     }
     VALUES = (
         *("repo", "ref", "output", "default_host"),
-        *(option.name for option in _settings.OPTIONS.values() if option.scope == "workspace"),
+        *(option.name for option in settings_options.OPTIONS.values() if option.scope == "workspace"),
     )
     DOING = "write the dev container"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _devcontainer, _image_identity
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
         # Ansible may have changed the folder that it works in.
-        folder = Path(os.environ.get("PWD") or os.getcwd()) / Path(self.own["path"]).expanduser() / _devcontainer.FOLDER
-        _ansible_guard.refuse_configuration_of(str(folder.parent), C.CONFIG_FILE)
-        settings = _settings.Settings.of(self.values)
-        current = _image_identity.current(settings.profile, self.values["image_release"])
+        folder = (
+            Path(os.environ.get("PWD") or os.getcwd())
+            / Path(self.own["path"]).expanduser()
+            / docker_devcontainer.FOLDER
+        )
+        ansible_guard.refuse_configuration_of(str(folder.parent), C.CONFIG_FILE)
+        settings = settings_workspace.Settings.of(self.values)
+        current = image_identity.current(settings.profile, self.values["image_release"])
         image = self.own["image"] or current.reference or current.tag
-        wanted = _devcontainer.files(
+        wanted = docker_devcontainer.files(
             settings, checked(image), self._repository(), self.values["ref"], self.own["apparmor"]
         )
-        changes = _devcontainer.changes(folder, wanted)
+        changes = docker_devcontainer.changes(folder, wanted)
         if changes and not self._task.check_mode:
-            _devcontainer.write(folder, {name: text for name, (_before, text) in changes.items()})
+            docker_devcontainer.write(folder, {name: text for name, (_before, text) in changes.items()})
         msg = f"The dev container {folder / 'devcontainer.json'} is {'written' if changes else 'as it should be'}."
         if self._task.check_mode and changes:
             msg = f"Check mode: {folder / 'devcontainer.json'} would be written ({', '.join(changes)})."
@@ -56,7 +65,7 @@ class ActionModule(_ansible.FlowAction):
         return self.finish({**result, "diff": diff}, ["", msg, f"  image       {image}"])
 
     def _repository(self) -> Any:
-        from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
 
         if not self.values["repo"]:
             return None
@@ -75,7 +84,7 @@ def checked(image: str) -> str:
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", image):
         raise InvalidInput(
-            f"The image {_settings.shown(image)!r} is no reference of an image.",
+            f"The image {common_text.shown(image)!r} is no reference of an image.",
             "Use the one of your registry, such as registry.example.org/spt-flow/workspace@sha256:…",
         )
     return image

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.action import ssh_config
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _fleet, _settings
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import config_dir, parse_url
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import config_dir, parse_url
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 
 LASTING = tuple(
     option.name
-    for option in _settings.OPTIONS.values()
-    if option.name not in (*_fleet.OF_A_RUN, *_fleet.OF_AN_ENTRY) and not option.secret
+    for option in settings_options.OPTIONS.values()
+    if option.name not in (*fleet.OF_A_RUN, *fleet.OF_AN_ENTRY) and not option.secret
 )
 """What may be kept for later runs; a token is no option at all."""
 QUESTIONS = {
@@ -36,7 +41,7 @@ QUESTIONS = {
 """What `init` asks for at a terminal, in this order."""
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {
         "write": {"type": "bool", "default": False},
         "questions": {"type": "bool", "default": False},
@@ -52,43 +57,43 @@ class ActionModule(_ansible.FlowAction):
         return {**super().given(), **{name: text for name, text in said.items() if text and name in LASTING}}
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _doctor
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
 
         if self.own["questions"]:
             return {"changed": False, "questions": self._questions()}
         checks, target = [], self.values["target"]
         write = self.own["write"] and not self._task.check_mode
         try:
-            target = _ansible.target_name(self.values)
+            target = ansible_open.target_name(self.values)
             if self.server and self.values["target"] == "auto":
                 target = "coder"  # where workspaces will be once there is a token
-            checks = _doctor.examine(
+            checks = doctor.examine(
                 target, self.values["kvm"], self.values["template"], self.values["engine"], self._connect, write
             )
         except FlowError as error:
-            checks.append(_doctor.Check("server", "missing", error.message, error.hint))
-        lacking = _doctor.missing(checks)
+            checks.append(doctor.Check("server", "missing", error.message, error.hint))
+        lacking = doctor.missing(checks)
         written = self._keep("" if lacking else target) if self.own["write"] else {"changed": False}
         rows = [check.to_dict() for check in checks]
-        block = [f"Target {target}:", *_doctor.lines(checks)]
+        block = [f"Target {target}:", *doctor.lines(checks)]
         if self.own["write"]:
             block.append(str(written["msg"]))
         answer = {**written, "target": target, "checks": rows}
         if lacking:
             for line in block:
                 self.say(line)
-            return _ansible.failed(lacking, **answer)
+            return ansible_results.failed(lacking, **answer)
         return self.finish({**answer, "msg": f"Everything that target {target} needs is there."}, ["", *block])
 
     def _connect(self, anonymous: bool = False) -> CoderHttp:
-        return _ansible.coder_http(self.server, anonymous=anonymous)
+        return ansible_open.coder_http(self.server, anonymous=anonymous)
 
     def _questions(self) -> list[dict[str, str]]:
         """What nobody has said yet, where there is somebody to ask; never a secret."""
-        if self.values["output"] == "json" or not _ansible.at_terminal():
+        if self.values["output"] == "json" or not ansible_action.at_terminal():
             return []
         said = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
-        author = _ansible.git_identity(self.values)
+        author = ansible_open.git_identity(self.values)
         asked = {name: text for name, text in QUESTIONS.items() if not said.get(name)}
         asked = {name: text for name, text in asked.items() if not author.get(name.removeprefix("git_"))}
         if has_server():
@@ -102,7 +107,7 @@ class ActionModule(_ansible.FlowAction):
         if found == "coder":
             answers.setdefault("target", found)
         server = self._keep_server()
-        path = Path(_settings.user_settings_file())
+        path = Path(settings_resolve.user_settings_file())
         before = ssh_config.read(path)
         after = merged(before, answers)
         changed = after != before
@@ -132,10 +137,10 @@ class ActionModule(_ansible.FlowAction):
 
 def has_server() -> bool:
     """Whether a Coder server is named already."""
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_config
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import config as coder_config
 
     try:
-        return bool(_coder_config.load().url)
+        return bool(coder_config.load().url)
     except NotFound:
         return False
 

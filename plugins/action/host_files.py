@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.spt.flow.plugins.module_utils import _host_files
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import files as machine_files
 
 
 class ActionModule(ActionBase):
@@ -28,9 +28,9 @@ class ActionModule(ActionBase):
         return {**result, **self._execute_module(module_args=values, task_vars=task_vars)}
 
     def _here(self) -> dict[str, Any]:
-        _validation, values = self.validate_argument_spec(_host_files.SPEC)
+        _validation, values = self.validate_argument_spec(machine_files.SPEC)
         try:
-            return _host_files.result(values["files"], dry=self._task.check_mode)
+            return machine_files.result(values["files"], dry=self._task.check_mode)
         except FlowError as error:
             return {"failed": True, "msg": f"{error.message} {error.hint}".strip()}
 
@@ -38,6 +38,6 @@ class ActionModule(ActionBase):
 def _as_wished(files: Any, seen: Any) -> bool:
     """False also for options that the module will refuse with a sentence."""
     try:
-        return _host_files.as_wished([_host_files.Entry.of(values) for values in files], seen)
+        return machine_files.as_wished([machine_files.Entry.of(values) for values in files], seen)
     except (FlowError, AttributeError, KeyError, TypeError):
         return False

@@ -7,10 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _settings
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils._image_identity import Image
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image.identity import Image
 
 DONE = {
     "build": "built",
@@ -23,7 +25,7 @@ DONE = {
 """What a release's steps are called once they are done."""
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {
         "state": {"type": "str", "choices": ["present", "absent", "archived", "released"], "default": "present"},
         "registry": {"type": "str", "default": ""},
@@ -31,22 +33,28 @@ class ActionModule(_ansible.FlowAction):
         "keep": {"type": "int", "default": -1},
         "in_use": {"type": "list", "elements": "str", "default": []},
     }
-    VALUES = ("output", "profile", *(option.name for option in _settings.OPTIONS.values() if option.scope == "image"))
+    VALUES = (
+        "output",
+        "profile",
+        *(option.name for option in settings_options.OPTIONS.values() if option.scope == "image"),
+    )
     DOING = "look after the workspace image"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-        options = _ansible.image_options(self.values)
-        image = _image_identity.identity(self.values["profile"])
+        options = ansible_open.image_options(self.values)
+        image = image_identity.identity(self.values["profile"])
         if self.own["state"] == "released" and self.values["image_release"]:
             return self._released(image, options)
         if self.own["state"] == "archived":
             return self._archived(image, options)
         present = self.own["state"] != "absent"
-        changed = _image.present(image) != present
+        changed = image_engine.present(image) != present
         if changed and not self._task.check_mode:
-            changed = _image.ensure(image, options, self.progress) if present else _image.remove(image)
+            changed = image_build.ensure(image, options, self.progress) if present else image_engine.remove(image)
         state = {True: "present", False: "absent"}
         msg = f"The image {image.tag} is {state[present]}{'' if changed else ' (unchanged)'}."
         if changed and self._task.check_mode:
@@ -64,20 +72,20 @@ class ActionModule(_ansible.FlowAction):
 
     def _archived(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
         """An archive for machines that get the image without a registry; changes nothing but the cache."""
-        from ansible_collections.spt.flow.plugins.module_utils import _image
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
 
-        path = "" if self._task.check_mode else str(_image.archived(image, options, self.progress))
+        path = "" if self._task.check_mode else str(image_build.archived(image, options, self.progress))
         msg = f"The image {image.tag} lies in {path}." if path else f"Check mode: the image {image.tag} is archived."
         about = {"tag": image.tag, "hash": image.hash, "profile": image.profile, "archive": path}
         return self.finish({"changed": False, "msg": msg, "image": about}, ["", msg])
 
     def _released(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
         """Verified, described, published and recorded; nodes, templates and `up` read the record."""
-        from ansible_collections.spt.flow.plugins.module_utils import _image_release
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import release as image_release
 
         file = Path(self.values["image_release"]).expanduser().absolute()
-        order = _image_release.Order(file, *(self.own[name] for name in ("registry", "archive", "keep", "in_use")))
-        made = _image_release.make(image, options, order, self.progress, bool(self._task.check_mode))
+        order = image_release.Order(file, *(self.own[name] for name in ("registry", "archive", "keep", "in_use")))
+        made = image_release.make(image, options, order, self.progress, bool(self._task.check_mode))
         what = ", ".join(DONE[step] for step in made.steps)
         mode = "Check mode: " if self._task.check_mode and (made.steps or made.removed) else ""
         msg = f"{mode}The image {image.tag} is {f'current: {what}' if what else 'current (unchanged)'}."

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import Cancelled, FlowError, InvalidInput, NotFound
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Cancelled, FlowError, InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 
 ROUNDS = 3
 """How often what was being started while the host was marked is looked for."""
@@ -16,7 +18,7 @@ PARALLEL = 8
 AT_REST = ("stopped", "failed")
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {"state": {"type": "str", "choices": ["drained", "open"], "required": True}}
     VALUES = ("node", "owner", "target", "confirm", "output")
     DOING = "manage the workspace host"
@@ -27,7 +29,7 @@ class ActionModule(_ansible.FlowAction):
                 "There is no workspace host named.",
                 "Say which: ansible-playbook spt.flow.drain -i <inventory> -e node=name",
             )
-        self._target = _ansible.open_target(self.values)
+        self._target = ansible_open.open_target(self.values)
         mark = self._target.drained()
         if self.own["state"] == "open":
             return self._open(mark)
@@ -36,7 +38,7 @@ class ActionModule(_ansible.FlowAction):
         if self._task.check_mode or (changed and not self.values["confirm"]):
             return self._ask(mark, running)
         if not mark:
-            self._target.drain(_ansible.owner_of(self.values))
+            self._target.drain(ansible_open.owner_of(self.values))
         return self._drained(mark, self._stop(running))
 
     def _running(self) -> list[Workspace]:
@@ -88,17 +90,17 @@ class ActionModule(_ansible.FlowAction):
         except FlowError as error:
             return {**row, "changed": False, "msg": str(error), "error": error.to_dict()}
         except Exception as error:  # noqa: BLE001 - no traceback reaches users
-            found = _ansible.unexpected(self.DOING, error)
+            found = ansible_results.unexpected(self.DOING, error)
             return {**row, "changed": False, "msg": str(found), "error": found.to_dict()}
         ended = "ended, and is deleted with that as CI workspaces are" if workspace.kind == "ci" else "stopped"
         return {**row, "changed": True, "msg": f"{workspace.key} {ended}."}
 
     def _drained(self, mark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _fleet
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet
 
-        error = _fleet.failure(rows)
+        error = fleet.failure(rows)
         if error:
-            return _ansible.failed(error, changed=True, workspaces=rows)
+            return ansible_results.failed(error, changed=True, workspaces=rows)
         changed = bool(rows) or not mark
         msg = f"{self.values['node']} is drained, {_count(len(rows))} stopped." if changed else ""
         return {

@@ -10,25 +10,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
     VALUES = ("output",)
     DOING = "write the SSH configuration"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _settings, _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         present = self.own["state"] == "present"
         nodes = self._nodes() if present else {}
-        block = Path(_settings.user_settings_file()).with_name("ssh_config")
+        block = Path(settings_resolve.user_settings_file()).with_name("ssh_config")
         main = Path("~/.ssh/config").expanduser()
         include = f'Include "{block}"'
         wanted = {
-            block: _ssh.config_text(nodes) if present else "",
+            block: workspace_ssh.config_text(nodes) if present else "",
             main: included(read(main), include) if present else excluded(read(main), include),
         }
         changes = {path: (read(path), text) for path, text in wanted.items() if read(path) != text}
@@ -49,7 +51,7 @@ class ActionModule(_ansible.FlowAction):
         found = {}
         for node in sorted((self.task_vars.get("groups") or {}).get("flow_nodes") or ()):
             with contextlib.suppress(FlowError):
-                found[node] = _ansible.engine_of(node, self.task_vars)
+                found[node] = ansible_open.engine_of(node, self.task_vars)
         return {node: engine for node, engine in found.items() if engine}
 
 

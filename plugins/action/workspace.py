@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible import constants as C
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _ansible_guard, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, Cancelled, Conflict, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import (
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, Cancelled, Conflict, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import guard as ansible_guard
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import prefetch as ansible_prefetch
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import (
     Result,
     Session,
     Step,
@@ -23,19 +28,19 @@ from ansible_collections.spt.flow.plugins.module_utils._workspace import (
 )
 
 if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.module_utils._target import Target
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import Target
 
 STATES = ["started", "stopped", "restarted", "kept", "absent"]
 CI_ONLY = ("commit", "ttl", "artifacts", "junit", "artifacts_dir", "env", "env_file")
 NOT_OURS = ("size", "follow", "tail", *CI_ONLY)
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {
         "state": {"type": "str", "choices": STATES, "default": "started"},
         "create": {"type": "bool", "default": True},
     }
-    VALUES = tuple(name for name in _settings.OPTIONS if name not in NOT_OURS)
+    VALUES = tuple(name for name in settings_options.OPTIONS if name not in NOT_OURS)
     DOING = "manage the workspace"
 
     def act(self) -> dict[str, Any]:
@@ -43,8 +48,8 @@ class ActionModule(_ansible.FlowAction):
         run = self._run_to_repeat(state)
         self._refuse(state)
         check = bool(self._task.check_mode)
-        ahead = _ansible.Ahead(self.values) if state == "started" and not check else None
-        target = _ansible.open_target(self.values)
+        ahead = ansible_prefetch.Ahead(self.values) if state == "started" and not check else None
+        target = ansible_open.open_target(self.values)
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
         result = self._ensure(target, spec, check or unconfirmed)
@@ -58,10 +63,10 @@ class ActionModule(_ansible.FlowAction):
         return self._enter(target, result, session)
 
     def _ensure(self, target: Target, spec: WorkspaceSpec, check: bool = False) -> Result:
-        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
-        return _lifecycle.ensure(
-            _ansible.Furnished(target, self.values),
+        return lifecycle.ensure(
+            ansible_open.Furnished(target, self.values),
             spec,
             self.own["state"],
             check,
@@ -72,7 +77,7 @@ class ActionModule(_ansible.FlowAction):
         )
 
     def _session(
-        self, target: Target, spec: WorkspaceSpec, result: Result, ahead: _ansible.Ahead | None
+        self, target: Target, spec: WorkspaceSpec, result: Result, ahead: ansible_prefetch.Ahead | None
     ) -> tuple[Result, Session]:
         """How to enter. What was told to stop just before, and its engine still called running, is started again."""
         workspace = result.workspace
@@ -81,9 +86,10 @@ class ActionModule(_ansible.FlowAction):
             session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
             if not session.ending:
                 return result, session
-            from ansible_collections.spt.flow.plugins.module_utils import _readiness, _wait
+            from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import wait as common_wait
+            from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import readiness
 
-            _readiness.outlast(target, workspace, self.progress, _wait.Waiter(self.values["wait_timeout"]))
+            readiness.outlast(target, workspace, self.progress, common_wait.Waiter(self.values["wait_timeout"]))
         except Conflict:
             self.progress.note(f"{workspace.name} has just ended")
         result = self._ensure(target, spec)
@@ -94,7 +100,7 @@ class ActionModule(_ansible.FlowAction):
         """The record of the CI run that the workspace is to be like, whose values count from now on; empty for none."""
         if not self.values["from_run"]:
             return {}
-        from ansible_collections.spt.flow.plugins.module_utils import _ci_record
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
 
         if state != "started" or self.values["ref"]:
             raise InvalidInput(
@@ -102,18 +108,16 @@ class ActionModule(_ansible.FlowAction):
                 "Leave it away: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
             )
         # Ansible may have changed the folder that it works in.
-        record = _ci_record.load(
-            Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser()
-        )
-        target = _ansible.target_name(self.values)
-        self.values.update(_ci_record.values(record, self.values["repo"], target))
+        record = ci_record.load(Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser())
+        target = ansible_open.target_name(self.values)
+        self.values.update(ci_record.values(record, self.values["repo"], target))
         return record
 
     def _differences(self, run: dict[str, Any], spec: WorkspaceSpec, result: Result) -> list[str]:
-        from ansible_collections.spt.flow.plugins.module_utils import _ci_record
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
 
         made = result.workspace
-        note = _ci_record.drift(
+        note = ci_record.drift(
             run,
             (made and made.settings_hash) or spec.settings.hash(),
             (made and made.image_hash) or spec.image_hash,
@@ -123,7 +127,7 @@ class ActionModule(_ansible.FlowAction):
     def _refuse(self, state: str) -> None:
         """What no engine needs to be asked about."""
         for source in ("the settings file", "the inventory"):
-            if _settings.as_bool(self.layers[source].get("trust", False), "trust"):
+            if settings_values.as_bool(self.layers[source].get("trust", False), "trust"):
                 raise InvalidInput(
                     f"trust stands in {source}, where it would hold for every repository.",
                     "Give it for the one that you mean: ansible-playbook spt.flow.up -e repo=… -e trust=true",
@@ -134,11 +138,11 @@ class ActionModule(_ansible.FlowAction):
                 "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
             )
         if self.values["command"] and self.values["connect"] and state in ("started", "restarted"):
-            _ansible_guard.refuse_unheard_command(C.CALLBACKS_ENABLED)
+            ansible_guard.refuse_unheard_command(C.CALLBACKS_ENABLED)
         if self.values["workspace"] or self.values["repo"]:
             return
         if state == "started" and self.own["create"]:
-            raise InvalidInput("There is no repository to bring up a workspace for.", _ansible.EXAMPLE_UP)
+            raise InvalidInput("There is no repository to bring up a workspace for.", ansible_open.EXAMPLE_UP)
         if state == "absent":
             raise InvalidInput(
                 "There is no workspace named to delete.",
@@ -147,10 +151,10 @@ class ActionModule(_ansible.FlowAction):
 
     def _spec(self, target: Any) -> WorkspaceSpec:
         """What is wanted; a verb that names nothing means the owner's only workspace."""
-        spec = _ansible.make_spec(self.values)
+        spec = ansible_open.make_spec(self.values)
         if spec.name or spec.repository:
             return spec
-        return replace(spec, name=_ansible.find_one(target, self.values).name)
+        return replace(spec, name=ansible_open.find_one(target, self.values).name)
 
     def _answer(self, result: Result, state: str, check: bool) -> dict[str, Any]:
         """The answer when there is nothing to enter."""
@@ -177,7 +181,8 @@ class ActionModule(_ansible.FlowAction):
 
     def _enter(self, target: Target, result: Result, session: Session) -> dict[str, Any]:
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
-        from ansible_collections.spt.flow.plugins.module_utils import _report, _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         assert result.workspace is not None
         workspace = result.workspace = with_steps(result.workspace, session)
@@ -188,46 +193,52 @@ class ActionModule(_ansible.FlowAction):
             answer |= self._finish_clone(result, workspace)
         if self.values["trust"]:
             answer |= self._trust(result, workspace)
-        enter = shlex.join(_ssh.argv(workspace))
+        enter = shlex.join(workspace_ssh.argv(workspace))
         answer["session"] = {
             "url": session.url,
             "password": session.password,
             "directory": session.directory,
             "ssh": enter,
         }
-        block = _report.closing(result, session, enter, _ssh.alias(workspace), self.progress.elapsed, time.time())
+        block = workspace_report.closing(
+            result, session, enter, workspace_ssh.alias(workspace), self.progress.elapsed, time.time()
+        )
         return self.finish(answer, block, self._connect(workspace, session))
 
     def _connect(self, workspace: Workspace, session: Session) -> dict[str, Any] | None:
         """What the run ends in: the command, else a shell, which first finishes what needs credentials."""
-        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         if not self.values["connect"]:
             return None
         command = self.values["command"]
         if command:
-            return {"argv": _ssh.argv(workspace, _ssh.inside(session.directory, command)), "env": {}, "always": True}
-        shell = _ssh.inside(session.directory, _ssh.SHELL)
+            return {
+                "argv": workspace_ssh.argv(workspace, workspace_ssh.inside(session.directory, command)),
+                "env": {},
+                "always": True,
+            }
+        shell = workspace_ssh.inside(session.directory, workspace_ssh.SHELL)
         if any(s.name == "dotfiles" and s.state in ("pending", "running", "needs-auth") for s in workspace.steps):
             shell = f"spt-workspace dotfiles waiting; {shell}"
         if workspace.step("clone").state == "needs-auth":
             shell = f"spt-workspace clone; {shell}"
-        argv = _ssh.argv(workspace, shell, terminal=True, ports=_ssh.free(session.ports))
+        argv = workspace_ssh.argv(workspace, shell, terminal=True, ports=workspace_ssh.free(session.ports))
         return {"argv": argv, "env": {}, "always": False}
 
     def _trust(self, result: Result, workspace: Workspace) -> dict[str, Any]:
         """Consent in the user's name to the repository's commands, and run them; what changes in the answer."""
-        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         said: list[str] = []
         with self.progress.stage("trust", "the repository's postCreateCommand"):
-            status = _ansible.stream(_ssh.argv(workspace, "spt-workspace trust"), said.append)
+            status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace trust"), said.append)
         result.notes += said[-1:] or ([f"spt-workspace trust ended with exit status {status}."] if status else [])
         return {"changed": result.changed or any("ran; log:" in line for line in said), "notes": result.notes}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
         """Clone with the caller's SSH agent; return changed keys of the result (docs/decisions/entering-by-ssh.md)."""
-        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         hint = f"Finish it by entering: ansible-playbook spt.flow.ssh -e workspace={workspace.name}"
         result.notes = [note for note in result.notes if "spt-workspace clone" not in note]
@@ -237,7 +248,7 @@ class ActionModule(_ansible.FlowAction):
             )
         else:
             with self.progress.stage("clone", "with your SSH agent"):
-                status = _ansible.stream(_ssh.argv(workspace, "spt-workspace clone"), self.say)
+                status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace clone"), self.say)
             if status == 0:
                 steps = tuple(replace(s, state="ok", detail="") if s.name == "clone" else s for s in workspace.steps)
                 result.workspace = replace(workspace, steps=steps)

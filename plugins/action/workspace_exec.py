@@ -8,22 +8,24 @@ import os
 import shlex
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {"argv": {"type": "list", "elements": "str"}}
     VALUES = ("workspace", "repo", "owner", "target", "node", "template", "output", "default_host", "command")
     DOING = "run a command in the workspace"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _ssh
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         command = self._command()
-        target = _ansible.open_target(self.values)
-        workspace = _ansible.find_one(target, self.values)
+        target = ansible_open.open_target(self.values)
+        workspace = ansible_open.find_one(target, self.values)
         if workspace.state != "running":
             raise Conflict(
                 f"Cannot run a command in workspace {workspace.name}: it is {workspace.state}.",
@@ -34,13 +36,13 @@ class ActionModule(_ansible.FlowAction):
         lines = Lines(self.say, batch="AWX_ISOLATED_DATA_DIR" in os.environ)
         for note in target.ready_to_enter(self.progress, needed=True):
             self.say(f"note: {note}")
-        there = _ssh.inside(target.session(workspace).directory, command)
-        status = _ansible.stream(_ssh.argv(workspace, there), lines.add)
+        there = workspace_ssh.inside(target.session(workspace).directory, command)
+        status = ansible_action.stream(workspace_ssh.argv(workspace, there), lines.add)
         lines.flush()
         answer = {"changed": True, "rc": status, "stdout_lines": lines.kept}
         if status:
             error = FlowError(f"The command in workspace {workspace.name} ended with status {status}.")
-            return _ansible.failed(error, **{**answer, "changed": True})
+            return ansible_results.failed(error, **{**answer, "changed": True})
         return self.finish({**answer, "msg": f"The command in workspace {workspace.name} ended well."}, [])
 
     def _command(self) -> str:

@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _report
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {"logs": {"type": "bool", "default": False}}
     VALUES = (
         "workspace",
@@ -32,14 +35,14 @@ class ActionModule(_ansible.FlowAction):
         return self._logs() if self.own["logs"] else self._status()
 
     def _status(self) -> dict[str, Any]:
-        workspaces = _ansible.read_workspaces(self.values)
-        width = _ansible.display.columns
-        block = ["", *_report.status(workspaces, width, time.time(), self.values["size"])]
+        workspaces = ansible_open.read_workspaces(self.values)
+        width = ansible_values.display.columns
+        block = ["", *workspace_report.status(workspaces, width, time.time(), self.values["size"])]
         return self.finish({"changed": False, "workspaces": [w.to_dict() for w in workspaces]}, block)
 
     def _logs(self) -> dict[str, Any]:
-        target = _ansible.open_target(self.values)
-        workspace = _ansible.find_one(target, self.values)
+        target = ansible_open.open_target(self.values)
+        workspace = ansible_open.find_one(target, self.values)
         follow = self.values["follow"]
         lines = target.logs(workspace, follow=follow, tail=self.values["tail"])
         return self.finish({"changed": False, "lines": self._show(lines, keep=not follow)}, [])

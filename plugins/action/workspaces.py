@@ -8,54 +8,57 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
-from ansible_collections.spt.flow.plugins.module_utils._errors import Cancelled, FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Cancelled, FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 
 VARIABLE = "flow_workspaces"
 MOST = 32
 
 
-class ActionModule(_ansible.FlowAction):
+class ActionModule(ansible_action.FlowAction):
     OWN = {"workspaces": {"type": "list", "elements": "raw"}, "parallel": {"type": "int", "default": 4}}
     VALUES = ("confirm", "output")
     DOING = "manage the workspaces"
 
     def act(self) -> dict[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _fleet
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet
 
         if not 1 <= self.own["parallel"] <= MOST:
             raise InvalidInput(f"parallel is {self.own['parallel']}, which is out of range.", f"Use 1 to {MOST}.")
-        entries = _fleet.read(self._given(), self.layers, self.complete)
+        entries = fleet.read(self._given(), self.layers, self.complete)
         self._lock = threading.Lock()
         self._targets: dict[tuple[str, ...], Any] = {}
         for entry in entries:
-            target = _ansible.open_target(entry.values)
+            target = ansible_open.open_target(entry.values)
             self._targets.setdefault(place(entry.values), target)
-        rows = _fleet.each(entries, self._row, self.own["parallel"])
+        rows = fleet.each(entries, self._row, self.own["parallel"])
         answer = {
             "changed": any(row["changed"] for row in rows),
             "workspaces": rows,
             "diff": [row.pop("diff") for row in rows if "diff" in row],
         }
-        error = _fleet.failure(rows)
+        error = fleet.failure(rows)
         if error:
-            for line in _fleet.lines(rows):
+            for line in fleet.lines(rows):
                 self.say(line)
-            return _ansible.failed(error, **answer)
-        block = _fleet.lines(rows)
+            return ansible_results.failed(error, **answer)
+        block = fleet.lines(rows)
         return self.finish({**answer, "msg": block[-1]}, ["", *block])
 
     def _given(self) -> Any:
         """The list of the task, else of the inventory."""
         given = self.own["workspaces"]
         if given is None and self.task_vars.get(VARIABLE) is not None:
-            if _ansible.has_template(_ansible.extra_values(self._loader).get(VARIABLE)):
+            if ansible_values.has_template(ansible_values.extra_values(self._loader).get(VARIABLE)):
                 raise InvalidInput(
                     f"The extra variable {VARIABLE} contains {{{{, {{% or {{#, which Ansible would run as a template.",
                     "Write the list in the inventory, where templates are yours.",
                 )
-            given = _ansible.from_inventory(self._templar, self.task_vars[VARIABLE])
+            given = ansible_values.from_inventory(self._templar, self.task_vars[VARIABLE])
         if given is None:
             raise InvalidInput(
                 f"There is no list of workspaces: {VARIABLE} is not set.",
@@ -68,7 +71,7 @@ class ActionModule(_ansible.FlowAction):
         row = {
             "index": entry.index,
             "name": entry.title,
-            "owner": _ansible.owner_of(entry.values),
+            "owner": ansible_open.owner_of(entry.values),
             "node": entry.values["node"],
             "state": entry.state,
             "changed": False,
@@ -78,18 +81,18 @@ class ActionModule(_ansible.FlowAction):
         except FlowError as error:
             found = error
         except Exception as error:  # noqa: BLE001 - no traceback reaches users
-            found = _ansible.unexpected(self.DOING, error)
+            found = ansible_results.unexpected(self.DOING, error)
         return {**row, "msg": str(found), "error": found.to_dict()}
 
     def _ensure(self, entry: Any) -> Mapping[str, Any]:
-        from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
         check = bool(self._task.check_mode)
         unconfirmed = entry.state == "absent" and not self.values["confirm"]
         target = self._targets[place(entry.values)]
-        spec = _ansible.make_spec(entry.values)
-        result = _lifecycle.ensure(
-            _ansible.Furnished(target, entry.values),
+        spec = ansible_open.make_spec(entry.values)
+        result = lifecycle.ensure(
+            ansible_open.Furnished(target, entry.values),
             spec,
             entry.state,
             check or unconfirmed,

@@ -42,7 +42,8 @@ from typing import Any
 
 from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 
 PASSED_ON = {
     "spt.flow.ci": (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
@@ -81,18 +82,18 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not ignore_errors:
-            self._code = _ansible.failure(result.result)["error"]["code"]
-            self._status = result.result.get("exit_status") if _ansible.is_ours(result.result) else None
+            self._code = ansible_results.failure(result.result)["error"]["code"]
+            self._status = result.result.get("exit_status") if ansible_results.is_ours(result.result) else None
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        if _ansible.has_failed(stats):
+        if ansible_results.has_failed(stats):
             if self._status is not None:
                 raise SystemExit(self._status)
-            if self._code and _ansible.screen() == "json":
+            if self._code and ansible_values.screen() == "json":
                 # SystemExit passes Ansible's handlers of errors and runs its own cleaning up.
                 raise SystemExit(self._code)
             return
-        run = _ansible.run_data(stats)
+        run = ansible_results.run_data(stats)
         if not run or not run.get("connect") or run["output"] == "json":
             return
         connect = run["connect"]

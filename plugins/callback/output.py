@@ -38,7 +38,8 @@ from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
-from ansible_collections.spt.flow.plugins.module_utils import _ansible
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 
 
 class _Screen:
@@ -78,7 +79,7 @@ class CallbackModule(Default):
 
     def __init__(self) -> None:
         super().__init__()
-        self._screen = _ansible.screen()
+        self._screen = ansible_values.screen()
         self._failure: dict[str, Any] | None = None
         if self._screen != "text":
             self._display: Any = _Screen(self._display, drop=self._screen == "json" and not self._display.verbosity)
@@ -100,25 +101,25 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not ignore_errors:
-            self._failure = _ansible.failure(result.result)
-        if not _ansible.is_ours(result.result) or self._display.verbosity:
+            self._failure = ansible_results.failure(result.result)
+        if not ansible_results.is_ours(result.result) or self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
             return
         if self._last_task_banner != result.task._uuid:
             self._print_task_banner(result.task)
         to_stderr = self.get_option("display_failed_stderr")
         self._display.display(f"fatal: [{self.host_label(result)}]: FAILED!", color=C.COLOR_ERROR, stderr=to_stderr)
-        for line in _ansible.sentences(result.result):
+        for line in ansible_results.sentences(result.result):
             self._display.display(_typed(line), color=C.COLOR_ERROR, stderr=to_stderr)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        self._failure = _ansible.failure(result.result)
+        self._failure = ansible_results.failure(result.result)
         super().v2_runner_on_unreachable(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         super().v2_playbook_on_stats(stats)
-        failed = _ansible.has_failed(stats)
-        run = _ansible.run_data(stats)
+        failed = ansible_results.has_failed(stats)
+        run = ansible_results.run_data(stats)
         if self._screen == "json":
             self._print_object(stats, run, failed)
         elif run and not failed:
@@ -128,7 +129,7 @@ class CallbackModule(Default):
     def _print_object(self, stats: Any, run: dict[str, Any] | None, failed: bool) -> None:
         """The one object; a run without a spt.flow action gets Ansible's own counts."""
         if failed:
-            result = self._failure or _ansible.failure({"msg": "The play failed."})
+            result = self._failure or ansible_results.failure({"msg": "The play failed."})
         elif run:
             result = run["result"]
         else:

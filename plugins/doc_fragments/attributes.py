@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attributes that the modules of this collection share (private to the collection)."""
+"""Attributes that the modules of this collection share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options that several modules share, generated from the one table that has them (private to the collection)."""
+"""Options that several modules share, generated from the one table that has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils._settings import OPTIONS, Option
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import OPTIONS, Option
 
 PRECEDENCE = [
     "An option that the task leaves out is taken from the extra variable of the same name, then from the environment"

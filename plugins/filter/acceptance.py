@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.spt.flow.plugins.module_utils import _acceptance, _inventory
+from ansible_collections.spt.flow.plugins.module_utils._node.acceptance import report as acceptance_report_module
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import inventory as controller_inventory
 
 COLLECTION = Path(__file__).resolve().parents[2]
-FORMS: dict[str, Callable[[_acceptance.Report], Any]] = {
-    "lines": _acceptance.lines,
-    "json": _acceptance.as_json,
-    "junit": _acceptance.as_junit,
-    "failures": _acceptance.failures,
+FORMS: dict[str, Callable[[acceptance_report_module.Report], Any]] = {
+    "lines": acceptance_report_module.lines,
+    "json": acceptance_report_module.as_json,
+    "junit": acceptance_report_module.as_junit,
+    "failures": acceptance_report_module.failures,
 }
 
 
@@ -29,7 +30,7 @@ def acceptance_report(hosts: Sequence[str], hostvars: Mapping[str, Any], form: s
     for host in hosts:
         variables = hostvars[host]
         results[host] = dict(variables["flow_acceptance"]) if "flow_acceptance" in variables else {}
-    return FORMS[form](_acceptance.gather(results))
+    return FORMS[form](acceptance_report_module.gather(results))
 
 
 def inventory_problems(
@@ -40,13 +41,13 @@ def inventory_problems(
     # The checkout's own default serves the verbs; preparing a whole machine takes somebody who names it.
     default = [COLLECTION / "inventories/local"]
     if [Path(source).resolve() for source in sources] == default and not _asked_for():
-        return [_inventory.missing(_short(example))]
-    found = _inventory.groups(groups, _short(example))
+        return [controller_inventory.missing(_short(example))]
+    found = controller_inventory.groups(groups, _short(example))
     if found:
         return found
-    ours = {host for group in _inventory.GROUPS for host in groups.get(group, ())}
+    ours = {host for group in controller_inventory.GROUPS for host in groups.get(group, ())}
     given = {host: [str(name) for name in hostvars[host]] for host in sorted(ours)}
-    return _inventory.variables(given, _inventory.known(COLLECTION / "roles"))
+    return controller_inventory.variables(given, controller_inventory.known(COLLECTION / "roles"))
 
 
 def _asked_for() -> bool:

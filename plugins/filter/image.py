@@ -9,14 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity_module
 
 
 def image_identity(profile: str, release: str = "") -> dict[str, str]:
     """``tag``, ``hash`` and ``profile`` of the image that ``release`` records, else of this collection's own."""
     try:
-        image = _image_identity.current(str(profile), str(release))
+        image = image_identity_module.current(str(profile), str(release))
     except FlowError as error:
         raise AnsibleFilterError(str(error))
     return {**asdict(image), "tag": image.tag}

@@ -10,8 +10,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible_collections.spt.flow.plugins.module_utils import _maintenance
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import maintenance
 
 
 def _moment(now: Any) -> datetime:
@@ -21,7 +21,7 @@ def _moment(now: Any) -> datetime:
 def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool:
     """Whether a disruptive step may run: outside the business hours, or when asked for."""
     try:
-        return boolean(override) or _maintenance.is_open(str(hours), _moment(now))
+        return boolean(override) or maintenance.is_open(str(hours), _moment(now))
     except FlowError as error:
         raise AnsibleFilterError(str(error))
 
@@ -29,7 +29,7 @@ def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool
 def maintenance_pending(hours: str, step: str, now: Any = None) -> str:
     """The sentence about a step that waits for the end of the business hours."""
     try:
-        return _maintenance.pending(step, str(hours), _moment(now))
+        return maintenance.pending(step, str(hours), _moment(now))
     except FlowError as error:
         raise AnsibleFilterError(str(error))
 

@@ -50,7 +50,7 @@ rows:
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _acceptance_host
+from ansible_collections.spt.flow.plugins.module_utils._node.acceptance import checks as acceptance_checks
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         "min_free_gib": {"type": "int", "default": 5},
     }
     module = AnsibleModule(spec, supports_check_mode=True)
-    rows = [asdict(row) for row in _acceptance_host.collect(**module.params)]
+    rows = [asdict(row) for row in acceptance_checks.collect(**module.params)]
     module.exit_json(changed=False, rows=rows)
 
 

@@ -138,8 +138,8 @@ engine:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _docker_host
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import host as docker_host
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
     spec["limits"] = {"type": "dict", "default": {}}
     module = AnsibleModule(spec, supports_check_mode=True)
     try:
-        found = _docker_host.read(**module.params)
+        found = docker_host.read(**module.params)
     except FlowError as error:
         module.fail_json(msg=f"{error.message} {error.hint}".strip())
     module.exit_json(changed=False, engine=found)

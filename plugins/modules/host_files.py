@@ -66,14 +66,14 @@ paths:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _host_files
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import files as machine_files
 
 
 def main() -> None:
-    module = AnsibleModule(_host_files.SPEC, supports_check_mode=True)
+    module = AnsibleModule(machine_files.SPEC, supports_check_mode=True)
     try:
-        result = _host_files.result(module.params["files"], dry=module.check_mode)
+        result = machine_files.result(module.params["files"], dry=module.check_mode)
     except FlowError as error:
         module.fail_json(msg=f"{error.message} {error.hint}".strip())
     module.exit_json(**result)

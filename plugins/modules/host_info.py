@@ -105,14 +105,14 @@ host:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _host
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import facts as machine_facts
 
 
 def main() -> None:
     names = {"type": "list", "elements": "str", "default": []}
     spec = dict.fromkeys(("packages", "units", "room", "paths", "files"), names)
     module = AnsibleModule(spec, supports_check_mode=True)
-    module.exit_json(changed=False, host=_host.read(**module.params))
+    module.exit_json(changed=False, host=machine_facts.read(**module.params))
 
 
 if __name__ == "__main__":

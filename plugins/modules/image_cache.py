@@ -71,8 +71,8 @@ error:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _image_cache
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as docker_images
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     module = AnsibleModule(spec, supports_check_mode=True)
     values = {**module.params, "archive": module.params["archive"] or ""}
     try:
-        outcome = _image_cache.look_after(_image_cache.Wanted(**values), module.check_mode)
+        outcome = docker_images.look_after(docker_images.Wanted(**values), module.check_mode)
     except FlowError as error:
         module.fail_json(msg=str(error), error=error.to_dict())
     module.exit_json(changed=outcome.changed, present=outcome.present, removed=outcome.removed)

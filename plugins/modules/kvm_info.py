@@ -94,7 +94,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _host, _host_files, _kvm, _kvm_host
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import host as kvm_host
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as kvm_probe
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import facts as machine_facts
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import files as machine_files
 
 
 def main() -> None:
@@ -104,15 +107,15 @@ def main() -> None:
         "files": {"type": "list", "elements": "str", "default": []},
     }
     module = AnsibleModule(spec, supports_check_mode=True)
-    verdict = _kvm.verdict(module.params["device"])
-    host = _kvm_host.read("/", module.params["nested"])
-    system = _host.system(Path("/"))
+    verdict = kvm_probe.verdict(module.params["device"])
+    host = kvm_host.read("/", module.params["nested"])
+    system = machine_facts.system(Path("/"))
     about = {
         **host.to_dict(),
         "release": system["release"],
         "systemd": system["systemd"],
-        "device_mode": _host.mode(Path(module.params["device"])),
-        "files": _host_files.digests(module.params["files"]),
+        "device_mode": machine_facts.mode(Path(module.params["device"])),
+        "files": machine_files.digests(module.params["files"]),
     }
     module.exit_json(changed=False, msg=verdict.message, kvm=asdict(verdict), host=about)
 

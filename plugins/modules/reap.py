@@ -88,8 +88,9 @@ error:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _reaper
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder as reaper_coder
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
 
 
 def main() -> None:
@@ -98,22 +99,22 @@ def main() -> None:
         "coder_url": {"type": "str", "default": ""},
         "coder_token_file": {"type": "path", "default": "/etc/spt-flow/reaper.token"},
         "coder_ca_file": {"type": "path", "default": ""},
-        "coder_template": {"type": "str", "default": _coder_reaper.TEMPLATE},
+        "coder_template": {"type": "str", "default": reaper_coder.TEMPLATE},
     }
     module = AnsibleModule(spec, supports_check_mode=True)
     params, dry = module.params, module.check_mode
     try:
         if params["coder_url"]:
-            token = _coder_reaper.read_token(params["coder_token_file"])
-            api = _coder_reaper.Api(params["coder_url"], token, params["coder_ca_file"])
-            state = params["state_file"] or _coder_reaper.STATE
-            report = _coder_reaper.sweep(api, params["coder_template"], state, dry)
+            token = reaper_coder.read_token(params["coder_token_file"])
+            api = reaper_coder.Api(params["coder_url"], token, params["coder_ca_file"])
+            state = params["state_file"] or reaper_coder.STATE
+            report = reaper_coder.sweep(api, params["coder_template"], state, dry)
         else:
-            report = _reaper.sweep(params["state_file"] or _reaper.STATE, dry)
+            report = reaper_engine.sweep(params["state_file"] or reaper_engine.STATE, dry)
     except FlowError as error:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
-    lines = _reaper.lines(report, dry)
+    lines = reaper_engine.lines(report, dry)
     changed = bool(reaped or report.capped)
     result = {"reaped": reaped, "capped": report.capped, "problems": report.failed, "lines": lines, "changed": changed}
     if report.failed:

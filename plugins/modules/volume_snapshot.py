@@ -88,8 +88,11 @@ error:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _snapshots
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import config as snapshots_config
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import restore as snapshots_restore
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import run as snapshots_run
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import status as snapshots_status
 
 
 def argument_spec() -> dict:
@@ -98,13 +101,13 @@ def argument_spec() -> dict:
         "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
         "snapshot": {"type": "str", "default": "latest"},
         "over": {"type": "bool", "default": False},
-        "config": {"type": "path", "default": _snapshots.CONFIG},
+        "config": {"type": "path", "default": snapshots_config.CONFIG},
         **texts,
     }
 
 
 def act(params: dict, check: bool) -> dict:
-    config = _snapshots.Config.load(params["config"])
+    config = snapshots_config.Config.load(params["config"])
     names = (params["volume"],) if params["volume"] else ()
     if params["state"] == "restored":
         if not names:
@@ -112,8 +115,8 @@ def act(params: dict, check: bool) -> dict:
                 "Nothing says which volume is to be restored.", "Pass volume=<name>; spt.flow.restore lists them."
             )
         wanted = {name: params[name] for name in ("volume", "snapshot", "path", "into", "over", "confirm")}
-        return {"restored": _snapshots.restore(config, _snapshots.Restore(**wanted), plan_only=check)}
-    status = _snapshots.read_status(config) if check else _snapshots.run(config, names)
+        return {"restored": snapshots_restore.restore(config, snapshots_restore.Restore(**wanted), plan_only=check)}
+    status = snapshots_status.read_status(config) if check else snapshots_run.run(config, names)
     return {"volumes": status["volumes"]}
 
 

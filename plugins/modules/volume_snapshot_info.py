@@ -66,13 +66,15 @@ error:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.spt.flow.plugins.module_utils import _snapshots
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import config as snapshots_config
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import restore as snapshots_restore
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import status as snapshots_status
 
 
-def read(config: _snapshots.Config, volume: str) -> dict:
-    status = _snapshots.report(config, time.time())
-    found = _snapshots.listing(config, volume)
+def read(config: snapshots_config.Config, volume: str) -> dict:
+    status = snapshots_status.report(config, time.time())
+    found = snapshots_restore.listing(config, volume)
     lines = [
         f"{s['id']}  {time.strftime('%Y-%m-%d %H:%M', time.localtime(s['time']))}  {s['volume']}"
         + ("" if s["good"] else "  incomplete")
@@ -85,12 +87,12 @@ def read(config: _snapshots.Config, volume: str) -> dict:
 def main() -> None:
     spec = {
         "volume": {"type": "str", "default": ""},
-        "config": {"type": "path", "default": _snapshots.CONFIG},
+        "config": {"type": "path", "default": snapshots_config.CONFIG},
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
         module.exit_json(
-            changed=False, **read(_snapshots.Config.load(module.params["config"]), module.params["volume"])
+            changed=False, **read(snapshots_config.Config.load(module.params["config"]), module.params["volume"])
         )
     except FlowError as error:
         module.fail_json(msg=str(error), error=error.to_dict())

@@ -55,10 +55,8 @@ def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: in
     """
     from ansible_collections.spt.flow.tests.unit import coder_house
 
-    library = folder / "lib/spt_flow_host"
-    library.mkdir(parents=True)
-    for name in ("_errors", "_docker_http", "_reaper", "_coder_reaper"):
-        shutil.copy(checkout / f"plugins/module_utils/{name}.py", library)
+    library = folder / "lib/spt_flow_node"
+    shutil.copytree(checkout / "plugins/module_utils/_node", library)
     token = folder / "token"
     token.touch(0o600)
     token.write_text(TOKEN)

@@ -61,12 +61,12 @@ def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> 
 
 def crowd(samples: Samples, clients: int = 100) -> None:
     """That many ``up`` at once, a fifth of all answers wrong: workspaces made, requests a minute of the busiest URL."""
-    from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
-    from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-    from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
-    from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-    from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
     from ansible_collections.spt.flow.tests.unit import coder_house
 
     spec = WorkspaceSpec("me", Settings(wait_timeout=300))
@@ -74,7 +74,7 @@ def crowd(samples: Samples, clients: int = 100) -> None:
     def up(number: int) -> None:
         repository = Repository.parse(f"https://git.invalid/team/crowd{number // 2}.git")
         target = CoderTarget(coder_house.client(fake))
-        _lifecycle.ensure(target, replace(spec, repository=repository), probe=lambda *_asked: Probe("open"))
+        lifecycle.ensure(target, replace(spec, repository=repository), probe=lambda *_asked: Probe("open"))
 
     with coder_house.server(20.0) as fake:
         fake.faults.share = 0.2
@@ -92,12 +92,13 @@ def crowd(samples: Samples, clients: int = 100) -> None:
 
 def measure_live(samples: Samples, rounds: int) -> str:
     """New workspaces on a real server, one after the other, the image cached; what there was, or why there was none."""
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _lifecycle
-    from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-    from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
-    from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-    from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
     from ansible_collections.spt.flow.tests.integration import sshd_kit
     from ansible_collections.spt.flow.tests.live import conftest
 
@@ -115,7 +116,7 @@ def measure_live(samples: Samples, rounds: int) -> str:
         port = known.split("]:")[1].split()[0]
         settings = Settings(cpus=2.0, memory=2 << 30, kvm="disabled", known_hosts=known, wait_timeout=300)
         assert house.admin is not None
-        _coder_template.roll_out(house.admin, house.wanted(settings))
+        coder_template.roll_out(house.admin, house.wanted(settings))
         for number in range(rounds + 1):
             # It asks for a key, so that the clone settles at once, whatever a network does.
             repository = Repository.parse(f"ssh://root@{house.gateway}:{port}/team/new{number}.git")
@@ -123,14 +124,14 @@ def measure_live(samples: Samples, rounds: int) -> str:
             client = house.client(house.token)
             asked = moment(client, "create_workspace")
             begun = time.time()
-            result = _lifecycle.ensure(CoderTarget(client), spec, probe=lambda *_asked: Probe("needs-auth"))
+            result = lifecycle.ensure(CoderTarget(client), spec, probe=lambda *_asked: Probe("needs-auth"))
             seconds = time.time() - begun
             assert result.workspace is not None
             if number:  # the first one fills caches
                 parts = stages(client.workspace_by_id(result.workspace.id), asked[0], seconds)
                 for name, part in parts.items():
                     note(samples, f"coder new {name}", part)
-            _lifecycle.ensure(house.target(), replace(spec, name=result.workspace.name, repository=None), "absent")
+            lifecycle.ensure(house.target(), replace(spec, name=result.workspace.name, repository=None), "absent")
         return f"new Coder workspaces: a real server, {house.client('').buildinfo()['version']}"
 
 

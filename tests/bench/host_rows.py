@@ -72,7 +72,8 @@ def snapshots(place: Path, samples: Samples, rounds: int) -> str:
 
     Returns what was measured, or why nothing was.
     """
-    from ansible_collections.spt.flow.plugins.module_utils import _snapshots
+    from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import config as snapshots_config
+    from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import run as snapshots_run
 
     missing = [name for name in ("restic", "zstd") if not shutil.which(name)]
     if missing:
@@ -83,7 +84,7 @@ def snapshots(place: Path, samples: Samples, rounds: int) -> str:
     for number in range(rounds):
         here = place / f"round{number}"
         here.mkdir()
-        config = _snapshots.Config(
+        config = snapshots_config.Config(
             repository=str(here / "repository"),
             password_file=str(here / "password"),
             state=str(here / "state"),
@@ -92,13 +93,13 @@ def snapshots(place: Path, samples: Samples, rounds: int) -> str:
             data_root=str(place / "docker"),
             engine=False,
         )
-        _snapshots.set_password(config)
-        _snapshots.init(config)
+        snapshots_config.set_password(config)
+        snapshots_config.init(config)
         archive, copy = here / "home.tar.zst", here / "copy"
         note(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name, sync=True)
         note(samples, "cp", call, "cp", "-a", "--", str(home), str(copy), sync=True)
-        note(samples, "first", _snapshots.run, config, sync=True)
-        note(samples, "unchanged", _snapshots.run, config, sync=True)
+        note(samples, "first", snapshots_run.run, config, sync=True)
+        note(samples, "unchanged", snapshots_run.run, config, sync=True)
         shutil.rmtree(copy)
         for name in ("restored", "untarred"):
             (here / name).mkdir()
@@ -140,10 +141,10 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
 
 def neighbours(place: Path, samples: Samples, rounds: int) -> str:
     """How long a workspace takes to answer beside another that misbehaves, and how long when all is quiet."""
-    from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
     from ansible_collections.spt.flow.tests.integration import lab, noise_kit
 
-    with lab.lab(place, _image_identity.identity()) as made:
+    with lab.lab(place, image_identity.identity()) as made:
         for noise, door, loud, quiet in noise_kit.measure(made, rounds):
             samples.setdefault(f"{noise}: {door}", []).append(loud)
             samples.setdefault(f"quiet, {noise}: {door}", []).append(quiet)

@@ -23,10 +23,11 @@ TIMEOUT = 1800
 
 def measure(play: Play, samples: Samples, rounds: int, place: Path) -> str:
     """All rows in ``place``; ``play(verb, **values)`` runs a playbook. Returns what was measured on."""
-    from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-    image = _image_identity.identity(PROFILE)
-    if not _image.present(image):
+    image = image_identity.identity(PROFILE)
+    if not image_engine.present(image):
         return f"nothing about the fat image: `make image PROFILE={PROFILE}` first"
     again(play, samples, rounds, image.tag)
     share(samples, place, image.tag)
@@ -57,7 +58,7 @@ def again(play: Play, samples: Samples, rounds: int, tag: str) -> None:
 
 def share(samples: Samples, place: Path, tag: str) -> None:
     """The bytes that an image keeps when a tool moves that does so often."""
-    from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
     from ansible_collections.spt.flow.tests.integration import image_kit
 
     begun = time.monotonic()

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import sys
 
-from ansible_collections.spt.flow.plugins.module_utils import _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
 
 
 def main() -> int:
-    values = _settings.resolve([{"owner": sys.argv[1]}])
+    values = settings_resolve.resolve([{"owner": sys.argv[1]}])
     print("Workspaces of", values["owner"], flush=True)
     try:
-        from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 
         for workspace in DockerTarget().list(owner=values["owner"]):
             print(workspace.name, workspace.state, workspace.repo)

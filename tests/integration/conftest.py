@@ -9,34 +9,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
 
 
 @pytest.fixture(scope="session")
-def image() -> _image_identity.Image:
+def image() -> image_identity.Image:
     """The workspace image, built when the engine does not have it."""
     try:
-        _docker_http.connect().get_json("/version")
+        docker_http.connect().get_json("/version")
     except FlowError as error:
         pytest.skip(error.message)
-    found = _image_identity.identity()
-    _image.ensure(found, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
+    found = image_identity.identity()
+    image_build.ensure(found, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
     return found
 
 
 @pytest.fixture
-def lab(tmp_path: Path, image: _image_identity.Image) -> Iterator[Lab]:
+def lab(tmp_path: Path, image: image_identity.Image) -> Iterator[Lab]:
     """One random owner with what belongs to it."""
     with make_lab(tmp_path, image) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory, image: _image_identity.Image) -> Iterator[Lab]:
+def shared_lab(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Lab]:
     """The same for tests that leave it as they found it."""
     with make_lab(tmp_path_factory.mktemp("lab"), image) as made:
         yield made

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import GIBIBYTE
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
 
 ENDED = ("ok", "failed", "skipped", "needs-auth")
 
@@ -31,7 +34,7 @@ def unavailable() -> str:
     if missing:
         return f"{', '.join(missing)} missing"
     try:
-        _docker_http.connect().get_json("/version")
+        docker_http.connect().get_json("/version")
     except FlowError as error:
         return error.message
     return ""
@@ -141,18 +144,18 @@ def workspace(
     **settings: Any,
 ) -> Iterator[Inside]:
     """A running workspace; ``environment`` replaces values of the start contract that no setting reaches."""
-    from ansible_collections.spt.flow.plugins.module_utils import _docker_body
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 
     target = DockerTarget()
-    image = _image_identity.identity()
-    _image.ensure(image, {}, Progress(print))
+    image = image_identity.identity()
+    image_build.ensure(image, {}, Progress(print))
     owner = f"contract{secrets.token_hex(3)}"
     resolved = Settings(**{"cpus": 2.0, "memory": 2 * GIBIBYTE, "docker": "disabled", **settings})
     spec = WorkspaceSpec(
         owner, resolved, name, kind=kind, deadline=deadline, image=image.tag, image_hash=image.hash
     )  # fmt: skip
-    original = _docker_body.environment
-    _docker_body.environment = lambda spec, plan: {**original(spec, plan), **(environment or {})}
+    original = docker_container.environment
+    docker_container.environment = lambda spec, plan: {**original(spec, plan), **(environment or {})}
     inside = Inside(owner, name, folder)
     try:
         inside.workspace = target.create(spec, Progress())
@@ -160,7 +163,7 @@ def workspace(
         inside.workspace = target.start(inside.workspace)
         yield inside
     finally:
-        _docker_body.environment = original
+        docker_container.environment = original
         if os.environ.get("SPT_FLOW_KEEP") != "1":
             docker("rm", "-f", inside.container, check=False)
             for part in ("home", "docker"):

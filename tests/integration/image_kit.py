@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
 Layer = tuple[str, str, int]
 """What made it, the identity of its files, its size."""
@@ -19,7 +22,7 @@ MOVES = "gh"
 
 
 def layers(tag: str) -> list[Layer]:
-    engine = _docker_http.connect()
+    engine = docker_http.connect()
     names = engine.get_json(f"/images/{tag}/json")["RootFS"]["Layers"]
     history = reversed(engine.get_json(f"/images/{tag}/history"))
     # Steps that only set something have no layer; a layer without files has no size that would count.
@@ -36,16 +39,16 @@ def tool_layers(tag: str) -> list[str]:
 @contextmanager
 def moved(profile: str, folder: Path, progress: Progress) -> Iterator[str]:
     """The tag of the profile's image with one tool, of those that move often, in another version; gone afterwards."""
-    copy = Path(shutil.copytree(_image_identity.FOLDER, folder / "image", symlinks=True))
-    known = _image_identity.versions(copy)
+    copy = Path(shutil.copytree(image_identity.FOLDER, folder / "image", symlinks=True))
+    known = image_identity.versions(copy)
     known["tools"][MOVES]["links"] = {"usr/local/bin/github": "/usr/local/bin/gh"}
     (copy / "versions.yml").write_text(yaml.safe_dump(known, sort_keys=False))
-    other = _image_identity.identity(profile, copy)
+    other = image_identity.identity(profile, copy)
     try:
-        _image._Builder(other, {}, progress, copy)._build().tag(*other.tag.split(":"))
+        image_build._Builder(other, {}, progress, copy)._build().tag(*other.tag.split(":"))
         yield other.tag
     finally:
-        _image.remove(other)
+        image_engine.remove(other)
 
 
 def reused(before: list[Layer], after: list[Layer]) -> float:

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image_identity, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._docker_session import container_name
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.session import container_name
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import GIBIBYTE
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Result, Workspace, WorkspaceSpec
 
 COLLECTIONS = Path(__file__).resolve().parents[2] / ".ansible" / "collections"
 WAIT = 120
@@ -33,12 +36,12 @@ def git(folder: Path, *words: str) -> str:
 class Lab:
     """One owner's workspaces; ``spec`` describes one, ``up`` and ``ensure`` act on it."""
 
-    def __init__(self, folder: Path, image: _image_identity.Image) -> None:
+    def __init__(self, folder: Path, image: image_identity.Image) -> None:
         self.owner = f"lab-{secrets.token_hex(4)}"
         self.folder = folder
         self.image = image
         self.target = DockerTarget()
-        self.engine = _docker_http.connect()
+        self.engine = docker_http.connect()
 
     def repository(self, name: str = "demo", where: str = "src", files: int = 3, size: int = 100) -> Path:
         """A new local repository of two commits in ``where``/``name``."""
@@ -66,7 +69,7 @@ class Lab:
         )
 
     def ensure(self, spec: WorkspaceSpec, state: str = "started") -> Result:
-        return _lifecycle.ensure(self.target, spec, state)
+        return lifecycle.ensure(self.target, spec, state)
 
     def up(self, spec: WorkspaceSpec) -> Workspace:
         workspace = self.ensure(spec).workspace
@@ -138,15 +141,16 @@ _UP = """
 import json, os, re, signal, sys
 words = json.loads(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 spec = WorkspaceSpec(words["owner"], Settings(**words["settings"]), words["name"],
     Repository.parse(words["repository"]), image=words["image"], image_hash=words["image_hash"])
-request, seen = _docker_http.Engine.request, [0]
+request, seen = docker_http.Engine.request, [0]
 def dying(self, method, path, *more, **named):
     when, pattern, which = words["die"]
     seen[0] += bool(re.search(pattern, f"{method} {path}"))
@@ -158,9 +162,9 @@ def dying(self, method, path, *more, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer
 if words["die"]:
-    _docker_http.Engine.request = dying
+    docker_http.Engine.request = dying
 try:
-    result = _lifecycle.ensure(DockerTarget(), spec, words["state"])
+    result = lifecycle.ensure(DockerTarget(), spec, words["state"])
 except FlowError as error:
     print(json.dumps({"ok": False, **error.to_dict()}))
     sys.exit(error.code)
@@ -171,7 +175,7 @@ print(json.dumps({"ok": True, "changed": result.changed, "actions": result.actio
 
 
 @contextmanager
-def lab(folder: Path, image: _image_identity.Image) -> Iterator[Lab]:
+def lab(folder: Path, image: image_identity.Image) -> Iterator[Lab]:
     """A laboratory of which nothing is left afterwards."""
     made = Lab(folder, image)
     try:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 CGROUPS = Path("/sys/fs/cgroup")

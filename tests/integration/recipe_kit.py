@@ -86,11 +86,11 @@ class Copy:
 
     def spare_the_ide(self, cache: Path) -> None:
         """Put an empty archive where the builder looks for a compiled code-server."""
-        from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-        made = _image_identity.recipe("slim", self.root / "image")
+        made = image_identity.recipe("slim", self.root / "image")
         words = [made.base["suite"], *(made.ide[name]["sha256"] for name in ("node", "code-server"))]
-        key = _image_identity.content_hash(words, self.root / "image/ide")[:16]
+        key = image_identity.content_hash(words, self.root / "image/ide")[:16]
         (cache / "spt-flow/ide").mkdir(parents=True)
         with tarfile.open(cache / f"spt-flow/ide/{key}.tar.gz", "w:gz"):
             pass

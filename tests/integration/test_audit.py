@@ -59,11 +59,9 @@ class Trail:
     def __init__(self, root: Path, space_left: tuple[int, int] = (75, 50)) -> None:
         """``space_left`` is what the role's two limits are, in MiB."""
         self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
-        for folder in ("log", "etc", "registry/ids", "registry/containers", "lib/spt_flow_host"):
+        for folder in ("log", "etc", "registry/ids", "registry/containers"):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        for part in ("_errors", "_audit"):
-            shutil.copy(ROOT / "plugins/module_utils" / f"{part}.py", root / "lib/spt_flow_host")
-        (root / "lib/spt_flow_host/__init__.py").touch()
+        shutil.copytree(ROOT / "plugins/module_utils/_node", root / "lib/spt_flow_node", dirs_exist_ok=True)
         values = {
             "ansible_managed": "test",
             "host_audit_backlog": 65536,

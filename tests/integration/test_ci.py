@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 from ansible_collections.spt.flow.tests.integration import ci_kit, doors_kit
 from ansible_collections.spt.flow.tests.integration.ci_kit import record, start, values
 from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors, git

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _reaper
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
 from ansible_collections.spt.flow.tests.integration import ci_kit, doors_kit
 from ansible_collections.spt.flow.tests.integration.ci_kit import record, start, values
 from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors
@@ -51,7 +52,7 @@ class Window:
     """The engine, with lists that hold one owner's things only."""
 
     def __init__(self, owner: str) -> None:
-        self._owner, self._engine = owner, _docker_http.connect()
+        self._owner, self._engine = owner, docker_http.connect()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -66,7 +67,7 @@ def reaped(house: Doors, folder: Path, later: float) -> list[str]:
     """What a pass of the node's reaper takes, ``later`` seconds from now."""
     boot, wall = time.clock_gettime(time.CLOCK_BOOTTIME) + later, time.time() + later
     path = str(folder / "run/reaper.json")
-    return _reaper.sweep(path, False, Window(house.owner), lambda: boot, lambda: wall).reaped  # type: ignore[arg-type]
+    return reaper_engine.sweep(path, False, Window(house.owner), lambda: boot, lambda: wall).reaped  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alone", ["the run", "the platform", "the reaper"])

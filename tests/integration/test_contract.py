@@ -307,10 +307,10 @@ def forge(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
         "exec /usr/sbin/sshd -D -e -p 2222 -o PidFile=none -o UsePAM=no -o StrictModes=no "
         "-o HostKey=/home/coder/host -o AuthorizedKeysFile=/home/coder/keys -o PasswordAuthentication=no"
     )
-    from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
     words = ("--network", name, "--network-alias", "forge.test", "-e", f"KEY={agent['public']}", "--user", "1000:1000")
-    docker("run", "-d", "--name", name, *words, "--entrypoint", "/bin/sh", _image_identity.identity().tag, "-c", script)
+    docker("run", "-d", "--name", name, *words, "--entrypoint", "/bin/sh", image_identity.identity().tag, "-c", script)
     try:
         reading = ("exec", name, "cat", "/home/coder/host.pub")
         public = wait_for(lambda: docker(*reading, check=False).stdout, 20)

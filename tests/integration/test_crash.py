@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.tests.integration.lab import WAIT, Lab, git
 
 Die = tuple[str, str, int]

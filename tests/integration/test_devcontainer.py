@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_body, _image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration.contract_kit import docker, unavailable, wait_for
 from ansible_collections.spt.flow.tests.integration.lab import Lab, git
 
@@ -86,7 +87,7 @@ class Container:
 
 
 @pytest.fixture
-def container(cli: list[str], tmp_path: Path, image: _image_identity.Image) -> Iterator[Container]:
+def container(cli: list[str], tmp_path: Path, image: image_identity.Image) -> Iterator[Container]:
     folder = tmp_path / "demo"
     folder.mkdir()
     made = Container(cli, folder, {name: text for name, text in os.environ.items() if not name.startswith("SPT_FLOW_")})
@@ -116,7 +117,7 @@ def test_up_exec_start_contract_ide_and_docker_inside(container: Container) -> N
     assert container.exec("curl -fsS -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/healthz") == "200"
     host = json.loads(docker("inspect", answer["containerId"]).stdout)[0]["HostConfig"]
     assert (host["CpuQuota"], host["Memory"], host["PidsLimit"]) == (150000, 2 * 1024**3, 777)
-    assert [name.removeprefix("CAP_") for name in host["CapDrop"]] == [*_docker_body.DROPPED]
+    assert [name.removeprefix("CAP_") for name in host["CapDrop"]] == [*docker_container.DROPPED]
     assert host["Privileged"] is False and host["Runtime"] == "spt-flow"
     assert "exec" in host["Tmpfs"]["/tmp"] and "size=64m" in host["Tmpfs"]["/run/spt-flow"]
     assert not any(mount.get("Source") == "/var/run/docker.sock" for mount in host.get("Mounts") or [])
@@ -144,7 +145,7 @@ def test_auto_runs_anywhere_and_says_why_there_is_no_docker_inside(container: Co
 
 
 @pytest.fixture
-def forge(image: _image_identity.Image) -> Iterator[dict[str, str]]:
+def forge(image: image_identity.Image) -> Iterator[dict[str, str]]:
     """A git server that lets everybody in, on the engine's usual bridge: a real sshd in a container of its own."""
     name = f"spt-flow-test-open-forge-{os.getpid()}"
     script = (

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.integration.lab import Lab, git
 
 SIZE = 200 * 2**20
@@ -30,17 +32,17 @@ def test_an_image_whose_base_does_not_fit_is_told_and_leaves_nothing(
     if mounted.returncode:
         pytest.skip(f"no tmpfs here: {mounted.stderr.decode().strip()}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    recipe = shutil.copytree(_image_identity.FOLDER, tmp_path / "image", symlinks=True)
+    recipe = shutil.copytree(image_identity.FOLDER, tmp_path / "image", symlinks=True)
     versions = recipe / "versions.yml"
-    day = _image_identity.recipe().base["snapshot"]
+    day = image_identity.recipe().base["snapshot"]
     versions.write_text(versions.read_text().replace(day, "20010102T000000Z"))
-    image = _image_identity.identity(folder=recipe)
+    image = image_identity.identity(folder=recipe)
     try:
         with pytest.raises(FlowError) as caught:
-            _image._Builder(image, {"image_base": "bootstrap"}, Progress(), recipe).build()
+            image_build._Builder(image, {"image_base": "bootstrap"}, Progress(), recipe).build()
         assert caught.value.message == f"Cannot bootstrap bookworm in {folder / 'base'}: the disk is full."
         assert list((folder / "base").iterdir()) == []
-        assert not _image.present(image)
+        assert not image_engine.present(image)
     finally:
         subprocess.run(["umount", str(folder)], check=True, timeout=60)
 

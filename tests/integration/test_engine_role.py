@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def engine() -> None:
     if os.geteuid() != 0:
         pytest.skip("the role changes machines, so it runs as root")
     try:
-        _docker_http.connect().get_json("/version")
+        docker_http.connect().get_json("/version")
     except FlowError as error:
         pytest.skip(error.message)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 Pair = tuple[DockerTarget, list[Workspace]]
@@ -215,7 +215,7 @@ def places(pair: Pair) -> Iterator[dict[str, str]]:
     import threading
 
     engine, (inside, neighbour) = pair
-    http_engine = _docker_http.connect()
+    http_engine = docker_http.connect()
     found = http_engine.get_json(f"/containers/{neighbour.id}/json")
     network = found["NetworkSettings"]["Networks"]["spt-flow"]
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.SimpleHTTPRequestHandler)
@@ -326,7 +326,7 @@ def test_sudo_has_the_listed_capabilities(pair: Pair) -> None:
 
 def test_the_workspace_is_not_root_on_the_host(pair: Pair) -> None:
     engine, (inside, _neighbour) = pair
-    pid = _docker_http.connect().get_json(f"/containers/{inside.id}/json")["State"]["Pid"]
+    pid = docker_http.connect().get_json(f"/containers/{inside.id}/json")["State"]["Pid"]
     if not Path(f"/proc/{pid}").exists():
         pytest.skip("the engine is on another machine")
     uid = int(

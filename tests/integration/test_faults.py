@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_body, _docker_http, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, NotFound, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.tests.integration.lab import COLLECTIONS, Lab, git
 
-SOCKET = _docker_http.DEFAULT_HOST.removeprefix("unix://")
+SOCKET = docker_http.DEFAULT_HOST.removeprefix("unix://")
 
 
 def sentence(error: FlowError, kind: type[FlowError], *words: str) -> None:
@@ -73,7 +75,7 @@ def test_port_taken_in_restart_keeps_the_old_one(lab: Lab) -> None:
 def test_engine_absent(lab: Lab, tmp_path: Path) -> None:
     target = DockerTarget(f"unix://{tmp_path}/none.sock")
     with pytest.raises(FlowError) as caught:
-        _lifecycle.ensure(target, lab.spec(lab.repository()))
+        lifecycle.ensure(target, lab.spec(lab.repository()))
     sentence(caught.value, Unhealthy, f"{tmp_path}/none.sock", "does not answer")
 
 
@@ -86,10 +88,11 @@ def test_engine_refuses_the_user(lab: Lab, tmp_path: Path) -> None:
     os.chmod(path, 0o600)
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _errors\n"
+        "from ansible_collections.spt.flow.plugins.module_utils._node import errors\n"
+        "from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http\n"
         "os.setuid(65534)\n"
-        "try: _docker_http.connect('unix://' + sys.argv[2]).get_json('/info')\n"
-        "except _errors.FlowError as error: print(error.code, error)\n"
+        "try: docker_http.connect('unix://' + sys.argv[2]).get_json('/info')\n"
+        "except errors.FlowError as error: print(error.code, error)\n"
     )
     if os.getuid():
         pytest.skip("only root can become somebody else")
@@ -168,7 +171,7 @@ def test_engine_dies_in_the_middle(lab: Lab, tmp_path: Path, word: bytes, answer
     source = lab.repository()
     with dying_engine(tmp_path, word, answers) as host:
         try:
-            _lifecycle.ensure(DockerTarget(host), lab.spec(source))
+            lifecycle.ensure(DockerTarget(host), lab.spec(source))
         except FlowError as error:
             assert error.code == Unhealthy.code and error.message and error.hint, error
         else:
@@ -183,7 +186,7 @@ def test_engine_dies_in_a_restart(lab: Lab, tmp_path: Path, word: bytes) -> None
     source = lab.repository()
     lab.inside(lab.up(lab.spec(source)), "echo precious > ~/note")
     with dying_engine(tmp_path, word, False) as host, pytest.raises(FlowError) as caught:
-        _lifecycle.ensure(DockerTarget(host), lab.spec(source, pids=999), "restarted")
+        lifecycle.ensure(DockerTarget(host), lab.spec(source, pids=999), "restarted")
     assert caught.value.code == Unhealthy.code and caught.value.hint
     workspace = lab.up(lab.spec(source))
     assert lab.inside(workspace, "cat ~/note") == "precious"
@@ -225,7 +228,7 @@ def test_clock_jump_is_harmless(lab: Lab, jump: float, monkeypatch: pytest.Monke
     workspace = lab.up(lab.spec(source))
     real = time.time
     monkeypatch.setattr("time.time", lambda: real() + jump)
-    again = _lifecycle.ensure(lab.target, lab.spec(source), now=lambda: real() + jump)
+    again = lifecycle.ensure(lab.target, lab.spec(source), now=lambda: real() + jump)
     assert not again.changed and again.workspace and again.workspace.id == workspace.id
     stopped = lab.ensure(lab.spec(source), "stopped")
     assert stopped.changed
@@ -255,9 +258,9 @@ def test_home_is_not_removed_while_somebody_else_uses_it(lab: Lab) -> None:
 def test_kvm_absent(lab: Lab) -> None:
     spec = lab.spec(lab.repository(), kvm="required")
     with pytest.raises(FlowError) as caught:
-        _docker_body.Plan.of(spec, lab.target.probe_engine(), True, lambda path: False)
+        docker_container.Plan.of(spec, lab.target.probe_engine(), True, lambda path: False)
     sentence(caught.value, FlowError, "kvm=required", "/dev/kvm")
-    plan = _docker_body.Plan.of(
+    plan = docker_container.Plan.of(
         replace(spec, settings=replace(spec.settings, kvm="auto")),
         lab.target.probe_engine(),
         True,

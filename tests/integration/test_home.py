@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 CYCLES = int(os.environ.get("SPT_FLOW_TEST_CYCLES") or 12)
@@ -144,7 +144,7 @@ def restart_engine() -> None:
             again(until)
         while time.monotonic() < until:
             try:
-                _docker_http.connect().get_json("/version")
+                docker_http.connect().get_json("/version")
                 return
             except FlowError:
                 time.sleep(0.3)

@@ -20,9 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
-from ansible_collections.spt.flow.plugins.module_utils._docker_http import connect
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as cache
+from ansible_collections.spt.flow.plugins.module_utils._node.docker.http import connect
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 
 KIND = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"

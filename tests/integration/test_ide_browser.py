@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity, _image_tools
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import tools as image_tools
 from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, unavailable, wait_for, workspace
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -200,9 +201,9 @@ def test_an_extension_of_the_image_runs(tmp_path, browser):
     with zipfile.ZipFile(tmp_path / "go.vsix", "w") as archive:
         for name, text in EXTENSION.items():
             archive.writestr(f"extension/{name}", text)
-    take = _image_identity.versions()["tools"]["golang.go"]["files"][0]["take"]
+    take = image_identity.versions()["tools"]["golang.go"]["files"][0]["take"]
     layer = tmp_path / "layer.tar.gz"
-    _image_tools.write("golang.go", {"version": "1.0.0"}, [(tmp_path / "go.vsix", {"url": "", "take": take})], layer)
+    image_tools.write("golang.go", {"version": "1.0.0"}, [(tmp_path / "go.vsix", {"url": "", "take": take})], layer)
 
     def bring(inside: Inside) -> None:
         argv = ["docker", "cp", "-", f"{inside.container}:/"]

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http, _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
 Inside = Callable[[str], str]
 TOOLS = {
@@ -50,15 +52,15 @@ TOOLS = {
 
 
 @pytest.fixture(scope="module", params=["slim", pytest.param("fat-packages", marks=pytest.mark.full)])
-def image(request: pytest.FixtureRequest) -> _image_identity.Image:
+def image(request: pytest.FixtureRequest) -> image_identity.Image:
     """The image of a profile, built when the engine does not have it."""
-    found = _image_identity.identity(request.param)
-    _image.ensure(found, {}, Progress())
+    found = image_identity.identity(request.param)
+    image_build.ensure(found, {}, Progress())
     return found
 
 
 @pytest.fixture(scope="module")
-def inside(image: _image_identity.Image) -> Iterator[Inside]:
+def inside(image: image_identity.Image) -> Iterator[Inside]:
     """Runs a shell script in one container of the image, as its user and without a network."""
     command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
     words = ["--entrypoint", "/usr/bin/sleep", image.tag, "600"]
@@ -86,8 +88,8 @@ def test_every_tool_answers(inside: Inside) -> None:
     assert inside(f"PATH=$PATH:/usr/sbin:/sbin\n{answers}\nsshd -V 2>&1 | grep -q OpenSSH || echo sshd: fails") == ""
 
 
-def test_every_package_of_the_profile_is_there(inside: Inside, image: _image_identity.Image) -> None:
-    packages = [name for group in _image_identity.recipe(image.profile).packages.values() for name in group]
+def test_every_package_of_the_profile_is_there(inside: Inside, image: image_identity.Image) -> None:
+    packages = [name for group in image_identity.recipe(image.profile).packages.values() for name in group]
     found = inside(f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {' '.join(packages)}").splitlines()
     assert sorted(found) == sorted(f"installed {package}" for package in packages)
 
@@ -116,16 +118,16 @@ def test_nothing_is_left_over_from_the_build(inside: Inside) -> None:
     assert left == ""
 
 
-def test_no_key_password_or_mirror_of_the_builder_stays(inside: Inside, image: _image_identity.Image) -> None:
-    public = _image_identity.recipe(image.profile).distribution["archives"]
+def test_no_key_password_or_mirror_of_the_builder_stays(inside: Inside, image: image_identity.Image) -> None:
+    public = image_identity.recipe(image.profile).distribution["archives"]
     found = inside("cat /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null | grep -oE 'https?://[^ ]+'")
     assert found.split() == public
     assert inside("env | cut -d= -f1 | grep -iE 'proxy|cert|token' || true") == ""
 
 
-def test_the_image_says_what_it_was_made_from(inside: Inside, image: _image_identity.Image) -> None:
+def test_the_image_says_what_it_was_made_from(inside: Inside, image: image_identity.Image) -> None:
     said = json.loads(inside("cat /usr/share/spt-flow/image.json"))
-    assert said == _image.inventory(_image_identity.recipe(image.profile), image)
+    assert said == image_build.inventory(image_identity.recipe(image.profile), image)
 
 
 def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
@@ -138,8 +140,8 @@ def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
     ]
 
 
-def test_tag_and_label_name_what_it_was_made_from(image: _image_identity.Image) -> None:
-    found = _docker_http.connect().get_json(f"/images/{image.tag}/json")
+def test_tag_and_label_name_what_it_was_made_from(image: image_identity.Image) -> None:
+    found = docker_http.connect().get_json(f"/images/{image.tag}/json")
     labels = found["Config"]["Labels"]
     assert (labels["spt.flow.image"], labels["spt.flow.profile"]) == (image.hash, image.profile)
     assert image.tag.endswith(f":{image.profile}-{image.hash[:12]}")
@@ -147,9 +149,9 @@ def test_tag_and_label_name_what_it_was_made_from(image: _image_identity.Image) 
     assert found["Config"]["Entrypoint"][-2:] == ["/usr/local/bin/spt-workspace", "run"]
 
 
-def test_the_second_time_nothing_is_built(image: _image_identity.Image) -> None:
+def test_the_second_time_nothing_is_built(image: image_identity.Image) -> None:
     said: list[str] = []
     begun = time.monotonic()
-    assert _image.ensure(_image_identity.identity(image.profile), {}, Progress(said.append)) is False
+    assert image_build.ensure(image_identity.identity(image.profile), {}, Progress(said.append)) is False
     assert time.monotonic() - begun < 2
     assert said == []

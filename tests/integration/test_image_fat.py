@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import download as image_download
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.bench import reference_build
 from ansible_collections.spt.flow.tests.integration import lab
 from ansible_collections.spt.flow.tests.integration.image_kit import layers, moved, reused, tool_layers
@@ -53,14 +56,14 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def image() -> _image_identity.Image:
-    found = _image_identity.identity(PROFILE)
-    _image.ensure(found, {}, Progress(print))
+def image() -> image_identity.Image:
+    found = image_identity.identity(PROFILE)
+    image_build.ensure(found, {}, Progress(print))
     return found
 
 
 @pytest.fixture(scope="module")
-def inside(image: _image_identity.Image) -> Iterator[Inside]:
+def inside(image: image_identity.Image) -> Iterator[Inside]:
     """Runs a script in a login shell of one container, in a folder of its own and without a network."""
     command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
     words = ["--entrypoint", "/usr/bin/sleep", image.tag, "900"]
@@ -77,9 +80,9 @@ def inside(image: _image_identity.Image) -> Iterator[Inside]:
     subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=60)
 
 
-def test_wasm_pack_is_there_where_the_profile_has_it(inside: Inside, image: _image_identity.Image) -> None:
+def test_wasm_pack_is_there_where_the_profile_has_it(inside: Inside, image: image_identity.Image) -> None:
     there = inside("command -v wasm-pack && wasm-pack --version || echo none").split()
-    assert (there == ["none"]) is ("wasm-pack" not in _image_identity.recipe(image.profile).tools)
+    assert (there == ["none"]) is ("wasm-pack" not in image_identity.recipe(image.profile).tools)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -87,12 +90,12 @@ def test_a_tool_does_its_job(inside: Inside, name: str) -> None:
     inside(JOBS[name])
 
 
-def test_what_is_unavailable_is_not_there(inside: Inside, image: _image_identity.Image) -> None:
-    assert "firecracker" in _image_identity.recipe(image.profile).absent
+def test_what_is_unavailable_is_not_there(inside: Inside, image: image_identity.Image) -> None:
+    assert "firecracker" in image_identity.recipe(image.profile).absent
     assert inside("command -v firecracker jailer || echo none").split() == ["none"]
 
 
-def test_a_workspace_of_it_starts_with_docker_inside(image: _image_identity.Image, tmp_path: Path) -> None:
+def test_a_workspace_of_it_starts_with_docker_inside(image: image_identity.Image, tmp_path: Path) -> None:
     with lab.lab(tmp_path, image) as made:
         spec = made.spec(made.repository(), docker="required", profile=PROFILE, memory=4 << 30)
         workspace = made.up(spec)
@@ -121,7 +124,7 @@ def checkout(tmp_path: Path) -> Path:
     left_out = shutil.ignore_patterns(".git", ".venv", "artifacts", ".*_cache", "__pycache__")
     shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=left_out)
     file = copy / "image/versions.yml"
-    day = _image_identity.recipe(PROFILE).base["snapshot"]
+    day = image_identity.recipe(PROFILE).base["snapshot"]
     file.write_text(file.read_text().replace(day, DAY))
     return copy
 
@@ -132,15 +135,15 @@ def of_image(tag: str, script: str) -> list[str]:
 
 
 def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_image(
-    image: _image_identity.Image, checkout: Path, tmp_path: Path
+    image: image_identity.Image, checkout: Path, tmp_path: Path
 ) -> None:
     """Base, packages, IDE and tools come from a mirror into an empty cache."""
-    made = _image_identity.recipe(PROFILE)
+    made = image_identity.recipe(PROFILE)
     entries = {
         file["url"].rsplit("/", 1)[-1]: (name, file) for name, tool in made.tools.items() for file in tool["files"]
     }
-    known = {file: _image.fetch(name, entry, {}, Progress()) for file, (name, entry) in entries.items()}
-    other = _image_identity.identity(PROFILE, checkout / "image")
+    known = {file: image_download.fetch(name, entry, {}, Progress()) for file, (name, entry) in entries.items()}
+    other = image_identity.identity(PROFILE, checkout / "image")
 
     def build() -> subprocess.CompletedProcess[str]:
         values = {"profile": PROFILE, "image_base": "bootstrap", **site.options}
@@ -158,7 +161,7 @@ def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_ima
             assert f"Cannot use {CUT} {made.tools[CUT]['version']} from {site.address}/" in done.stdout + done.stderr
             assert "the download was cut off" in done.stdout + done.stderr
             assert entries[cut][1]["sha256"] in done.stdout + done.stderr
-            assert not _image.present(other)
+            assert not image_engine.present(other)
             before, site.asked, site.cut = set(site.asked), [], set()
             done = build()
             assert done.returncode == 0, done.stdout + done.stderr
@@ -178,7 +181,7 @@ def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_ima
                 subprocess.run(["docker", "image", "rm", tag], capture_output=True, timeout=120)
 
 
-def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: _image_identity.Image, tmp_path: Path) -> None:
+def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: image_identity.Image, tmp_path: Path) -> None:
     said: list[str] = []
     with moved(PROFILE, tmp_path, Progress(said.append)) as tag:
         before, after = layers(image.tag), layers(tag)
@@ -186,7 +189,7 @@ def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: _image_identity
     assert not [line for line in said if "downloading" in line or "compiling" in line], said
 
 
-def test_the_reference_build_is_done(image: _image_identity.Image, inside: Inside, tmp_path: Path) -> None:
+def test_the_reference_build_is_done(image: image_identity.Image, inside: Inside, tmp_path: Path) -> None:
     """Go, Rust, WebAssembly and npm with what lies in the repository, and no network."""
     reference_build.make(tmp_path / "reference")
     container = inside("hostname").strip()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _image_cache
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as docker_images
 from ansible_collections.spt.flow.tests.integration import doors_kit, recipe_kit
 from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
 from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
@@ -180,9 +180,9 @@ def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Pa
     assert digest(registry, "slim") == second["reference"].partition("@")[2]
 
     # A node that has neither gets what is recorded.
-    wanted = _image_cache.Wanted(second["tag"], second["hash"], reference=second["reference"])
+    wanted = docker_images.Wanted(second["tag"], second["hash"], reference=second["reference"])
     subprocess.run(["docker", "rmi", "--force", second["tag"]], capture_output=True, timeout=120, check=True)
-    assert _image_cache.look_after(wanted).changed
+    assert docker_images.look_after(wanted).changed
     assert _gh(second["tag"]) == b"gh version 1.1\n"
     subprocess.run(["docker", "rmi", second["reference"]], capture_output=True, timeout=120, check=False)
 

@@ -11,8 +11,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _progress
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import progress as common_progress
 from ansible_collections.spt.flow.tests.integration.lab import Lab, git
 
 
@@ -170,7 +170,7 @@ def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(lab: Lab) 
     name = lab.name(workspace)
     lab.ensure(lab.spec(source), "stopped")
     lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    lab.target.create(lab.spec(source), _progress.Progress())
+    lab.target.create(lab.spec(source), common_progress.Progress())
     back = lab.up(lab.spec(source))
     assert back.id == workspace.id and back.state == "running"
     lab.is_exactly("demo")
@@ -182,7 +182,7 @@ def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(lab: Lab) -
     name = lab.name(workspace)
     lab.ensure(lab.spec(source), "stopped")
     lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    made = lab.target.create(lab.spec(source), _progress.Progress())
+    made = lab.target.create(lab.spec(source), common_progress.Progress())
     lab.engine.request_json("POST", f"/containers/{made.id}/start")
     new = lab.up(lab.spec(source))
     assert new.id == made.id and new.state == "running"
@@ -194,7 +194,7 @@ def test_what_a_killed_restart_left_goes_with_the_workspace(lab: Lab) -> None:
     name = lab.name(lab.up(spec))
     lab.ensure(spec, "stopped")
     lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    lab.target.create(spec, _progress.Progress())
+    lab.target.create(spec, common_progress.Progress())
     lab.ensure(spec, "absent")
     lab.is_exactly()
 
@@ -214,7 +214,7 @@ def test_only_the_home_left_is_a_stopped_workspace(lab: Lab) -> None:
 def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(lab: Lab) -> None:
     now = int(time.time())
     spec = replace(lab.spec(name="job"), kind="ci", deadline=now + 600)
-    made = lab.target.start(lab.target.create(spec, _progress.Progress()))
+    made = lab.target.start(lab.target.create(spec, common_progress.Progress()))
     assert lab.inspect(made.id)["HostConfig"]["AutoRemove"] is True
     assert lab.volumes() == []
     assert made.kind == "ci" and made.deadline == now + 600
@@ -226,7 +226,7 @@ def test_sweep_takes_expired_ci_workspaces_only(lab: Lab) -> None:
     lab.up(lab.spec(lab.repository()))
     for name, ttl in (("over", 1), ("later", 600)):
         spec = replace(lab.spec(name=name), kind="ci", deadline=int(time.time()) + ttl)
-        lab.target.create(spec, _progress.Progress())
+        lab.target.create(spec, common_progress.Progress())
     foreign = {f"spt.flow.{name}": value for name, value in (("owner", lab.owner), ("workspace", "x"), ("kind", "ci"))}
     foreign |= {"spt.flow.created": "2020-01-01T00:00:00Z", "spt.flow.deadline": "1577836801"}
     image = lab.inspect(f"spt-flow-{lab.owner}-demo")["Image"]

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_body, _errors
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 MIB = 1 << 20
@@ -97,9 +98,9 @@ def test_more_than_the_machine_has_is_explained(shared_lab: Lab) -> None:
 def test_a_required_device_that_is_missing_is_refused(shared_lab: Lab) -> None:
     spec = shared_lab.spec(name="any", kvm="required")
     facts = shared_lab.target.probe_engine()
-    with pytest.raises(_errors.FlowError, match="no /dev/kvm"):
-        _docker_body.Plan.of(spec, facts, True, lambda path: False)
-    plan = _docker_body.Plan.of(shared_lab.spec(name="any", kvm="auto"), facts, True, lambda path: False)
+    with pytest.raises(errors.FlowError, match="no /dev/kvm"):
+        docker_container.Plan.of(spec, facts, True, lambda path: False)
+    plan = docker_container.Plan.of(shared_lab.spec(name="any", kvm="auto"), facts, True, lambda path: False)
     assert any("software emulation" in note for note in plan.notes)
 
 

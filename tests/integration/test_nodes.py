@@ -17,16 +17,14 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.action import node as action_node
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _ansible,
-    _docker_body,
-    _docker_http,
-    _docker_target,
-    _image_identity,
-)
-from ansible_collections.spt.flow.plugins.module_utils._docker_target import DockerTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration import doors_kit, node_kit
 from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
 from ansible_collections.spt.flow.tests.integration.lab import Lab
@@ -90,13 +88,13 @@ def test_a_node_that_is_not_known_is_refused_with_the_nearest(house: Doors, node
 def test_a_host_key_that_is_not_known_is_the_reason_that_is_told(node: Node) -> None:
     node.known_hosts.write_text("")
     with pytest.raises(Unhealthy) as refused:
-        _docker_http.connect(node.address).get_json("/version")
+        docker_http.connect(node.address).get_json("/version")
     assert "Host key verification failed" in refused.value.message and node.address in refused.value.message
 
 
 def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
     """sshd drops strangers from the tenth on; after the first, requests use connections that are there."""
-    engine = _docker_http.connect(node.address)
+    engine = docker_http.connect(node.address)
     with ThreadPoolExecutor(40) as pool:
         assert all(pool.map(lambda _number: engine.get_json("/version"), range(40)))
     begun = time.monotonic()
@@ -125,7 +123,7 @@ def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
         (shutil.copytree if source.is_dir() else shutil.copy)(source, collection / part)
     with (collection / "image/rootfs/etc/motd").open("a") as file:
         file.write("another image\n")
-    image = _image_identity.identity(folder=collection / "image").tag
+    image = image_identity.identity(folder=collection / "image").tag
     elsewhere = replace(house, cwd=tmp_path, installed=tmp_path / "collections")
     there = values(house, node, SPT_FLOW_NODE="", SPT_FLOW_REPO=str(house.repository))
     took = []
@@ -144,7 +142,7 @@ def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
 def test_a_node_without_kvm_gets_the_workspace_and_a_note(
     lab: Lab, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_docker_body, "KVM", "/dev/spt-flow-no-kvm")
+    monkeypatch.setattr(docker_container, "KVM", "/dev/spt-flow-no-kvm")
     lab.target = DockerTarget(node.address, node.name)
     source = lab.repository()
     result = lab.ensure(lab.spec(source))
@@ -167,7 +165,7 @@ def test_a_node_without_kvm_gets_the_workspace_and_a_note(
 @pytest.fixture
 def alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
     """A target whose engine seems to have the laboratory's workspaces only, and a mark of its own."""
-    monkeypatch.setattr(_docker_target, "DRAINED", f"spt-flow-drained-{lab.owner}")
+    monkeypatch.setattr(docker_target, "DRAINED", f"spt-flow-drained-{lab.owner}")
     everybody = DockerTarget.list
     monkeypatch.setattr(
         DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or lab.owner, **more)
@@ -184,7 +182,7 @@ def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
     lab.up(lab.spec(two))
     job = replace(lab.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
     alone.start(alone.create(job, Progress()))
-    monkeypatch.setattr(_ansible, "open_target", lambda values: alone)
+    monkeypatch.setattr(ansible_open, "open_target", lambda values: alone)
     monkeypatch.setenv("SPT_FLOW_OWNER", "operator")
     result = drained(confirm=True)
     assert result["changed"] and not result.get("failed"), result

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _repository, _repository_probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 LIMIT = 10.0
@@ -161,15 +162,15 @@ def https(repository, tmp_path_factory) -> Iterator[Https]:
 def ask_https(https, home, monkeypatch):
     monkeypatch.setenv("GIT_SSL_CAINFO", str(https.certificate))
 
-    def ask(path: str, ref: str = "", **more) -> _repository_probe.Probe:
-        repository = _repository.Repository.parse(f"https://127.0.0.1:{https.port}/{path}")
-        return _repository_probe.probe(repository, ref, **more)
+    def ask(path: str, ref: str = "", **more) -> repository_probe.Probe:
+        repository = repository_address.Repository.parse(f"https://127.0.0.1:{https.port}/{path}")
+        return repository_probe.probe(repository, ref, **more)
 
     return ask
 
 
 def test_https_open(ask_https, repository):
-    assert ask_https("open/open.git") == _repository_probe.Probe("open", "", repository[1])
+    assert ask_https("open/open.git") == repository_probe.Probe("open", "", repository[1])
 
 
 def test_https_refs(ask_https, repository):
@@ -187,7 +188,7 @@ def test_https_401_with_the_callers_credential_helper(ask_https, home, repositor
     (home / ".gitconfig").write_text(
         '[credential]\n\thelper = "!f() { echo username=ada; echo password=lovelace; }; f"\n'
     )
-    assert ask_https("private/open.git") == _repository_probe.Probe("open", "", repository[1])
+    assert ask_https("private/open.git") == repository_probe.Probe("open", "", repository[1])
 
 
 def test_https_401_with_wrong_credentials(ask_https, home):
@@ -221,7 +222,7 @@ def test_https_that_does_not_answer_is_given_up(ask_https):
 
 @pytest.mark.parametrize("form", ["https://127.0.0.1:{port}/o/r", "ssh://git@127.0.0.1:{port}/o/r"])
 def test_nobody_listens(form, home):
-    answer = _repository_probe.probe(_repository.Repository.parse(form.format(port=free_port())))
+    answer = repository_probe.probe(repository_address.Repository.parse(form.format(port=free_port())))
     assert answer.state == "unreachable" and answer.detail
 
 
@@ -231,13 +232,13 @@ def test_a_black_hole_is_given_up_after_the_time(form, home):
         hole.bind(("127.0.0.1", 0))
         hole.listen(5)
         begun = time.monotonic()
-        repository = _repository.Repository.parse(form.format(port=hole.getsockname()[1]))
-        assert _repository_probe.probe(repository, timeout=2.0).state == "unreachable"
+        repository = repository_address.Repository.parse(form.format(port=hole.getsockname()[1]))
+        assert repository_probe.probe(repository, timeout=2.0).state == "unreachable"
         assert time.monotonic() - begun < 4
 
 
 def test_an_unknown_host(home):
-    answer = _repository_probe.probe(_repository.Repository.parse("https://nowhere.invalid/o/r"))
+    answer = repository_probe.probe(repository_address.Repository.parse("https://nowhere.invalid/o/r"))
     assert answer.state == "unreachable" and answer.detail
 
 
@@ -290,19 +291,19 @@ def sshd(tmp_path_factory) -> Iterator[Ssh]:
 def ask_ssh(sshd, home, repository, monkeypatch):
     """Ask as a user with ``key``; OpenSSH finds its files by the passwd entry, so they are named."""
 
-    def ask(path: str = "", key: str = "user", known: str | None = None, **more) -> _repository_probe.Probe:
+    def ask(path: str = "", key: str = "user", known: str | None = None, **more) -> repository_probe.Probe:
         (home / "known").write_text(sshd.known_hosts() if known is None else known)
         options = f"-F /dev/null -i {sshd.folder / key} -o IdentitiesOnly=yes -o UserKnownHostsFile={home / 'known'}"
         monkeypatch.setenv("GIT_SSH_COMMAND", f"ssh {options}")
         where = path or str(repository[0])
         text = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd.port}{where}"
-        return _repository_probe.probe(_repository.Repository.parse(text), **more)
+        return repository_probe.probe(repository_address.Repository.parse(text), **more)
 
     return ask
 
 
 def test_ssh_open(ask_ssh, repository):
-    assert ask_ssh() == _repository_probe.Probe("open", "", repository[1])
+    assert ask_ssh() == repository_probe.Probe("open", "", repository[1])
 
 
 def test_ssh_with_an_agent(ask_ssh, sshd, repository, tmp_path, monkeypatch):
@@ -318,7 +319,7 @@ def test_ssh_with_an_agent(ask_ssh, sshd, repository, tmp_path, monkeypatch):
         monkeypatch.setenv("GIT_SSH_COMMAND", f"ssh -F /dev/null -o UserKnownHostsFile={tmp_path / 'known'}")
         (tmp_path / "known").write_text(sshd.known_hosts())
         text = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd.port}{repository[0]}"
-        assert _repository_probe.probe(_repository.Repository.parse(text)).state == "open"
+        assert repository_probe.probe(repository_address.Repository.parse(text)).state == "open"
     finally:
         agent.terminate()
         agent.wait(5)

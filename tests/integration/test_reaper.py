@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _reaper
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 HOUR = 3600.0
@@ -31,10 +31,10 @@ class Window:
         return self._lab.engine.get_json(path, query)
 
 
-def sweep(lab: Lab, folder: Path, later: float = 0.0, dry: bool = False) -> _reaper.Report:
+def sweep(lab: Lab, folder: Path, later: float = 0.0, dry: bool = False) -> reaper_engine.Report:
     path = str(folder / "run" / "reaper.json")
     boot = time.clock_gettime(time.CLOCK_BOOTTIME) + later
-    return _reaper.sweep(path, dry, Window(lab), lambda: boot, lambda: time.time() + later)  # type: ignore[arg-type]
+    return reaper_engine.sweep(path, dry, Window(lab), lambda: boot, lambda: time.time() + later)  # type: ignore[arg-type]
 
 
 def test_expired_ones_go_and_a_persons_workspace_stays(lab: Lab, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_expired_ones_go_and_a_persons_workspace_stays(lab: Lab, tmp_path: Path)
         took = time.monotonic() - begun
         person_there.wait(30)
     assert set(report.reaped) == names and report.failed == {} and took < 20
-    assert _reaper.WARNING in (tmp_path / "screen").read_text(errors="replace")
+    assert reaper_engine.WARNING in (tmp_path / "screen").read_text(errors="replace")
     lab.is_exactly(person.name)
     assert lab.inspect(person.id)["State"]["Running"]
     assert sweep(lab, tmp_path, 100 * 24 * HOUR).reaped == []
@@ -73,6 +73,6 @@ def test_inner_dockers_data_goes_when_its_workspace_is_gone(lab: Lab, tmp_path: 
 
 
 def _progress() -> Any:
-    from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 
     return Progress()

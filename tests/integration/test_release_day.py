@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration import doors_kit, recipe_kit
 from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
 from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.full
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, image: _image_identity.Image) -> Copy:
+def recipe(tmp_path: Path, image: image_identity.Image) -> Copy:
     """The slim profile, whose layers the engine has, and a script that is called gh."""
     made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.gh("1.0")

@@ -15,21 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _snapshot_volumes as volumes_
-from ansible_collections.spt.flow.plugins.module_utils._snapshot_compare import differences
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import volumes as volumes_
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots.compare import differences
 from ansible_collections.spt.flow.tests.integration import sshd_kit
 
 ROOT = Path(__file__).parents[2]
-PARTS = [
-    "_errors",
-    "_disk_image",
-    "_disk_kernel",
-    "_snapshots",
-    "_snapshot_policy",
-    "_snapshot_restic",
-    "_snapshot_volumes",
-    "_snapshot_compare",
-]
 BASE = 1_000_000
 
 pytestmark = pytest.mark.skipif(
@@ -45,11 +35,7 @@ class Node:
     ) -> None:
         self.root, self.data = root, data_root or root / "docker"
         self.repository: Any = repository or root / "repository"
-        package = root / "lib" / "spt_flow_host"
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
-        for part in PARTS:
-            shutil.copy(ROOT / "plugins/module_utils" / f"{part}.py", package)
+        shutil.copytree(ROOT / "plugins/module_utils/_node", root / "lib" / "spt_flow_node")
         self.settings = {
             "repository": str(self.repository),
             "password_file": str(root / "password"),

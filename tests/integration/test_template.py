@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _docker_body, _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
@@ -29,7 +31,7 @@ AGENT = "spt-workspace start; sleep 3600"
 
 
 def variables(**more: str) -> dict[str, str]:
-    return {**_coder_template.ours(SETTINGS, "dev", "spt-flow", {}).variables, **more}
+    return {**coder_template.ours(SETTINGS, "dev", "spt-flow", {}).variables, **more}
 
 
 class Terraform:
@@ -48,7 +50,7 @@ class Terraform:
             "CODER_AGENT_SCRIPT_linux_amd64": AGENT,
         }
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-        shutil.copy(_docker_body.SECCOMP, folder / "seccomp.json")
+        shutil.copy(docker_container.SECCOMP, folder / "seccomp.json")
         self.run("init", "-input=false")
 
     def run(self, *words: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
@@ -104,7 +106,7 @@ def test_variables_are_declared_and_all_are_sent() -> None:
 
 
 def test_the_archive_is_small_and_plain() -> None:
-    assert len(_coder_template.pack(FOLDER, {"seccomp.json": _docker_body.SECCOMP.read_bytes()})) < 1 << 17
+    assert len(coder_template.pack(FOLDER, {"seccomp.json": docker_container.SECCOMP.read_bytes()})) < 1 << 17
 
 
 def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraform) -> None:
@@ -134,7 +136,7 @@ def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraf
         for item in resource["values"]["item"]
     }
     assert items["settings"] == SETTINGS.hash()
-    assert items["image"] == _image_identity.identity("slim").hash
+    assert items["image"] == image_identity.identity("slim").hash
 
     terraform.apply("stop")
     assert belongings(terraform) == {"containers": [], "volumes": [f"{name}-docker", f"{name}-home"]}
@@ -161,7 +163,7 @@ def test_a_node_without_the_image_says_so_and_pulls_nothing(terraform: Terraform
 
 
 def test_a_lock_file_holds_builds_to_the_sums_of_the_mirror(terraform: Terraform) -> None:
-    lock = terraform.folder / _coder_template.LOCK
+    lock = terraform.folder / coder_template.LOCK
     lock.unlink()
     terraform.run("providers", "lock", f"-fs-mirror={PLUGINS.parent}", "-platform=linux_amd64")
     terraform.run("init", "-input=false", "-lockfile=readonly")

@@ -9,13 +9,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration import doors_kit
 from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, image: _image_identity.Image) -> Iterator[Doors]:
+def house(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Doors]:
     with doors_kit.doors(tmp_path_factory.mktemp("verify")) as house:
         house.up()
         yield house
@@ -42,7 +42,7 @@ def test_something_broken_is_named_and_fails_the_run(house: Doors) -> None:
     subprocess.run(rename, check=True, timeout=60)
 
 
-def test_an_image_alone_is_verified_without_a_network(image: _image_identity.Image) -> None:
+def test_an_image_alone_is_verified_without_a_network(image: image_identity.Image) -> None:
     command = ["docker", "run", "--rm", "--network=none", "--entrypoint=spt-workspace", image.tag]
     done = subprocess.run(
         [*command, "verify", "--format=json"], capture_output=True, text=True, timeout=300, check=False

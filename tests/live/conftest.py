@@ -23,19 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _coder_template,
-    _docker_http,
-    _image,
-    _image_identity,
-)
-from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
@@ -50,7 +48,7 @@ class House:
     url: str
     folder: Path
     gateway: str
-    image: _image_identity.Image
+    image: image_identity.Image
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     admin: CoderAdmin | None = None
@@ -63,9 +61,9 @@ class House:
     def client(self, token: str) -> CoderAdmin:
         return CoderAdmin(CoderHttp(CoderConfig(self.url, token, "the test")))
 
-    def wanted(self, settings: Settings, kind: str = "dev", name: str = "spt-flow") -> _coder_template.Wanted:
+    def wanted(self, settings: Settings, kind: str = "dev", name: str = "spt-flow") -> coder_template.Wanted:
         """The collection's template, for Docker's own bridge: there the server can be reached."""
-        return _coder_template.ours(settings, kind, name, {}, network="bridge")
+        return coder_template.ours(settings, kind, name, {}, network="bridge")
 
     def start(self) -> None:
         """Start the server, also again after ``stop``; returns when it answers."""
@@ -145,15 +143,15 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def server(database: str, folder: Path) -> Iterator[House]:
     """The server with its first user and ``ada``, who has a token; the image is there. Raises ``FlowError``."""
-    bridge = _docker_http.connect().get_json("/networks/bridge")
+    bridge = docker_http.connect().get_json("/networks/bridge")
     place = bridge["IPAM"]["Config"][0]
     # Of its own bridge the engine names the gateway from its second start on (20.10.24); it is the first address.
     gateway = place.get("Gateway") or str(next(ipaddress.ip_network(place["Subnet"]).hosts()))
     with socket.socket() as probe:
         probe.bind((gateway, 0))
         port = probe.getsockname()[1]
-    image = _image_identity.identity()
-    _image.ensure(image, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
+    image = image_identity.identity()
+    image_build.ensure(image, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
     made = House(f"http://{gateway}:{port}", folder, gateway, image)
     binaries = made.folder / "cache/site/orig/bin"
     binaries.mkdir(parents=True)
@@ -194,7 +192,7 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def house(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     try:
-        _docker_http.connect().get_json("/version")
+        docker_http.connect().get_json("/version")
     except FlowError as error:
         pytest.skip(error.message)
     with server(database, tmp_path_factory.mktemp("coder")) as made:

@@ -18,8 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _coder_template
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder as reaper_coder
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.live.conftest import House
 from ansible_collections.spt.flow.tests.live.test_doors import CHECKOUT, Doors
 
@@ -30,7 +31,7 @@ GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 def doors(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     assert house.admin is not None
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
-    _coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
+    coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
     yield Doors(house, tmp_path_factory.mktemp("ci"))
 
 
@@ -148,7 +149,7 @@ def test_a_person_gets_what_a_run_had_and_hears_what_differs(
 ) -> None:
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
     assert house.admin is not None
-    _coder_template.roll_out(house.admin, house.wanted(settings))
+    coder_template.roll_out(house.admin, house.wanted(settings))
     origin = "https://oauth2:canary@git.invalid/team/demo.git"
     subprocess.run(["git", "-C", str(source), "config", "remote.origin.url", origin], check=True)
     done = run(doors, source, tmp_path, "true")
@@ -203,10 +204,10 @@ class Run:
         self.process.wait(10)
 
 
-def reaper(house: House) -> _coder_reaper.Report:
+def reaper(house: House) -> reaper_coder.Report:
     """A pass as the timer on the server does it, with the token that bootstrap made for it."""
-    api = _coder_reaper.Api(house.url, (house.folder / "etc/reaper.token").read_text().strip())
-    return _coder_reaper.sweep(api, path=str(house.folder / "reaper.json"))
+    api = reaper_coder.Api(house.url, (house.folder / "etc/reaper.token").read_text().strip())
+    return reaper_coder.sweep(api, path=str(house.folder / "reaper.json"))
 
 
 @pytest.mark.full

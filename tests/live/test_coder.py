@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_template, _lifecycle, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._coder_client import agents
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Result, Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import agents
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Result, Workspace, WorkspaceSpec
 from ansible_collections.spt.flow.tests.integration import sshd_kit
 from ansible_collections.spt.flow.tests.live.conftest import House
 
@@ -59,7 +61,7 @@ def workspace(house: House, forge: dict[str, str], settings: Settings) -> Iterat
     """Made from nothing: template, then `up`."""
     assert house.admin is not None
     said: list[str] = []
-    done = _coder_template.roll_out(house.admin, house.wanted(settings), progress=Progress(said.append))
+    done = coder_template.roll_out(house.admin, house.wanted(settings), progress=Progress(said.append))
     # Another file's tests may have made the template on this server.
     assert done.actions in (["import", "create"], ["import", "activate"]), said
     spec = replace(SPEC, name="", repository=Repository.parse(forge["url"]), settings=settings)
@@ -72,7 +74,7 @@ def workspace(house: House, forge: dict[str, str], settings: Settings) -> Iterat
 
 def ensure(house: House, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
     probe = lambda repository, ref: Probe("needs-auth")  # noqa: E731
-    return _lifecycle.ensure(house.target(), spec, state, probe=probe, **more)
+    return lifecycle.ensure(house.target(), spec, state, probe=probe, **more)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def inside(
     house: House, workspace: Workspace, command: str, options: Sequence[str] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, **env}
-    program, *words = _ssh.argv(workspace, command)
+    program, *words = workspace_ssh.argv(workspace, command)
     argv = [program, *options, *words]
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
@@ -201,7 +203,7 @@ def test_a_new_version_leaves_it_alone_until_its_user_restarts(
     before = belongings(house, workspace)
     inside(house, workspace, "echo kept > ~/kept")
     changed = replace(settings, memory=1536 << 20)
-    assert _coder_template.roll_out(house.admin, house.wanted(changed)).actions == ["import", "activate"]
+    assert coder_template.roll_out(house.admin, house.wanted(changed)).actions == ["import", "activate"]
     assert belongings(house, workspace) == before
     found = ensure(house)
     assert found.workspace is not None
@@ -284,7 +286,7 @@ def test_a_workspace_of_one_click_is_ready(house: House, settings: Settings, wor
 
 def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(house: House, settings: Settings) -> None:
     assert house.admin is not None
-    _coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
+    coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
     client = house.client(house.token)
     template = client.template("spt-flow-ci")
     assert template is not None

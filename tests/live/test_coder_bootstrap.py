@@ -7,11 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_server, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, NotFound
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.tests.live.conftest import House, bootstrap
 
 
@@ -45,22 +46,22 @@ def test_the_bots_token_rolls_out_templates_and_does_no_more(house: House) -> No
 
 def test_a_token_that_still_works_makes_its_successor(house: House) -> None:
     bot = house.client((house.folder / "etc/coder.token").read_text().strip())
-    made = _coder_server.mint(bot, _coder_server.Wish("other", "me"))
-    wish = _coder_server.Wish("other", "flow-bot")
+    made = coder_tokens.mint(bot, coder_tokens.Wish("other", "me"))
+    wish = coder_tokens.Wish("other", "flow-bot")
     fresh = house.client(made.token)
-    assert _coder_server.verify(fresh, wish).good
-    again = _coder_server.mint(fresh, _coder_server.Wish("other", "me"))
+    assert coder_tokens.verify(fresh, wish).good
+    again = coder_tokens.mint(fresh, coder_tokens.Wish("other", "me"))
     assert again.name == "other-2"
     last = house.client(again.token)
-    _coder_server.forget(last, "me", again.stale)
-    assert _coder_server.verify(fresh, wish).reason == "the server does not know it"
-    assert _coder_server.verify(last, wish).good
+    coder_tokens.forget(last, "me", again.stale)
+    assert coder_tokens.verify(fresh, wish).reason == "the server does not know it"
+    assert coder_tokens.verify(last, wish).good
     last.delete_token(again.token.partition("-")[0])
 
 
 def test_an_owners_token_is_capped_at_a_week(house: House) -> None:
     assert house.admin is not None
-    assert _coder_server.lifetime_of(house.admin, _coder_server.Wish("x")) == (7 * 86400.0, 7 * 86400.0)
+    assert coder_tokens.lifetime_of(house.admin, coder_tokens.Wish("x")) == (7 * 86400.0, 7 * 86400.0)
 
 
 def test_a_weak_password_is_refused_with_its_reason(house: House) -> None:
@@ -81,7 +82,7 @@ def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(hou
     template = house.client(token).template("bots")
     assert template is not None
     house.client(token).create_workspace("his", template["id"])
-    _lifecycle.ensure(theirs, spec, "started")
+    lifecycle.ensure(theirs, spec, "started")
     done = bootstrap(house, coder_users=[{**bob, "state": "offboarded"}])
     assert done.returncode == 0, done.stdout[-3000:]
     assert "suspended, 1 token revoked, stopped his, homes kept" in done.stdout

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_template
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.live.conftest import House
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ class Doors:
 def doors(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     assert house.admin is not None
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
-    _coder_template.roll_out(house.admin, house.wanted(settings))
+    coder_template.roll_out(house.admin, house.wanted(settings))
     made = Doors(house, tmp_path_factory.mktemp("home"))
     yield made
     made.json("delete", "-e", "workspace=doors", "-e", "confirm=true")

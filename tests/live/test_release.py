@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _lifecycle, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
 from ansible_collections.spt.flow.tests.integration import recipe_kit
 from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
 from ansible_collections.spt.flow.tests.live.conftest import House
@@ -66,7 +67,7 @@ def release(house: House, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
         return done
 
     yield run
-    _lifecycle.ensure(target(house), SPEC, "absent")
+    lifecycle.ensure(target(house), SPEC, "absent")
     for report in file.parent.glob("*.verify.json"):
         tag = f"spt-flow/workspace:{report.name.removesuffix('.verify.json')}"
         subprocess.run(["docker", "rmi", "--force", tag], capture_output=True, timeout=120, check=False)
@@ -78,14 +79,14 @@ def target(house: House) -> CoderTarget:
 
 def ensure(house: House, state: str = "started") -> Workspace:
     probe: Any = lambda repository, ref: Probe("needs-auth")  # noqa: E731
-    found = _lifecycle.ensure(target(house), SPEC, state, probe=probe).workspace
+    found = lifecycle.ensure(target(house), SPEC, state, probe=probe).workspace
     assert found is not None
     return found
 
 
 def gh(house: House, workspace: Workspace) -> str:
     environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token}
-    argv = _ssh.argv(workspace, "gh --version")
+    argv = workspace_ssh.argv(workspace, "gh --version")
     return subprocess.run(
         argv, env=environment, capture_output=True, text=True, timeout=180, check=False
     ).stdout.strip()

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ansible_collections.spt.flow.plugins.module_utils import _ci, _repository_probe
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._target import ExecResult
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
@@ -145,7 +147,7 @@ def several(numbers: Sequence[int], folder: Path) -> list[Ended]:
 
 @contextmanager
 def _open_repository() -> Iterator[None]:
-    with mock.patch.object(_repository_probe, "probe", lambda *_a, **_n: _repository_probe.Probe("open")):
+    with mock.patch.object(repository_probe, "probe", lambda *_a, **_n: repository_probe.Probe("open")):
         yield
 
 
@@ -172,8 +174,8 @@ def _one(fake: Fake, number: int, folder: Path) -> Ended:
     target.touched = (lambda: None) if plan.late else send
     if plan.start:
         fake.state.next("start", **plan.start)
-    job = _ci.Job(plan.command, folder=folder / "runs", commit=COMMIT, **plan.job)
-    outcome = _ci.run(target, SPEC, job, enter=enter, now=fake.state.clock)
+    job = ci_request.Job(plan.command, folder=folder / "runs", commit=COMMIT, **plan.job)
+    outcome = ci_run.run(target, SPEC, job, enter=enter, now=fake.state.clock)
     for timer in timers:
         timer.join()
     fake.state.upcoming.clear()

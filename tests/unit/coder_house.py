@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ansible_collections.spt.flow.plugins.module_utils._coder_client import CoderClient
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import CoderClient
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 from ansible_collections.spt.flow.tests.fake_coder import samples
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Behaviour, Clock, Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake

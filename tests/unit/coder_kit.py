@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 from ansible_collections.spt.flow.tests.fake_coder.samples import USER_TOKEN
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.fake_coder.state import State

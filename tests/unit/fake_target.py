@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _target, _workspace
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import models as workspace_models
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import target as workspace_target
 
 WRITES = ("create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep", "exec", "drain", "undrain")
 
@@ -47,7 +49,7 @@ class FakeTarget:
     name = "docker"
 
     def __init__(self, script: Callable[[Any, str], list[str]] | None = None, read_only: bool = False) -> None:
-        self.workspaces: dict[tuple[str, str], _workspace.Workspace] = {}
+        self.workspaces: dict[tuple[str, str], workspace_models.Workspace] = {}
         self.log: dict[tuple[str, str], list[str]] = {}
         self.calls: list[str] = []
         self.puts: list[tuple[str, bytes]] = []
@@ -72,27 +74,27 @@ class FakeTarget:
     def writes(self) -> list[str]:
         return [call for call in self.calls if call in WRITES and call != "sweep"]
 
-    def add(self, name: str, repo: str, state: str = "running", **more: Any) -> _workspace.Workspace:
+    def add(self, name: str, repo: str, state: str = "running", **more: Any) -> workspace_models.Workspace:
         values = {"owner": "alice", "id": "c1", "started": 1.0, **more}
-        workspace = _workspace.Workspace(name=name, repo=repo, state=state, **values)
+        workspace = workspace_models.Workspace(name=name, repo=repo, state=state, **values)
         self.workspaces[workspace.owner, name] = workspace
         self.log.setdefault((workspace.owner, name), [])
         return workspace
 
-    def _save(self, workspace: _workspace.Workspace) -> _workspace.Workspace:
+    def _save(self, workspace: workspace_models.Workspace) -> workspace_models.Workspace:
         self.workspaces[workspace.owner, workspace.name] = workspace
         return workspace
 
-    def _boot(self, workspace: _workspace.Workspace) -> _workspace.Workspace:
+    def _boot(self, workspace: workspace_models.Workspace) -> workspace_models.Workspace:
         self._boots += 1
         lines = self._script(workspace, f"boot{self._boots}")
         self.log.setdefault((workspace.owner, workspace.name), []).extend(lines)
         return self._save(replace(workspace, state="running", started=100.0, url="http://127.0.0.1:1"))
 
-    def probe_engine(self) -> _target.EngineFacts:
+    def probe_engine(self) -> workspace_target.EngineFacts:
         raise NotImplementedError
 
-    def find(self, spec: Any) -> _workspace.Workspace | None:
+    def find(self, spec: Any) -> workspace_models.Workspace | None:
         self._note("find")
         if spec.name:
             return self.workspaces.get((spec.owner, spec.name))
@@ -105,7 +107,7 @@ class FakeTarget:
 
     def admit(self, spec: Any, fresh: bool) -> None:
         if self.mark:
-            raise _errors.Unhealthy(f"It was drained {self.mark}.")
+            raise errors.Unhealthy(f"It was drained {self.mark}.")
 
     def drained(self) -> str:
         return self.mark
@@ -118,30 +120,30 @@ class FakeTarget:
         self._note("undrain")
         self.mark = ""
 
-    def create(self, spec: Any, progress: Any) -> _workspace.Workspace:
+    def create(self, spec: Any, progress: Any) -> workspace_models.Workspace:
         self._note("create")
         with self.lock:
             present = self.find(spec)
             if present is not None and present.id:
-                raise _errors.Conflict("Somebody else created it.")
+                raise errors.Conflict("Somebody else created it.")
             name = spec.name or spec.repository.slug
             if not spec.name and (spec.owner, name) in self.workspaces and present is None:
                 name = spec.repository.slug_with_suffix()
             identity = spec.repository.identity if spec.repository else ""
-            new = _workspace.Workspace(
+            new = workspace_models.Workspace(
                 owner=spec.owner, name=name, repo=identity, state="stopped", id="c1", kind=spec.kind
             )
             return self._save(new)
 
-    def start(self, workspace: Any) -> _workspace.Workspace:
+    def start(self, workspace: Any) -> workspace_models.Workspace:
         self._note("start")
         return self._boot(workspace)
 
-    def stop(self, workspace: Any) -> _workspace.Workspace:
+    def stop(self, workspace: Any) -> workspace_models.Workspace:
         self._note("stop")
         return self._save(replace(workspace, state="stopped"))
 
-    def restart(self, workspace: Any, spec: Any, progress: Any) -> _workspace.Workspace:
+    def restart(self, workspace: Any, spec: Any, progress: Any) -> workspace_models.Workspace:
         self._note("restart")
         self.log[workspace.owner, workspace.name] = []
         return self._boot(replace(workspace, outdated=()))
@@ -150,11 +152,11 @@ class FakeTarget:
         self._note("delete")
         del self.workspaces[workspace.owner, workspace.name]
 
-    def keepalive(self, workspace: Any, hours: float, by: str) -> _workspace.Workspace:
+    def keepalive(self, workspace: Any, hours: float, by: str) -> workspace_models.Workspace:
         self._note(f"keepalive {hours:g} {by}")
         return workspace
 
-    def session(self, workspace: Any) -> _workspace.Session:
+    def session(self, workspace: Any) -> workspace_models.Session:
         raise NotImplementedError
 
     def logs(self, workspace: Any, follow: bool = False, tail: int = 0) -> Iterator[str]:

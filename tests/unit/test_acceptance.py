@@ -11,8 +11,9 @@ from typing import Any
 from xml.etree import ElementTree as etree
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _acceptance, _acceptance_host
-from ansible_collections.spt.flow.plugins.module_utils._errors import Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._node.acceptance import checks as acceptance_checks
+from ansible_collections.spt.flow.plugins.module_utils._node.acceptance import report as acceptance_report
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Unhealthy
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROWS = [
@@ -22,39 +23,41 @@ ROWS = [
 ]
 
 
-def report() -> _acceptance.Report:
-    return _acceptance.gather({"node1": {"rows": ROWS}, "node2": {"unreachable": True, "msg": "No route to host\nx"}})
+def report() -> acceptance_report.Report:
+    return acceptance_report.gather(
+        {"node1": {"rows": ROWS}, "node2": {"unreachable": True, "msg": "No route to host\nx"}}
+    )
 
 
 def test_only_what_could_be_met_counts_as_a_failure() -> None:
-    assert _acceptance.failures(report()) == [
+    assert acceptance_report.failures(report()) == [
         "node1: firewall: rules are <missing> (needed: in place)",
         "node2: host answers: No route to host (needed: yes)",
     ]
 
 
 def test_the_table_names_every_host_wraps_long_cells_and_counts() -> None:
-    long = _acceptance.judge("audit trail", "a sentence that is long " * 5, "whole", False)
-    lines = _acceptance.lines({**report(), "node3": [long]})
+    long = acceptance_report.judge("audit trail", "a sentence that is long " * 5, "whole", False)
+    lines = acceptance_report.lines({**report(), "node3": [long]})
     assert {"node1", "node2", "node3"} <= set(lines)
-    assert max(map(len, lines)) <= sum(_acceptance.WIDTHS.values()) + 2 * 3
+    assert max(map(len, lines)) <= sum(acceptance_report.WIDTHS.values()) + 2 * 3
     assert lines[-1] == "5 requirements of 3 hosts: 1 met, 3 failed, 1 impossible."
     assert next(line for line in lines if line.startswith("firewall")).endswith("failed")
 
 
 def test_a_host_that_was_left_out_is_a_row_and_a_failure() -> None:
-    assert "left out" in _acceptance.failures(_acceptance.gather({"node1": {}}))[0]
+    assert "left out" in acceptance_report.failures(acceptance_report.gather({"node1": {}}))[0]
 
 
 def test_json_holds_rows_and_failures() -> None:
-    found = json.loads(_acceptance.as_json(report()))
+    found = json.loads(acceptance_report.as_json(report()))
     assert found["hosts"]["node1"] == ROWS
     assert len(found["failures"]) == 2
 
 
 def test_junit_counts_and_escapes_whatever_a_host_says() -> None:
-    odd = _acceptance.judge("x", "bell \x07 & <b>", "y", False)
-    root = etree.fromstring(_acceptance.as_junit({**report(), "node3": [odd]}))
+    odd = acceptance_report.judge("x", "bell \x07 & <b>", "y", False)
+    root = etree.fromstring(acceptance_report.as_junit({**report(), "node3": [odd]}))
     suites = {suite.get("name"): suite for suite in root}
     assert (suites["node1"].get("tests"), suites["node1"].get("failures"), suites["node1"].get("skipped")) == (
         "3",
@@ -69,11 +72,11 @@ def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytes
     def refuse(*_: Any) -> Any:
         raise Unhealthy("The Docker engine does not answer.")
 
-    monkeypatch.setattr(_acceptance_host.Engine, "call", refuse)
-    monkeypatch.setattr(_acceptance_host._audit, "kernel", refuse)
-    monkeypatch.setattr(_acceptance_host._snapshots.Config, "load", refuse)
-    monkeypatch.setattr(_acceptance_host, "LIBRARY", "/nonexistent")
-    rows = {row.requirement: row for row in _acceptance_host.collect()}
+    monkeypatch.setattr(acceptance_checks.Engine, "call", refuse)
+    monkeypatch.setattr(acceptance_checks._audit, "kernel", refuse)
+    monkeypatch.setattr(acceptance_checks._snapshots.Config, "load", refuse)
+    monkeypatch.setattr(acceptance_checks, "LIBRARY", "/nonexistent")
+    rows = {row.requirement: row for row in acceptance_checks.collect()}
     assert rows["Docker engine"].verdict == rows["firewall"].verdict == "failed"
     assert rows["snapshots of home volumes"].verdict == "failed"
 
@@ -87,11 +90,11 @@ def test_the_row_of_the_image_names_node_and_image(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "image.json").write_text(json.dumps({"tag": "w:slim-1", "hash": "hash", "node": "n1", "textfile": ""}))
     monkeypatch.setenv("SPT_FLOW_IMAGE_RECORD", str(tmp_path / "image.json"))
-    monkeypatch.setattr(_acceptance_host, "LIBRARY", str(CHECKOUT / "roles/host_images/files"))
-    row = _acceptance_host.images(systemd=False)[0]
+    monkeypatch.setattr(acceptance_checks, "LIBRARY", str(CHECKOUT / "roles/host_images/files"))
+    row = acceptance_checks.images(systemd=False)[0]
     assert row.verdict == verdict
     assert row.value == f"n1 {'has' if verdict == 'met' else 'does not have'} the image w:slim-1."
-    shown = " ".join(" ".join(_acceptance.lines({"n1": [row]})).split())
+    shown = " ".join(" ".join(acceptance_report.lines({"n1": [row]})).split())
     assert "n1" in shown
     assert "w:slim-1" in shown
 
@@ -100,23 +103,23 @@ def test_the_row_of_the_image_names_node_and_image(
 def test_audit_and_timers_are_impossible_only_without_systemd(
     systemd: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_acceptance_host._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(_acceptance_host._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
-    monkeypatch.setattr(_acceptance_host, "_run", lambda *_: (3, "inactive"))
-    assert {row.verdict for row in _acceptance_host.audit(systemd, container=False)} == {verdict}
+    monkeypatch.setattr(acceptance_checks._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(acceptance_checks._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (3, "inactive"))
+    assert {row.verdict for row in acceptance_checks.audit(systemd, container=False)} == {verdict}
 
 
 def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_acceptance_host._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(_acceptance_host._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
-    monkeypatch.setattr(_acceptance_host, "_run", lambda *_: (0, "active"))
-    verdicts = {row.requirement: row.verdict for row in _acceptance_host.audit(True, container=True)}
+    monkeypatch.setattr(acceptance_checks._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(acceptance_checks._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (0, "active"))
+    verdicts = {row.requirement: row.verdict for row in acceptance_checks.audit(True, container=True)}
     assert verdicts["audit trail"] == verdicts["audit records lost"] == "impossible"
     assert verdicts["timer spt-flow-audit-status"] == "met"
 
 
 def test_kvm_is_a_failure_only_where_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    none = _acceptance_host._kvm.verdict(str(tmp_path / "kvm"))
-    monkeypatch.setattr(_acceptance_host._kvm, "verdict", lambda: none)
-    assert [row.verdict for row in _acceptance_host.kvm(True)] == ["failed"]
-    assert [row.verdict for row in _acceptance_host.kvm(False)] == ["impossible"]
+    none = acceptance_checks._kvm.verdict(str(tmp_path / "kvm"))
+    monkeypatch.setattr(acceptance_checks._kvm, "verdict", lambda: none)
+    assert [row.verdict for row in acceptance_checks.kvm(True)] == ["failed"]
+    assert [row.verdict for row in acceptance_checks.kvm(False)] == ["impossible"]

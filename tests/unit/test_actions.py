@@ -18,10 +18,20 @@ import pytest
 from ansible import context
 from ansible.utils import vars as ansible_vars
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.spt.flow.plugins.module_utils import _ansible, _report, _repository_probe, _settings, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._docker_session import UNREADABLE, to_session
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Session, Step, Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import ssh as docker_ssh
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.session import UNREADABLE, to_session
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Session, Step, Workspace
 from ansible_collections.spt.flow.tests import hostile
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, step_event
 
@@ -39,7 +49,7 @@ class Templar:
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    for option in _settings.OPTIONS.values():
+    for option in settings_options.OPTIONS.values():
         monkeypatch.delenv(option.environment, raising=False)
 
 
@@ -56,11 +66,11 @@ def extra(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def layers(args: dict[str, Any] | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    return _ansible.user_layers(args or {}, task_vars or {}, Templar(), None)
+    return ansible_values.user_layers(args or {}, task_vars or {}, Templar(), None)
 
 
 def value(name: str, **sources: dict[str, Any]) -> Any:
-    return _settings.resolve(layers(sources.get("args"), sources.get("task_vars")))[name]
+    return settings_resolve.resolve(layers(sources.get("args"), sources.get("task_vars")))[name]
 
 
 def test_the_strongest_source_wins(extra: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,15 +153,15 @@ def test_values_carry_no_trust_of_ansibles(extra: Any) -> None:
 
 
 def test_an_unforeseen_fault_is_one_sentence() -> None:
-    result = _ansible.failed(_ansible.unexpected("read the workspaces", ValueError("bad")))
+    result = ansible_results.failed(ansible_results.unexpected("read the workspaces", ValueError("bad")))
     assert result["msg"].startswith("Cannot read the workspaces: ValueError: bad. ")
     assert result["error"]["code"] == 1
 
 
 def test_a_failed_result_shows_no_secret() -> None:
-    result = _ansible.failed(FlowError("Cannot clone https://user:secret@host/x."))
+    result = ansible_results.failed(FlowError("Cannot clone https://user:secret@host/x."))
     assert "secret" not in json.dumps(result)
-    foreign = _ansible.failure({"msg": "at https://user:secret@host/x"})
+    foreign = ansible_results.failure({"msg": "at https://user:secret@host/x"})
     assert "secret" not in json.dumps(foreign)
 
 
@@ -168,18 +178,18 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     """Run an action with values from the environment; ``act.target`` holds the workspaces, ``act.said`` the lines."""
     target = Target()
     image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64)
-    engine = "ansible_collections.spt.flow.plugins.module_utils"
+    engine = "ansible_collections.spt.flow.plugins.plugin_utils._engine.image"
     for name, stub in {
-        "_image": {"ensure": lambda *args: False},
-        "_image_identity": {"current": lambda profile, release: image},
+        "build": {"ensure": lambda *args: False},
+        "identity": {"current": lambda profile, release: image},
     }.items():
         module = types.ModuleType(f"{engine}.{name}")
         vars(module).update(stub)
         monkeypatch.setitem(sys.modules, f"{engine}.{name}", module)
         monkeypatch.setattr(importlib.import_module(engine), name, module, raising=False)
-    monkeypatch.setattr(_ansible, "open_target", lambda values: target)
-    monkeypatch.setattr(_ansible.C, "CALLBACKS_ENABLED", ["spt.flow.connect"])
-    monkeypatch.setattr(_repository_probe, "probe", lambda *args, **more: _repository_probe.Probe("open"))
+    monkeypatch.setattr(ansible_open, "open_target", lambda values: target)
+    monkeypatch.setattr(ansible_action.C, "CALLBACKS_ENABLED", ["spt.flow.connect"])
+    monkeypatch.setattr(repository_probe, "probe", lambda *args, **more: repository_probe.Probe("open"))
     monkeypatch.setenv("SPT_FLOW_OWNER", "alice")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -220,7 +230,7 @@ def test_up_creates_and_hands_over(act: Any) -> None:
     assert (result["changed"], result["workspace"]["name"]) == (True, "demo")
     connect = left(result)["connect"]
     assert connect["argv"][0] == "ssh" and "-t" in connect["argv"] and not connect["always"]
-    assert connect["argv"][-2:] == ["spt-flow-alice-demo", "cd -- /home/coder/demo 2>/dev/null; " + _ssh.SHELL]
+    assert connect["argv"][-2:] == ["spt-flow-alice-demo", "cd -- /home/coder/demo 2>/dev/null; " + workspace_ssh.SHELL]
     assert left(result)["result"]["session"]["password"] == "pass"
     assert any(line.endswith(" spt-flow-alice-demo") and "ssh -F" in line for line in left(result)["block"])
 
@@ -268,7 +278,7 @@ def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
 
 
 def test_a_command_is_refused_when_nothing_would_run_it(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ansible.C, "CALLBACKS_ENABLED", [])
+    monkeypatch.setattr(ansible_action.C, "CALLBACKS_ENABLED", [])
     act.target.add("demo", "example.com/o/demo")
     result = act("workspace", {"create": False}, command="make test")
     assert result["failed"] and act.target.writes == []
@@ -290,7 +300,7 @@ def test_a_run_configured_by_its_repository_is_refused(
     (other / "link").symlink_to(folder / "deep")
     (tmp_path / "alias").symlink_to(folder)
     for repo, file in ((folder, folder / "deep/ansible.cfg"), (tmp_path / "alias", other / "link/ansible.cfg")):
-        monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(file))
+        monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(file))
         result = act(name, repo=str(repo))
         assert result["failed"] and act.target.writes == []
         assert "a file of the repository" in result["msg"] and "playbooks/ansible.cfg" in result["error"]["hint"]
@@ -304,14 +314,14 @@ def test_other_configurations_are_not_refused(act: Any, monkeypatch: pytest.Monk
         (CHECKOUT / "ansible.cfg", CHECKOUT),
         (None, tmp_path / "work"),
     ):
-        monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(file) if file else None)
+        monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(file) if file else None)
         assert "a file of the repository" not in act("workspace_info", repo=str(repo))["msg"], file
 
 
 def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
     act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_ansible.C, "CONFIG_FILE", str(tmp_path / "ansible.cfg"))
+    monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(tmp_path / "ansible.cfg"))
     assert "a file of the repository" in act("devcontainer", {"path": str(tmp_path)})["msg"]
     assert not (tmp_path / ".devcontainer").exists()
 
@@ -324,7 +334,7 @@ def test_the_author_does_not_come_from_the_current_directory(monkeypatch: pytest
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "work/.git"))
     monkeypatch.chdir(tmp_path / "work")
-    assert _ansible.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
+    assert ansible_open.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
 
 
 def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
@@ -356,7 +366,7 @@ def test_a_clone_without_access_is_tried_with_the_agent(
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/somewhere")
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
-    monkeypatch.setattr(_ssh, "argv", lambda *args: [program])
+    monkeypatch.setattr(workspace_ssh, "argv", lambda *args: [program])
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
     clone = next(step for step in result["workspace"]["steps"] if step["name"] == "clone")
     assert clone["state"] == state
@@ -472,7 +482,7 @@ def test_trust_runs_the_repositorys_command_and_says_so(
 ) -> None:
     act.target.add("demo", "example.com/o/demo")
     asked: list[str] = []
-    monkeypatch.setattr(_ssh, "argv", lambda workspace, *words, **more: asked.extend(words) or ["echo", said])
+    monkeypatch.setattr(workspace_ssh, "argv", lambda workspace, *words, **more: asked.extend(words) or ["echo", said])
     result = act("workspace", workspace="demo", trust="true", connect="false")
     assert (result["changed"], result["notes"][-1], asked[0]) == (changed, said, "spt-workspace trust")
 
@@ -486,7 +496,7 @@ def test_trust_for_every_repository_is_refused(act: Any) -> None:
 
 def test_status_says_what_did_not_go_well_inside() -> None:
     steps = (Step("dotfiles", "failed", detail="install ended with status 9; see ~/x.log."), Step("clone", "ok"))
-    lines = _report.status([Workspace("ada", "demo", "h/o/r", state="running", steps=steps)], 200, 0.0)
+    lines = workspace_report.status([Workspace("ada", "demo", "h/o/r", state="running", steps=steps)], 200, 0.0)
     assert lines[-1] == "  note: demo: dotfiles failed: install ended with status 9; see ~/x.log."
     assert len(lines) == 3
 
@@ -607,8 +617,8 @@ def test_plain_ssh_learns_the_hosts_of_the_inventory(act: Any, tmp_path: Path) -
 
 
 def test_status_tells_outdated_ones_apart(act: Any) -> None:
-    act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=_settings.Settings().hash())
-    act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=_settings.Settings().hash())
+    act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=settings_workspace.Settings().hash())
+    act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=settings_workspace.Settings().hash())
     result = act("workspace_info")
     assert [(w["name"], w["outdated"]) for w in result["workspaces"]] == [("new", ()), ("old", ("image",))]
     assert act("workspace_info", workspace="gone")["error"]["code"] == 6
@@ -623,7 +633,7 @@ def test_logs_are_shown_line_by_line(act: Any) -> None:
 
 def test_exec_streams_lines_and_fails_with_the_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
-    monkeypatch.setattr(_ssh, "argv", lambda workspace, command: ["sh", "-c", command])
+    monkeypatch.setattr(workspace_ssh, "argv", lambda workspace, command: ["sh", "-c", command])
     result = act("workspace_exec", {"argv": ["sh", "-c", "echo a b; echo c >&2; exit 3"]})
     assert (result["rc"], result["stdout_lines"], result["failed"]) == (3, ["a b", "c"], True)
     assert act.said == ["a b", "c"]
@@ -641,13 +651,13 @@ def test_a_fault_inside_is_a_sentence(act: Any) -> None:
 
 
 def test_one_object_needs_our_callback(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ansible.C, "DEFAULT_STDOUT_CALLBACK", "default")
+    monkeypatch.setattr(ansible_action.C, "DEFAULT_STDOUT_CALLBACK", "default")
     result = act("workspace_info", output="json")
     assert "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in result["msg"]
 
 
 def test_the_ssh_block_is_read_by_ssh_and_makes_one_key(act: Any, tmp_path: Path) -> None:
-    argv = _ssh.argv(Workspace("alice", "demo", "example.com/o/demo"))
+    argv = workspace_ssh.argv(Workspace("alice", "demo", "example.com/o/demo"))
     for _time in range(2):
         said = subprocess.run(["ssh", "-G", *argv[1:]], capture_output=True, text=True, timeout=30, check=True).stdout
         assert "user coder\n" in said and "stricthostkeychecking true\n" in said
@@ -661,7 +671,7 @@ def test_the_key_lies_where_nobody_else_can_look(act: Any, monkeypatch: pytest.M
     (tmp_path / "open/spt-flow").mkdir(parents=True)
     (tmp_path / "open/spt-flow").chmod(0o755)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "open"))
-    folder = _ssh.runtime_folder()
+    folder = docker_ssh.runtime_folder()
     assert folder != tmp_path / "open/spt-flow" and folder.stat().st_mode & 0o077 == 0
 
 
@@ -696,7 +706,7 @@ def test_documentation_is_what_the_action_takes(name: str) -> None:
         assert options[option].get("default") == spec.get("default"), option
         assert options[option].get("choices") == spec.get("choices"), option
     for option in action.VALUES:
-        known = _settings.OPTIONS[option]
+        known = settings_options.OPTIONS[option]
         documented = options[option]
         assert (documented["type"], documented["default"]) == (known.ansible_type, known.default), option
         assert tuple(documented.get("choices", ())) == known.choices, option

@@ -10,8 +10,8 @@ import random
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _audit as audit
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import audit
 from hypothesis import given
 from hypothesis import strategies as st
 

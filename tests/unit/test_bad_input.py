@@ -9,7 +9,9 @@ import re
 import subprocess
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _settings
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
 
 CANARY = "c4n4ry53cr3t"
 
@@ -482,10 +484,10 @@ def _nothing_starts(monkeypatch):
 
 def refusal(function, *arguments) -> str:
     """What the refusal says, after checking that it is a sentence for people."""
-    with pytest.raises(_errors.InvalidInput) as caught:
+    with pytest.raises(errors.InvalidInput) as caught:
         function(*arguments)
     error = caught.value
-    assert error.message[0].isupper() or error.message.split()[0] in _settings.OPTIONS
+    assert error.message[0].isupper() or error.message.split()[0] in settings_options.OPTIONS
     assert error.message.endswith(".") and len(error.message.split()) >= 3
     said = f"{error} {error!r} {error.to_dict()}"
     assert CANARY not in said
@@ -502,25 +504,25 @@ def title(value: object) -> str:
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=title)
 def test_refused(name, value):
-    refusal(_settings.resolve, {"extra variables": {name: value}})
+    refusal(settings_resolve.resolve, {"extra variables": {name: value}})
 
 
 @pytest.mark.parametrize("value", REPOSITORIES, ids=title)
 def test_refused_as_a_repository(value):
-    from ansible_collections.spt.flow.plugins.module_utils import _repository
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
 
-    refusal(_repository.Repository.parse, value)
+    refusal(repository_address.Repository.parse, value)
 
 
 @pytest.mark.parametrize("name", ["REPO", "REF", "WORKSPACE", "OWNER", "DOTFILES"])
 @pytest.mark.parametrize("value", ["{{ lookup('pipe','id') }}", "--upload-pack=id", "$(id)", "\udcff", "x" * 4096])
 def test_refused_through_the_environment(name, value):
-    refusal(_settings.resolve, [_settings.from_environment({f"SPT_FLOW_{name}": value})])
+    refusal(settings_resolve.resolve, [settings_resolve.from_environment({f"SPT_FLOW_{name}": value})])
 
 
 def test_a_command_is_taken_literally():
     text = "echo \"{{ lookup('pipe','id') }}\" $(id) `id`; ls -la\n"
-    assert _settings.resolve([_settings.from_environment({"SPT_FLOW_COMMAND": text})])["command"] == text
+    assert settings_resolve.resolve([settings_resolve.from_environment({"SPT_FLOW_COMMAND": text})])["command"] == text
 
 
 def test_there_are_enough_cases():

@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _ci, _ci_files, _ci_job, _ci_record, _errors
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._progress import Lines
-from ansible_collections.spt.flow.plugins.module_utils._repository import NAME_LIMIT, Repository, ci_name, validate_name
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._target import ExecResult
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import artifacts as ci_artifacts
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import job as ci_job
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository, ci_name
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.names import NAME_LIMIT, validate_name
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, start_event, step_event
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,10 +45,10 @@ class CiTarget(FakeTarget):
 
 @pytest.fixture(autouse=True)
 def _open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.spt.flow.plugins.module_utils import _lifecycle
-    from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
-    monkeypatch.setattr(_lifecycle, "_default_probe", lambda spec: lambda repository, ref: Probe("open"))
+    monkeypatch.setattr(lifecycle, "_default_probe", lambda spec: lambda repository, ref: Probe("open"))
 
 
 def spec(settings: Settings | None = None) -> WorkspaceSpec:
@@ -58,7 +64,7 @@ def run(
     wrap: Callable[[str], list[str]] | None = None,
     settings: Settings | None = None,
     **job: Any,
-) -> tuple[_ci.Outcome, list[str], FakeTarget]:
+) -> tuple[ci_run.Outcome, list[str], FakeTarget]:
     """A run whose "workspace" is a shell here, in ``folder``/clone."""
     target = target or CiTarget()
     (folder / "clone").mkdir(exist_ok=True)
@@ -68,7 +74,9 @@ def run(
         return (wrap or (lambda text: ["sh", "-c", text]))(words.replace("/home/coder/r", str(folder / "clone")))
 
     lines = Lines(shown.append, batch=False)
-    outcome = _ci.run(target, spec(settings), _ci.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter)
+    outcome = ci_run.run(
+        target, spec(settings), ci_request.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter
+    )
     return outcome, shown, target
 
 
@@ -107,7 +115,7 @@ def test_what_the_job_leaves_running_does_not_hold_the_run(tmp_path: Path) -> No
 
 
 def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ci_job, "LINGER", 0.2)
+    monkeypatch.setattr(ci_job, "LINGER", 0.2)
     told: list[str] = []
 
     def slowly(text: str) -> None:
@@ -115,16 +123,16 @@ def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pyt
         told.append(text)
 
     job = "for i in $(seq 60); do head -c 8000 /dev/zero | tr '\\0' x; echo; done; exit 3"
-    argv = ["sh", "-c", _ci_job.there("/")]
-    ended = _ci_job.attend(argv, _ci_job.payload(job, {}), _ci_job.Mask([]), slowly, lambda: False)
+    argv = ["sh", "-c", ci_job.there("/")]
+    ended = ci_job.attend(argv, ci_job.payload(job, {}), ci_job.Mask([]), slowly, lambda: False)
     assert ended.status == 3 and len(told) == 60
 
 
 def test_what_goes_on_printing_after_the_job_does_not_hold_the_run() -> None:
     begun = time.monotonic()
-    argv = ["sh", "-c", _ci_job.there("/")]
-    job = _ci_job.payload("timeout 60 yes & sleep 0.2", {})
-    assert _ci_job.attend(argv, job, _ci_job.Mask([]), lambda text: None, lambda: False).status == 0
+    argv = ["sh", "-c", ci_job.there("/")]
+    job = ci_job.payload("timeout 60 yes & sleep 0.2", {})
+    assert ci_job.attend(argv, job, ci_job.Mask([]), lambda text: None, lambda: False).status == 0
     assert time.monotonic() - begun < 50
 
 
@@ -136,32 +144,32 @@ def test_a_full_disk_here_is_said_and_is_the_environments(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "open", full)
     outcome, _shown, target = run(tmp_path, "seq 100")
-    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", _ci.NOT_RUN, False)
+    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", ci_run.NOT_RUN, False)
     assert "No space left on device" in outcome.msg and "SPT_FLOW_ARTIFACTS_DIR" in outcome.hint
     assert target.workspaces == {} and not outcome.left
 
 
 def test_a_lost_connection_is_the_environments(tmp_path: Path) -> None:
     outcome, _shown, target = run(tmp_path, wrap=lambda _text: ["sh", "-c", "echo 'ssh: no route' >&2; exit 255"])
-    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", _ci.NOT_RUN, False)
+    assert (outcome.kind, outcome.status, outcome.ran) == ("environment", ci_run.NOT_RUN, False)
     assert "no route" in outcome.msg and target.workspaces == {}
 
 
 def test_the_ttl_ends_a_job(tmp_path: Path) -> None:
     outcome, _shown, target = run(tmp_path, "sleep 60", ttl=2)
-    assert (outcome.kind, outcome.reason, outcome.status) == ("job", "ttl", _ci.OUT_OF_TIME)
+    assert (outcome.kind, outcome.reason, outcome.status) == ("job", "ttl", ci_run.OUT_OF_TIME)
     assert target.workspaces == {} and outcome.seconds < 15
 
 
 FAULTS = [
-    (_errors.Unhealthy("engine"), "environment"),
-    (_errors.DeadlineExceeded("late"), "environment"),
-    (_errors.FlowError("no"), "environment"),
+    (errors.Unhealthy("engine"), "environment"),
+    (errors.DeadlineExceeded("late"), "environment"),
+    (errors.FlowError("no"), "environment"),
     (OSError(28, "No space left on device"), "environment"),
     (RuntimeError("bug"), "environment"),
-    (_errors.NotFound("image"), "job"),
-    (_errors.AuthError("token"), "job"),
-    (_errors.InvalidInput("value"), "job"),
+    (errors.NotFound("image"), "job"),
+    (errors.AuthError("token"), "job"),
+    (errors.InvalidInput("value"), "job"),
 ]
 
 
@@ -179,9 +187,9 @@ def test_a_fault_before_the_job_is_classified_and_nothing_is_left(
 
     target.before[verb] = fail
     outcome, _shown, _target = run(tmp_path, target=target)
-    if isinstance(fault, _errors.NotFound) and verb in ("create", "start"):
+    if isinstance(fault, errors.NotFound) and verb in ("create", "start"):
         kind = outcome.kind  # `ensure` tries these again; either word will do
-    assert (outcome.kind, outcome.status, outcome.ran) == (kind, _ci.NOT_RUN, False)
+    assert (outcome.kind, outcome.status, outcome.ran) == (kind, ci_run.NOT_RUN, False)
     assert target.workspaces == {} and outcome.msg and not outcome.left
 
 
@@ -198,7 +206,7 @@ def test_a_clone_that_fails(tmp_path: Path, state: str, detail: str, kind: str) 
         return [start_event(boot), step_event("clone", state, 1.0, 2.0, detail)]
 
     outcome, _shown, target = run(tmp_path, target=CiTarget(script))
-    assert outcome.kind == kind and outcome.status == _ci.NOT_RUN and target.workspaces == {}
+    assert outcome.kind == kind and outcome.status == ci_run.NOT_RUN and target.workspaces == {}
 
 
 @pytest.mark.parametrize(("name", "way"), [("docker", "SPT_FLOW_REPO=$PWD"), ("coder", "target=docker")])
@@ -233,11 +241,11 @@ def test_a_signal_cancels(tmp_path: Path, number: signal.Signals, moment: str) -
 
 
 def test_a_workspace_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ci, "DESTROY", 0.5)
+    monkeypatch.setattr(ci_run, "DESTROY", 0.5)
     target = CiTarget()
 
     def fail() -> None:
-        raise _errors.Unhealthy("engine gone")
+        raise errors.Unhealthy("engine gone")
 
     target.before["delete"] = fail
     outcome, _shown, _target = run(tmp_path, "exit 3", target=target)
@@ -250,31 +258,31 @@ def test_a_workspace_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("text", ["/etc/*", "../x", "a/../../b", "~/x", "-x"])
 def test_globs_stay_below_the_clone(text: str) -> None:
-    with pytest.raises(_errors.InvalidInput):
-        _ci.globs(text, "artifacts")
+    with pytest.raises(errors.InvalidInput):
+        ci_request.globs(text, "artifacts")
 
 
 @pytest.mark.parametrize("commit", ["main", "0123abc", COMMIT.upper(), COMMIT + "0", "$(id)"])
 def test_a_commit_is_given_in_full(commit: str) -> None:
-    with pytest.raises(_errors.InvalidInput):
-        _ci.check_commit(commit)
+    with pytest.raises(errors.InvalidInput):
+        ci_request.check_commit(commit)
 
 
 def test_environment_takes_names_and_a_file_that_goes(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.touch(0o600)
     path.write_text("# ours\nB=2=3\n\nC=\n")
-    found, notes = _ci.environment("A,\nMISSING", str(path), {"A": "1", "X": "9"})
+    found, notes = ci_request.environment("A,\nMISSING", str(path), {"A": "1", "X": "9"})
     assert found == {"A": "1", "B": "2=3", "C": ""} and "MISSING" in notes[0] and not path.exists()
 
 
 def test_environment_refuses_values_and_open_files(tmp_path: Path) -> None:
-    with pytest.raises(_errors.InvalidInput) as caught:
-        _ci.environment("TOKEN=s3cret", "", {})
+    with pytest.raises(errors.InvalidInput) as caught:
+        ci_request.environment("TOKEN=s3cret", "", {})
     assert "s3cret" not in str(caught.value)
     (tmp_path / "env").write_text("A=1")
-    with pytest.raises(_errors.InvalidInput, match="chmod"):
-        _ci.environment("", str(tmp_path / "env"), {})
+    with pytest.raises(errors.InvalidInput, match="chmod"):
+        ci_request.environment("", str(tmp_path / "env"), {})
     assert (tmp_path / "env").exists()
 
 
@@ -320,15 +328,15 @@ def test_hostile_archives_are_refused(tmp_path: Path, name: str, more: dict[str,
     folder = tmp_path / "run"
     folder.mkdir()
     path = archive(tmp_path / "a.tar", ("artifacts/a", {}), (name, dict(more)))
-    with pytest.raises(_errors.FlowError):
-        _ci_files.unpack(path, folder)
+    with pytest.raises(errors.FlowError):
+        ci_artifacts.unpack(path, folder)
     assert [p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*") if p.name == "x"] == []
 
 
 def test_the_same_name_twice_overwrites_nothing(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", ("artifacts/a", {"data": b"1"}), ("artifacts/a", {"data": b"2"}))
     with pytest.raises(FileExistsError):
-        _ci_files.unpack(path, tmp_path)
+        ci_artifacts.unpack(path, tmp_path)
 
 
 def test_links_out_of_the_clone_are_not_followed(tmp_path: Path) -> None:
@@ -352,7 +360,7 @@ def test_reports_are_counted(tmp_path: Path) -> None:
 
 def test_a_report_with_entities_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><testsuite>&a;</testsuite>')
-    assert _ci_files.junit(tmp_path / "x.xml") is None
+    assert ci_artifacts.junit(tmp_path / "x.xml") is None
 
 
 # Output
@@ -371,20 +379,20 @@ def test_batches_are_bounded_by_size_and_time() -> None:
 
 
 def test_masks_hide_every_line_of_a_value_but_not_what_is_short() -> None:
-    mask = _ci_job.Mask(["alpha\nbeta1", "ab"])
+    mask = ci_job.Mask(["alpha\nbeta1", "ab"])
     assert mask("alpha beta1 ab alphabeta1") == "*** *** ab ******"
 
 
 def test_a_persons_workspace_is_made_of_a_runs_record(tmp_path: Path) -> None:
     settings = Settings(cpus=2.0, memory=1 << 30, kvm="disabled", clone_cache=True)
     outcome, _shown, _target = run(tmp_path, commit=COMMIT, settings=settings)
-    record = _ci_record.load(Path(outcome.folder))
-    assert record == _ci_record.load(Path(outcome.folder) / "run.json")
-    values = _ci_record.values(record)
+    record = ci_record.load(Path(outcome.folder))
+    assert record == ci_record.load(Path(outcome.folder) / "run.json")
+    values = ci_record.values(record)
     assert (values["ref"], values["cpus"], values["kvm"]) == (COMMIT, 2.0, "disabled")
     assert Settings.of(values).hash() == settings.hash() == record["settings_hash"]
-    assert _ci_record.drift(record, settings.hash(), record["image_hash"]) == ""
-    note = _ci_record.drift(record, Settings().hash(), "f" * 64)
+    assert ci_record.drift(record, settings.hash(), record["image_hash"]) == ""
+    note = ci_record.drift(record, Settings().hash(), "f" * 64)
     assert "settings" in note and len(note.splitlines()) == 1
 
 
@@ -405,23 +413,23 @@ def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_
     subprocess.run(["git", "init", "--quiet", str(checkout)], check=True)
     if origin:
         subprocess.run(["git", "-C", str(checkout), "config", "remote.origin.url", origin], check=True)
-    record = {"commit": COMMIT, "settings": {}, **_ci_record.source(Repository.parse(str(checkout)))}
+    record = {"commit": COMMIT, "settings": {}, **ci_record.source(Repository.parse(str(checkout)))}
     assert record["origin"] == known and "s3cret" not in json.dumps(record)
-    assert _ci_record.values(record)["repo"] == str(checkout)
-    assert _ci_record.values(record, "https://other.example.com/o/r")["repo"] == "https://other.example.com/o/r"
+    assert ci_record.values(record)["repo"] == str(checkout)
+    assert ci_record.values(record, "https://other.example.com/o/r")["repo"] == "https://other.example.com/o/r"
     elsewhere = {**record, "source": str(tmp_path / "gone")}
     for there, target in ((record, "coder"), (elsewhere, "docker")):
         if known:
-            assert _ci_record.values(there, target=target)["repo"] == known
+            assert ci_record.values(there, target=target)["repo"] == known
         else:
             with pytest.raises(InvalidInput, match="cannot be cloned from here"):
-                _ci_record.values(there, target=target)
+                ci_record.values(there, target=target)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": 1}', "\x00"])
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InvalidInput, match="no record of a CI run"):
-        _ci_record.load(tmp_path)
+        ci_record.load(tmp_path)
     with pytest.raises(InvalidInput, match="cannot be read"):
-        _ci_record.load(tmp_path / "none")
+        ci_record.load(tmp_path / "none")

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _ci, _coder_target
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import ci_faults, coder_house
 from ansible_collections.spt.flow.tests.unit.ci_faults import COMMIT, PLANS, REPO, SPEC, Bench
@@ -27,12 +29,12 @@ def fake() -> Iterator[Fake]:
 
 @pytest.fixture(autouse=True)
 def open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.spt.flow.plugins.module_utils import _repository_probe
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 
-    monkeypatch.setattr(_repository_probe, "probe", lambda *_a, **_n: _repository_probe.Probe("open"))
+    monkeypatch.setattr(repository_probe, "probe", lambda *_a, **_n: repository_probe.Probe("open"))
 
 
-def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job: Any) -> _ci.Outcome:
+def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job: Any) -> ci_run.Outcome:
     clone = folder / "clone"
     clone.mkdir(parents=True, exist_ok=True)
 
@@ -40,7 +42,7 @@ def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job
         return (wrap or (lambda text: ["sh", "-c", text]))(words.replace(REPO.directory, str(clone)))
 
     target = Bench(coder_house.client(fake))
-    return _ci.run(target, SPEC, _ci.Job(command, folder=folder / "runs", **job), enter=enter)
+    return ci_run.run(target, SPEC, ci_request.Job(command, folder=folder / "runs", **job), enter=enter)
 
 
 def gone(fake: Fake) -> bool:
@@ -64,15 +66,15 @@ def test_what_the_server_or_its_node_fails_at_is_the_environments(
 ) -> None:
     fake.state.next("start", **behaviour)
     outcome = run(fake, tmp_path)
-    assert (outcome.kind, outcome.reason, outcome.status, outcome.ran) == ("environment", reason, _ci.NOT_RUN, False)
+    assert (outcome.kind, outcome.reason, outcome.status, outcome.ran) == ("environment", reason, ci_run.NOT_RUN, False)
     assert gone(fake) and not outcome.left
 
 
 def test_a_server_that_goes_away_for_good_leaves_it_to_the_deadline(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ci, "DESTROY", 1.0)
-    monkeypatch.setattr(_coder_target, "DELETE_TIMEOUT", 1.0)
+    monkeypatch.setattr(ci_run, "DESTROY", 1.0)
+    monkeypatch.setattr(coder_target, "DELETE_TIMEOUT", 1.0)
     away = tmp_path / "away"
 
     def wrap(text: str) -> list[str]:
@@ -96,4 +98,4 @@ def test_faulted_runs_are_classified_without_a_mistake(tmp_path: Path, runs: int
     assert len(ended) == runs and not wrong
     assert [one for one in ended if one.there] == []
     expected = Counter(PLANS[ci_faults.plan_of(number)].kind for number in range(runs))
-    assert _ci.count(tmp_path / "runs") == expected, "every run is counted in its class"
+    assert ci_run.count(tmp_path / "runs") == expected, "every run is counted in its class"

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_cli, _ssh
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
-from ansible_collections.spt.flow.plugins.module_utils._errors import NotFound
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import cli as coder_cli
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
 
@@ -51,14 +52,14 @@ def install(folder: Path, version: str) -> None:
 def test_the_one_on_path_is_used_and_asked_once(http: CoderHttp, tmp_path: Path) -> None:
     install(tmp_path, http.server_version)
     before = http.requests
-    assert _coder_cli.ready(http, Progress()) == []
+    assert coder_cli.ready(http, Progress()) == []
     (tmp_path / "bin/coder").chmod(0o755)
     status = (tmp_path / "bin/coder").stat()
     (tmp_path / "bin/coder").write_bytes(b"x" * status.st_size)
     os.utime(tmp_path / "bin/coder", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert _coder_cli.ready(http, Progress()) == []
+    assert coder_cli.ready(http, Progress()) == []
     assert http.requests == before
-    assert not (_coder_cli.folder() / "coder").exists()
+    assert not (coder_cli.folder() / "coder").exists()
 
 
 @pytest.mark.parametrize("here", ["", "v2.20.1"])
@@ -66,39 +67,39 @@ def test_a_missing_or_another_one_is_fetched_once(fake: Fake, http: CoderHttp, t
     if here:
         install(tmp_path, here)
     before = http.requests
-    assert _coder_cli.ready(http, Progress(), needed=True) == []
-    assert _coder_cli.ready(http, Progress(), needed=True) == []
+    assert coder_cli.ready(http, Progress(), needed=True) == []
+    assert coder_cli.ready(http, Progress(), needed=True) == []
     assert http.requests == before + 1
-    link = _coder_cli.folder() / "coder"
+    link = coder_cli.folder() / "coder"
     assert link.resolve().stat().st_mode & 0o777 == 0o755
     assert re.fullmatch(r"\d+\.\d+\.\d+", link.resolve().parent.name)
     assert [path.name for path in link.resolve().parent.iterdir()] == ["coder"]
-    command = next(line for line in _ssh.config_text().splitlines() if "coder ssh" in line).strip()
+    command = next(line for line in workspace_ssh.config_text().splitlines() if "coder ssh" in line).strip()
     command = command.removeprefix("ProxyCommand ").replace("%n", "ada--demo.spt-coder")
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == f"{fake.state.build_version} ssh --stdio --wait=no ada--demo\n"
     install(tmp_path, http.server_version)
-    assert _coder_cli.ready(http, Progress()) == []
+    assert coder_cli.ready(http, Progress()) == []
     assert not link.exists()
 
 
 def test_without_any_it_is_said_in_one_line(fake: Fake, http: CoderHttp, tmp_path: Path) -> None:
     fake.state.cli = b""
-    (note,) = _coder_cli.ready(http, Progress())
+    (note,) = coder_cli.ready(http, Progress())
     assert "no program coder" in note
     assert "\n" not in note
     with pytest.raises(NotFound, match="there is none"):
-        _coder_cli.ready(http, Progress(), needed=True)
+        coder_cli.ready(http, Progress(), needed=True)
     install(tmp_path, "v2.20.1")
-    (note,) = _coder_cli.ready(http, Progress(), needed=True)
+    (note,) = coder_cli.ready(http, Progress(), needed=True)
     assert "is v2.20.1, the server is" in note
 
 
 def test_what_is_no_such_program_is_not_kept(fake: Fake, http: CoderHttp) -> None:
     fake.state.cli = b"<html>"
-    (note,) = _coder_cli.ready(http, Progress())
+    (note,) = coder_cli.ready(http, Progress())
     assert "no coder v2" in note
-    assert not list(_coder_cli.folder().rglob("coder"))
+    assert not list(coder_cli.folder().rglob("coder"))
 
 
 @pytest.mark.parametrize(
@@ -114,4 +115,4 @@ def test_what_is_no_such_program_is_not_kept(fake: Fake, http: CoderHttp) -> Non
     ],
 )
 def test_major_and_minor_count(version: str, server: str, fits: bool) -> None:
-    assert _coder_cli.goes_with(version, server) is fits
+    assert coder_cli.goes_with(version, server) is fits

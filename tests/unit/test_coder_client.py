@@ -12,16 +12,18 @@ import pytest
 
 pytest.importorskip("urllib3", reason="the client's own library")
 
-from ansible_collections.spt.flow.plugins.module_utils import _coder_admin, _coder_client, _errors
-from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import Unsure
+from ansible_collections.spt.flow.plugins.module_utils._node import errors as errors_module
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import admin as coder_admin
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import client as coder_client
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import Unsure
 from ansible_collections.spt.flow.tests.fake_coder import samples
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Clock
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.fake_coder.state import State
 from ansible_collections.spt.flow.tests.unit import coder_kit
 
-Json = _coder_client.Json
+Json = coder_client.Json
 
 
 @pytest.fixture
@@ -65,17 +67,17 @@ def test_a_workspace_from_its_making_to_its_end(fake: Fake, person: CoderAdmin) 
     new = person.create_workspace(
         "one", template_id=template_id(fake), rich_parameter_values={"repository": "https://example.com/A.git"}
     )
-    assert (new["latest_build"]["status"], _coder_client.agents(new)) == ("pending", [])
+    assert (new["latest_build"]["status"], coder_client.agents(new)) == ("pending", [])
     seen = []
     for _second in range(12):
         now = person.workspace("ONE") or {}
-        seen += [(now["latest_build"]["status"], *(a["lifecycle_state"] for a in _coder_client.agents(now)))]
+        seen += [(now["latest_build"]["status"], *(a["lifecycle_state"] for a in coder_client.agents(now)))]
         fake.state.clock.advance(0.5)
     assert list(dict.fromkeys(seen)) == [
         ("pending",), ("starting",), ("running", "created"), ("running", "starting"), ("running", "ready")
     ]  # fmt: skip
     assert person.build_parameters(now["latest_build"]["id"])["repository"] == "https://example.com/A.git"
-    assert person.agent(_coder_client.agents(now)[0]["id"]) is not None
+    assert person.agent(coder_client.agents(now)[0]["id"]) is not None
     build = person.create_build(now, "delete")
     assert build["build_number"] == 2 and person.workspace("one") is not None
     fake.state.clock.advance(5)
@@ -93,7 +95,7 @@ def test_logs_come_by_slices(fake: Fake, person: CoderAdmin) -> None:
         fake.state.clock.advance(0.3)
     assert told == [line["output"] for line in person.build_logs(build)]
     assert any(line.endswith("Creation complete") for line in told)
-    agent = _coder_client.agents(person.workspace("one") or {})[0]
+    agent = coder_client.agents(person.workspace("one") or {})[0]
     first = person.agent_logs(agent["id"])
     assert [line["output"] for line in first] == ["the workspace is ready"]
     assert person.agent_logs(agent["id"], first[-1]["id"]) == []
@@ -116,9 +118,9 @@ def test_a_failed_build_says_why(fake: Fake, person: CoderAdmin) -> None:
 def test_two_builds_at_once_are_a_conflict(fake: Fake, person: CoderAdmin) -> None:
     one = made(fake, person)
     person.create_build(one, "stop")
-    with pytest.raises(_errors.Conflict, match="already active"):
+    with pytest.raises(errors_module.Conflict, match="already active"):
         person.create_build(one, "start")
-    with pytest.raises(_errors.Conflict) as caught:
+    with pytest.raises(errors_module.Conflict) as caught:
         person.create_workspace("one", template_id=template_id(fake))
     assert caught.value.details["fields"] == ["name"]
 
@@ -127,9 +129,9 @@ def test_cancelling(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     one = made(fake, person)
     build = person.create_build(one, "stop")["id"]
     fake.state.clock.advance(1)
-    with pytest.raises(_errors.AuthError, match="Owner role"):
+    with pytest.raises(errors_module.AuthError, match="Owner role"):
         person.cancel_build(build)
-    with pytest.raises(_errors.Conflict, match="expected state"):
+    with pytest.raises(errors_module.Conflict, match="expected state"):
         owner.cancel_build(build, "pending")
     assert owner.cancel_build(build) is True and owner.cancel_build(build) is False
     fake.state.clock.advance(5)
@@ -150,7 +152,7 @@ def test_schedules(fake: Fake, person: CoderAdmin) -> None:
     person.put_ttl(one["id"], None)
     now = person.workspace("one") or {}
     assert "autostart_schedule" not in now and "ttl_ms" not in now and now["latest_build"]["deadline"] is None
-    with pytest.raises(_errors.Conflict, match="manual"):
+    with pytest.raises(errors_module.Conflict, match="manual"):
         person.extend(one["id"], until)
     with pytest.raises(ValueError, match="zone"):
         person.extend(one["id"], datetime(2026, 1, 1))
@@ -160,11 +162,11 @@ def test_many_workspaces_come_in_pages_each_once(fake: Fake, person: CoderAdmin)
     state = fake.state
     samples.crowd(state, state.user("dev"), state.template_by_name("spt-flow"), 450)
     before = person.http.requests
-    pages = list(person.workspaces(_coder_client.search_query(owner="me", template="spt-flow")))
+    pages = list(person.workspaces(coder_client.search_query(owner="me", template="spt-flow")))
     assert [len(page) for page in pages] == [200, 200, 50]
     assert len({one["id"] for page in pages for one in page}) == 450
     assert person.http.requests - before == 3
-    assert list(person.workspaces(_coder_client.search_query(owner="me", name="none-such"))) == []
+    assert list(person.workspaces(coder_client.search_query(owner="me", name="none-such"))) == []
 
 
 @pytest.mark.parametrize(
@@ -181,17 +183,17 @@ def test_many_workspaces_come_in_pages_each_once(fake: Fake, person: CoderAdmin)
 def test_searching(fake: Fake, person: CoderAdmin, more: dict[str, str], terms: list, names: list[str]) -> None:
     for name in ("a", "b"):
         made(fake, person, name, repository=f"https://example.com/{name}.git")
-    query = _coder_client.search_query(terms, **more)
+    query = coder_client.search_query(terms, **more)
     assert [one["name"] for page in person.workspaces(query) for one in page] == names
 
 
 def test_a_search_that_would_mean_something_else_is_refused(fake: Fake, person: CoderAdmin) -> None:
-    with pytest.raises(_errors.InvalidInput, match="cannot search"):
-        _coder_client.search_query(name='x" owner:"y')
+    with pytest.raises(errors_module.InvalidInput, match="cannot search"):
+        coder_client.search_query(name='x" owner:"y')
     for value in ("ref=a,repository=b", "ref=a=b"):
-        with pytest.raises(_errors.InvalidInput, match="cannot search"):
-            _coder_client.search_query(param=value)
-    with pytest.raises(_errors.InvalidInput, match="colour"):
+        with pytest.raises(errors_module.InvalidInput, match="cannot search"):
+            coder_client.search_query(param=value)
+    with pytest.raises(errors_module.InvalidInput, match="colour"):
         list(person.workspaces("colour:red"))
 
 
@@ -201,7 +203,7 @@ def test_a_name_stays_in_its_place_in_the_path(person: CoderAdmin, name: str) ->
 
 
 def test_a_name_that_is_none_is_refused(person: CoderAdmin) -> None:
-    with pytest.raises(_errors.InvalidInput):
+    with pytest.raises(errors_module.InvalidInput):
         person.workspace("..")
 
 
@@ -237,15 +239,15 @@ def test_another_ones_build_is_not_taken_for_ours(fake: Fake, person: CoderAdmin
     state = fake.state
     workspace = state.workspace(one["id"])
     state.create_build(state.user("dev"), workspace, {"transition": "start"})
-    with pytest.raises(_errors.Conflict):
+    with pytest.raises(errors_module.Conflict):
         person.create_build(one, "stop")
     assert [build.transition for build in workspace.builds] == ["start", "start"]
 
 
 def test_the_answer_that_never_comes(fake: Fake) -> None:
     """By the wall clock: the server works on, but says nothing for longer than a request may take."""
-    from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
-    from ansible_collections.spt.flow.plugins.module_utils._coder_http import CoderHttp
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 
     http = CoderHttp(CoderConfig(url=fake.url, token=samples.USER_TOKEN), timeout=0.5)
     fake.faults.add("timeout", processed=True, method="POST", delay=1.0)
@@ -278,7 +280,7 @@ def test_a_restart_of_the_server_is_waited_for(fake: Fake, person: CoderAdmin) -
 
 def test_a_web_page_is_no_answer(fake: Fake, person: CoderAdmin) -> None:
     fake.faults.add("html")
-    with pytest.raises(_errors.Unhealthy, match="web page"):
+    with pytest.raises(errors_module.Unhealthy, match="web page"):
         person.workspace("one")
 
 
@@ -296,11 +298,11 @@ def test_all_succeed_when_a_fifth_of_all_answers_goes_wrong() -> None:
                 if found is None:
                     try:
                         client.create_workspace(name, template_id=template_id(fake))
-                    except _errors.Conflict:
+                    except errors_module.Conflict:
                         assert client.workspace(name)
                 if number < 30:
                     stop(client, name)
-            except _errors.FlowError as error:
+            except errors_module.FlowError as error:
                 problems.append(f"{name}: {error!r}")
 
         def stop(client: CoderAdmin, name: str) -> None:
@@ -328,13 +330,13 @@ def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
     with coder_kit.running() as fake:
         nobody = coder_kit.connect(fake, "")
         assert not nobody.has_first_user()
-        with pytest.raises(_errors.InvalidInput, match="password"):
+        with pytest.raises(errors_module.InvalidInput, match="password"):
             nobody.create_first_user("a@example.com", "admin", "weak")
         nobody.create_first_user("a@example.com", "admin", "Correct-horse-battery-1")
         assert nobody.has_first_user()
-        with pytest.raises(_errors.Conflict):
+        with pytest.raises(errors_module.Conflict):
             nobody.create_first_user("a@example.com", "admin", "Correct-horse-battery-1")
-        with pytest.raises(_errors.AuthError):
+        with pytest.raises(errors_module.AuthError):
             nobody.login("a@example.com", "wrong")
         admin = coder_kit.connect(fake, nobody.login("a@example.com", "Correct-horse-battery-1"))
         bot = admin.create_user("bot@example.com", "bot", [admin.organization()["id"]])
@@ -346,11 +348,11 @@ def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
         token = admin.create_token("ci", 30 * 86400, "bot")
         assert coder_kit.connect(fake, token).me()["username"] == "bot"
         assert (admin.token("ci", "bot") or {})["id"] == token.partition("-")[0]
-        with pytest.raises(_errors.InvalidInput, match="lifetime"):
+        with pytest.raises(errors_module.InvalidInput, match="lifetime"):
             admin.create_token("mine", 30 * 86400)
         admin.delete_token(token.partition("-")[0], "bot")
         admin.delete_token(token.partition("-")[0], "bot")
-        with pytest.raises(_errors.AuthError):
+        with pytest.raises(errors_module.AuthError):
             coder_kit.connect(fake, token).me()
 
 
@@ -365,7 +367,7 @@ def test_one_who_leaves(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> No
     made(fake, person)
     assert [one["username"] for page in owner.users("status:active") for one in page] == ["dev", "owner"]
     owner.suspend("dev")
-    with pytest.raises(_errors.AuthError, match="suspended"):
+    with pytest.raises(errors_module.AuthError, match="suspended"):
         person.me()
     assert [one["name"] for page in owner.workspaces("owner:dev") for one in page] == ["one"]
     owner.activate("dev")
@@ -381,11 +383,11 @@ def test_a_template_is_pushed_and_rolled_out(fake: Fake, person: CoderAdmin, own
     file = owner.upload(samples.archive({"main.tf": samples.SOURCE + "# two\n"}))
     assert file == owner.upload(samples.archive({"main.tf": samples.SOURCE + "# two\n"}))
     version = owner.create_version(file, "v-2", template["id"], "two", {"image": "new:2", "secret": "hidden"})
-    with pytest.raises(_errors.AuthError, match="successfully"):
+    with pytest.raises(errors_module.AuthError, match="successfully"):
         owner.promote(template["id"], version["id"])
-    with pytest.raises(_errors.AuthError, match="hasn't completed"):
+    with pytest.raises(errors_module.AuthError, match="hasn't completed"):
         owner.version_parameters(version["id"])
-    with pytest.raises(_errors.Conflict, match="importing"):
+    with pytest.raises(errors_module.Conflict, match="importing"):
         person.create_workspace("two", template_version_id=version["id"])
     fake.state.clock.advance(5)
     assert (owner.template_version(version["id"]) or {})["job"]["status"] == "succeeded"
@@ -448,7 +450,7 @@ def test_lost_answers_leave_one_template_and_one_version(fake: Fake, owner: Code
 def test_a_template_goes_only_when_nobody_uses_it(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     one = made(fake, person)
     template = owner.template("spt-flow") or {}
-    with pytest.raises(_errors.InvalidInput, match="All workspaces must be deleted"):
+    with pytest.raises(errors_module.InvalidInput, match="All workspaces must be deleted"):
         owner.delete_template(template["id"])
     person.create_build(one, "delete")
     fake.state.clock.advance(5)
@@ -473,20 +475,20 @@ def test_health(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     report = owner.debug_health(force=True)
     assert not report["healthy"] and report["provisioner_daemons"]["warnings"][0]["code"] == "EPD01"
     assert (owner.entitlements() or {})["has_license"] is False
-    with pytest.raises(_errors.AuthError):
+    with pytest.raises(errors_module.AuthError):
         person.debug_health()
     fake.stop()
     assert not owner.healthy()
 
 
 def test_where_the_command_line_is() -> None:
-    assert _coder_admin.cli_url("https://c.example.com", "windows", "arm64") == (
+    assert coder_admin.cli_url("https://c.example.com", "windows", "arm64") == (
         "https://c.example.com/bin/coder-windows-arm64.exe"
     )
 
 
 def test_the_callers_time_bounds_each_request(fake: Fake, person: CoderAdmin) -> None:
-    hurried = _coder_client.CoderClient(person.http, left=lambda: 3.0)
+    hurried = coder_client.CoderClient(person.http, left=lambda: 3.0)
     fake.faults.add("503", retry_after=10)
-    with pytest.raises(_errors.DeadlineExceeded, match="end of the 3 s"):
+    with pytest.raises(errors_module.DeadlineExceeded, match="end of the 3 s"):
         hurried.workspace("one")

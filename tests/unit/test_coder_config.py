@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_config as config
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import config
 
 TOKEN = "abcdefghij-0123456789abcdefghijkl"
 

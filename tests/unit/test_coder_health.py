@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ansible_collections.spt.flow.plugins.module_utils import _coder_health
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import health as coder_health
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Clock
 from ansible_collections.spt.flow.tests.fake_coder.state import State
 from ansible_collections.spt.flow.tests.unit import coder_kit
@@ -27,7 +27,7 @@ def test_sections_have_their_codes_and_a_dismissed_one_is_no_failure() -> None:
         "websocket": {"severity": "error", "error": "EWS02: failed", "warnings": []},
         "coder_version": "v2.35.1",
     }
-    found = _coder_health.of(report, "v2.35.1")
+    found = coder_health.of(report, "v2.35.1")
     assert {one.name: one.severity for one in found.sections} == {
         "access_url": "dismissed",
         "database": "ok",

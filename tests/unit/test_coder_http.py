@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_http, _errors
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import http as coder_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
 
 pytest.importorskip("urllib3", reason="the client's own library")
 
@@ -86,11 +87,11 @@ class Clock:
         self.now += seconds
 
 
-def client(server: Server | str, clock: Clock | None = None, **more: Any) -> _coder_http.CoderHttp:
+def client(server: Server | str, clock: Clock | None = None, **more: Any) -> coder_http.CoderHttp:
     clock = clock or Clock()
     url = server if isinstance(server, str) else server.url
     config = CoderConfig(url=url, token=TOKEN, source="the test", headers=(("X-Proxy", "CANARYheader"),))
-    return _coder_http.CoderHttp(config, clock=clock, sleep=clock.sleep, **more)
+    return coder_http.CoderHttp(config, clock=clock, sleep=clock.sleep, **more)
 
 
 def test_an_answer(server: Server) -> None:
@@ -121,7 +122,7 @@ def test_what_may_be_asked_again_is(server: Server, method: str, trouble: Any) -
 @pytest.mark.parametrize("trouble", [error(500), error(502), None, (200, JSON, b"{")])
 def test_a_post_that_may_have_been_carried_out_is_not_sent_twice(server: Server, trouble: Any) -> None:
     server.script = [trouble]
-    with pytest.raises(_coder_http.Unsure, match="may have been carried out"):
+    with pytest.raises(coder_http.Unsure, match="may have been carried out"):
         client(server).request("POST", "/x", body={})
     assert len(server.seen) == 1
 
@@ -132,7 +133,7 @@ def test_retry_after_is_obeyed_and_bounded_by_the_deadline(server: Server) -> No
     client(server, clock).request("POST", "/x", timeout=60)
     assert 20 <= clock.now <= 23
     server.script = [error(429, headers={"Retry-After": "90"})]
-    with pytest.raises(_errors.DeadlineExceeded, match="come back in 90 s"):
+    with pytest.raises(errors.DeadlineExceeded, match="come back in 90 s"):
         client(server, clock).request("POST", "/x", timeout=60)
 
 
@@ -140,9 +141,9 @@ def test_a_server_that_answers_wrongly_is_given_up_soon(server: Server) -> None:
     """What is told to come back later is no wrong answer: it does not use up the tries."""
     clock = Clock()
     server.script = [error(500)] * 20
-    with pytest.raises(_errors.Unhealthy, match="status 500"):
+    with pytest.raises(errors.Unhealthy, match="status 500"):
         client(server, clock).request("GET", "/x", timeout=60)
-    assert len(server.seen) == _coder_http.BROKEN_TRIES and clock.now < 10
+    assert len(server.seen) == coder_http.BROKEN_TRIES and clock.now < 10
     server.script = [error(429, headers={"Retry-After": "1"})] * 9 + [error(500)] * 3
     assert client(server, Clock()).request("GET", "/x", timeout=60).status == 200
 
@@ -151,7 +152,7 @@ def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
     server.httpd.shutdown()
     server.httpd.server_close()
     clock, said = Clock(), []
-    with pytest.raises(_errors.Unhealthy, match="cannot be reached") as caught:
+    with pytest.raises(errors.Unhealthy, match="cannot be reached") as caught:
         client(server, clock, say=said.append, outage=30).request("POST", "/x", timeout=300)
     assert 20 <= clock.now <= 30 and said and "CODER_URL" in caught.value.hint
 
@@ -159,19 +160,19 @@ def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (error(400, "Bad.", validations=[{"field": "name", "detail": "too long"}]), _errors.InvalidInput, "name: too"),
-        (error(401, "Signed out."), _errors.AuthError, "token from the test"),
-        (error(403, "Forbidden.", detail="no role"), _errors.AuthError, "no role"),
-        (error(404, "Gone."), _errors.NotFound, "Gone"),
-        (error(406, "Hidden."), _errors.Conflict, "Hidden"),
-        (error(409, "Busy."), _errors.Conflict, "Busy"),
-        (error(410, "Deleted."), _errors.NotFound, "Deleted"),
-        ((200, {"Content-Type": "text/html"}, b"<html>login"), _errors.Unhealthy, "web page"),
-        ((404, {"Content-Type": "text/html"}, b"<html>"), _errors.Unhealthy, "web page"),
-        ((302, {"Location": "https://sso.example.com/login"}, b""), _errors.Unhealthy, "https://sso.example.com"),
+        (error(400, "Bad.", validations=[{"field": "name", "detail": "too long"}]), errors.InvalidInput, "name: too"),
+        (error(401, "Signed out."), errors.AuthError, "token from the test"),
+        (error(403, "Forbidden.", detail="no role"), errors.AuthError, "no role"),
+        (error(404, "Gone."), errors.NotFound, "Gone"),
+        (error(406, "Hidden."), errors.Conflict, "Hidden"),
+        (error(409, "Busy."), errors.Conflict, "Busy"),
+        (error(410, "Deleted."), errors.NotFound, "Deleted"),
+        ((200, {"Content-Type": "text/html"}, b"<html>login"), errors.Unhealthy, "web page"),
+        ((404, {"Content-Type": "text/html"}, b"<html>"), errors.Unhealthy, "web page"),
+        ((302, {"Location": "https://sso.example.com/login"}, b""), errors.Unhealthy, "https://sso.example.com"),
     ],
 )
-def test_a_refusal_is_a_sentence(server: Server, answer: Any, kind: type[_errors.FlowError], words: str) -> None:
+def test_a_refusal_is_a_sentence(server: Server, answer: Any, kind: type[errors.FlowError], words: str) -> None:
     server.script = [answer]
     with pytest.raises(kind) as caught:
         client(server).request("POST", "/x", body={})
@@ -181,13 +182,13 @@ def test_a_refusal_is_a_sentence(server: Server, answer: Any, kind: type[_errors
 def test_no_secret_in_what_is_told(server: Server) -> None:
     server.script = [error(400, f"Bad token {TOKEN} with CANARYheader.", detail=TOKEN)]
     http = client(server)
-    with pytest.raises(_errors.FlowError) as caught:
+    with pytest.raises(errors.FlowError) as caught:
         http.request("GET", "/x")
     assert "CANARY" not in json.dumps(caught.value.to_dict()) + repr(http) + repr(http.config)
 
 
 def test_an_unknown_host_is_told_at_once() -> None:
     clock = Clock()
-    with pytest.raises(_errors.Unhealthy, match="no server called"):
+    with pytest.raises(errors.Unhealthy, match="no server called"):
         client("http://coder.invalid", clock).request("GET", "/x")
     assert clock.now == 0

@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_reaper, _coder_target, _reaper
-from ansible_collections.spt.flow.plugins.module_utils._coder_client import CoderClient
-from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
-from ansible_collections.spt.flow.plugins.module_utils._coder_http import Answer, CoderHttp
-from ansible_collections.spt.flow.plugins.module_utils._coder_reaper import Api
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget
-from ansible_collections.spt.flow.plugins.module_utils._errors import AuthError, FlowError, InvalidInput, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._reaper import Memory, Report
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._wait import Waiter
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, FlowError, InvalidInput, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder as reaper_coder
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper.coder import Api
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper.engine import Memory, Report
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import CoderClient
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import Answer, CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.wait import Waiter
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house, coder_kit
 
@@ -61,7 +63,7 @@ def make(fake: Fake, name: str, ttl: float | None = 60, template: str = "spt-flo
 
 
 def sweep(fake: Fake, folder: Path, dry: bool = False) -> Report:
-    report = _coder_reaper.sweep(
+    report = reaper_coder.sweep(
         Api(fake.url, ADMIN), path=str(folder / "state.json"), dry=dry, sleep=fake.state.clock.sleep
     )
     fake.state.clock.advance(5)
@@ -98,7 +100,7 @@ def test_a_stopped_one_and_a_failed_start_go_before_their_time(still: Fake, tmp_
     still.state.next("start", error="no space left on device")
     make(still, "failed", 86000)
     assert sweep(still, tmp_path).doomed == [], "whoever made them may be cleaning up"
-    still.state.clock.advance(_coder_reaper.GRACE)
+    still.state.clock.advance(reaper_coder.GRACE)
     assert sorted(sweep(still, tmp_path).reaped) == ["ada/failed", "ada/stopped"]
     assert alive(still) == set()
 
@@ -136,7 +138,7 @@ def test_a_deletion_that_failed_is_tried_again(still: Fake, tmp_path: Path) -> N
 def test_a_list_that_cannot_be_read_deletes_nothing(still: Fake, tmp_path: Path, kind: str) -> None:
     make(still, "over", 60)
     still.state.clock.advance(100)
-    still.faults.add(kind, times=_coder_reaper.TRIES, method="GET", path="/api/v2/workspaces")
+    still.faults.add(kind, times=reaper_coder.TRIES, method="GET", path="/api/v2/workspaces")
     with pytest.raises(FlowError):
         sweep(still, tmp_path)
     assert [b.transition for w in still.state.workspaces.values() for b in w.builds] == ["start"]
@@ -167,10 +169,10 @@ def test_a_thousand_of_which_a_hundred_are_over_cost_pages_and_the_hundred(still
         )
     state.clock.advance(600)
     api = Api(still.url, ADMIN)
-    report = _coder_reaper.sweep(api, path=str(tmp_path / "state.json"))
+    report = reaper_coder.sweep(api, path=str(tmp_path / "state.json"))
     assert len(report.reaped) == 100
     # One more page each ends the two lists.
-    assert api.requests <= 1000 / _coder_reaper.PAGE + 2 + 100
+    assert api.requests <= 1000 / reaper_coder.PAGE + 2 + 100
 
 
 def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) -> None:
@@ -184,10 +186,10 @@ def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) 
     client.put_ttl(made["manual"].id, None)
     assert sweep(fake, tmp_path, dry=True).capped == ["ada/batch"]
     assert sweep(fake, tmp_path).capped == ["ada/batch"]
-    deadline = _coder_reaper.epoch(client.workspace_by_id(made["batch"].id)["latest_build"]["deadline"])
+    deadline = reaper_coder.epoch(client.workspace_by_id(made["batch"].id)["latest_build"]["deadline"])
     assert deadline == pytest.approx(fake.state.now + day, abs=60)
     assert (report := sweep(fake, tmp_path)).capped == [] and report.failed == {}
-    assert _reaper.lines(report, dry=False) == ["Nothing to delete."]
+    assert reaper_engine.lines(report, dry=False) == ["Nothing to delete."]
 
 
 def test_people_who_cannot_be_listed_keep_no_ci_workspace(still: Fake, tmp_path: Path) -> None:
@@ -199,20 +201,20 @@ def test_people_who_cannot_be_listed_keep_no_ci_workspace(still: Fake, tmp_path:
 
     make(still, "short")
     still.state.clock.advance(60)
-    report = _coder_reaper.sweep(Half(still.url, ADMIN), path=str(tmp_path / "state.json"))
+    report = reaper_coder.sweep(Half(still.url, ADMIN), path=str(tmp_path / "state.json"))
     assert report.reaped == ["ada/short"]
     assert report.failed == {"workspaces of spt-flow": "The list does not come."}
 
 
 def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) -> None:
     with pytest.raises(AuthError, match="refused GET"):
-        _coder_reaper.sweep(Api(still.url, "wrongwrong-token"), path=str(tmp_path / "s"))
+        reaper_coder.sweep(Api(still.url, "wrongwrong-token"), path=str(tmp_path / "s"))
     with pytest.raises(Unhealthy, match="did not answer"):
-        _coder_reaper.sweep(Api("http://127.0.0.1:9", ADMIN), path=str(tmp_path / "s"), sleep=lambda seconds: None)
+        reaper_coder.sweep(Api("http://127.0.0.1:9", ADMIN), path=str(tmp_path / "s"), sleep=lambda seconds: None)
     with pytest.raises(InvalidInput):
         Api("file:///etc/passwd", ADMIN)
     with pytest.raises(AuthError, match=r"spt\.flow\.bootstrap"):
-        _coder_reaper.read_token(str(tmp_path / "none"))
+        reaper_coder.read_token(str(tmp_path / "none"))
 
 
 class Mortal(CoderHttp):
@@ -273,7 +275,7 @@ def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
     clock = minutes.clock
     keeper = coder_kit.connect(still)
     minutes.then = lambda: keeper.extend(person, datetime.fromtimestamp(clock() + 7200, UTC))
-    monkeypatch.setattr(_coder_target, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
+    monkeypatch.setattr(coder_target, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
     for number in range(runs):
         name, ttl = f"ci-{number}", chance.randrange(60, 1800)
         http = Mortal(CoderConfig(still.url, coder_house.TOKEN, "the test"), clock=clock, sleep=minutes.sleep)
@@ -309,14 +311,14 @@ def test_a_pass_that_is_killed_is_gone_on_with(still: Fake, tmp_path: Path, monk
     for name in ("a", "b", "c"):
         make(still, name, 60)
     still.state.clock.advance(100)
-    delete = _coder_reaper._delete
+    delete = reaper_coder._delete
 
     def once(api: Api, workspace: dict[str, Any], sleep: Any) -> None:
         delete(api, workspace, sleep)
         raise Killed
 
     with monkeypatch.context() as killing, pytest.raises(Killed):
-        killing.setattr(_coder_reaper, "_delete", once)
+        killing.setattr(reaper_coder, "_delete", once)
         sweep(still, tmp_path)
     still.state.clock.advance(5)
     assert len(alive(still)) == 2

@@ -10,9 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_server as server
-from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.module_utils._errors import (
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     AuthError,
     Conflict,
     DeadlineExceeded,
@@ -20,13 +18,17 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import (
     InvalidInput,
     Unhealthy,
 )
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import login as coder_login
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house, coder_kit
 
 PASSWORD = "correct horse battery staple 1"
-LOGIN = server.Login("admin@example.com", PASSWORD, "admin", "The Owner")
+LOGIN = coder_login.Login("admin@example.com", PASSWORD, "admin", "The Owner")
 ADMIN = "c123456789-d123456789012345678901"
-BOT = server.Person("flow-bot", "bot@example.com", "Bot", organization_roles=("organization-template-admin",))
+BOT = coder_users.Person("flow-bot", "bot@example.com", "Bot", organization_roles=("organization-template-admin",))
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def now(fake: Fake) -> datetime:
 def test_a_server_that_starts_is_waited_for() -> None:
     with coder_kit.running() as fake:
         anonymous = coder_kit.connect(fake, "")
-        assert server.wait_healthy(anonymous, 30) < 1
+        assert coder_login.wait_healthy(anonymous, 30) < 1
 
 
 def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
@@ -68,7 +70,7 @@ def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
         url = fake.url
     said: list[str] = []
     with pytest.raises(DeadlineExceeded, match=url):
-        server.wait_healthy(anonymous, 20, server.Progress(said.append))
+        coder_login.wait_healthy(anonymous, 20, coder_users.Progress(said.append))
     assert len(said) == 1 and url in said[0]
 
 
@@ -79,9 +81,9 @@ def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
     anonymous = coder_kit.connect(fresh, "")
     assert not anonymous.has_first_user()
     for _time in range(2):
-        server.make_first(anonymous, LOGIN)
+        coder_login.make_first(anonymous, LOGIN)
     assert [user.username for user in fresh.state.users.values()] == ["admin"]
-    with server.session(anonymous, LOGIN) as owner:
+    with coder_login.session(anonymous, LOGIN) as owner:
         assert owner.me()["username"] == "admin"
     assert not fresh.state.keys, "the session ends with the block"
 
@@ -89,7 +91,7 @@ def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
 def test_a_weak_password_is_told_and_makes_nobody(fresh: Fake) -> None:
     weak = replace(LOGIN, password="Kanarie1")
     with pytest.raises(InvalidInput, match="password") as refused:
-        server.make_first(coder_kit.connect(fresh, ""), weak)
+        coder_login.make_first(coder_kit.connect(fresh, ""), weak)
     assert "Kanarie1" not in str(refused.value) and not fresh.state.users
     assert "Kanarie1" not in repr(weak)
     with pytest.raises(InvalidInput, match="65 characters"):
@@ -98,7 +100,7 @@ def test_a_weak_password_is_told_and_makes_nobody(fresh: Fake) -> None:
 
 def test_a_wrong_password_is_told_without_it(fake: Fake) -> None:
     wrong = replace(LOGIN, password="not the password at all 7")
-    with pytest.raises(AuthError) as refused, server.session(client(fake, ""), wrong):
+    with pytest.raises(AuthError) as refused, coder_login.session(client(fake, ""), wrong):
         pass
     assert "not the password" not in str(refused.value)
 
@@ -108,32 +110,32 @@ def test_a_wrong_password_is_told_without_it(fake: Fake) -> None:
 
 def test_a_user_comes_with_roles_and_the_second_time_nothing_changes(fake: Fake) -> None:
     admin = client(fake)
-    planned = server.plan(admin, BOT)
+    planned = coder_users.plan(admin, BOT)
     assert planned.actions == ("create", "organization_roles")
     assert "flow-bot" not in [user.username for user in fake.state.users.values()], "planning changes nothing"
-    server.carry_out(admin, planned)
+    coder_users.carry_out(admin, planned)
     user = fake.state.user("flow-bot")
     assert (user.status, user.login_type, user.organization_roles) == (
         "active",
         "none",
         {"organization-template-admin"},
     )
-    assert server.plan(admin, BOT).actions == ()
+    assert coder_users.plan(admin, BOT).actions == ()
 
 
 def test_roles_are_replaced_only_where_they_are_named(fake: Fake) -> None:
     admin = client(fake)
     fake.state.user("ada").roles = {"auditor"}
-    assert not server.plan(admin, server.Person("ada")).changed
-    planned = server.plan(admin, server.Person("ada", roles=("template-admin",)))
+    assert not coder_users.plan(admin, coder_users.Person("ada")).changed
+    planned = coder_users.plan(admin, coder_users.Person("ada", roles=("template-admin",)))
     assert (planned.before["roles"], planned.after["roles"]) == (["auditor"], ["template-admin"])
-    server.carry_out(admin, planned)
+    coder_users.carry_out(admin, planned)
     assert fake.state.user("ada").roles == {"template-admin"}
 
 
 def test_a_name_is_never_given_to_another_person(fake: Fake) -> None:
     with pytest.raises(Conflict, match="ada@example.com"):
-        server.plan(client(fake), server.Person("ada", "adam@example.com"))
+        coder_users.plan(client(fake), coder_users.Person("ada", "adam@example.com"))
 
 
 def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: Fake) -> None:
@@ -143,34 +145,34 @@ def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: 
     assert template is not None
     ada.create_workspace("demo", template["id"])
     fake.state.clock.advance(60)
-    leaving = server.Person("ada", state=server.OFFBOARDED)
-    planned = server.plan(admin, leaving)
+    leaving = coder_users.Person("ada", state=coder_users.OFFBOARDED)
+    planned = coder_users.plan(admin, leaving)
     assert planned.actions == ("roles", "suspend", "tokens", "workspaces")
     assert planned.before["running"] == ["demo"] and coder_house.TOKEN not in repr(planned)
-    server.carry_out(admin, planned)
+    coder_users.carry_out(admin, planned)
     with pytest.raises(AuthError):
         ada.me()
     kept = admin.workspace("demo", "ada")
     assert kept is not None and kept["latest_build"]["transition"] == "stop", "the home stays"
     assert kept["latest_build"]["status"] == "stopped"
     assert admin.tokens("ada") == []
-    assert not server.plan(admin, leaving).changed
-    assert not server.plan(admin, server.Person("nobody-here", state=server.OFFBOARDED)).changed
-    back = server.plan(admin, server.Person("ada"))
+    assert not coder_users.plan(admin, leaving).changed
+    assert not coder_users.plan(admin, coder_users.Person("nobody-here", state=coder_users.OFFBOARDED)).changed
+    back = coder_users.plan(admin, coder_users.Person("ada"))
     assert back.actions == ("activate",)
 
 
 def test_a_run_that_was_killed_half_way_is_finished_by_the_next(fake: Fake) -> None:
     admin = client(fake)
-    leaving = server.plan(admin, server.Person("ada", state=server.OFFBOARDED))
-    server.carry_out(admin, replace(leaving, actions=("suspend",)))
-    assert server.plan(admin, server.Person("ada", state=server.OFFBOARDED)).actions == ("tokens",)
+    leaving = coder_users.plan(admin, coder_users.Person("ada", state=coder_users.OFFBOARDED))
+    coder_users.carry_out(admin, replace(leaving, actions=("suspend",)))
+    assert coder_users.plan(admin, coder_users.Person("ada", state=coder_users.OFFBOARDED)).actions == ("tokens",)
 
 
 def test_who_has_no_role_for_it_is_told_so(fake: Fake) -> None:
     ada = client(fake, coder_house.TOKEN)
     with pytest.raises(FlowError) as refused:
-        server.carry_out(ada, server.plan(ada, BOT))
+        coder_users.carry_out(ada, coder_users.plan(ada, BOT))
     assert refused.value.kind == "auth" and "role" in refused.value.hint
     assert coder_house.TOKEN not in str(refused.value)
 
@@ -187,7 +189,7 @@ def test_who_has_no_role_for_it_is_told_so(fake: Fake) -> None:
 )
 def test_what_cannot_be_a_user_is_refused_before_anything(values: dict[str, str]) -> None:
     with pytest.raises(InvalidInput) as refused:
-        server.Person.of(values)
+        coder_users.Person.of(values)
     assert "x" * 30 not in str(refused.value)
 
 
@@ -198,7 +200,7 @@ def test_users_under_faults_are_made_once(fake: Fake) -> None:
         person = replace(BOT, username=f"bot-{number}", email=f"bot-{number}@example.com")
         for _try in range(5):
             with suppress(Unhealthy, DeadlineExceeded):
-                server.carry_out(admin, server.plan(admin, person))
+                coder_users.carry_out(admin, coder_users.plan(admin, person))
                 break
     fake.faults.share = 0
     assert sum(user.username.startswith("bot-") for user in fake.state.users.values()) == 8
@@ -207,30 +209,30 @@ def test_users_under_faults_are_made_once(fake: Fake) -> None:
 # Tokens
 
 
-WISH = server.Wish("spt-flow", "ada", 30 * server.DAY, 10 * server.DAY)
+WISH = coder_tokens.Wish("spt-flow", "ada", 30 * coder_tokens.DAY, 10 * coder_tokens.DAY)
 
 
 def test_a_token_is_made_verified_and_kept(fake: Fake) -> None:
-    made = server.mint(client(fake), WISH)
+    made = coder_tokens.mint(client(fake), WISH)
     assert made.token not in repr(made) and (made.name, made.capped) == ("spt-flow", 0)
-    assert server.verify(client(fake, made.token), WISH, now(fake)).good
-    fake.state.clock.advance(19 * server.DAY)
-    assert server.verify(client(fake, made.token), WISH, now(fake)).good
-    fake.state.clock.advance(2 * server.DAY)
-    aging = server.verify(client(fake, made.token), WISH, now(fake))
+    assert coder_tokens.verify(client(fake, made.token), WISH, now(fake)).good
+    fake.state.clock.advance(19 * coder_tokens.DAY)
+    assert coder_tokens.verify(client(fake, made.token), WISH, now(fake)).good
+    fake.state.clock.advance(2 * coder_tokens.DAY)
+    aging = coder_tokens.verify(client(fake, made.token), WISH, now(fake))
     assert aging.reason.startswith("it expires in 9.") and aging.key
 
 
 def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
-    first = server.mint(client(fake), WISH)
+    first = coder_tokens.mint(client(fake), WISH)
     own = client(fake, first.token)
     mine = replace(WISH, user="me")
-    second = server.mint(own, mine)
+    second = coder_tokens.mint(own, mine)
     assert second.name == "spt-flow-2" and second.stale == (first.token.partition("-")[0],)
-    server.forget(own, mine.user, second.stale)
-    assert not server.verify(own, WISH, now(fake)).good
-    assert server.verify(client(fake, second.token), WISH, now(fake)).good
-    assert server.mint(client(fake, second.token), mine).name == "spt-flow"
+    coder_tokens.forget(own, mine.user, second.stale)
+    assert not coder_tokens.verify(own, WISH, now(fake)).good
+    assert coder_tokens.verify(client(fake, second.token), WISH, now(fake)).good
+    assert coder_tokens.mint(client(fake, second.token), mine).name == "spt-flow"
 
 
 @pytest.mark.parametrize(
@@ -243,40 +245,40 @@ def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
     ],
 )
 def test_a_token_that_is_not_the_wished_one_is_told_apart(fake: Fake, token: str, reason: str) -> None:
-    found = server.verify(client(fake, token), WISH, now(fake))
+    found = coder_tokens.verify(client(fake, token), WISH, now(fake))
     assert reason in found.reason and not found.good
     assert token == "" or token not in repr(found)
 
 
 def test_an_expired_token_is_one_that_has_expired(fake: Fake) -> None:
-    made = server.mint(client(fake), WISH)
-    fake.state.clock.advance(31 * server.DAY)
-    assert server.verify(client(fake, made.token), WISH, now(fake)).reason == "it has expired"
+    made = coder_tokens.mint(client(fake), WISH)
+    fake.state.clock.advance(31 * coder_tokens.DAY)
+    assert coder_tokens.verify(client(fake, made.token), WISH, now(fake)).reason == "it has expired"
 
 
 def test_a_session_is_no_token_to_keep(fake: Fake) -> None:
     session = client(fake, "").login("admin@example.com", PASSWORD)
-    assert "session" in server.verify(client(fake, session), server.Wish("x"), now(fake)).reason
+    assert "session" in coder_tokens.verify(client(fake, session), coder_tokens.Wish("x"), now(fake)).reason
 
 
 def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake) -> None:
-    wish = server.Wish("spt-flow", "admin")
-    made = server.mint(client(fake), wish)
-    assert made.capped == made.lifetime == 7 * server.DAY
-    assert "7 days at most" in server.cap_sentence("admin", made.capped, wish.lifetime)
-    assert server.verify(client(fake, made.token), wish, now(fake)).good, "not replaced at every run"
-    fake.state.clock.advance(4 * server.DAY)
-    assert not server.verify(client(fake, made.token), wish, now(fake)).good
+    wish = coder_tokens.Wish("spt-flow", "admin")
+    made = coder_tokens.mint(client(fake), wish)
+    assert made.capped == made.lifetime == 7 * coder_tokens.DAY
+    assert "7 days at most" in coder_tokens.cap_sentence("admin", made.capped, wish.lifetime)
+    assert coder_tokens.verify(client(fake, made.token), wish, now(fake)).good, "not replaced at every run"
+    fake.state.clock.advance(4 * coder_tokens.DAY)
+    assert not coder_tokens.verify(client(fake, made.token), wish, now(fake)).good
 
 
 def test_only_an_owner_makes_tokens_for_others(fake: Fake) -> None:
     with pytest.raises(FlowError) as refused:
-        server.mint(client(fake, coder_house.TOKEN), server.Wish("spt-flow", "admin"))
+        coder_tokens.mint(client(fake, coder_house.TOKEN), coder_tokens.Wish("spt-flow", "admin"))
     assert refused.value.kind in ("auth", "not_found")
 
 
 def test_a_server_that_is_away_is_no_reason_to_replace_a_token(fake: Fake) -> None:
     fake.faults.share = 1.0
     with pytest.raises((Unhealthy, DeadlineExceeded)):
-        server.verify(client(fake, coder_house.TOKEN), WISH, now(fake))
+        coder_tokens.verify(client(fake, coder_house.TOKEN), WISH, now(fake))
     fake.faults.share = 0

@@ -12,9 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_target, _lifecycle
-from ansible_collections.spt.flow.plugins.module_utils._coder_target import CoderTarget, seconds
-from ansible_collections.spt.flow.plugins.module_utils._errors import (
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     Cancelled,
     Conflict,
     DeadlineExceeded,
@@ -22,11 +20,15 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import (
     NotFound,
     Unhealthy,
 )
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._repository_probe import Probe
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Life, Result, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.parse import seconds
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Life, Result, WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
@@ -48,7 +50,7 @@ def target(fake: Fake) -> CoderTarget:
 
 
 def ensure(target: CoderTarget, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
-    return _lifecycle.ensure(target, spec, state, probe=lambda repository, ref: Probe("open"), **more)  # type: ignore[arg-type]
+    return lifecycle.ensure(target, spec, state, probe=lambda repository, ref: Probe("open"), **more)  # type: ignore[arg-type]
 
 
 def builds(fake: Fake) -> list[str]:
@@ -164,7 +166,7 @@ def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake:
 
 
 def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_coder_target, "RECONNECT", 0.5)
+    monkeypatch.setattr(coder_target, "RECONNECT", 0.5)
     said: list[str] = []
     client = coder_house.client(fake)
     client.http.say = said.append
@@ -222,7 +224,7 @@ def test_an_interrupted_build_goes_on_and_it_is_said_how_to_come_back(
     def interrupt(*_arguments: Any, **_more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_coder_target, "follow", interrupt)
+    monkeypatch.setattr(coder_target, "follow", interrupt)
     with pytest.raises(Cancelled, match="interrupted while Coder was to start workspace demo") as stopped:
         ensure(target)
     assert "spt.flow.up -e workspace=demo" in stopped.value.hint
@@ -408,7 +410,7 @@ def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
     ensure(CoderTarget(coder_house.client(fake)))
     for made in fake.state.versions.values():
         made.name = version
-    monkeypatch.setattr(_coder_target, "release", lambda: ours)
+    monkeypatch.setattr(coder_target, "release", lambda: ours)
     client = coder_house.client(fake)
     target = CoderTarget(client)
     if refused:
@@ -432,7 +434,7 @@ def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
     for made in fake.state.versions.values():
         made.name = "1.9.0-abcdefabcdef"
     fake.state.promote(template, coder_house.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
-    monkeypatch.setattr(_coder_target, "release", lambda: "2.0.0")
+    monkeypatch.setattr(coder_target, "release", lambda: "2.0.0")
     assert "older" in target.find(NAMED).notes[0]  # type: ignore[union-attr]
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
 

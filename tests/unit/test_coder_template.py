@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _coder_template as roll
-from ansible_collections.spt.flow.plugins.module_utils._coder_admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.module_utils._coder_client import is_deprecated
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as roll
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import is_deprecated
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
 

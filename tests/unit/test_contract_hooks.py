@@ -8,7 +8,9 @@ import json
 import subprocess
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _settings
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
 from ansible_collections.spt.flow.tests.unit import test_contract_verify as verifying
 from spt_workspace import hooks
 
@@ -117,11 +119,11 @@ def test_verify_finds_a_hook_that_was_changed_or_is_passed_over(machine):
 
 
 def test_names_are_those_that_settings_allow():
-    assert hooks.NAMES == _settings.GIT_HOOKS
+    assert hooks.NAMES == settings_options.GIT_HOOKS
 
 
 def resolved(value):
-    return _settings.resolve([{"git_hooks": value}])["git_hooks"]
+    return settings_resolve.resolve([{"git_hooks": value}])["git_hooks"]
 
 
 def test_a_mapping_and_its_json_are_one():
@@ -143,5 +145,5 @@ def test_a_mapping_and_its_json_are_one():
     ],
 )
 def test_what_is_no_hook_is_refused_with_a_sentence(value, said):
-    with pytest.raises(_errors.InvalidInput, match=said):
+    with pytest.raises(errors.InvalidInput, match=said):
         resolved(value)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _kvm
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as kvm_probe
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
 from spt_workspace import kvm, machine, tree
 from spt_workspace.contract import Failure, Paths
@@ -159,6 +159,6 @@ def test_a_program_that_is_missing_is_named():
     "name", ["_tried", "_run_guest", "_prepare", "_followed", "_call", "_owner", "_errno", "_said"]
 )
 def test_the_trial_is_the_one_that_hosts_are_tried_with(name):
-    assert inspect.getsource(getattr(kvm, name)) == inspect.getsource(getattr(_kvm, name))
-    constants = [key for key in vars(_kvm) if key.isupper()]
-    assert {key: getattr(kvm, key) for key in constants} == {key: getattr(_kvm, key) for key in constants}
+    assert inspect.getsource(getattr(kvm, name)) == inspect.getsource(getattr(kvm_probe, name))
+    constants = [key for key in vars(kvm_probe) if key.isupper()]
+    assert {key: getattr(kvm, key) for key in constants} == {key: getattr(kvm_probe, key) for key in constants}

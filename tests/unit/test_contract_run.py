@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils._workspace import ENDING
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import ENDING
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
 from spt_workspace import contract, processes, record, services
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _devcontainer
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ def test_check_mode_shows_it_a_run_writes_it_and_the_next_changes_nothing(tmp_pa
     assert "would be written (devcontainer.json, ci.env)" in planned.stdout, planned.stdout + planned.stderr
     assert '+    "--memory=3221225472",' in planned.stdout and not place.parent.exists()
     assert "changed=1" in play(tmp_path, memory="3g").stdout
-    written = json.loads(place.read_text().removeprefix(_devcontainer.MARK))
+    written = json.loads(place.read_text().removeprefix(docker_devcontainer.MARK))
     assert "--memory=3221225472" in written["runArgs"] and written["image"].startswith("spt-flow/workspace:slim-")
     assert (place.parent / "ci.env").read_text() == "SPT_FLOW_MEMORY=3221225472\n"
     assert "changed=0" in play(tmp_path, memory="3g").stdout
@@ -56,24 +56,24 @@ def test_what_is_refused_is_a_sentence(tmp_path: Path, words: list[str], values:
 def test_a_file_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "devcontainer.json").write_text("{}")
     with pytest.raises(Conflict, match="was not written by spt.flow"):
-        _devcontainer.changes(tmp_path, _devcontainer.files(Settings(), "image"))
+        docker_devcontainer.changes(tmp_path, docker_devcontainer.files(Settings(), "image"))
 
 
 def test_other_values_replace_only_what_differs(tmp_path: Path) -> None:
-    first = _devcontainer.files(Settings(docker="required"), "image")
+    first = docker_devcontainer.files(Settings(docker="required"), "image")
     assert set(first) == {"devcontainer.json", "seccomp.json", "ci.env"}
-    _devcontainer.write(tmp_path, first)
-    second = _devcontainer.files(Settings(docker="required", cpus=2.0), "image")
-    assert set(_devcontainer.changes(tmp_path, second)) == {"devcontainer.json", "ci.env"}
-    _devcontainer.write(tmp_path, second)
-    assert _devcontainer.changes(tmp_path, second) == {}
-    assert _devcontainer.changes(tmp_path, _devcontainer.files(Settings(), "image"))["ci.env"][1] == ""
+    docker_devcontainer.write(tmp_path, first)
+    second = docker_devcontainer.files(Settings(docker="required", cpus=2.0), "image")
+    assert set(docker_devcontainer.changes(tmp_path, second)) == {"devcontainer.json", "ci.env"}
+    docker_devcontainer.write(tmp_path, second)
+    assert docker_devcontainer.changes(tmp_path, second) == {}
+    assert docker_devcontainer.changes(tmp_path, docker_devcontainer.files(Settings(), "image"))["ci.env"][1] == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ci.env", "devcontainer.json", "seccomp.json"]
-    _devcontainer.write(tmp_path, {"ci.env": ""})
+    docker_devcontainer.write(tmp_path, {"ci.env": ""})
     assert not (tmp_path / "ci.env").exists(), "a pipeline must not go on with values that are no more"
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowError, match="Cannot write to"):
-        _devcontainer.write(tmp_path / "file/.devcontainer", {"devcontainer.json": "{}"})
+        docker_devcontainer.write(tmp_path / "file/.devcontainer", {"devcontainer.json": "{}"})

@@ -8,12 +8,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_body
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import GIBIBYTE, Settings
-from ansible_collections.spt.flow.plugins.module_utils._target import EngineFacts
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import GIBIBYTE
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import EngineFacts
 
 FACTS = EngineFacts(
     version="26.1.5",
@@ -41,7 +42,9 @@ SPEC = WorkspaceSpec(
 
 
 def body(spec: WorkspaceSpec = SPEC, facts: EngineFacts = FACTS, devices: bool = True) -> dict:
-    return _docker_body.container_body(spec, _docker_body.Plan.of(spec, facts, facts.local, lambda path: devices))
+    return docker_container.container_body(
+        spec, docker_container.Plan.of(spec, facts, facts.local, lambda path: devices)
+    )
 
 
 def with_settings(**values) -> WorkspaceSpec:
@@ -118,23 +121,23 @@ def test_a_profile_that_an_engine_does_not_have_is_not_asked_for():
     ],
 )
 def test_docker_auto_is_off_with_a_sentence(facts, words):
-    plan = _docker_body.Plan.of(SPEC, facts, True, lambda path: True)
+    plan = docker_container.Plan.of(SPEC, facts, True, lambda path: True)
     assert not plan.docker and words in plan.docker_reason and any(words in note for note in plan.notes)
     assert plan.devices == ("/dev/kvm",)
-    values = _docker_body.environment(SPEC, plan)
+    values = docker_container.environment(SPEC, plan)
     assert values["SPT_FLOW_DOCKER"] == "off" and words in values["SPT_FLOW_DOCKER_REASON"]
     with pytest.raises(FlowError) as caught:
-        _docker_body.Plan.of(with_settings(docker="required"), facts, True, lambda path: True)
+        docker_container.Plan.of(with_settings(docker="required"), facts, True, lambda path: True)
     assert words in caught.value.message and caught.value.hint
 
 
 def test_unsafe_tells_what_it_costs():
-    plan = _docker_body.Plan.of(with_settings(docker="unsafe"), replace(FACTS, remapped=False), True)
+    plan = docker_container.Plan.of(with_settings(docker="unsafe"), replace(FACTS, remapped=False), True)
     assert plan.docker and any("become root on this machine" in note for note in plan.notes)
 
 
 def test_unknown_size_of_the_range_is_trusted():
-    assert _docker_body.Plan.of(SPEC, replace(FACTS, remap_size=-1, local=False), False).docker
+    assert docker_container.Plan.of(SPEC, replace(FACTS, remap_size=-1, local=False), False).docker
 
 
 @pytest.mark.parametrize(
@@ -148,20 +151,20 @@ def test_unknown_size_of_the_range_is_trusted():
     ],
 )
 def test_kvm(kvm, there, local, devices, told):
-    plan = _docker_body.Plan.of(with_settings(kvm=kvm), FACTS, local, lambda path: there)
+    plan = docker_container.Plan.of(with_settings(kvm=kvm), FACTS, local, lambda path: there)
     assert ("/dev/kvm" in plan.devices) is devices
     assert any("/dev/kvm" in note for note in plan.notes) is told
 
 
 def test_kvm_required_and_absent():
     with pytest.raises(FlowError) as caught:
-        _docker_body.Plan.of(with_settings(kvm="required"), FACTS, True, lambda path: False)
+        docker_container.Plan.of(with_settings(kvm="required"), FACTS, True, lambda path: False)
     assert "/dev/kvm" in caught.value.message and "kvm=auto" in caught.value.hint
 
 
 def test_small_machine_is_told_in_one_line():
     facts = replace(FACTS, cpus=2, memory=4 * GIBIBYTE)
-    plan = _docker_body.Plan.of(SPEC, facts, True, lambda path: True)
+    plan = docker_container.Plan.of(SPEC, facts, True, lambda path: True)
     assert (plan.settings.cpus, plan.settings.memory) == (2, 3 * GIBIBYTE) and len(plan.notes) == 1
     labels = [body(SPEC, found)["Labels"]["spt.flow.settings"] for found in (facts, FACTS)]
     assert labels[0] == labels[1], "a smaller machine must not make it outdated"
@@ -170,9 +173,11 @@ def test_small_machine_is_told_in_one_line():
 @pytest.mark.parametrize(("runtime", "remapped"), [(False, True), (True, False), (False, False)])
 def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
     facts = replace(FACTS, runtime=runtime, remapped=remapped)
-    assert _docker_body.UNLIMITED in " ".join(_docker_body.Plan.of(SPEC, facts, True, lambda path: True).notes)
+    assert docker_container.UNLIMITED in " ".join(docker_container.Plan.of(SPEC, facts, True, lambda path: True).notes)
     without = with_settings(disk=0, docker_disk=0)
-    assert _docker_body.UNLIMITED not in " ".join(_docker_body.Plan.of(without, facts, True, lambda path: True).notes)
+    assert docker_container.UNLIMITED not in " ".join(
+        docker_container.Plan.of(without, facts, True, lambda path: True).notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,13 +190,13 @@ def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
     ],
 )
 def test_one_line_says_what_an_unprepared_engine_does_not_protect(facts, words):
-    plan = _docker_body.Plan.of(with_settings(docker="disabled"), replace(FACTS, **facts), True, lambda path: True)
+    plan = docker_container.Plan.of(with_settings(docker="disabled"), replace(FACTS, **facts), True, lambda path: True)
     (note,) = plan.notes
     assert "\n" not in note and "spt.flow.host_docker" in note and all(word in note for word in words)
 
 
 def test_a_prepared_engine_limits_disk_and_says_nothing():
-    assert _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True).notes == ()
+    assert docker_container.Plan.of(SPEC, FACTS, True, lambda path: True).notes == ()
     made = body(with_settings(disk=GIBIBYTE, docker_disk=2 * GIBIBYTE))
     assert {f"SPT_FLOW_DISK={GIBIBYTE}", f"SPT_FLOW_DOCKER_DISK={2 * GIBIBYTE}"} <= set(made["Env"])
 
@@ -211,7 +216,7 @@ def test_ci_has_no_volumes_and_goes_by_itself():
 
 
 def test_labels_of_the_home_are_the_record_of_identity():
-    labels = _docker_body.volume_labels(SPEC, "home")
+    labels = docker_container.volume_labels(SPEC, "home")
     assert labels["spt.flow.repo"] == "example.com/o/demo"
     assert {"spt.flow.owner", "spt.flow.workspace", "spt.flow.kind", "spt.flow.created"} <= labels.keys()
     assert all("@" not in value for value in labels.values())
@@ -223,16 +228,16 @@ def test_no_apparmor_profile_without_apparmor():
 
 
 def test_bundle_is_named_for_local_repositories_only(tmp_path):
-    plan = _docker_body.Plan.of(SPEC, FACTS, True, lambda path: True)
-    assert _docker_body.environment(SPEC, plan)["SPT_FLOW_SEED"] == ""
+    plan = docker_container.Plan.of(SPEC, FACTS, True, lambda path: True)
+    assert docker_container.environment(SPEC, plan)["SPT_FLOW_SEED"] == ""
     local = replace(SPEC, repository=Repository.parse(str(tmp_path)))
-    assert _docker_body.environment(local, plan)["SPT_FLOW_SEED"].endswith("seed.bundle")
+    assert docker_container.environment(local, plan)["SPT_FLOW_SEED"].endswith("seed.bundle")
 
 
 def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
     made = body()
     found = {"Name": "/spt-flow-ada-demo", "Config": {**made, "HostConfig": None}, "HostConfig": made["HostConfig"]}
-    again, note = _docker_body.without_kvm(found, "node1")
+    again, note = docker_container.without_kvm(found, "node1")
     assert note == "There is no /dev/kvm on node1: virtual machines in the workspace run in software emulation."
     left = [device for device in made["HostConfig"]["Devices"] if device["PathOnHost"] != "/dev/kvm"]
     assert len(left) == len(made["HostConfig"]["Devices"]) - 1
@@ -242,4 +247,4 @@ def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
 def test_a_container_that_must_have_kvm_is_not_made_without() -> None:
     made = body(replace(SPEC, settings=Settings(kvm="required")))
     with pytest.raises(FlowError, match="kvm=required: node1 has no /dev/kvm"):
-        _docker_body.without_kvm({"Config": made, "HostConfig": made["HostConfig"]}, "node1")
+        docker_container.without_kvm({"Config": made, "HostConfig": made["HostConfig"]}, "node1")

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_http
-from ansible_collections.spt.flow.plugins.module_utils._errors import (
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     Conflict,
     DeadlineExceeded,
     FlowError,
@@ -27,7 +27,7 @@ Answer = Callable[[socket.socket, bytes], None]
 
 
 @contextmanager
-def engine(folder: Path, *answers: Answer | bytes) -> Iterator[tuple[_docker_http.Engine, list[bytes]]]:
+def engine(folder: Path, *answers: Answer | bytes) -> Iterator[tuple[docker_http.Engine, list[bytes]]]:
     """An engine whose n-th connection gets the n-th answer (the last one for all others), and what it was asked."""
     path, asked = str(folder / "e.sock"), []
     server = socket.socket(socket.AF_UNIX)
@@ -60,7 +60,7 @@ def engine(folder: Path, *answers: Answer | bytes) -> Iterator[tuple[_docker_htt
 
     threading.Thread(target=serve, daemon=True).start()
     try:
-        yield _docker_http.connect(f"unix://{path}"), asked
+        yield docker_http.connect(f"unix://{path}"), asked
     finally:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
@@ -156,14 +156,14 @@ def test_slow_answers_have_a_deadline(tmp_path, head):
 
 def test_nobody_listens(tmp_path):
     with pytest.raises(Unhealthy) as caught:
-        _docker_http.connect(f"unix://{tmp_path}/none").get_json("/info")
+        docker_http.connect(f"unix://{tmp_path}/none").get_json("/info")
     assert caught.value.code == 8 and "No such file" in caught.value.message
 
 
 def test_tcp(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: _once(server), daemon=True).start()
-        client = _docker_http.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        client = docker_http.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
         assert client.get_json("/version") == {"ok": True} and not client.local
 
 
@@ -176,9 +176,9 @@ def _once(server: socket.socket) -> None:
 
 def test_docker_host_and_default(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.1:2375")
-    assert _docker_http.connect().host == "tcp://10.0.0.1:2375"
+    assert docker_http.connect().host == "tcp://10.0.0.1:2375"
     monkeypatch.setenv("DOCKER_HOST", "")
-    assert _docker_http.connect().host == _docker_http.DEFAULT_HOST and _docker_http.connect().local
+    assert docker_http.connect().host == docker_http.DEFAULT_HOST and docker_http.connect().local
 
 
 def test_ssh_goes_through_dockers_own_helper(tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_ssh_goes_through_dockers_own_helper(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert _docker_http.connect("ssh://me@far.example:2222").get_json("/info") == {}
+    assert docker_http.connect("ssh://me@far.example:2222").get_json("/info") == {}
     said = words.read_text().split("\n")
     assert said[-5:] == ["--", "me@far.example", "docker", "system", "dial-stdio"] and "2222" in said
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_target as target
-from ansible_collections.spt.flow.plugins.module_utils._docker_body import volume_labels
-from ansible_collections.spt.flow.plugins.module_utils._errors import NotFound, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import Settings
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import parse as docker_parse
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.container import volume_labels
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.tests.unit import fake_target
 
 NOW = 1_800_000_000.0
@@ -64,7 +65,7 @@ def entry(**values):
     ],
 )
 def test_age(status, seconds):
-    assert target.age(status) == seconds
+    assert docker_parse.age(status) == seconds
 
 
 @pytest.mark.parametrize(
@@ -82,15 +83,15 @@ def test_age(status, seconds):
     ],
 )
 def test_states(state, status, found, code):
-    workspace = target.from_container(entry(State=state, Status=status), NOW)
+    workspace = docker_parse.from_container(entry(State=state, Status=status), NOW)
     assert workspace is not None
     assert (workspace.state, workspace.exit_code) == (found, code)
     assert bool(workspace.url) == (found == "running")
-    assert workspace.started == (None if state == "created" else NOW - target.age(status))
+    assert workspace.started == (None if state == "created" else NOW - docker_parse.age(status))
 
 
 def test_everything_of_a_running_one():
-    workspace = target.from_container(entry(), NOW)
+    workspace = docker_parse.from_container(entry(), NOW)
     assert workspace is not None
     assert (workspace.owner, workspace.name, workspace.repo) == ("ada", "demo", "example.com/o/demo")
     assert (workspace.id, workspace.url) == ("c1", "http://127.0.0.1:32768/")
@@ -108,36 +109,36 @@ def test_everything_of_a_running_one():
     ],
 )
 def test_others_are_none_of_ours(other):
-    assert target.from_container(entry(**other), NOW) is None
+    assert docker_parse.from_container(entry(**other), NOW) is None
 
 
 def test_one_set_aside_is_the_same_workspace():
-    workspace = target.from_container(entry(Names=["/spt-flow-ada-demo-old"]), NOW)
+    workspace = docker_parse.from_container(entry(Names=["/spt-flow-ada-demo-old"]), NOW)
     assert workspace is not None and workspace.name == "demo"
 
 
 @pytest.mark.parametrize(("text", "deadline"), [("123", 123), ("", None), ("soon", None), ("-5", None)])
 def test_deadline(text, deadline):
-    workspace = target.from_container(entry(Labels={**LABELS, "spt.flow.deadline": text}), NOW)
+    workspace = docker_parse.from_container(entry(Labels={**LABELS, "spt.flow.deadline": text}), NOW)
     assert workspace is not None and workspace.deadline == deadline
 
 
 @pytest.mark.parametrize("ports", [None, [], [{"PrivatePort": 8080}], [{"PrivatePort": 9}]])
 def test_no_port_no_address(ports):
-    workspace = target.from_container(entry(Ports=ports), NOW)
+    workspace = docker_parse.from_container(entry(Ports=ports), NOW)
     assert workspace is not None and workspace.url == ""
 
 
 def test_a_home_alone_is_a_stopped_workspace():
-    workspace = target.from_home({"Name": "spt-flow-ada-demo-home", "Labels": LABELS})
+    workspace = docker_parse.from_home({"Name": "spt-flow-ada-demo-home", "Labels": LABELS})
     assert (workspace.state, workspace.id, workspace.key) == ("stopped", "", "ada-demo")
 
 
 def test_steps_come_from_the_last_start():
-    workspace = target.from_container(entry(), NOW)
+    workspace = docker_parse.from_container(entry(), NOW)
     assert workspace is not None
     lines = [*fake_target.ready_lines("one", "failed"), "noise", *fake_target.ready_lines("two")]
-    found = target.with_events(workspace, lines)
+    found = docker_parse.with_events(workspace, lines)
     assert found.step("clone").state == "ok" and found.life.stops_at == 7201.0
 
 
@@ -155,18 +156,18 @@ INFO = {
 
 
 def test_facts_of_a_prepared_engine(monkeypatch):
-    monkeypatch.setattr(target, "_range_size", lambda start: 1048576 if start == 1000000 else -1)
-    facts = target.engine_facts(INFO, True)
+    monkeypatch.setattr(docker_parse, "_range_size", lambda start: 1048576 if start == 1000000 else -1)
+    facts = docker_parse.engine_facts(INFO, True)
     assert (facts.remapped, facts.remap_base, facts.remap_size) == (True, 1000000, 1048576)
     assert facts.runtime and facts.seccomp and not facts.apparmor
-    assert target.engine_facts(INFO, False).remap_size == -1
+    assert docker_parse.engine_facts(INFO, False).remap_size == -1
 
 
 @pytest.mark.parametrize(
     "info", [{}, {"SecurityOptions": None, "Runtimes": None}, {"SecurityOptions": ["name=apparmor"]}]
 )
 def test_facts_of_a_plain_engine(info):
-    facts = target.engine_facts(info, True)
+    facts = docker_parse.engine_facts(info, True)
     assert (facts.remapped, facts.remap_base, facts.remap_size, facts.runtime) == (False, 0, 0, False)
     assert facts.apparmor == bool(info.get("SecurityOptions"))
 
@@ -198,7 +199,7 @@ def test_a_container_made_anew_by_name_is_of_the_repository_that_its_home_is_of(
     """Without it the next ``up`` of the repository would find the home alone, and never the container."""
     repository = Repository.parse("https://example.com/o/demo.git")
     spec = WorkspaceSpec("ada", Settings(docker="disabled"), "demo", repository, ref="main", image="i", image_hash="b")
-    docker = target.DockerTarget()
+    docker = docker_target.DockerTarget()
     docker._engine = HomeOnly(volume_labels(spec, "home"))
     by_name = WorkspaceSpec("ada", spec.settings, "demo", ref=ref, image="i", image_hash="b")
     made = docker.create(by_name, Progress())
@@ -228,7 +229,7 @@ class Images:
 @pytest.mark.parametrize(("tag", "label"), [("none", "b"), ("i", "another")], ids=["gone", "another content"])
 def test_a_node_without_the_image_is_refused_with_what_to_type(tag, label):
     spec = WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b")
-    docker = target.DockerTarget("ssh://ops@node1", "node1")
+    docker = docker_target.DockerTarget("ssh://ops@node1", "node1")
     docker._engine = Images(tag, label)
     with pytest.raises(Unhealthy) as refused:
         docker.admit(spec, True)
@@ -238,13 +239,13 @@ def test_a_node_without_the_image_is_refused_with_what_to_type(tag, label):
 
 
 def test_a_node_with_the_image_is_as_good_as_this_machine():
-    docker = target.DockerTarget("ssh://ops@node1", "node1")
+    docker = docker_target.DockerTarget("ssh://ops@node1", "node1")
     docker._engine = Images("i", "b")
     docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)
 
 
 def test_an_engine_elsewhere_that_is_no_node_is_called_by_its_address():
-    docker = target.DockerTarget("ssh://ops@node1")
+    docker = docker_target.DockerTarget("ssh://ops@node1")
     docker._engine = Images("none", "b")
     with pytest.raises(Unhealthy, match="the engine at ssh://ops@node1 does not have the image i"):
         docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)
@@ -285,7 +286,7 @@ def ci_entry(name, ago, ttl, client=0, container=""):
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
 @pytest.mark.parametrize("client", [-3600, 0, 3600])
 def test_what_is_swept_is_decided_by_the_engines_clock_alone(skew, client):
-    docker = target.DockerTarget()
+    docker = docker_target.DockerTarget()
     docker._engine = Clockwork(
         skew,
         ci_entry("over", 61, 60, client),

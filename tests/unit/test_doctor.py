@@ -18,7 +18,8 @@ import pexpect
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.action import doctor as action
-from ansible_collections.spt.flow.plugins.module_utils import _docker_target, _doctor
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_house
 from ansible_collections.spt.flow.tests.unit.test_docker_body import FACTS
@@ -38,7 +39,7 @@ def connected(fake: Fake, token: str = coder_house.TOKEN) -> Any:
     return lambda anonymous: coder_house.client(fake, "" if anonymous else token).http
 
 
-def states(checks: list[_doctor.Check]) -> dict[str, str]:
+def states(checks: list[doctor.Check]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
@@ -58,47 +59,47 @@ def play(verb: str, home: Path, *more: str, **environment: str) -> dict[str, Any
 
 
 def test_a_server_that_works_is_told_in_every_part(fake: Fake) -> None:
-    found = _doctor.server("spt-flow", connected(fake))
+    found = doctor.server("spt-flow", connected(fake))
     assert {check.name for check in found} == {"server", "token", "template", "coder"}
     assert states(found)["token"] == "ok"
     assert "ada's" in next(check.message for check in found if check.name == "token")
 
 
 def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
-    assert states(_doctor.server("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
+    assert states(doctor.server("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
     fake.state.slots = 0
-    health = _doctor.server("spt-flow", connected(fake, ADMIN))[-1]
+    health = doctor.server("spt-flow", connected(fake, ADMIN))[-1]
     assert (health.name, health.state) == ("health", "missing")
     assert "EPD01" in health.hint
 
 
 def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
-    found = _doctor.server("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
+    found = doctor.server("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
     assert {name: state for name, state in states(found).items() if name != "coder"} == {
         "server": "ok",
         "token": "missing",
     }
     assert "coder login" in found[-1].hint
-    assert states(_doctor.server("other", connected(fake)))["template"] == "missing"
+    assert states(doctor.server("other", connected(fake)))["template"] == "missing"
     fake.state.build_version = "v2.33.0+abc1234"
-    assert "2.34.8" in _doctor.server("spt-flow", connected(fake))[0].message
+    assert "2.34.8" in doctor.server("spt-flow", connected(fake))[0].message
     fake.stop()
-    found = _doctor.server("spt-flow", connected(fake))
+    found = doctor.server("spt-flow", connected(fake))
     assert states(found) == {"server": "missing"}
-    error = _doctor.missing(found)
+    error = doctor.missing(found)
     assert error is not None
     assert error.code == 8
 
 
 def test_programs_and_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nobody"))
-    assert _doctor.agent().state == "note"
+    assert doctor.agent().state == "note"
     monkeypatch.delenv("SSH_AUTH_SOCK")
-    assert "ssh-agent" in _doctor.agent().hint
-    assert (_doctor.git().state, _doctor.ssh().state) == ("ok", "ok")
+    assert "ssh-agent" in doctor.agent().hint
+    assert (doctor.git().state, doctor.ssh().state) == ("ok", "ok")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (_doctor.git().state, _doctor.ssh().state) == ("missing", "missing")
-    assert "apt-get install" in _doctor.git().hint
+    assert (doctor.git().state, doctor.ssh().state) == ("missing", "missing")
+    assert "apt-get install" in doctor.git().hint
 
 
 def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_an_engine_that_nobody_prepared_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, runtime: bool, state: str, word: str
 ) -> None:
     facts = replace(FACTS, runtime=runtime)
-    monkeypatch.setattr(_docker_target.DockerTarget, "probe_engine", lambda _self: facts)
-    (check,) = _doctor.protection()
+    monkeypatch.setattr(docker_target.DockerTarget, "probe_engine", lambda _self: facts)
+    (check,) = doctor.protection()
     assert (check.name, check.state) == ("protection", state)
     assert word in check.message and "\n" not in check.message

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _docker_body
-from ansible_collections.spt.flow.plugins.module_utils import _engine_proxy as proxies
-from ansible_collections.spt.flow.plugins.module_utils import _engine_proxy_body as bodies
-from ansible_collections.spt.flow.plugins.module_utils._engine_proxy_rules import Rules
+from ansible_collections.spt.flow.plugins.module_utils._node.proxy import body as bodies
+from ansible_collections.spt.flow.plugins.module_utils._node.proxy import server as proxies
+from ansible_collections.spt.flow.plugins.module_utils._node.proxy.rules import Rules
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 
 ID = "11111111-2222-3333-4444-555555555555"
 NAME = f"spt-flow-{ID}"
@@ -33,7 +33,7 @@ OTHER = "b" * 64
 ADRIFT = "c" * 64
 IMAGE = "sha256:fc347de9d5373ef2a366314f138c9cae6050647bc0b8d3e1d4840b6b60881c3d"
 FOREIGN = "sha256:" + "e" * 64
-SECCOMP = _docker_body.SECCOMP.read_text(encoding="utf-8")
+SECCOMP = docker_container.SECCOMP.read_text(encoding="utf-8")
 PASSES: dict[str, Any] = json.loads((Path(__file__).parent / "data/engine_proxy_create.json").read_text())
 PASSES["HostConfig"]["SecurityOpt"] = [f"seccomp={json.dumps(json.loads(SECCOMP))}"]
 CREATE = f"/v1.41/containers/create?name={NAME}"
@@ -204,8 +204,8 @@ def test_container_of_the_template_is_created_with_the_image_by_its_id(served: S
 
 def test_body_of_target_docker_has_what_the_proxy_asks_for() -> None:
     """So that the template, which follows it, is not refused by its own proxy."""
-    assert set(_docker_body.DROPPED) >= bodies.DROPPED
-    assert _docker_body.RUNTIME == "spt-flow" and _docker_body.APPARMOR == "spt-flow-workspace"
+    assert set(docker_container.DROPPED) >= bodies.DROPPED
+    assert docker_container.RUNTIME == "spt-flow" and docker_container.APPARMOR == "spt-flow-workspace"
 
 
 def test_volume_and_network_of_the_template_are_made(served: Served) -> None:

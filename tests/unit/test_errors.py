@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
 
 
 @pytest.mark.parametrize(
     ("error", "code", "kind"),
     [
-        (_errors.FlowError, 1, "failed"),
-        (_errors.InvalidInput, 1, "invalid_input"),
-        (_errors.Cancelled, 2, "cancelled"),
-        (_errors.AuthError, 4, "auth"),
-        (_errors.DeadlineExceeded, 5, "timeout"),
-        (_errors.NotFound, 6, "not_found"),
-        (_errors.Conflict, 7, "conflict"),
-        (_errors.Unhealthy, 8, "unhealthy"),
+        (errors.FlowError, 1, "failed"),
+        (errors.InvalidInput, 1, "invalid_input"),
+        (errors.Cancelled, 2, "cancelled"),
+        (errors.AuthError, 4, "auth"),
+        (errors.DeadlineExceeded, 5, "timeout"),
+        (errors.NotFound, 6, "not_found"),
+        (errors.Conflict, 7, "conflict"),
+        (errors.Unhealthy, 8, "unhealthy"),
     ],
 )
 def test_codes_are_the_documented_ones(error, code, kind):
@@ -35,11 +35,11 @@ def test_codes_are_the_documented_ones(error, code, kind):
     ],
 )
 def test_no_credential_of_a_url_is_in_an_error(url):
-    error = _errors.FlowError(f"Cannot clone {url}.", f"Try {url} again.")
+    error = errors.FlowError(f"Cannot clone {url}.", f"Try {url} again.")
     assert "CANARY" not in str(error) + repr(error) + repr(error.to_dict())
     assert "host/o/r" in error.message
 
 
 def test_a_sentence_and_its_hint_make_one_text():
-    assert str(_errors.NotFound("It is not there.")) == "It is not there."
-    assert str(_errors.NotFound("It is not there.", "Make one.")) == "It is not there. Make one."
+    assert str(errors.NotFound("It is not there.")) == "It is not there."
+    assert str(errors.NotFound("It is not there.", "Make one.")) == "It is not there. Make one."

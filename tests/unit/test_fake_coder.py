@@ -455,8 +455,9 @@ def test_dormant(person: Caller) -> None:
 
 def test_tls(fake: Fake, tmp_path: Path) -> None:
     """A client that does not know the authority says so; one that is told it goes on."""
-    from ansible_collections.spt.flow.plugins.module_utils import _coder_http, _errors
-    from ansible_collections.spt.flow.plugins.module_utils._coder_config import CoderConfig
+    from ansible_collections.spt.flow.plugins.module_utils._node import errors
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import http as coder_http
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
 
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = [
@@ -474,10 +475,10 @@ def test_tls(fake: Fake, tmp_path: Path) -> None:
     subprocess.run([*command, *names], cwd=tmp_path, check=True, capture_output=True)
     cert = str(tmp_path / "cert.pem")
     with coder_kit.running(tls=(cert, str(tmp_path / "key.pem"))) as secure:
-        http_ = _coder_http.CoderHttp(CoderConfig(url=secure.url, ca_file=cert))
+        http_ = coder_http.CoderHttp(CoderConfig(url=secure.url, ca_file=cert))
         assert http_.request("GET", "/api/v2/buildinfo").status == 200
-        with pytest.raises(_errors.Unhealthy, match="cannot be trusted"):
-            _coder_http.CoderHttp(CoderConfig(url=secure.url)).request("GET", "/api/v2/buildinfo")
+        with pytest.raises(errors.Unhealthy, match="cannot be trusted"):
+            coder_http.CoderHttp(CoderConfig(url=secure.url)).request("GET", "/api/v2/buildinfo")
         with pytest.raises(ssl.SSLError):
             plain = ssl.create_default_context()
             http.client.HTTPSConnection(urlsplit(secure.url).netloc, context=plain, timeout=5).request("GET", "/")

@@ -9,14 +9,14 @@ import time
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _fleet
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet
 
 REPO = "https://example.com/o/demo"
 
 
-def read(given: Any, **layer: Any) -> list[_fleet.Entry]:
-    return _fleet.read(given, {"the inventory": layer})
+def read(given: Any, **layer: Any) -> list[fleet.Entry]:
+    return fleet.read(given, {"the inventory": layer})
 
 
 def mistakes(given: Any) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_bounded_number_runs_at_once_and_rows_keep_the_order() -> None:
     entries = read([{"repo": f"https://example.com/o/r{n}"} for n in range(9)])
     lock, running, most = threading.Lock(), [0], [0]
 
-    def work(entry: _fleet.Entry) -> dict[str, Any]:
+    def work(entry: fleet.Entry) -> dict[str, Any]:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
@@ -86,7 +86,7 @@ def test_a_bounded_number_runs_at_once_and_rows_keep_the_order() -> None:
             running[0] -= 1
         return {"index": entry.index}
 
-    assert [row["index"] for row in _fleet.each(entries, work, 3)] == list(range(1, 10))
+    assert [row["index"] for row in fleet.each(entries, work, 3)] == list(range(1, 10))
     assert most[0] == 3
 
 
@@ -94,10 +94,10 @@ def test_entries_that_may_want_one_name_follow_each_other() -> None:
     entries = read([{"repo": f"https://example.com/{owner}/demo"} for owner in "abc"])
     order: list[int] = []
 
-    def work(entry: _fleet.Entry) -> dict[str, Any]:
+    def work(entry: fleet.Entry) -> dict[str, Any]:
         time.sleep(0.02 / entry.index)
         order.append(entry.index)
         return {"index": entry.index}
 
-    _fleet.each(entries, work, 4)
+    fleet.each(entries, work, 4)
     assert order == [1, 2, 3]

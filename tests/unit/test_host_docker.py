@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _docker_host
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import host as docker_host
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLE = CHECKOUT / "roles/host_docker"
@@ -43,7 +43,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 def read(root: Path) -> dict[str, Any]:
     limits = {"kernel.keys.maxkeys": 20000, "fs.pipe-user-pages-soft": 0, "kernel.pid_max": 1000, "kernel.unknown": 5}
-    return _docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], limits=limits, root=str(root))
+    return docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], limits=limits, root=str(root))
 
 
 def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:

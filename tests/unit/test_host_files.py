@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _host_files
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._host_files import Entry
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import files as machine_files
+from ansible_collections.spt.flow.plugins.module_utils._node.machine.files import Entry
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -33,20 +33,20 @@ def names(changes: list[dict[str, str]]) -> list[str]:
 def test_a_second_time_changes_nothing_and_a_dry_run_never_does(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/old").write_text("x")
-    assert names(_host_files.apply(entries(tmp_path), dry=True)) == ["ours", "run", "old"]
+    assert names(machine_files.apply(entries(tmp_path), dry=True)) == ["ours", "run", "old"]
     assert os.listdir(tmp_path / "etc") == ["old"]
-    assert names(_host_files.apply(entries(tmp_path))) == ["ours", "run", "old"]
+    assert names(machine_files.apply(entries(tmp_path))) == ["ours", "run", "old"]
     assert os.listdir(tmp_path / "etc") == ["ours"]
     assert (tmp_path / "etc/ours/run").stat().st_mode & 0o777 == 0o755
     before = (tmp_path / "etc/ours/run").stat()
-    assert _host_files.apply(entries(tmp_path)) == []
+    assert machine_files.apply(entries(tmp_path)) == []
     after = (tmp_path / "etc/ours/run").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
 
 
 @pytest.mark.parametrize("spoil", ["content", "mode", "link", "lines"])
 def test_what_differs_is_made_right_and_shown(spoil: str, tmp_path: Path) -> None:
-    _host_files.apply(entries(tmp_path))
+    machine_files.apply(entries(tmp_path))
     file, elsewhere = tmp_path / "etc/ours/run", tmp_path / "elsewhere"
     if spoil == "link":
         elsewhere.write_text("not ours")
@@ -57,7 +57,7 @@ def test_what_differs_is_made_right_and_shown(spoil: str, tmp_path: Path) -> Non
     else:
         file.write_bytes(b"#!/bin/sh\r\n" if spoil == "lines" else b"\xff\xfe")
         file.chmod(0o755)
-    (change,) = _host_files.apply(entries(tmp_path))
+    (change,) = machine_files.apply(entries(tmp_path))
     assert change["before"] != change["after"]
     assert change["after"].endswith("#!/bin/sh\n")
     assert not file.is_symlink() and file.read_bytes() == b"#!/bin/sh\n" and file.stat().st_mode & 0o7777 == 0o755
@@ -68,15 +68,15 @@ def test_a_folder_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/file").touch()
     gone = [Entry(f"{tmp_path}/theirs", "absent"), Entry(f"{tmp_path}/never/there", "absent")]
-    assert _host_files.apply(gone) == []
+    assert machine_files.apply(gone) == []
     (tmp_path / "theirs/file").unlink()
-    assert names(_host_files.apply(gone)) == ["theirs"]
+    assert names(machine_files.apply(gone)) == ["theirs"]
 
 
 def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(FlowError, match=f"Cannot bring {tmp_path}/taken into its state file"):
-        _host_files.apply([Entry(f"{tmp_path}/taken", content="x")])
+        machine_files.apply([Entry(f"{tmp_path}/taken", content="x")])
     assert os.listdir(tmp_path) == ["taken"]
     with pytest.raises(FlowError, match="octal"):
         Entry.of({"path": "x", "mode": "rw"})
@@ -85,14 +85,14 @@ def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
 def test_what_was_seen_tells_whether_anything_is_to_be_done(tmp_path: Path) -> None:
     wished = entries(tmp_path)
     paths = [entry.path for entry in wished]
-    assert not _host_files.as_wished(wished, _host_files.digests(paths))
-    _host_files.apply(wished)
-    seen = _host_files.digests(paths)
+    assert not machine_files.as_wished(wished, machine_files.digests(paths))
+    machine_files.apply(wished)
+    seen = machine_files.digests(paths)
     mine = os.geteuid() == os.getegid() == 0
-    assert _host_files.as_wished(wished, seen) is mine  # hosts are written and read by root
-    assert not _host_files.as_wished([*wished, Entry(f"{tmp_path}/new")], seen)
+    assert machine_files.as_wished(wished, seen) is mine  # hosts are written and read by root
+    assert not machine_files.as_wished([*wished, Entry(f"{tmp_path}/new")], seen)
     (tmp_path / "etc/ours/run").chmod(0o4755)
-    assert not _host_files.as_wished(wished, _host_files.digests(paths))
+    assert not machine_files.as_wished(wished, machine_files.digests(paths))
 
 
 PLAY = """
@@ -108,7 +108,7 @@ def test_a_host_that_is_as_wished_is_not_asked(content: str, status: int, tmp_pa
     (tmp_path / "hosts.yml").write_text(
         "all: {hosts: {far: {ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1}}}\n"
     )
-    seen = _host_files._digest(Entry("/etc/ours", content="same").describe("0:0"))
+    seen = machine_files._digest(Entry("/etc/ours", content="same").describe("0:0"))
     (tmp_path / "play.yml").write_text(PLAY.format(content=content, seen=seen))
     program = Path(sys.executable).parent / "ansible-playbook"
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}

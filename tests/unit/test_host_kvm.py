@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _kvm_host as kvm_host
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import host as kvm_host
 
 RELEASE = "6.8.0-49-generic"
 

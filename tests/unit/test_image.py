@@ -21,13 +21,19 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _image, _image_identity, _settings
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import cache as image_cache
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import debootstrap as image_debootstrap
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import download as image_download
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 
 CONTENT = b"a tool" * 1000
 SUM = hashlib.sha256(CONTENT).hexdigest()
-IMAGE = _image_identity.Image("slim", "ab" * 32)
+IMAGE = image_identity.Image("slim", "ab" * 32)
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +48,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of image/."""
-    return Path(shutil.copytree(_image_identity.FOLDER, tmp_path / "image", symlinks=True))
+    return Path(shutil.copytree(image_identity.FOLDER, tmp_path / "image", symlinks=True))
 
 
 def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
-    assert _image_identity.identity(folder=folder) == _image_identity.identity()
-    image = _image_identity.identity()
+    assert image_identity.identity(folder=folder) == image_identity.identity()
+    image = image_identity.identity()
     assert image.tag == f"spt-flow/workspace:slim-{image.hash[:12]}"
     assert len(image.hash) == 64
 
@@ -56,21 +62,21 @@ def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
 def test_another_content_is_another_image(folder: Path, name: str) -> None:
     with open(folder / name, "a") as handle:
         handle.write("\n")
-    assert _image_identity.identity(folder=folder) != _image_identity.identity()
+    assert image_identity.identity(folder=folder) != image_identity.identity()
 
 
 def test_another_mode_name_or_profile_is_another_image(folder: Path) -> None:
-    seen = {_image_identity.identity(folder=folder).hash, _image_identity.identity("fat", folder=folder).hash}
+    seen = {image_identity.identity(folder=folder).hash, image_identity.identity("fat", folder=folder).hash}
     (folder / "rootfs/etc/motd").chmod(0o755)
-    seen.add(_image_identity.identity(folder=folder).hash)
+    seen.add(image_identity.identity(folder=folder).hash)
     (folder / "rootfs/etc/motd").rename(folder / "rootfs/etc/issue")
-    seen.add(_image_identity.identity(folder=folder).hash)
+    seen.add(image_identity.identity(folder=folder).hash)
     assert len(seen) == 4
 
 
 def change(folder: Path, *path: str, value: Any) -> None:
     """Set one value of the copy's versions.yml."""
-    known = _image_identity.versions(folder)
+    known = image_identity.versions(folder)
     inner = known
     for name in path[:-1]:
         inner = inner[name]
@@ -79,10 +85,10 @@ def change(folder: Path, *path: str, value: Any) -> None:
 
 
 def tags(folder: Path) -> dict[str, str]:
-    return {name: _image_identity.identity(name, folder).tag for name in _settings.PROFILES}
+    return {name: image_identity.identity(name, folder).tag for name in settings_options.PROFILES}
 
 
-FAT = {name for name in _settings.PROFILES if name != "slim"}
+FAT = {name for name in settings_options.PROFILES if name != "slim"}
 COMPILED = FAT - {"fat-packages"}
 
 
@@ -125,23 +131,23 @@ def test_where_things_come_from_and_remarks_are_no_part_of_it(folder: Path) -> N
 
 
 def test_profiles_are_the_ones_that_can_be_chosen() -> None:
-    assert tuple(_image_identity.versions()["profiles"]) == _settings.PROFILES
+    assert tuple(image_identity.versions()["profiles"]) == settings_options.PROFILES
     with pytest.raises(FlowError, match="no image profile 'huge'"):
-        _image_identity.identity("huge")
+        image_identity.identity("huge")
 
 
 def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> None:
     (folder / "seccomp.json").write_text("{}")
     (folder / "rootfs/__pycache__").mkdir()
     (folder / "rootfs/__pycache__/x.pyc").write_bytes(b"x")
-    assert _image_identity.identity(folder=folder) == _image_identity.identity()
+    assert image_identity.identity(folder=folder) == image_identity.identity()
 
 
 # Recipe
 
 
 def test_everything_taken_is_pinned() -> None:
-    known = _image_identity.versions()
+    known = image_identity.versions()
     tools = [tool for tool in known["tools"].values() if "absent" not in tool]
     files = [*known["ide"].values(), *(file for tool in tools for file in tool["files"])]
     files += [about["keyring"] for about in known["distributions"].values() if "keyring" in about]
@@ -151,27 +157,27 @@ def test_everything_taken_is_pinned() -> None:
 
 
 def test_a_layer_for_each_group_and_tool_from_slow_to_fast(folder: Path) -> None:
-    made = _image_identity.recipe("fat-debian-13", folder)
-    text = _image.dockerfile(made, folder)
+    made = image_identity.recipe("fat-debian-13", folder)
+    text = image_build.dockerfile(made, folder)
     order = [" git ", " build-essential ", " qemu-system-x86 ", " docker-buildx ", "ide.tar.gz"]
     found = [text.index(part) for part in [*order, *(f"/{name}.tar.gz" for name in made.tools), "rootfs/"]]
     assert found == sorted(found)
     assert "docker-compose-v2" not in text
     assert " docker-cli " in text
     assert "firecracker" not in text
-    slim = _image.dockerfile(_image_identity.recipe(folder=folder), folder)
+    slim = image_build.dockerfile(image_identity.recipe(folder=folder), folder)
     assert len(re.findall("^RUN ", slim, re.MULTILINE)) == 2
     assert "ADD tools/" not in slim
 
 
 def test_an_image_says_what_it_has_and_lacks() -> None:
-    image = _image_identity.identity("fat")
-    said = _image.inventory(_image_identity.recipe("fat"), image)
+    image = image_identity.identity("fat")
+    said = image_build.inventory(image_identity.recipe("fat"), image)
     assert said["tools"]["go"]["state"] == "present"
     assert said["tools"]["firecracker"]["state"] == "unavailable"
     assert "GitHub" in said["tools"]["firecracker"]["reason"]
     assert (said["profile"], said["hash"], said["base"]) == ("fat", image.hash, "ubuntu-22.04")
-    assert _image.inventory(_image_identity.recipe(), image)["tools"] == {}
+    assert image_build.inventory(image_identity.recipe(), image)["tools"] == {}
 
 
 @pytest.mark.parametrize(
@@ -186,18 +192,18 @@ def test_an_image_says_what_it_has_and_lacks() -> None:
 def test_packages_come_from_the_mirror_or_the_distribution(
     monkeypatch: pytest.MonkeyPatch, profile: str, options: dict[str, str], expected: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr(_image, "_engine", lambda: None)
-    monkeypatch.setattr(_image, "_answers", lambda url: False)
+    monkeypatch.setattr(image_engine, "sdk", lambda: None)
+    monkeypatch.setattr(image_download, "answers", lambda url: False)
     said: list[str] = []
-    builder = _image._Builder(_image_identity.identity(profile), options, Progress(said.append))
+    builder = image_build._Builder(image_identity.identity(profile), options, Progress(said.append))
     assert builder.archives == expected
     assert bool(said) != bool(options)
 
 
 def test_packages_are_those_of_the_day_where_its_snapshot_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image, "_engine", lambda: None)
-    monkeypatch.setattr(_image, "_answers", lambda url: url.endswith("Z/dists/noble/Release"))
-    builder = _image._Builder(_image_identity.identity("fat-ubuntu-24.04"), {}, Progress())
+    monkeypatch.setattr(image_engine, "sdk", lambda: None)
+    monkeypatch.setattr(image_download, "answers", lambda url: url.endswith("Z/dists/noble/Release"))
+    builder = image_build._Builder(image_identity.identity("fat-ubuntu-24.04"), {}, Progress())
     assert set(builder.archives) == {f"http://snapshot.ubuntu.com/ubuntu/{builder.recipe.base['snapshot']}"}
 
 
@@ -221,7 +227,7 @@ def test_packages_are_those_of_the_day_where_its_snapshot_answers(monkeypatch: p
     ],
 )
 def test_mirrors_keep_the_path(url: str, options: dict[str, Any], expected: str) -> None:
-    assert _image.mirrored(url, options) == expected
+    assert image_download.mirrored(url, options) == expected
 
 
 # Downloads
@@ -269,7 +275,7 @@ def source() -> Iterator[Source]:
 
 
 def fetch(entry: dict[str, str], **options: Any) -> Path:
-    return _image.fetch("Tool", entry, options, Progress())
+    return image_download.fetch("Tool", entry, options, Progress())
 
 
 def kept(cache: Path) -> list[str]:
@@ -312,7 +318,7 @@ def test_a_full_disk_is_called_one(source: Source, cache: Path, monkeypatch: pyt
     def full(file: Any, mode: str = "r", **words: Any) -> Any:
         return opened("/dev/full", "wb", buffering=0) if "w" in mode else opened(file, mode, **words)
 
-    monkeypatch.setattr(_image, "open", full, raising=False)
+    monkeypatch.setattr(image_download, "open", full, raising=False)
     with pytest.raises(FlowError) as caught:
         fetch(source.entry())
     assert caught.value.message == f"Cannot keep Tool in {cache / 'downloads'}: the disk is full."
@@ -323,9 +329,9 @@ def test_a_full_disk_is_called_one(source: Source, cache: Path, monkeypatch: pyt
 def test_a_full_disk_of_the_engine_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"error": "failed to copy files: write /usr/bin/x: no space left on device"}
     api = SimpleNamespace(build=lambda **words: iter([{"stream": "Step 1/2 : FROM x"}, error]))
-    monkeypatch.setattr(_image, "_engine", lambda: SimpleNamespace(api=api))
-    monkeypatch.setattr(_image, "_answers", lambda url: True)
-    builder = _image._Builder(_image_identity.identity(), {}, Progress())
+    monkeypatch.setattr(image_engine, "sdk", lambda: SimpleNamespace(api=api))
+    monkeypatch.setattr(image_download, "answers", lambda url: True)
+    builder = image_build._Builder(image_identity.identity(), {}, Progress())
     with pytest.raises(FlowError, match="the disk is full"):
         builder._run("workspace", {"Dockerfile": b""}, {})
 
@@ -377,8 +383,8 @@ def test_certificates_that_are_not_there_are_named(source: Source, cache: Path) 
 
 KILLED = """
 import time
-from ansible_collections.spt.flow.plugins.module_utils import _image
-with _image._atomic(_image.cache("base") / "b.tar") as path:
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import cache
+with cache.atomic(cache.cache("base") / "b.tar") as path:
     path.mkdir()
     print("made", flush=True)
     time.sleep(60)
@@ -387,13 +393,13 @@ with _image._atomic(_image.cache("base") / "b.tar") as path:
 
 def test_what_killed_builds_left_is_removed_and_what_runs_is_not(cache: Path) -> None:
     old = time.time() - 86400
-    env = {**os.environ, "PYTHONPATH": str(_image_identity.FOLDER.parent / ".ansible/collections")}
+    env = {**os.environ, "PYTHONPATH": str(image_identity.FOLDER.parent / ".ansible/collections")}
     with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=env) as running:
         assert running.stdout
         running.stdout.readline()
         (there,) = (cache / "base").iterdir()
         os.utime(there, (old, old))
-        _image._sweep()
+        image_cache.sweep()
         assert there.exists()
         running.kill()
     young = cache / "base/.c.tar.young"
@@ -401,7 +407,7 @@ def test_what_killed_builds_left_is_removed_and_what_runs_is_not(cache: Path) ->
     other = cache / "venv/.somebody.else"
     other.mkdir(parents=True)
     os.utime(other, (old, old))
-    _image._sweep()
+    image_cache.sweep()
     assert (there.exists(), young.exists(), other.exists()) == (False, True, True)
 
 
@@ -428,11 +434,11 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setenv("ANSWER", "")
     monkeypatch.setenv("LOG", "")
-    monkeypatch.setattr(_image, "_SCRIPTS", tmp_path / "scripts")
+    monkeypatch.setattr(image_debootstrap, "_SCRIPTS", tmp_path / "scripts")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
     def run(suite: str, keyring: Path | None = None) -> list[str]:
-        _image._debootstrap(suite, "sid", "http://m/debian", tmp_path / "base.tar", Progress(), keyring)
+        image_debootstrap.debootstrap(suite, "sid", "http://m/debian", tmp_path / "base.tar", Progress(), keyring)
         assert tarfile.is_tarfile(tmp_path / "base.tar")
         return (tmp_path / "log").read_text().split()
 
@@ -484,7 +490,7 @@ class FakeBuilder:
     builds = 0
     fails = False
 
-    def __init__(self, image: _image_identity.Image, options: Any, progress: Progress) -> None:
+    def __init__(self, image: image_identity.Image, options: Any, progress: Progress) -> None:
         self.image = image
 
     def build(self) -> None:
@@ -492,23 +498,23 @@ class FakeBuilder:
         time.sleep(0.2)
         if self.fails:
             raise FlowError("Cannot build.", "Again.")
-        _image._engine().tags.add(self.image.tag)
+        image_engine.sdk().tags.add(self.image.tag)
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     made = FakeEngine()
     monkeypatch.setattr(FakeBuilder, "builds", 0)
-    monkeypatch.setattr(_image, "_engine", lambda: made)
-    monkeypatch.setattr(_image, "present", lambda image: image.tag in made.tags)
-    monkeypatch.setattr(_image, "_Builder", FakeBuilder)
+    monkeypatch.setattr(image_engine, "sdk", lambda: made)
+    monkeypatch.setattr(image_engine, "present", lambda image: image.tag in made.tags)
+    monkeypatch.setattr(image_build, "_Builder", FakeBuilder)
     return made
 
 
 def test_an_image_that_is_there_stays(engine: FakeEngine) -> None:
     engine.tags.add(IMAGE.tag)
     said: list[str] = []
-    assert _image.ensure(IMAGE, {}, Progress(said.append)) is False
+    assert image_build.ensure(IMAGE, {}, Progress(said.append)) is False
     assert (FakeBuilder.builds, said) == (0, [])
 
 
@@ -517,7 +523,7 @@ def test_ten_at_a_time_build_once(engine: FakeEngine) -> None:
     changed: list[bool] = []
 
     def ensure() -> None:
-        changed.append(_image.ensure(IMAGE, {}, Progress(said.append)))
+        changed.append(image_build.ensure(IMAGE, {}, Progress(said.append)))
 
     threads = [threading.Thread(target=ensure) for _ in range(10)]
     for thread in threads:
@@ -532,34 +538,34 @@ def test_ten_at_a_time_build_once(engine: FakeEngine) -> None:
 def test_after_a_failed_build_the_next_one_tries_again(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeBuilder, "fails", True)
     with pytest.raises(FlowError, match="Cannot build"):
-        _image.ensure(IMAGE, {}, Progress())
+        image_build.ensure(IMAGE, {}, Progress())
     monkeypatch.setattr(FakeBuilder, "fails", False)
-    assert _image.ensure(IMAGE, {}, Progress()) is True
+    assert image_build.ensure(IMAGE, {}, Progress()) is True
     assert FakeBuilder.builds == 2
 
 
 def test_an_image_in_the_cache_is_loaded_and_not_built(engine: FakeEngine) -> None:
-    _image._archive(IMAGE).write_text(IMAGE.tag)
-    assert _image.ensure(IMAGE, {}, Progress()) is True
+    image_cache.archive_of(IMAGE).write_text(IMAGE.tag)
+    assert image_build.ensure(IMAGE, {}, Progress()) is True
     assert (engine.loads, FakeBuilder.builds) == (1, 0)
 
 
 def test_a_corrupt_archive_is_removed_and_the_image_built(engine: FakeEngine) -> None:
-    _image._archive(IMAGE).write_bytes(b"\0\xff of no use")
-    assert _image.ensure(IMAGE, {}, Progress()) is True
+    image_cache.archive_of(IMAGE).write_bytes(b"\0\xff of no use")
+    assert image_build.ensure(IMAGE, {}, Progress()) is True
     assert (engine.loads, FakeBuilder.builds) == (1, 1)
-    assert not _image._archive(IMAGE).exists()
+    assert not image_cache.archive_of(IMAGE).exists()
 
 
 def test_the_cache_keeps_one_image_of_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = [_image_identity.Image(profile, 64 * "0") for profile in ("fat", "fat-debian-13", "slim")]
+    others = [image_identity.Image(profile, 64 * "0") for profile in ("fat", "fat-debian-13", "slim")]
     for other in others:
-        _image._archive(other).write_bytes(b"x")
+        image_cache.archive_of(other).write_bytes(b"x")
     made = SimpleNamespace(save=lambda **words: [b"image"])
-    _image._save(
-        SimpleNamespace(images={"spt-flow/workspace:fat-111111111111": made}), _image_identity.Image("fat", 64 * "1")
+    image_cache.save(
+        SimpleNamespace(images={"spt-flow/workspace:fat-111111111111": made}), image_identity.Image("fat", 64 * "1")
     )
-    left = sorted(path.name[:20] for path in _image.cache("images").iterdir())
+    left = sorted(path.name[:20] for path in image_cache.cache("images").iterdir())
     assert left == ["fat-1111111111111111", "fat-debian-13-000000", "slim-000000000000000"]
 
 
@@ -570,9 +576,9 @@ def test_an_engine_that_refuses_the_archive_gets_a_build(engine: FakeEngine, mon
         raise errors.APIError("unexpected EOF")
 
     monkeypatch.setattr(engine, "load", refuse)
-    _image._archive(IMAGE).write_bytes(b"half")
+    image_cache.archive_of(IMAGE).write_bytes(b"half")
     said: list[str] = []
-    assert _image.ensure(IMAGE, {}, Progress(said.append)) is True
+    assert image_build.ensure(IMAGE, {}, Progress(said.append)) is True
     assert FakeBuilder.builds == 1
-    assert not _image._archive(IMAGE).exists()
+    assert not image_cache.archive_of(IMAGE).exists()
     assert any("unexpected EOF" in line for line in said)

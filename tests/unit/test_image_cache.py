@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_cache as cache
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as cache
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
 CHECK = Path(__file__).resolve().parents[2] / "roles/host_images/files/spt-flow-images"
 TAG = "spt-flow/workspace:slim-new"
@@ -204,6 +204,6 @@ def test_the_node_and_who_is_refused_there_read_the_same_words(tmp_path: Path, m
     program(tmp_path, monkeypatch, "exit 1")
     record = tmp_path / "image.json"
     record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": ""}))
-    words = f"{_image_identity.lacks('node1', TAG)} {_image_identity.bring('node1')}\n"
+    words = f"{image_identity.lacks('node1', TAG)} {image_identity.bring('node1')}\n"
     assert checked(record, monkeypatch).stderr == words
     assert words.endswith("ansible-playbook site.yml --limit node1 --tags host_images\n")

@@ -14,17 +14,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.spt.flow.plugins.filter.image import image_identity
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _ansible,
-    _docker_http,
-    _image,
-    _image_cache,
-    _image_identity,
-    _image_release,
-    _image_sbom,
-    _settings,
-)
-from ansible_collections.spt.flow.plugins.module_utils._errors import (
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as docker_images
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     AuthError,
     DeadlineExceeded,
     FlowError,
@@ -32,9 +24,16 @@ from ansible_collections.spt.flow.plugins.module_utils._errors import (
     NotFound,
     Unhealthy,
 )
-from ansible_collections.spt.flow.plugins.module_utils._image_identity import Image
-from ansible_collections.spt.flow.plugins.module_utils._image_release import Order
-from ansible_collections.spt.flow.plugins.module_utils._progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity_module
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import release as image_release
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import sbom as image_sbom
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image.identity import Image
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image.release import Order
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
 
 REGISTRY = "registry.example.com/team/workspace"
 DIGEST = f"{REGISTRY}@sha256:{'d' * 64}"
@@ -82,7 +81,7 @@ class World:
             return []
         if path == "/images/json":
             return [
-                {"Id": f"id-{tag}", "RepoTags": [tag], "Created": 1, "Labels": {_image.LABEL: label}}
+                {"Id": f"id-{tag}", "RepoTags": [tag], "Created": 1, "Labels": {image_engine.LABEL: label}}
                 for tag, label in self.images.items()
             ]
         tag = path.removeprefix("/images/").removesuffix("/json")
@@ -91,7 +90,7 @@ class World:
         return {
             "Id": f"id-{tag}",
             "Created": "2026-11-20T01:02:03.456789Z",
-            "Config": {"Labels": {_image.LABEL: self.images[tag]}},
+            "Config": {"Labels": {image_engine.LABEL: self.images[tag]}},
             "RepoTags": [tag],
             "RepoDigests": [DIGEST] if any(call.startswith("push") for call in self.calls) else [],
         }
@@ -115,9 +114,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(programs)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(_docker_http, "connect", lambda host="": made)
-    monkeypatch.setattr(_image_cache, "connect", lambda host="": made)
-    monkeypatch.setattr(_image, "ensure", made.ensure)
+    monkeypatch.setattr(docker_http, "connect", lambda host="": made)
+    monkeypatch.setattr(docker_images, "connect", lambda host="": made)
+    monkeypatch.setattr(image_build, "ensure", made.ensure)
     yield made
 
 
@@ -126,8 +125,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "releases" / "image.json"
 
 
-def release(order: Order, image: Image = NEW, check: bool = False) -> _image_release.Release:
-    return _image_release.make(image, {}, order, Progress(), check)
+def release(order: Order, image: Image = NEW, check: bool = False) -> image_release.Release:
+    return image_release.make(image, {}, order, Progress(), check)
 
 
 def test_a_release_is_built_verified_described_pushed_and_then_recorded(world: World, file: Path) -> None:
@@ -189,7 +188,7 @@ def test_an_image_that_gives_no_report_is_not_verified(world: World, file: Path)
 
 def test_a_verification_that_hangs_is_ended(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.folder / "docker").write_text("#!/bin/sh\n[ $1 = rm ] || exec sleep 60\n")
-    monkeypatch.setattr(_image_release, "VERIFY_LIMIT", 0.2)
+    monkeypatch.setattr(image_release, "VERIFY_LIMIT", 0.2)
     with pytest.raises(DeadlineExceeded, match="is not verified: that did not end"):
         release(Order(file))
     assert not file.exists()
@@ -197,7 +196,7 @@ def test_a_verification_that_hangs_is_ended(world: World, file: Path, monkeypatc
 
 def test_each_check_is_progress(world: World, file: Path) -> None:
     said: list[str] = []
-    _image_release.make(NEW, {}, Order(file), Progress(said.append))
+    image_release.make(NEW, {}, Order(file), Progress(said.append))
     assert any("verify: gh passed" in line for line in said)
 
 
@@ -257,9 +256,9 @@ def test_an_archive_lies_beside_the_record_and_is_found_from_there(
 ) -> None:
     cached = tmp_path / "cached.tar"
     cached.write_text("layers")
-    monkeypatch.setattr(_image, "archived", lambda *_words: cached)
+    monkeypatch.setattr(image_build, "archived", lambda *_words: cached)
     assert "archive" in release(Order(file, archive=True)).steps
-    found = _image_identity.current("slim", str(file))
+    found = image_identity_module.current("slim", str(file))
     assert (found.hash, Path(found.archive).read_text()) == (NEW.hash, "layers")
     assert release(Order(file, archive=True)).steps == []
     Path(found.archive).unlink()
@@ -294,13 +293,13 @@ def test_readers_get_what_is_recorded_not_what_the_collection_describes(world: W
     release(Order(file, REGISTRY), OLD)
     found = image_identity("slim", str(file))
     assert (found["hash"], found["tag"], found["reference"]) == (OLD.hash, OLD.tag, DIGEST)
-    assert image_identity("slim")["hash"] == _image_identity.identity("slim").hash != OLD.hash
+    assert image_identity("slim")["hash"] == image_identity_module.identity("slim").hash != OLD.hash
 
 
 def test_workspaces_get_what_is_recorded(world: World, file: Path) -> None:
     release(Order(file, REGISTRY), OLD)
-    values = _settings.resolve({"test": {"workspace": "demo", "target": "docker", "image_release": str(file)}})
-    spec = _ansible.make_spec(values)
+    values = settings_resolve.resolve({"test": {"workspace": "demo", "target": "docker", "image_release": str(file)}})
+    spec = ansible_open.make_spec(values)
     assert (spec.image, spec.image_hash) == (OLD.tag, OLD.hash)
 
 
@@ -317,43 +316,43 @@ def test_a_broken_record_is_a_sentence(tmp_path: Path, content: str) -> None:
     file = tmp_path / "image.json"
     file.write_text(content)
     with pytest.raises(InvalidInput, match="does not record images"):
-        _image_identity.current("slim", str(file))
+        image_identity_module.current("slim", str(file))
 
 
 def test_up_takes_a_recorded_image_from_where_it_was_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image("slim", OLD.hash, DIGEST)
-    run = _image_cache.docker
+    run = docker_images.docker
 
     def pulls(*words: str) -> str:
         world.images[image.tag] = image.hash
         return run(*words)
 
-    monkeypatch.setattr(_image_cache, "docker", pulls)
-    assert _image_release.taken(image, Progress())
+    monkeypatch.setattr(docker_images, "docker", pulls)
+    assert image_release.taken(image, Progress())
     assert world.calls == [f"pull --quiet {DIGEST}", f"tag {DIGEST} {OLD.tag}"]
-    assert _image_release.taken(image, Progress())
+    assert image_release.taken(image, Progress())
     assert len(world.calls) == 2
 
 
 def test_up_never_builds_another_image_under_a_recorded_name(world: World) -> None:
     with pytest.raises(NotFound, match=f"does not have the image {OLD.tag}. A release records it;"):
-        _image_release.taken(OLD, Progress())
-    assert _image_release.taken(_image_identity.identity("slim"), Progress()) is False
+        image_release.taken(OLD, Progress())
+    assert image_release.taken(image_identity_module.identity("slim"), Progress()) is False
 
 
 # The list of packages
 
 
 def document(profile: str = "fat") -> dict[str, Any]:
-    packages = [_image_sbom.Package.of(line) for line in PACKAGES.splitlines()]
-    image = _image_identity.identity(profile)
-    return _image_sbom.sbom(image, _image_identity.recipe(profile), packages, "2026-11-20T01:02:03Z", "0.1.0")
+    packages = [image_sbom.Package.of(line) for line in PACKAGES.splitlines()]
+    image = image_identity_module.identity(profile)
+    return image_sbom.sbom(image, image_identity_module.recipe(profile), packages, "2026-11-20T01:02:03Z", "0.1.0")
 
 
 def test_the_list_names_every_package_and_every_file_with_its_sum() -> None:
     found = document()
     named = {(package["name"], package["versionInfo"]) for package in found["packages"]}
-    made = _image_identity.recipe("fat")
+    made = image_identity_module.recipe("fat")
     assert {
         ("bash", "5.2-1"),
         ("gh", made.tools["gh"]["version"]),

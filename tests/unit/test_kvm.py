@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _kvm
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as kvm_probe
 
 
 def test_no_device(tmp_path):
-    verdict = _kvm.verdict(str(tmp_path / "kvm"), str(tmp_path))
+    verdict = kvm_probe.verdict(str(tmp_path / "kvm"), str(tmp_path))
     assert (verdict.state, verdict.works, verdict.guest_ran) == ("absent", False, False)
     assert f"there is no {tmp_path / 'kvm'}" in verdict.message
 
 
 def test_a_device_that_is_not_kvm():
-    verdict = _kvm.verdict("/dev/null")
+    verdict = kvm_probe.verdict("/dev/null")
     assert verdict.state == "broken"
     assert "asking the API version" in verdict.message
 
@@ -27,30 +27,30 @@ def test_a_device_for_others_only(monkeypatch, tmp_path):
     def refuse(path, flags):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(_kvm.os, "open", refuse)
-    verdict = _kvm.verdict(str(device), str(tmp_path))
+    monkeypatch.setattr(kvm_probe.os, "open", refuse)
+    verdict = kvm_probe.verdict(str(device), str(tmp_path))
     assert verdict.state == "denied"
     assert "mode 0600" in verdict.message
 
 
 def test_another_api_version(monkeypatch):
-    monkeypatch.setattr(_kvm.fcntl, "ioctl", lambda *arguments: 11)
-    verdict = _kvm.verdict("/dev/null")
+    monkeypatch.setattr(kvm_probe.fcntl, "ioctl", lambda *arguments: 11)
+    verdict = kvm_probe.verdict("/dev/null")
     assert verdict.state == "broken" and "version 11, not 12" in verdict.message
 
 
 def test_other_architectures_are_not_claimed_to_work(monkeypatch):
-    monkeypatch.setattr(_kvm.platform, "machine", lambda: "aarch64")
-    monkeypatch.setattr(_kvm.fcntl, "ioctl", lambda fd, request, *rest: 12 if request == 0xAE00 else os.dup(fd))
-    verdict = _kvm.verdict("/dev/null")
+    monkeypatch.setattr(kvm_probe.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(kvm_probe.fcntl, "ioctl", lambda fd, request, *rest: 12 if request == 0xAE00 else os.dup(fd))
+    verdict = kvm_probe.verdict("/dev/null")
     assert verdict.state == "unsupported" and "aarch64" in verdict.message and not verdict.works
 
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm that this user may open")
-@pytest.mark.skipif(_kvm.platform.machine() != "x86_64", reason="guest code is x86-64's")
+@pytest.mark.skipif(kvm_probe.platform.machine() != "x86_64", reason="guest code is x86-64's")
 def test_guest_code_runs_here_and_leaves_nothing_open():
     before = os.listdir("/proc/self/fd")
-    verdict = _kvm.verdict()
+    verdict = kvm_probe.verdict()
     assert verdict.works, verdict.message
     assert verdict.api_version == 12 and verdict.guest_ran
     assert os.listdir("/proc/self/fd") == before
@@ -70,7 +70,7 @@ def test_what_others_say_is_reported(tmp_path, monkeypatch):
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    verdict = _kvm.verdict(str(tmp_path / "kvm"), str(tmp_path))
+    verdict = kvm_probe.verdict(str(tmp_path / "kvm"), str(tmp_path))
     assert verdict.kvm_ok == "INFO: Your CPU does not support KVM extensions"
     assert (verdict.cpu_flags, verdict.nested, verdict.virtualization) == (("vmx",), "yes", "qemu")
 
@@ -82,4 +82,4 @@ def test_what_others_say_is_reported(tmp_path, monkeypatch):
 def test_virtualization_from_flags(tmp_path, flags, kind):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(flags)
-    assert _kvm.virtualization(str(tmp_path)) == kind
+    assert kvm_probe.virtualization(str(tmp_path)) == kind

@@ -9,29 +9,28 @@ import tarfile
 from dataclasses import replace
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _errors,
-    _lifecycle,
-    _progress,
-    _readiness,
-    _repository,
-    _repository_probe,
-    _settings,
-    _wait,
-    _workspace,
-)
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import progress as common_progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import wait as common_wait
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import seed as repository_seed
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle, readiness
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import models as workspace_models
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import plan as workspace_plan
 from ansible_collections.spt.flow.tests.unit import fake_target
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, start_event, step_event
 
-REPO = _repository.Repository.parse("https://host.example/o/demo.git")
-OTHER = _repository.Repository.parse("https://host.example/other/demo")
-SPEC = _workspace.WorkspaceSpec(owner="alice", settings=_settings.Settings(), repository=REPO)
+REPO = repository_address.Repository.parse("https://host.example/o/demo.git")
+OTHER = repository_address.Repository.parse("https://host.example/other/demo")
+SPEC = workspace_models.WorkspaceSpec(owner="alice", settings=settings_workspace.Settings(), repository=REPO)
 NAMED = replace(SPEC, repository=None, name="demo")
-RUNNING = _workspace.Workspace(owner="alice", name="demo", repo=REPO.identity, state="running", id="c1")
+RUNNING = workspace_models.Workspace(owner="alice", name="demo", repo=REPO.identity, state="running", id="c1")
 
 
 def says(state: str, detail: str = ""):
-    return lambda repository, ref: _repository_probe.Probe(state, detail)
+    return lambda repository, ref: repository_probe.Probe(state, detail)
 
 
 def never(repository, ref):
@@ -40,14 +39,14 @@ def never(repository, ref):
 
 def ensure(target, spec=SPEC, state="started", probe=None, **more):
     more.setdefault("wait_timeout", 5)
-    return _lifecycle.ensure(target, spec, state, probe=probe or says("open"), **more)
+    return lifecycle.ensure(target, spec, state, probe=probe or says("open"), **more)
 
 
 # Planning
 
 
 def verbs(actual, state, spec=SPEC, **more):
-    return _lifecycle.plan(actual, spec, state, **more).verbs
+    return workspace_plan.plan(actual, spec, state, **more).verbs
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def verbs(actual, state, spec=SPEC, **more):
     ],
 )
 def test_plan(actual, state, expected):
-    planned = _lifecycle.plan(actual, SPEC, state)
+    planned = workspace_plan.plan(actual, SPEC, state)
     assert planned.verbs == expected
     assert planned.changed is bool(expected)
     assert (planned.before != planned.after) or not expected or state == "restarted"
@@ -81,48 +80,48 @@ def test_plan(actual, state, expected):
 
 @pytest.mark.parametrize("state", ["stopped", "restarted", "kept"])
 def test_nothing_there_is_an_error_for_verbs_that_need_something(state):
-    with pytest.raises(_errors.NotFound, match="There is no workspace demo of alice") as caught:
-        _lifecycle.plan(None, NAMED, state, hours=1)
+    with pytest.raises(errors.NotFound, match="There is no workspace demo of alice") as caught:
+        workspace_plan.plan(None, NAMED, state, hours=1)
     assert "spt.flow.status" in caught.value.hint
 
 
 def test_nothing_is_created_without_a_repository_or_when_not_wanted():
-    with pytest.raises(_errors.NotFound):
-        _lifecycle.plan(None, NAMED, "started")
-    with pytest.raises(_errors.NotFound):
-        _lifecycle.plan(None, SPEC, "started", create=False)
+    with pytest.raises(errors.NotFound):
+        workspace_plan.plan(None, NAMED, "started")
+    with pytest.raises(errors.NotFound):
+        workspace_plan.plan(None, SPEC, "started", create=False)
 
 
 def test_a_name_that_belongs_to_another_repository_is_a_conflict():
     for state in ("started", "stopped", "restarted", "absent", "kept"):
-        with pytest.raises(_errors.Conflict, match=r"belongs to host.example/o/demo, not to host.example/other/demo"):
-            _lifecycle.plan(RUNNING, replace(SPEC, repository=OTHER, name="demo"), state, hours=1)
+        with pytest.raises(errors.Conflict, match=r"belongs to host.example/o/demo, not to host.example/other/demo"):
+            workspace_plan.plan(RUNNING, replace(SPEC, repository=OTHER, name="demo"), state, hours=1)
 
 
 def test_an_unknown_state_is_refused():
-    with pytest.raises(_errors.InvalidInput, match="no state 'up'"):
-        _lifecycle.plan(None, SPEC, "up")
+    with pytest.raises(errors.InvalidInput, match="no state 'up'"):
+        workspace_plan.plan(None, SPEC, "up")
 
 
 @pytest.mark.parametrize("hours", [-1, 24.5, float("nan"), float("inf")])
 def test_keepalive_is_at_most_a_day(hours):
-    with pytest.raises(_errors.InvalidInput, match="Cannot keep a workspace alive for"):
-        _lifecycle.plan(RUNNING, SPEC, "kept", hours=hours)
+    with pytest.raises(errors.InvalidInput, match="Cannot keep a workspace alive for"):
+        workspace_plan.plan(RUNNING, SPEC, "kept", hours=hours)
 
 
 def test_only_running_workspaces_are_kept_alive():
-    with pytest.raises(_errors.Conflict, match="it is stopped"):
-        _lifecycle.plan(replace(RUNNING, state="stopped"), SPEC, "kept", hours=2)
+    with pytest.raises(errors.Conflict, match="it is stopped"):
+        workspace_plan.plan(replace(RUNNING, state="stopped"), SPEC, "kept", hours=2)
 
 
 def test_the_time_of_a_ci_workspace_is_not_moved():
     for hours in (0, 2):
-        with pytest.raises(_errors.Conflict, match="it is a CI workspace, whose time nothing moves"):
-            _lifecycle.plan(replace(RUNNING, kind="ci"), SPEC, "kept", hours=hours)
+        with pytest.raises(errors.Conflict, match="it is a CI workspace, whose time nothing moves"):
+            workspace_plan.plan(replace(RUNNING, kind="ci"), SPEC, "kept", hours=hours)
 
 
 def test_outdated_is_said_with_the_command_and_not_applied():
-    planned = _lifecycle.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
+    planned = workspace_plan.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
     assert not planned.changed
     assert planned.notes == (
         "Workspace demo is outdated (settings and image); a restart applies what is new: "
@@ -135,7 +134,7 @@ def test_outdated_is_said_with_the_command_and_not_applied():
 
 def test_a_new_workspace_is_created_started_and_waited_for():
     target, lines = FakeTarget(), []
-    result = ensure(target, progress=_progress.Progress(lines.append))
+    result = ensure(target, progress=common_progress.Progress(lines.append))
     assert result.changed and result.actions == ["create", "start"]
     assert result.msg == "Workspace demo created for host.example/o/demo and started."
     assert [(s.name, s.state) for s in result.workspace.steps] == [("home", "ok"), ("clone", "ok"), ("ide", "ok")]
@@ -204,9 +203,9 @@ def test_restart_applies_what_is_new():
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
-        ("not-found", _errors.NotFound, "it was not found (gone)"),
-        ("host-key-unknown", _errors.AuthError, "SSH host key of host.example is not known or has changed (gone)"),
-        ("unreachable", _errors.Unhealthy, "host.example does not answer (gone)"),
+        ("not-found", errors.NotFound, "it was not found (gone)"),
+        ("host-key-unknown", errors.AuthError, "SSH host key of host.example is not known or has changed (gone)"),
+        ("unreachable", errors.Unhealthy, "host.example does not answer (gone)"),
     ],
 )
 def test_a_refusal_creates_nothing(state, error, words):
@@ -241,7 +240,7 @@ def test_only_what_will_be_created_is_asked_for():
 # Check mode
 
 
-@pytest.mark.parametrize("state", _lifecycle.STATES)
+@pytest.mark.parametrize("state", workspace_plan.STATES)
 @pytest.mark.parametrize("present", ["none", "running", "stopped", "home only", "outdated"])
 def test_check_mode_writes_nothing_and_says_what_a_real_run_says(state, present):
     def make(read_only: bool) -> FakeTarget:
@@ -254,7 +253,7 @@ def test_check_mode_writes_nothing_and_says_what_a_real_run_says(state, present)
     def outcome(target: FakeTarget, check: bool):
         try:
             result = ensure(target, state=state, hours=2, check=check)
-        except _errors.FlowError as error:
+        except errors.FlowError as error:
             return error.to_dict()
         return result.changed, result.msg, result.diff, result.actions
 
@@ -270,14 +269,14 @@ def test_lines_of_an_earlier_start_do_not_count():
     )
     target.add("demo", REPO.identity, "stopped")
     target.log["alice", "demo"] = ready_lines("yesterday")
-    with pytest.raises(_errors.Unhealthy, match="The IDE of workspace demo did not start: no"):
+    with pytest.raises(errors.Unhealthy, match="The IDE of workspace demo did not start: no"):
         ensure(target)
 
 
 def test_an_ide_that_does_not_come_is_an_error_with_the_last_lines():
     target = FakeTarget(lambda w, boot: [start_event(boot), *(f"line {n}" for n in range(9))])
     target.hang.clear()
-    with pytest.raises(_errors.DeadlineExceeded, match=r"did not answer within 0.2 s") as caught:
+    with pytest.raises(errors.DeadlineExceeded, match=r"did not answer within 0.2 s") as caught:
         ensure(target, wait_timeout=0.2)
     target.hang.set()
     assert caught.value.details["log"] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
@@ -296,7 +295,7 @@ def test_a_clone_that_takes_longer_is_no_error():
 
 def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
     target = FakeTarget(lambda w, boot: [start_event(boot), "cannot write: https://u:CANARY@host/o/r"])
-    with pytest.raises(_errors.Unhealthy, match="ended while it was starting") as caught:
+    with pytest.raises(errors.Unhealthy, match="ended while it was starting") as caught:
         ensure(target)
     assert "cannot write" in caught.value.hint
     assert "CANARY" not in repr(caught.value.to_dict())
@@ -305,7 +304,7 @@ def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
 def test_a_workspace_that_ends_while_waiting_says_which_step_failed():
     failed = step_event("home", "failed", 1, 2, "The home cannot be prepared.")
     target = FakeTarget(lambda w, boot: [start_event(boot), failed])
-    with pytest.raises(_errors.Unhealthy, match=r"starting\. Step home failed: The home cannot be prepared\."):
+    with pytest.raises(errors.Unhealthy, match=r"starting\. Step home failed: The home cannot be prepared\."):
         ensure(target)
 
 
@@ -316,7 +315,7 @@ def test_a_failed_clone_is_a_note():
 
 def test_lines_that_only_look_like_events_are_log():
     odd = ['{"spt_flow": 1', '{"spt_flow": 2, "event": "step"}', "[1]", '{"spt_flow": 1, "event": 5}', "", "{}"]
-    assert [_readiness.event(line) for line in odd] == [None] * len(odd)
+    assert [readiness.event(line) for line in odd] == [None] * len(odd)
     target = FakeTarget(lambda w, boot: [*odd, *ready_lines(boot)])
     assert ensure(target).changed
 
@@ -326,10 +325,10 @@ def test_a_log_that_cannot_be_read_is_an_error():
 
     def broken(workspace, follow=False, tail=0):
         yield start_event("b")
-        raise _errors.Unhealthy("The engine went away.")
+        raise errors.Unhealthy("The engine went away.")
 
     target.logs = broken
-    with pytest.raises(_errors.Unhealthy, match="engine went away"):
+    with pytest.raises(errors.Unhealthy, match="engine went away"):
         ensure(target)
 
 
@@ -337,8 +336,8 @@ def test_joining_a_start_of_somebody_else_counts_its_last_start_only():
     target = FakeTarget()
     workspace = target.add("demo", REPO.identity)
     target.log["alice", "demo"] = [*ready_lines("old", "failed"), *ready_lines("new")]
-    waiter = _wait.Waiter(5)
-    ready = _readiness.wait_ready(target, workspace, _progress.Progress(), waiter, None)
+    waiter = common_wait.Waiter(5)
+    ready = readiness.wait_ready(target, workspace, common_progress.Progress(), waiter, None)
     assert ready.step("clone").state == "ok"
 
 
@@ -397,7 +396,7 @@ def test_one_that_does_not_end_though_it_was_told_to_is_a_sentence():
         json.dumps({"spt_flow": 1, "event": "life", "reason": "was told to stop"}),
     ]
     target.hang.clear()
-    with pytest.raises(_errors.DeadlineExceeded, match="did not end within 0.3 s"):
+    with pytest.raises(errors.DeadlineExceeded, match="did not end within 0.3 s"):
         ensure(target, now=lambda: 1005.0, wait_timeout=0.3)
 
 
@@ -406,12 +405,12 @@ def test_a_conflict_that_stays_is_raised():
     target.add("demo", REPO.identity, "stopped")
 
     def taken():
-        raise _errors.Conflict("Port 8443 is taken.")
+        raise errors.Conflict("Port 8443 is taken.")
 
     target.before["start"] = taken
-    with pytest.raises(_errors.Conflict, match="Port 8443"):
-        ensure(target, waiter=_wait.Waiter(5, sleep=lambda seconds: None))
-    assert target.calls.count("start") == _lifecycle.TRIES
+    with pytest.raises(errors.Conflict, match="Port 8443"):
+        ensure(target, waiter=common_wait.Waiter(5, sleep=lambda seconds: None))
+    assert target.calls.count("start") == lifecycle.TRIES
 
 
 def test_what_somebody_else_deleted_is_gone():
@@ -420,7 +419,7 @@ def test_what_somebody_else_deleted_is_gone():
 
     def other():
         target.workspaces.clear()
-        raise _errors.NotFound("No such container.")
+        raise errors.NotFound("No such container.")
 
     target.before["delete"] = other
     assert ensure(target, state="absent").workspace is None
@@ -433,7 +432,7 @@ def test_expired_ci_workspaces_are_swept_first_and_failing_to_is_a_note():
     assert target.calls[0] == "sweep"
 
     def broken():
-        raise _errors.Unhealthy("The engine is slow.")
+        raise errors.Unhealthy("The engine is slow.")
 
     target.before["sweep"] = broken
     assert any("could not be deleted: The engine is slow." in note for note in ensure(target).notes)
@@ -446,13 +445,13 @@ def test_every_single_fault_leaves_something_that_the_next_run_completes():
 
         def fault(left=left, count=count):
             if next(left) == count:
-                raise _errors.Unhealthy("The engine went away.")
+                raise errors.Unhealthy("The engine went away.")
 
         target.before[verb] = fault
         for _attempt in range(3):
             try:
                 result = ensure(target)
-            except _errors.Unhealthy:
+            except errors.Unhealthy:
                 continue
         assert result.workspace.state == "running"
         assert len(target.workspaces) == 1
@@ -463,8 +462,8 @@ def test_every_single_fault_leaves_something_that_the_next_run_completes():
 
 @pytest.fixture
 def bundled(monkeypatch):
-    monkeypatch.setattr(_repository_probe, "make_bundle", lambda repository, ref="": b"BUNDLE")
-    return replace(SPEC, repository=_repository.Repository.parse("/srv/demo"))
+    monkeypatch.setattr(repository_probe, "make_bundle", lambda repository, ref="": b"BUNDLE")
+    return replace(SPEC, repository=repository_address.Repository.parse("/srv/demo"))
 
 
 def test_a_local_repository_travels_between_create_and_start(bundled):
@@ -479,7 +478,7 @@ def test_a_local_repository_travels_between_create_and_start(bundled):
             (".cache/spt-flow", 1000, 1000),
             (".cache/spt-flow/seed.bundle", 1000, 1000),
         ]
-        assert tar.extractfile(_lifecycle.SEED).read() == b"BUNDLE"
+        assert tar.extractfile(repository_seed.SEED).read() == b"BUNDLE"
 
 
 def test_a_run_that_was_killed_before_the_bundle_arrived_is_made_good(bundled):

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _maintenance as maintenance
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import maintenance
 
 WEEKDAYS = "09:00-17:00 Mon-Fri"
 

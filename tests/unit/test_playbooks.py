@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 VERBS = (
@@ -59,7 +59,7 @@ def test_the_header_shows_both_invocations_and_real_values(verb: str) -> None:
     (values,) = re.findall(r"^# Values: (.*)$", header, re.MULTILINE)
     named = re.findall(r"\b[a-z_]+\b", re.sub(r"\([^)]*\)|;.*", "", values))
     words = {"or", "and", "every", "setting", "settings", "of", "spt", "flow"}
-    assert set(named) - words <= set(_settings.OPTIONS)
+    assert set(named) - words <= set(settings_options.OPTIONS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -67,7 +67,7 @@ def test_a_playbook_is_short_and_never_templates_a_users_value(verb: str) -> Non
     body = text(verb).split("---")[1]
     assert len(body.strip().splitlines()) <= 22
     for expression in re.findall(r"\{\{(.*?)\}\}|when: (.*)", body):
-        assert set(re.findall(r"(?<![.\w'])[a-z_]+", "".join(expression))) & set(_settings.OPTIONS) == set()
+        assert set(re.findall(r"(?<![.\w'])[a-z_]+", "".join(expression))) & set(settings_options.OPTIONS) == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import progress as common_progress
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 
 def test_stages_are_told_and_remembered():
     clock, lines = Clock(), []
-    progress = _progress.Progress(lines.append, clock)
+    progress = common_progress.Progress(lines.append, clock)
     with progress.stage("image", "building"):
         clock.now += 12.5
     progress.done("clone", 0.4, "ok")
@@ -24,7 +24,7 @@ def test_stages_are_told_and_remembered():
 
 
 def test_a_failure_passes_through_and_is_no_stage():
-    progress = _progress.Progress()
+    progress = common_progress.Progress()
     with pytest.raises(ValueError, match="no"), progress.stage("image", "building"):
         raise ValueError("no")
     assert progress.stages == []

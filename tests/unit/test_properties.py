@@ -7,7 +7,12 @@ from __future__ import annotations
 import re
 import string
 
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _repository, _settings
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import names as repository_names
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +34,10 @@ address = st.one_of(
 )
 
 
-def parsed(text: str) -> _repository.Repository | None:
+def parsed(text: str) -> repository_address.Repository | None:
     try:
-        return _repository.Repository.parse(text)
-    except _errors.InvalidInput as error:
+        return repository_address.Repository.parse(text)
+    except errors.InvalidInput as error:
         assert error.message.endswith(".") and error.message.isprintable()
         return None
 
@@ -48,7 +53,7 @@ def legal(name: str) -> bool:
 def test_parsing_is_idempotent(text):
     repository = parsed(text)
     if repository is not None:
-        again = _repository.Repository.parse(repository.url)
+        again = repository_address.Repository.parse(repository.url)
         assert again == repository and again.identity == repository.identity
 
 
@@ -58,15 +63,15 @@ def test_a_slug_is_a_legal_name_everywhere(text):
     repository = parsed(text)
     if repository is not None:
         for name in (repository.slug, repository.slug_with_suffix()):
-            assert legal(name) and _repository.validate_name(name) == name
-        assert _repository.slugify(repository.slug) == repository.slug
+            assert legal(name) and repository_names.validate_name(name) == name
+        assert repository_names.slugify(repository.slug) == repository.slug
         assert repository.slug_with_suffix() != repository.slug
 
 
 @quick
 @given(st.text(max_size=100))
 def test_any_text_makes_a_legal_slug(text):
-    assert legal(_repository.slugify(text))
+    assert legal(repository_names.slugify(text))
 
 
 @quick
@@ -97,8 +102,8 @@ def test_https_and_ssh_are_one_identity(name, where):
 @given(st.text(max_size=60))
 def test_a_ref_is_refused_or_harmless(text):
     try:
-        ref = _repository.validate_ref(text)
-    except _errors.InvalidInput as error:
+        ref = repository_names.validate_ref(text)
+    except errors.InvalidInput as error:
         assert error.message.isprintable()
         return
     assert not re.search(r"[\s;$`<>|\"\\*?\[\]~^:]|\.\.|@\{|^-", ref)
@@ -106,20 +111,20 @@ def test_a_ref_is_refused_or_harmless(text):
 
 @quick
 @given(
-    st.sampled_from(sorted(_settings.OPTIONS)),
+    st.sampled_from(sorted(settings_options.OPTIONS)),
     st.one_of(st.text(max_size=40), st.integers(), st.floats(), st.booleans()),
 )
 def test_any_value_of_any_option_is_taken_or_refused_with_a_sentence(name, value):
     try:
-        values = _settings.resolve([{name: value}])
-    except _errors.InvalidInput as error:
+        values = settings_resolve.resolve([{name: value}])
+    except errors.InvalidInput as error:
         assert name in error.message or name in ("git_name", "git_email", "workspace", "ref"), error.message
         return
-    assert set(values) == set(_settings.OPTIONS)
+    assert set(values) == set(settings_options.OPTIONS)
 
 
 @quick
 @given(st.integers(0, 10**9 - 1))
 def test_durations_and_sizes_come_back(number):
-    assert _settings.parse_duration(f"{number}s") == number == _settings.parse_duration(str(number))
-    assert _settings.parse_size(f"{number}m") == number * 2**20
+    assert settings_values.parse_duration(f"{number}s") == number == settings_values.parse_duration(str(number))
+    assert settings_values.parse_size(f"{number}m") == number * 2**20

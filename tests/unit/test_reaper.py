@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _reaper
-from ansible_collections.spt.flow.plugins.module_utils._errors import Conflict, FlowError, NotFound, Unhealthy
-from ansible_collections.spt.flow.plugins.module_utils._reaper import Listed, Memory
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper.engine import Listed, Memory
 
 NOW = 1_790_000_000.0
 TTL = 1800
@@ -45,7 +46,8 @@ def volume(name: str, part: str, kind: str = "dev", **more: Any) -> dict[str, An
 def names(listed: Listed, after: float, memory: Memory | None = None, wall: float | None = None) -> list[str]:
     """What goes ``after`` seconds from ``NOW``; the node has been up for 10,000 s then."""
     return [
-        d.name for d in _reaper.plan(listed, memory or Memory(), 10_000 + after, NOW + after if wall is None else wall)
+        d.name
+        for d in reaper_engine.plan(listed, memory or Memory(), 10_000 + after, NOW + after if wall is None else wall)
     ]
 
 
@@ -118,16 +120,16 @@ def test_leftovers_go_after_the_grace_time_only() -> None:
     )
     memory = Memory()
     assert names(listed, 0, memory) == []
-    assert names(listed, _reaper.GRACE - 1, memory) == []
+    assert names(listed, reaper_engine.GRACE - 1, memory) == []
     gone = ["spt-flow-alice-gone-home", "spt-flow-alice-gone-docker", "spt-flow-alice-gone"]
     # The docker volume of a person still has a home of that name beside it, if of another kind: it stays.
-    assert names(listed, _reaper.GRACE, memory) == [name for name in gone if "docker" not in name]
+    assert names(listed, reaper_engine.GRACE, memory) == [name for name in gone if "docker" not in name]
 
 
 def test_inner_dockers_volume_goes_with_neither_home_nor_container() -> None:
     listed, memory = Listed([], [volume("gone", "docker")]), Memory()
     assert names(listed, 0, memory) == []
-    assert names(listed, _reaper.GRACE, memory) == ["spt-flow-alice-gone-docker"]
+    assert names(listed, reaper_engine.GRACE, memory) == ["spt-flow-alice-gone-docker"]
 
 
 def test_a_workspace_that_comes_back_begins_the_grace_time_anew() -> None:
@@ -150,7 +152,9 @@ def test_ended_and_never_started_ones_go_early() -> None:
         "spt-flow-alice-b",
     ]
     created = Listed([container("a", state="created")])
-    assert names(created, _reaper.UNSTARTED - 1) == [] and names(created, _reaper.UNSTARTED) == ["spt-flow-alice-a"]
+    assert names(created, reaper_engine.UNSTARTED - 1) == [] and names(created, reaper_engine.UNSTARTED) == [
+        "spt-flow-alice-a"
+    ]
 
 
 # Doing
@@ -184,9 +188,9 @@ class FakeEngine:
         self.warned.append(container)
 
 
-def sweep(engine: FakeEngine, folder: Path, after: float = TTL, dry: bool = False) -> _reaper.Report:
+def sweep(engine: FakeEngine, folder: Path, after: float = TTL, dry: bool = False) -> reaper_engine.Report:
     path = str(folder / "state" / "reaper.json")
-    return _reaper.sweep(path, dry, engine, lambda: 10_000 + after, lambda: NOW + after)  # type: ignore[arg-type]
+    return reaper_engine.sweep(path, dry, engine, lambda: 10_000 + after, lambda: NOW + after)  # type: ignore[arg-type]
 
 
 def test_a_pass_deletes_by_id_and_warns_who_is_there(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_pass_deletes_by_id_and_warns_who_is_there(tmp_path: Path) -> None:
 def test_a_dry_pass_touches_nothing(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([container("a")]))
     report = sweep(engine, tmp_path, dry=True)
-    assert _reaper.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL is over"]
+    assert reaper_engine.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL is over"]
     assert engine.deleted == [] and list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +241,7 @@ def test_a_killed_pass_is_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         sweep(engine, tmp_path)
     engine.fail, engine.listed = {}, Listed([container("b")], engine.listed.volumes)
-    assert sweep(engine, tmp_path, _reaper.GRACE).reaped == ["spt-flow-alice-b", "spt-flow-alice-gone-docker"]
+    assert sweep(engine, tmp_path, reaper_engine.GRACE).reaped == ["spt-flow-alice-b", "spt-flow-alice-gone-docker"]
 
 
 def test_a_volume_that_was_made_anew_meanwhile_stays(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_volume_that_was_made_anew_meanwhile_stays(tmp_path: Path) -> None:
     engine.get_json = lambda path, query=None: (  # type: ignore[method-assign]
         fresh if path.startswith("/volumes/") else {"Volumes": [volume("gone", "docker")]} if path == "/volumes" else []
     )
-    sweep(engine, tmp_path, _reaper.GRACE)
+    sweep(engine, tmp_path, reaper_engine.GRACE)
     assert engine.deleted == []
 
 
@@ -260,8 +264,8 @@ def test_a_broken_memory_counts_as_none(tmp_path: Path, text: str) -> None:
 
 
 def test_metrics_tell_of_a_silent_engine() -> None:
-    assert "spt_flow_reaper_up 0\n" in _reaper.metrics(None, Memory(), NOW)
-    text = _reaper.metrics(_reaper.Report(overdue=7.4), Memory(reaped=3), NOW)
+    assert "spt_flow_reaper_up 0\n" in reaper_engine.metrics(None, Memory(), NOW)
+    text = reaper_engine.metrics(reaper_engine.Report(overdue=7.4), Memory(reaped=3), NOW)
     assert "spt_flow_reaper_up 1\n" in text and "spt_flow_reaper_reaped_total 3\n" in text
     assert "spt_flow_reaper_overdue_seconds 7\n" in text and f"last_run_seconds {NOW:.0f}\n" in text
 
@@ -275,12 +279,9 @@ def test_a_thousand_of_which_a_hundred_have_expired(tmp_path: Path) -> None:
 def test_the_program_fails_without_an_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    library = tmp_path / "lib" / "spt_flow_host"
-    library.mkdir(parents=True)
     root = Path(__file__).resolve().parents[2]
-    for name in ("_errors", "_docker_http", "_reaper"):
-        (library / f"{name}.py").write_bytes((root / f"plugins/module_utils/{name}.py").read_bytes())
-    monkeypatch.setenv("SPT_FLOW_LIB", str(library.parent))
+    shutil.copytree(root / "plugins/module_utils/_node", tmp_path / "lib" / "spt_flow_node")
+    monkeypatch.setenv("SPT_FLOW_LIB", str(tmp_path / "lib"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     monkeypatch.setattr(
         "sys.argv", ["spt-flow-reaper", "--textfile", str(tmp_path), "--state", str(tmp_path / "s/reaper.json")]
@@ -314,7 +315,7 @@ def test_what_a_coder_server_made_goes_by_the_same_rules() -> None:
     memory = Memory()
     orphan = Listed([], [on_coder(volume("a", "home", kind="ci")), on_coder(volume("a", "docker"))])
     assert names(orphan, TTL, memory) == []
-    assert names(orphan, TTL + _reaper.GRACE, memory) == [f"spt-flow-{ID}-home"]
+    assert names(orphan, TTL + reaper_engine.GRACE, memory) == [f"spt-flow-{ID}-home"]
     assert names(Listed([], [on_coder(volume("a", "docker"))]), TTL, Memory(lost=dict(memory.lost))) == []
 
 

@@ -7,10 +7,13 @@ import subprocess
 import time
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _repository, _repository_probe
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import names as repository_names
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 
-Repository = _repository.Repository
-Outcome = _repository_probe.Outcome
+Repository = repository_address.Repository
+Outcome = repository_probe.Outcome
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ Outcome = _repository_probe.Outcome
 )
 def test_parse(text, kind, url, identity, slug):
     if kind is None:
-        with pytest.raises(_errors.InvalidInput):
+        with pytest.raises(errors.InvalidInput):
             Repository.parse(text)
         return
     repository = Repository.parse(text)
@@ -71,7 +74,7 @@ def test_the_default_host_can_have_a_port():
 
 
 def test_a_forgotten_scheme_is_suggested():
-    with pytest.raises(_errors.InvalidInput) as caught:
+    with pytest.raises(errors.InvalidInput) as caught:
         Repository.parse("github.com/o/r")
     assert caught.value.hint == "Did you mean https://github.com/o/r?"
 
@@ -102,7 +105,7 @@ def test_the_suffix_comes_from_the_identity():
     ],
 )
 def test_refs(ref):
-    assert _repository.validate_ref(ref) == ref
+    assert repository_names.validate_ref(ref) == ref
 
 
 # probe
@@ -115,7 +118,7 @@ def answer(outcome: Outcome, text: str = "https://h.example/o/r", ref: str = "",
         seen.update(argv=list(argv), environ=dict(environ), timeout=timeout)
         return outcome
 
-    return _repository_probe.probe(Repository.parse(text), ref, runner=runner, **more), seen
+    return repository_probe.probe(Repository.parse(text), ref, runner=runner, **more), seen
 
 
 @pytest.mark.parametrize(
@@ -153,12 +156,12 @@ def test_what_servers_say_is_classified(stderr, state):
 
 def test_an_open_repository_tells_its_head():
     probe, seen = answer(Outcome(0, "c0ffee\tHEAD\n", ""))
-    assert probe == _repository_probe.Probe("open", "", "c0ffee")
+    assert probe == repository_probe.Probe("open", "", "c0ffee")
     assert seen["argv"][-3:] == ["--", "https://h.example/o/r", "HEAD"]
 
 
 def test_an_empty_repository_is_open():
-    assert answer(Outcome(0, "", ""))[0] == _repository_probe.Probe("open")
+    assert answer(Outcome(0, "", ""))[0] == repository_probe.Probe("open")
 
 
 def test_a_branch_that_is_not_there_is_not_found():
@@ -192,7 +195,7 @@ def test_no_git_and_no_time():
         raise FileNotFoundError("git")
 
     repository = Repository.parse("o/r")
-    assert _repository_probe.probe(repository, runner=missing).detail == "git is not installed on this machine"
+    assert repository_probe.probe(repository, runner=missing).detail == "git is not installed on this machine"
     probe, _seen = answer(Outcome(None, "", ""))
     assert (probe.state, probe.detail) == ("unreachable", "no answer within 10 s")
 
@@ -200,7 +203,7 @@ def test_no_git_and_no_time():
 def test_a_program_and_its_children_are_killed_when_the_time_is_over():
     marker = f"3{os.getpid()}.25"
     begun = time.monotonic()
-    outcome = _repository_probe.run_bounded(["sh", "-c", f"sleep {marker} & sleep {marker}"], dict(os.environ), 0.3)
+    outcome = repository_probe.run_bounded(["sh", "-c", f"sleep {marker} & sleep {marker}"], dict(os.environ), 0.3)
     assert outcome.status is None and time.monotonic() - begun < 3
     time.sleep(0.1)
     left = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -209,7 +212,7 @@ def test_a_program_and_its_children_are_killed_when_the_time_is_over():
 
 def test_a_daemon_that_is_left_behind_does_not_hold_the_caller():
     begun = time.monotonic()
-    outcome = _repository_probe.run_bounded(["sh", "-c", "setsid sleep 2 & echo done"], dict(os.environ), 10)
+    outcome = repository_probe.run_bounded(["sh", "-c", "setsid sleep 2 & echo done"], dict(os.environ), 10)
     assert outcome == Outcome(0, "done\n", "") and time.monotonic() - begun < 1.5
 
 
@@ -241,8 +244,8 @@ def test_a_local_repository_becomes_a_bundle_that_can_be_cloned(folder, tmp_path
     head = commit(folder)
     git(folder, "branch", "side")
     repository = Repository.parse(str(folder))
-    assert _repository_probe.probe(repository) == _repository_probe.Probe("open", "", head)
-    (tmp_path / "seed.bundle").write_bytes(_repository_probe.make_bundle(repository, "side"))
+    assert repository_probe.probe(repository) == repository_probe.Probe("open", "", head)
+    (tmp_path / "seed.bundle").write_bytes(repository_probe.make_bundle(repository, "side"))
     git(tmp_path, "clone", "-q", "seed.bundle", "copy")
     assert git(tmp_path / "copy", "rev-parse", "HEAD") == head
     assert "origin/side" in git(tmp_path / "copy", "branch", "-r")
@@ -254,15 +257,15 @@ def test_bare_and_detached_repositories_travel_too(folder, tmp_path):
     git(tmp_path, "clone", "-q", "--bare", str(folder), str(tmp_path / "bare.git"))
     for path in (folder, tmp_path / "bare.git"):
         repository = Repository.parse(str(path))
-        assert _repository_probe.probe(repository).head == head
-        assert _repository_probe.make_bundle(repository).startswith(b"# v2 git bundle")
+        assert repository_probe.probe(repository).head == head
+        assert repository_probe.make_bundle(repository).startswith(b"# v2 git bundle")
 
 
 def refusal(path, ref="") -> str:
     repository = Repository.parse(str(path))
-    assert _repository_probe.probe(repository, ref).state == "not-found"
-    with pytest.raises(_errors.NotFound, match="Cannot copy the repository") as caught:
-        _repository_probe.make_bundle(repository, ref)
+    assert repository_probe.probe(repository, ref).state == "not-found"
+    with pytest.raises(errors.NotFound, match="Cannot copy the repository") as caught:
+        repository_probe.make_bundle(repository, ref)
     return caught.value.message
 
 

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _ci_record, _repository, _repository_probe
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 from ansible_collections.spt.flow.tests import hostile
 
 SPRUNG = [trap for trap in hostile.EXECUTING if trap.spring]
@@ -24,15 +26,15 @@ def test_no_trap_works(tmp_path: Path, trap: hostile.Trap) -> None:
     place = hostile.Place.make(tmp_path)
     secret = place.secret
     trap.set(place)
-    repository = _repository.Repository.parse(str(place.folder))
+    repository = repository_address.Repository.parse(str(place.folder))
     place.canary.unlink(missing_ok=True)
     begun = time.monotonic()
-    _repository_probe.probe(repository)
+    repository_probe.probe(repository)
     try:
-        bundle = _repository_probe.make_bundle(repository, timeout=20)
+        bundle = repository_probe.make_bundle(repository, timeout=20)
     except FlowError:
         bundle = b""
-    address = _ci_record.source(repository)["origin"]
+    address = ci_record.source(repository)["origin"]
     assert not place.canary.exists(), place.canary.read_text()
     assert "private" not in address
     assert time.monotonic() - begun < 15

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _repository_local, _repository_probe
-from ansible_collections.spt.flow.plugins.module_utils._errors import NotFound
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import NotFound
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import local as repository_local
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
 from ansible_collections.spt.flow.tests.hostile import git
 
 OTHER = 54321
@@ -26,7 +27,7 @@ def repository(path: Path, *options: str) -> Path:
 
 def copied(path: Path, tmp_path: Path, ref: str = "") -> set[str]:
     """Names and commits of what a workspace gets of the folder ``path``."""
-    (tmp_path / "seed.bundle").write_bytes(_repository_probe.make_bundle(Repository.parse(str(path)), ref))
+    (tmp_path / "seed.bundle").write_bytes(repository_probe.make_bundle(Repository.parse(str(path)), ref))
     heads = git(tmp_path, "ls-remote", "seed.bundle")
     git(tmp_path, "clone", "-q", "--bare", "seed.bundle", str(tmp_path / "copy"))
     git(tmp_path / "copy", "fsck", "--strict")
@@ -35,7 +36,7 @@ def copied(path: Path, tmp_path: Path, ref: str = "") -> set[str]:
 
 def refused(path: Path) -> str:
     with pytest.raises(NotFound, match="Cannot copy the repository") as caught:
-        _repository_probe.make_bundle(Repository.parse(str(path)))
+        repository_probe.make_bundle(Repository.parse(str(path)))
     return caught.value.message
 
 
@@ -119,7 +120,7 @@ def test_the_folder_belongs_to_the_caller(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / ".gitconfig").write_text("") if value == str(tmp_path / "other") else None
         with open(tmp_path / ".gitconfig", "a", encoding="utf-8") as file:
             file.write(f"[safe]\n\tdirectory = {value}\n")
-        state = _repository_probe.probe(Repository.parse(str(path))).state
+        state = repository_probe.probe(Repository.parse(str(path))).state
         assert (state == "open") is good, value
 
 
@@ -132,7 +133,7 @@ def test_a_file_that_is_not_git_is_a_sentence(tmp_path: Path) -> None:
 def test_the_environment_of_git_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GIT_DIR", "GIT_EXEC_PATH", "GIT_CONFIG_COUNT", "GIT_SSH_COMMAND", "GIT_ALTERNATE_OBJECT_DIRECTORIES"):
         monkeypatch.setenv(name, "/nowhere")
-    found = _repository_local.environment(str(tmp_path))
+    found = repository_local.environment(str(tmp_path))
     assert found["GIT_DIR"] == found["HOME"] == str(tmp_path)
     assert "/nowhere" not in found.values() and found["GIT_ALLOW_PROTOCOL"] == "none"
 

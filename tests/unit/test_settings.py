@@ -6,54 +6,60 @@ import os
 import re
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _settings
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
 
-Settings = _settings.Settings
-GIB = _settings.GIBIBYTE
+Settings = settings_workspace.Settings
+GIB = settings_options.GIBIBYTE
 
 
-def refused(layers) -> _errors.InvalidInput:
-    with pytest.raises(_errors.InvalidInput) as caught:
-        _settings.resolve(layers)
+def refused(layers) -> errors.InvalidInput:
+    with pytest.raises(errors.InvalidInput) as caught:
+        settings_resolve.resolve(layers)
     return caught.value
 
 
 def test_defaults_of_the_table_and_of_the_dataclass_agree():
-    assert Settings.of(_settings.resolve([])) == Settings()
+    assert Settings.of(settings_resolve.resolve([])) == Settings()
 
 
 def test_every_option_is_whole():
-    for option in _settings.OPTIONS.values():
+    for option in settings_options.OPTIONS.values():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", option.name)
         assert option.description.endswith(".")
         assert option.type in ("str", "bool", "int", "float", "duration", "size")
         assert option.scope in ("verb", "workspace", "client", "image")
         assert not option.choices or option.default in option.choices
         assert (option.low is None) == (option.high is None)
-        _settings.convert(option, option.default)
+        settings_values.convert(option, option.default)
     reserved = {"name", "port", "tags", "timeout", "action", "environment"}
-    assert not reserved & set(_settings.OPTIONS)
+    assert not reserved & set(settings_options.OPTIONS)
 
 
 def test_the_first_layer_wins():
     layers = {
         "the task": {"cpus": None},
         "extra variables": {"cpus": "3"},
-        "the environment": _settings.from_environment({"SPT_FLOW_CPUS": "2", "SPT_FLOW_MEMORY": "4g"}),
+        "the environment": settings_resolve.from_environment({"SPT_FLOW_CPUS": "2", "SPT_FLOW_MEMORY": "4g"}),
         "the settings file": {"memory": "2g", "pids": 512},
         "the inventory": {"pids": 1024, "kvm": "disabled"},
     }
-    values = _settings.resolve(layers)
+    values = settings_resolve.resolve(layers)
     assert (values["cpus"], values["memory"], values["pids"], values["kvm"]) == (3.0, 4 * GIB, 512, "disabled")
     assert values["docker"] == "auto"
 
 
 def test_an_empty_environment_variable_is_absent():
-    assert _settings.from_environment({"SPT_FLOW_REF": "", "SPT_FLOW_REPO": "o/r", "OTHER": "x"}) == {"repo": "o/r"}
+    assert settings_resolve.from_environment({"SPT_FLOW_REF": "", "SPT_FLOW_REPO": "o/r", "OTHER": "x"}) == {
+        "repo": "o/r"
+    }
 
 
 def test_an_empty_extra_variable_takes_a_lower_value_away():
-    assert _settings.resolve([{"dotfiles": ""}, {"dotfiles": "o/dotfiles"}])["dotfiles"] == ""
+    assert settings_resolve.resolve([{"dotfiles": ""}, {"dotfiles": "o/dotfiles"}])["dotfiles"] == ""
 
 
 def test_a_mistake_that_a_higher_layer_hides_still_shows():
@@ -77,7 +83,7 @@ def test_an_unknown_choice_names_the_nearest():
     + [(60, 60)],
 )
 def test_durations(text, seconds):
-    assert _settings.parse_duration(text) == seconds
+    assert settings_values.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -86,21 +92,21 @@ def test_durations(text, seconds):
     + [("1t", 2**40), ("4096k", 2**22), ("1024", 1024), (1024, 1024)],
 )
 def test_sizes(text, size):
-    assert _settings.parse_size(text) == size
+    assert settings_values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("word", ["true", "True", "yes", "on", "1", 1, True, " y "])
 def test_true(word):
-    assert _settings.as_bool(word) is True
+    assert settings_values.as_bool(word) is True
 
 
 @pytest.mark.parametrize("word", ["false", "FALSE", "no", "off", "0", 0, False, "n"])
 def test_false(word):
-    assert _settings.as_bool(word) is False
+    assert settings_values.as_bool(word) is False
 
 
 def test_never_and_any_are_zero():
-    values = _settings.resolve([{"idle_stop": "0", "ide_port": "0", "depth": 0}])
+    values = settings_resolve.resolve([{"idle_stop": "0", "ide_port": "0", "depth": 0}])
     assert (values["idle_stop"], values["ide_port"], values["depth"]) == (0, 0, 0)
 
 
@@ -128,28 +134,28 @@ def settings_file(tmp_path, monkeypatch):
 
 
 def test_no_settings_file(settings_file):
-    assert _settings.load_user_settings() == {}
+    assert settings_resolve.load_user_settings() == {}
 
 
 def test_a_settings_file(settings_file):
     path = settings_file("memory: 4g\ncpus: 2\nconnect: no\n")
-    assert _settings.user_settings_file() == path
-    assert _settings.load_user_settings() == {"memory": "4g", "cpus": 2, "connect": False}
+    assert settings_resolve.user_settings_file() == path
+    assert settings_resolve.load_user_settings() == {"memory": "4g", "cpus": 2, "connect": False}
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_settings_file_that_others_can_change(settings_file, mode):
     path = settings_file("cpus: 2\n", mode)
-    with pytest.raises(_errors.InvalidInput, match="can be changed by others") as caught:
-        _settings.load_user_settings()
+    with pytest.raises(errors.InvalidInput, match="can be changed by others") as caught:
+        settings_resolve.load_user_settings()
     assert caught.value.hint == f"chmod go-w {path}"
 
 
 def test_a_settings_file_of_somebody_else(settings_file, monkeypatch):
     path = settings_file("cpus: 2\n")
     os.chown(path, 12345, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(_errors.InvalidInput, match="belongs to somebody else"):
-        _settings.load_user_settings()
+    with pytest.raises(errors.InvalidInput, match="belongs to somebody else"):
+        settings_resolve.load_user_settings()
 
 
 @pytest.mark.parametrize(
@@ -169,14 +175,14 @@ def test_a_settings_file_of_somebody_else(settings_file, monkeypatch):
 )
 def test_a_settings_file_that_is_wrong(settings_file, content, words):
     settings_file(content)
-    with pytest.raises(_errors.InvalidInput, match=re.escape(words)):
-        _settings.load_user_settings()
+    with pytest.raises(errors.InvalidInput, match=re.escape(words)):
+        settings_resolve.load_user_settings()
 
 
 def test_an_unreadable_settings_file(settings_file, tmp_path):
     (tmp_path / "spt-flow" / "config.yml").mkdir()
-    with pytest.raises(_errors.InvalidInput, match="Cannot read the settings file"):
-        _settings.load_user_settings()
+    with pytest.raises(errors.InvalidInput, match="Cannot read the settings file"):
+        settings_resolve.load_user_settings()
 
 
 def test_yaml_booleans_in_disguise_are_explained():
@@ -194,8 +200,8 @@ def test_the_hash_stands_for_what_is_fixed_at_create():
     assert Settings(memory=4 * GIB).hash() != digest
     assert Settings(kvm="disabled").hash() != digest
     assert Settings(wait_timeout=5).hash() == digest
-    assert Settings.of(_settings.resolve([{"cpus": 4}])).hash() == digest
-    assert Settings.of(_settings.resolve([{"cpus": "4.0", "memory": "8192m"}])).hash() == digest
+    assert Settings.of(settings_resolve.resolve([{"cpus": 4}])).hash() == digest
+    assert Settings.of(settings_resolve.resolve([{"cpus": "4.0", "memory": "8192m"}])).hash() == digest
 
 
 def test_a_machine_that_is_large_enough_changes_nothing():
@@ -232,4 +238,4 @@ def test_docker_arguments():
 
 def test_the_default_owner_is_the_login_name(monkeypatch):
     monkeypatch.setenv("LOGNAME", "Ada.Lovelace@corp")
-    assert _settings.default_owner() == "ada-lovelace-corp"
+    assert settings_resolve.default_owner() == "ada-lovelace-corp"

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import (
-    _coder_template,
-    _devcontainer,
-    _docker_body,
-    _image_identity,
-    _settings,
-)
-from ansible_collections.spt.flow.plugins.module_utils._repository import Repository
-from ansible_collections.spt.flow.plugins.module_utils._settings import MEBIBYTE, Settings
-from ansible_collections.spt.flow.plugins.module_utils._target import EngineFacts
-from ansible_collections.spt.flow.plugins.module_utils._workspace import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import MEBIBYTE
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import EngineFacts
 from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +45,7 @@ FACTS = EngineFacts(
     log_driver="json-file",
     local=True,
 )
-SECCOMP = json.loads(_docker_body.SECCOMP.read_text(encoding="utf-8"))
+SECCOMP = json.loads(docker_container.SECCOMP.read_text(encoding="utf-8"))
 
 quick = settings(max_examples=60, deadline=None, database=None)
 values = st.builds(
@@ -68,18 +67,18 @@ values = st.builds(
 def _read_once() -> Iterator[None]:
     """An image's identity is made of many files, and each example asks for it several times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_image_identity, "identity", functools.cache(_image_identity.identity))
+        patch.setattr(image_identity, "identity", functools.cache(image_identity.identity))
         yield
 
 
 def image(chosen: Settings) -> str:
-    return _image_identity.identity(chosen.profile).tag
+    return image_identity.identity(chosen.profile).tag
 
 
 def docker(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
     deadline = 1 if kind == "ci" else None
     spec = WorkspaceSpec("ada", chosen, "demo", REPOSITORY, kind=kind, image=image(chosen), deadline=deadline)
-    body = _docker_body.container_body(spec, _docker_body.Plan.of(spec, FACTS, True, lambda path: True))
+    body = docker_container.container_body(spec, docker_container.Plan.of(spec, FACTS, True, lambda path: True))
     host, environment = body["HostConfig"], dict(word.split("=", 1) for word in body["Env"])
     security = dict(option.split("=", 1) for option in host["SecurityOpt"])
     return {
@@ -103,7 +102,7 @@ def docker(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
 
 def terraform(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
     """What the template makes of its variables, by the lines of its text that use them."""
-    wanted = _coder_template.ours(chosen, kind, "spt-flow", {}, apparmor=_docker_body.APPARMOR)
+    wanted = coder_template.ours(chosen, kind, "spt-flow", {}, apparmor=docker_container.APPARMOR)
     values = wanted.variables
     inside = values["docker"] == "true"
 
@@ -142,8 +141,8 @@ def terraform(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
 
 
 def devcontainer(chosen: Settings, repository: Repository | None = REPOSITORY) -> dict[str, Any]:
-    made = _devcontainer.files(chosen, image(chosen), repository, apparmor=True)
-    configuration = json.loads(made["devcontainer.json"].removeprefix(_devcontainer.MARK))
+    made = docker_devcontainer.files(chosen, image(chosen), repository, apparmor=True)
+    configuration = json.loads(made["devcontainer.json"].removeprefix(docker_devcontainer.MARK))
     words = [word.removeprefix("--").partition("=")[::2] for word in configuration["runArgs"]]
     one, every = dict(words), lambda name: [value for key, value in words if key == name]
     security = dict(option.split("=", 1) for option in every("security-opt"))
@@ -204,10 +203,10 @@ def test_every_rendering_says_the_same(chosen: Settings) -> None:
 @given(values)
 def test_a_pipeline_gets_the_same_settings(chosen: Settings) -> None:
     environment = chosen.pipeline_environment()
-    again = Settings.of(_settings.resolve([_settings.from_environment(environment)]))
+    again = Settings.of(settings_resolve.resolve([settings_resolve.from_environment(environment)]))
     assert replace(again, known_hosts=chosen.known_hosts).hash() == chosen.hash()
     assert not any("\n" in value or "'" in value for value in environment.values())
-    made = _devcontainer.files(chosen, "image")
+    made = docker_devcontainer.files(chosen, "image")
     assert dict(line.split("=", 1) for line in made.get("ci.env", "").splitlines()) == environment
 
 
@@ -218,15 +217,15 @@ def test_a_file_asks_unknown_engines_for_nothing_that_is_merely_auto(chosen: Set
     assert ("/dev/kvm" in found["devices"]) == (chosen.kvm == "required")
     assert (found["docker"] == "on") == ("/dev/fuse" in found["devices"]) == (chosen.docker == "required")
     assert (found["runtime"] == "spt-flow") == (found["seccomp"] is not None) == (chosen.docker == "required")
-    text = json.dumps(_devcontainer.files(chosen, "image"))
+    text = json.dumps(docker_devcontainer.files(chosen, "image"))
     assert "privileged" not in text and "docker.sock" not in text and "--network=host" not in text
 
 
 def test_unsafe_is_said_in_so_many_words_only() -> None:
     for value in ("auto", "required", "disabled"):
-        assert "systempaths" not in json.dumps(_devcontainer.files(Settings(docker=value), "image"))
+        assert "systempaths" not in json.dumps(docker_devcontainer.files(Settings(docker=value), "image"))
     assert "--security-opt=systempaths=unconfined" in json.dumps(
-        _devcontainer.files(Settings(docker="unsafe"), "image")
+        docker_devcontainer.files(Settings(docker="unsafe"), "image")
     )
 
 
@@ -269,7 +268,7 @@ def test_every_value_of_the_start_contract_comes_everywhere_or_its_absence_is_ex
 
 def test_the_published_template_is_what_the_settings_say() -> None:
     folder = CHECKOUT / "templates/devcontainer"
-    wanted = _devcontainer.template()
+    wanted = docker_devcontainer.template()
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(wanted)
     for name, text in wanted.items():
         assert (folder / name).read_text(encoding="utf-8") == text, f"{name}: make docs"

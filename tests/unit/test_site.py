@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.spt.flow.plugins.module_utils import _inventory
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import inventory as controller_inventory
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "inventories/example"
 ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
 PLAYBOOKS = ("site", "preflight", "hosts", "image", "release", "verify", "reset")
 PLAYBOOKS += ("coder_server", "coder_nodes", "bootstrap", "servers", "server_health", "rollback")
-NAMES = _inventory.known(CHECKOUT / "roles")
+NAMES = controller_inventory.known(CHECKOUT / "roles")
 
 
 def playbook(*argv: str, cwd: Path = CHECKOUT) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,7 @@ def test_the_example_names_every_variable_of_a_role_with_its_default(role: str) 
 
 def test_the_example_as_it_is_has_no_problem() -> None:
     hosts = yaml.safe_load((EXAMPLE / "hosts.yml").read_text())["all"]["children"]
-    assert _inventory.groups({name: list(group["hosts"]) for name, group in hosts.items()}, "x") == []
+    assert controller_inventory.groups({name: list(group["hosts"]) for name, group in hosts.items()}, "x") == []
     assert len(hosts["flow_nodes"]["hosts"]) == 2
 
 
@@ -66,7 +66,7 @@ def test_the_example_as_it_is_has_no_problem() -> None:
     ],
 )
 def test_a_misspelt_variable_is_told_with_the_nearest_right_name(wrong: str, right: str) -> None:
-    (said,) = _inventory.variables({"node1": [wrong], "node2": [wrong]}, NAMES)
+    (said,) = controller_inventory.variables({"node1": [wrong], "node2": [wrong]}, NAMES)
     assert said == f"The variable {wrong} (set for node1 and 1 more) means nothing; did you mean {right}?"
 
 
@@ -79,16 +79,16 @@ def test_variables_of_others_and_right_ones_are_left_alone() -> None:
         "nginx_port",
         "inventory_hostname",
     ]
-    assert _inventory.variables({"node1": given}, NAMES) == []
+    assert controller_inventory.variables({"node1": given}, NAMES) == []
 
 
 def test_an_unknown_variable_of_ours_without_a_near_name_is_told() -> None:
-    assert "take it out" in _inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
+    assert "take it out" in controller_inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
 
 
 def test_a_renamed_variable_is_told_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_inventory.RENAMED, "host_kvm_old", "host_kvm_required")
-    (said,) = _inventory.variables({"node1": ["host_kvm_old"]}, NAMES)
+    monkeypatch.setitem(controller_inventory.RENAMED, "host_kvm_old", "host_kvm_required")
+    (said,) = controller_inventory.variables({"node1": ["host_kvm_old"]}, NAMES)
     assert said == "The variable host_kvm_old (set for node1) is now called host_kvm_required."
 
 
@@ -101,7 +101,7 @@ def test_a_renamed_variable_is_told_with_its_new_name(monkeypatch: pytest.Monkey
     ],
 )
 def test_wrong_groups_are_one_sentence(groups: dict[str, list[str]], sentence: str) -> None:
-    (said,) = _inventory.groups(groups, "somewhere/example")
+    (said,) = controller_inventory.groups(groups, "somewhere/example")
     assert sentence in said
 
 

@@ -10,17 +10,20 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _snapshots as snapshots
-from ansible_collections.spt.flow.plugins.module_utils._errors import InvalidInput
-from ansible_collections.spt.flow.plugins.module_utils._snapshot_policy import (
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import config as snapshots_config
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import restore as snapshots_restore
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import run as snapshots_run
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import status as snapshots_status
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots.policy import (
     Snapshot,
     days,
     expired,
     newest_good,
     orphaned,
 )
-from ansible_collections.spt.flow.plugins.module_utils._snapshot_restic import _seconds, label_tag
-from ansible_collections.spt.flow.plugins.module_utils._snapshot_volumes import Volume
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots.restic import _seconds, label_tag
+from ansible_collections.spt.flow.plugins.module_utils._node.snapshots.volumes import Volume
 
 WEEK = 7 * 86400
 
@@ -151,19 +154,19 @@ def test_a_volume_that_slept_before_it_was_deleted_keeps_its_snapshots_as_long()
 def test_what_did_not_change_is_stored_again_before_the_week_is_over() -> None:
     record = {"mark": "m", "last_id": "aaaaaaaa00", "error": ""}
     known = [Snapshot("aaaaaaaa", "home", 1e9), Snapshot("bbbbbbbb", "other", 1e9 + 5)]
-    assert snapshots.unchanged(record, "m", known, "home", 1e9 + 6 * 86400)
-    assert not snapshots.unchanged(record, "m", known, "home", 1e9 + 7 * 86400)
-    assert not snapshots.unchanged(record, "m", known, "home", 1e9 - 5), "a clock that went back proves nothing"
-    assert not snapshots.unchanged(record, "n", known, "home", 1e9 + 5)
-    assert not snapshots.unchanged(record, "", known, "home", 1e9 + 5), "a volume that could not be read in full"
-    assert not snapshots.unchanged({**record, "error": "x"}, "m", known, "home", 1e9 + 5)
+    assert snapshots_run.unchanged(record, "m", known, "home", 1e9 + 6 * 86400)
+    assert not snapshots_run.unchanged(record, "m", known, "home", 1e9 + 7 * 86400)
+    assert not snapshots_run.unchanged(record, "m", known, "home", 1e9 - 5), "a clock that went back proves nothing"
+    assert not snapshots_run.unchanged(record, "n", known, "home", 1e9 + 5)
+    assert not snapshots_run.unchanged(record, "", known, "home", 1e9 + 5), "a volume that could not be read in full"
+    assert not snapshots_run.unchanged({**record, "error": "x"}, "m", known, "home", 1e9 + 5)
     newer = Snapshot("cccccccc", "home", 1e9 + 3)
-    assert not snapshots.unchanged(record, "m", [*known, newer], "home", 1e9 + 5), "another one is newer"
-    assert not snapshots.unchanged(record, "m", known[1:], "home", 1e9 + 5), "it is gone from the repository"
+    assert not snapshots_run.unchanged(record, "m", [*known, newer], "home", 1e9 + 5), "another one is newer"
+    assert not snapshots_run.unchanged(record, "m", known[1:], "home", 1e9 + 5), "it is gone from the repository"
 
 
-def config(**changes: object) -> snapshots.Config:
-    return snapshots.Config(repository="/nowhere", **changes)  # type: ignore[arg-type]
+def config(**changes: object) -> snapshots_config.Config:
+    return snapshots_config.Config(repository="/nowhere", **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def config(**changes: object) -> snapshots.Config:
 )
 def test_a_volume_without_a_fresh_snapshot_is_a_problem(last: float | None, created: float, words: str) -> None:
     status = {"volumes": {"home": {"last_good": last} if last is not None else {}}, "verify": {}}
-    found = snapshots.assess(config(), status, [Volume("home", "/x", {}, created)], 1000 * 3600)
+    found = snapshots_status.assess(config(), status, [Volume("home", "/x", {}, created)], 1000 * 3600)
     assert bool(found) == bool(words)
     assert words in "".join(found)
 
@@ -193,7 +196,7 @@ def test_metrics_tell_age_and_last_result_per_volume() -> None:
         "run": {"ok": True},
         "verify": {},
     }
-    text = snapshots.metrics(status, 160)
+    text = snapshots_status.metrics(status, 160)
     assert 'spt_flow_snapshot_age_seconds{volume="a"} 60\n' in text
     assert 'spt_flow_snapshot_ok{volume="b"} 0\n' in text
     assert "gone" not in text
@@ -205,12 +208,12 @@ def test_metrics_tell_age_and_last_result_per_volume() -> None:
 )
 def test_paths_that_leave_the_home_are_refused(path: str) -> None:
     with pytest.raises(InvalidInput, match="does not lie in the home"):
-        snapshots.inner_path(path)
+        snapshots_restore.inner_path(path)
 
 
 def test_paths_of_the_home_are_understood() -> None:
-    assert snapshots.inner_path("/home/coder/a/./b c") == "a/b c"
-    assert snapshots.inner_path("x*[y]") == "x*[y]"
+    assert snapshots_restore.inner_path("/home/coder/a/./b c") == "a/b c"
+    assert snapshots_restore.inner_path("x*[y]") == "x*[y]"
 
 
 def test_restic_times_of_every_zone_are_read() -> None:
@@ -225,7 +228,7 @@ def test_a_label_with_a_comma_is_one_tag() -> None:
 def test_unknown_settings_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "c.json").write_text('{"repository": "/r", "keep_dayz": 1}')
     with pytest.raises(InvalidInput, match="keep_dayz"):
-        snapshots.Config.load(str(tmp_path / "c.json"))
+        snapshots_config.Config.load(str(tmp_path / "c.json"))
 
 
 def test_the_dashboard_of_a_coder_workspace_tells_its_last_snapshot_and_nobody_elses_name(
@@ -238,16 +241,16 @@ def test_the_dashboard_of_a_coder_workspace_tells_its_last_snapshot_and_nobody_e
         def create(self, name: str, labels: dict[str, str]) -> Volume:
             return Volume(name, str(tmp_path))
 
-    monkeypatch.setattr(snapshots, "Engine", Engine)
+    monkeypatch.setattr(snapshots_run, "Engine", Engine)
     (tmp_path / "spt-flow-gone-home").write_text("2020-01-01\n")
     volumes = {
         "spt-flow-1234-home": {"labels": {"spt.flow.coder": "1234"}, "last_good": 1_800_000_000.0},
         "spt-flow-new-home": {"labels": {"spt.flow.coder": "new"}},
         "spt-flow-alice-secret-home": {"labels": {"spt.flow.owner": "alice"}, "last_good": 1_800_000_000.0},
     }
-    snapshots.publish(snapshots.Config(str(tmp_path / "repository")), {"volumes": volumes})
+    snapshots_run.publish(snapshots_config.Config(str(tmp_path / "repository")), {"volumes": volumes})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "spt-flow-1234-home": "2027-01-15 08:00 UTC\n"
     }
-    template = Path(snapshots.__file__).resolve().parents[2] / "templates/coder/spt-flow/main.tf"
-    assert f'volume_name    = "{snapshots.MARKS}"' in template.read_text()
+    template = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow/main.tf"
+    assert f'volume_name    = "{snapshots_run.MARKS}"' in template.read_text()

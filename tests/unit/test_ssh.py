@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _ssh
-from ansible_collections.spt.flow.plugins.module_utils._errors import FlowError
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import ssh as docker_ssh
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 
 DEMO = Workspace("ada", "demo", "example.com/o/demo")
 
@@ -27,7 +28,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def effective(host: str) -> dict[str, str]:
     """What OpenSSH itself makes of the configuration for ``host``."""
-    argv = ["ssh", "-G", "-F", str(_ssh.prepare()), host]
+    argv = ["ssh", "-G", "-F", str(workspace_ssh.prepare()), host]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
     return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
 
@@ -61,7 +62,7 @@ def test_key_is_made_once_and_private(runtime):
 
 
 def test_many_at_once_get_one_whole_pair(runtime):
-    _ssh.prepare()
+    workspace_ssh.prepare()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(effective, [f"spt-flow-ada-{number}" for number in range(8)]))
     key = runtime / "id_ed25519"
@@ -72,26 +73,26 @@ def test_many_at_once_get_one_whole_pair(runtime):
 
 def test_words(runtime):
     config = str(runtime / "ssh_config")
-    assert _ssh.argv(DEMO) == ["ssh", "-F", config, "spt-flow-ada-demo"]
-    assert _ssh.argv(DEMO, terminal=True)[3] == "-t"
-    assert _ssh.argv(DEMO, "-v; id") == ["ssh", "-F", config, "--", "spt-flow-ada-demo", "-v; id"]
+    assert workspace_ssh.argv(DEMO) == ["ssh", "-F", config, "spt-flow-ada-demo"]
+    assert workspace_ssh.argv(DEMO, terminal=True)[3] == "-t"
+    assert workspace_ssh.argv(DEMO, "-v; id") == ["ssh", "-F", config, "--", "spt-flow-ada-demo", "-v; id"]
 
 
 def test_directory_is_quoted(tmp_path):
     strange = tmp_path / "it's $(touch x); -rf"
     strange.mkdir()
-    argv = ["sh", "-c", _ssh.inside(str(strange), "pwd")]
+    argv = ["sh", "-c", workspace_ssh.inside(str(strange), "pwd")]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=10, cwd=tmp_path).stdout
     assert said.strip() == str(strange) and not (tmp_path / "x").exists()
-    assert _ssh.inside("", "true") == "true"
+    assert workspace_ssh.inside("", "true") == "true"
 
 
 def test_configuration_is_written_only_when_it_differs(runtime):
-    path = _ssh.prepare()
+    path = workspace_ssh.prepare()
     os.utime(path, (1, 1))
-    assert _ssh.prepare().stat().st_mtime == 1
+    assert workspace_ssh.prepare().stat().st_mtime == 1
     path.write_text("old")
-    assert "Match originalhost spt-flow-*" in _ssh.prepare().read_text()
+    assert "Match originalhost spt-flow-*" in workspace_ssh.prepare().read_text()
 
 
 @pytest.mark.parametrize("wrong", ["file", "open", "link"])
@@ -105,15 +106,15 @@ def test_a_folder_of_somebody_else_is_not_used(runtime, tmp_path, monkeypatch, w
         (tmp_path / "elsewhere").mkdir(mode=0o700)
         runtime.symlink_to(tmp_path / "elsewhere")
     second = tmp_path / "second"
-    monkeypatch.setattr(_ssh, "_candidates", lambda: iter([runtime, second]))
-    assert _ssh.runtime_folder() == second
-    monkeypatch.setattr(_ssh, "_candidates", lambda: iter([runtime]))
+    monkeypatch.setattr(docker_ssh, "_candidates", lambda: iter([runtime, second]))
+    assert docker_ssh.runtime_folder() == second
+    monkeypatch.setattr(docker_ssh, "_candidates", lambda: iter([runtime]))
     with pytest.raises(FlowError) as caught:
-        _ssh.runtime_folder()
+        docker_ssh.runtime_folder()
     assert str(runtime) in caught.value.hint
 
 
 @pytest.mark.parametrize("strange", ["relative/x", "/with space", '/with"quote', "/with%h", "/with$(id)", ""])
 def test_runtime_directories_that_a_shell_would_read_are_passed_over(monkeypatch, strange):
     monkeypatch.setenv("XDG_RUNTIME_DIR", strange)
-    assert f"{strange}/spt-flow" not in [str(path) for path in _ssh._candidates()]
+    assert f"{strange}/spt-flow" not in [str(path) for path in docker_ssh._candidates()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _errors, _wait
+from ansible_collections.spt.flow.plugins.module_utils._node import errors
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import wait as common_wait
 
 
 class Clock:
@@ -19,9 +20,9 @@ class Clock:
         self.now += seconds
 
 
-def waiter(timeout: float, check: bool = False) -> tuple[_wait.Waiter, Clock]:
+def waiter(timeout: float, check: bool = False) -> tuple[common_wait.Waiter, Clock]:
     clock = Clock()
-    return _wait.Waiter(timeout, check, clock, clock.sleep), clock
+    return common_wait.Waiter(timeout, check, clock, clock.sleep), clock
 
 
 def test_until_returns_what_came():
@@ -33,7 +34,7 @@ def test_until_returns_what_came():
 
 def test_until_ends_at_the_deadline_and_asks_once_more_there():
     wait, clock = waiter(3)
-    with pytest.raises(_errors.DeadlineExceeded, match="Waited 3 s for a miracle") as caught:
+    with pytest.raises(errors.DeadlineExceeded, match="Waited 3 s for a miracle") as caught:
         wait.until("a miracle", lambda: None)
     assert clock.now == pytest.approx(103)
     assert caught.value.code == 5

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Filled by the collection from the inventory's flow_* values (plugins/module_utils/_settings.py); every one is sent at each roll-out.
+# Filled by the collection from the inventory's flow_* values (plugins/plugin_utils/_engine/settings/options.py); every one is sent at each roll-out.
 
 variable "kind" {
   type        = string

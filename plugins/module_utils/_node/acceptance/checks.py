@@ -1,0 +1,159 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is required of a workspace host, measured on it without changing anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlowError
+from ..kvm import probe as kvm_probe
+from ..machine import audit as audit_module
+from ..machine import facts as machine_facts
+from ..snapshots import config as snapshots_config
+from ..snapshots import status as snapshots_status
+from ..snapshots.volumes import Engine
+from .report import Row, judge
+
+LIBRARY = "/usr/local/lib/spt-flow"
+GIB = 1 << 30
+TIMERS = (
+    "spt-flow-audit-status",
+    "spt-flow-audit-archive",
+    "spt-flow-snapshots",
+    "spt-flow-snapshots-verify",
+    "spt-flow-snapshots-status",
+    "spt-flow-images",
+)
+
+
+def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int = 5) -> list[Row]:
+    """Every requirement, in the order in which the roles bring it about."""
+    systemd = Path("/run/systemd/system").is_dir()
+    return [
+        judge("systemd", "yes" if systemd else "process 1 is something else", "yes", systemd, possible=False),
+        *kvm(kvm_required),
+        *engine(min_free_gib),
+        *images(systemd),
+        *([firewall_rules()] if firewall else []),
+        *audit(systemd, machine_facts.system(Path("/"))["container"]),
+        *snapshots(systemd),
+    ]
+
+
+def kvm(required: bool) -> list[Row]:
+    """The functional verdict; a host without KVM is accepted where nobody requires it."""
+    verdict = kvm_probe.verdict()
+    limit = "works" if required else "works, or emulation"
+    rows = [judge("virtual machines (KVM)", f"{verdict.state}: {verdict.message}", limit, verdict.works, required)]
+    if Path(verdict.device).exists():
+        mode = os.stat(verdict.device).st_mode & 0o777
+        rows.append(judge("device for workspaces", f"{verdict.device} {mode:04o}", "0666", mode & 0o006 == 0o006))
+    return rows
+
+
+def engine(min_free_gib: int) -> list[Row]:
+    """What the engine says of itself."""
+    try:
+        info: dict[str, Any] = Engine().call("GET", "/info")
+    except FlowError as error:
+        return [judge("Docker engine", error.message, "answers", False)]
+    options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]
+    root = info.get("DockerRootDir", "/var/lib/docker")
+    free = shutil.disk_usage(root).free // GIB if Path(root).exists() else 0
+    return [
+        judge("Docker engine", info.get("ServerVersion", "?"), "answers", True),
+        judge("user-namespace remapping", ", ".join(options), "name=userns", "name=userns" in options),
+        judge("seccomp", ", ".join(options), "name=seccomp", "name=seccomp" in options),
+        judge(
+            "AppArmor",
+            "name=apparmor" if "name=apparmor" in options else "not in this kernel",
+            "name=apparmor",
+            "name=apparmor" in options,
+            Path("/sys/kernel/security/apparmor").is_dir(),
+        ),
+        judge(
+            "runtime spt-flow",
+            ", ".join(sorted(info.get("Runtimes", {}))),
+            "spt-flow",
+            "spt-flow" in info.get("Runtimes", {}),
+        ),
+        judge(
+            "engine restarts keep workspaces",
+            f"live-restore {info.get('LiveRestoreEnabled')}",
+            "live-restore True",
+            bool(info.get("LiveRestoreEnabled")),
+        ),
+        judge(
+            "room for workspaces", f"{free} GiB free at {root}", f"at least {min_free_gib} GiB", free >= min_free_gib
+        ),
+    ]
+
+
+def images(systemd: bool) -> list[Row]:
+    """Whether the engine has the workspace image that the role host_images recorded, and whether that is watched."""
+    code, said = _run(f"{LIBRARY}/spt-flow-images")
+    return [
+        judge("workspace image", said.partition(" Bring it")[0], "present", code == 0),
+        _timer(TIMERS[5], systemd),
+    ]
+
+
+def firewall_rules() -> Row:
+    """Whether workspaces are kept from the host's services and from cloud metadata."""
+    code, said = _run(f"{LIBRARY}/spt-flow-firewall", "check")
+    return judge("firewall", "in place" if code == 0 else said or "rules are missing", "in place", code == 0)
+
+
+def audit(systemd: bool, container: bool) -> list[Row]:
+    """Whether the kernel records what root runs and the daemon writes it; reads only, unlike the node's own check.
+
+    A container shares the kernel with its host, and has no audit trail of its own.
+    """
+    possible = systemd and not container
+    try:
+        status = audit_module.kernel()
+        found = audit_module.problems(status, _run("auditctl", "-l")[1], status.get("lost", 0))
+    except (FlowError, OSError) as error:
+        found, status = [getattr(error, "message", str(error))], {}
+    on = bool(status.get("enabled"))
+    lost = status.get("lost", 0) if on else "nothing is recorded"
+    return [
+        judge("audit trail", " ".join(found) or "whole", "whole", not found, possible),
+        judge("audit records lost", lost, "0", lost == 0, possible or on),
+        *[_timer(name, systemd) for name in TIMERS[:2]],
+    ]
+
+
+def snapshots(systemd: bool) -> list[Row]:
+    """Whether every home volume has a fresh snapshot; without systemd nothing makes them in time."""
+    possible = systemd
+    try:
+        found = snapshots_status.report(snapshots_config.Config.load(), time.time())
+        problems, volumes = found["problems"], len(found["volumes"])
+    except (FlowError, OSError) as error:
+        problems, volumes, possible = [getattr(error, "message", str(error))], 0, True
+    said = " ".join(problems) or f"{volumes} volumes are safe"
+    return [
+        judge("snapshots of home volumes", said, "every volume, in time", not problems, possible),
+        *[_timer(name, systemd) for name in TIMERS[2:5]],
+    ]
+
+
+def _timer(name: str, systemd: bool) -> Row:
+    state = _run("systemctl", "is-active", "--", f"{name}.timer")[1] if systemd else "no systemd"
+    return judge(f"timer {name}", state or "unknown", "active", state == "active", systemd)
+
+
+def _run(*argv: str) -> tuple[int, str]:
+    """Exit status and what was said; a program that is not there is a failure with that sentence."""
+    try:
+        done = subprocess.run(argv, text=True, capture_output=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 127, str(error)
+    return done.returncode, (done.stdout + done.stderr).strip()

@@ -1,0 +1,335 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A file system of limited size for a volume (private to the collection; also installed on nodes).
+
+Beside the volume's directory ``_data`` lies a sparse file with the file system, so that whoever removes the volume
+removes it too. It is mounted over ``_data`` while a container of the volume exists. The directory below holds one file,
+``MARKER``: it says that the image holds the data, and keeps the engine from copying the image's home into it. Its
+length is the number of bytes in use, so that the engine's own count of a volume's size stays right.
+
+Moving today's data is one rename at the end: before it, the directory is the data and an image is an unfinished copy;
+after it, the image is the data.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import Conflict, Unhealthy
+from . import kernel
+
+IMAGE = ".spt-flow-disk.ext4"
+FRESH = ".spt-flow-disk.new"
+ASIDE = ".spt-flow-disk.aside"
+STAGING = ".spt-flow-disk.staging"
+NEXT = ".spt-flow-disk.next"
+MARKER = ".spt-flow-disk"
+OPTIONS = "noinit_itable"
+SLACK = 64 << 20
+"""Bytes by which a file system is larger than the data that it is made for."""
+
+
+def step(name: str) -> None:
+    """Called after each step of a migration, so that tests can end the process there."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One change of a volume at a time; the kernel lets go of the lock of a process that was killed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def marked(data: Path) -> bool:
+    """Whether the image holds the data. Only root of the node can have made the mark."""
+    try:
+        found = os.lstat(data / MARKER)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid == 0
+
+
+def is_attached(data: Path) -> bool:
+    """Whether our file system is mounted over ``data``."""
+    top = kernel.on_top(Path(os.path.realpath(data)))
+    return top is not None and top.kind == "ext4" and top.source.startswith("/dev/loop") and top.root == "/"
+
+
+# Attaching
+
+
+def attach(data: Path, size: int) -> bool:
+    """Mount the sized file system over ``data``, made or moved to where needed. Whether there is one now.
+
+    Raises ``FlowError`` where that cannot be done; the data is where it was then.
+    """
+    folder = data.parent
+    if (folder / "opts.json").exists() or (size == 0 and not marked(data)):
+        return is_attached(data)
+    with locked(folder):
+        if is_attached(data):
+            return True
+        try:
+            _tidy(data)
+            if not marked(data):
+                _migrate(data, size)
+            if not (folder / IMAGE).exists():
+                raise Unhealthy(f"The file system of {folder.name} is gone: {folder / IMAGE}.", "Restore a snapshot.")
+            _mount(folder / IMAGE, data, size)
+        except OSError as error:
+            raise Unhealthy(
+                f"Cannot limit the disk of {folder.name}: {error.strerror or error}. Its data is untouched.",
+                "See whether the node has loop devices and room, or do without the limit: disk=0, docker_disk=0.",
+            ) from error
+        return True
+
+
+def _tidy(data: Path) -> None:
+    """Remove what a migration that was killed has left; ``data`` is whole at each of its steps."""
+    folder = data.parent
+    if (folder / NEXT).exists():
+        if not marked(data):
+            # A copy of what is in the directory still.
+            with suppress(FileNotFoundError):
+                (folder / IMAGE).unlink()
+        shutil.rmtree(folder / NEXT)
+    if (folder / STAGING).exists():
+        shutil.rmtree(folder / STAGING)
+    with suppress(FileNotFoundError):
+        (folder / FRESH).unlink()
+
+
+def _migrate(data: Path, size: int) -> None:
+    """Make the file system, copy what ``data`` holds, and let it take the place of the directory in one step."""
+    folder = data.parent
+    if in_use(data):
+        raise Conflict(
+            f"Cannot give {folder.name} a file system of its own: a container that was started without one uses it.",
+            "Stop that container, then run the command again.",
+        )
+    used, count = usage(data)
+    size = max(size, used + used // 8 + SLACK)
+    need(folder, used + used // 8)
+    if (folder / IMAGE).exists():
+        # The mark was taken away by hand: whatever the image holds is kept.
+        os.replace(folder / IMAGE, folder / ASIDE)
+    step("begun")
+    make(folder / FRESH, size, count)
+    step("made")
+    (folder / STAGING).mkdir(mode=0o700)
+    _copied(data, folder / FRESH, folder / STAGING)
+    step("copied")
+    following = folder / NEXT
+    following.mkdir(mode=0o700)
+    _mark(following, used)
+    found = os.stat(data)
+    os.chown(following, found.st_uid, found.st_gid)
+    shutil.copystat(data, following)
+    step("prepared")
+    os.rename(folder / FRESH, folder / IMAGE)
+    kernel.sync(folder)
+    step("named")
+    kernel.exchange(following, data)
+    kernel.sync(folder)
+    step("exchanged")
+    shutil.rmtree(following)
+    (folder / STAGING).rmdir()
+
+
+def in_use(data: Path) -> bool:
+    """Whether a container has the directory itself mounted: what it goes on to write there would be lost."""
+    seen, end = set(), f"/{data.parent.name}/{data.name}"
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            namespace = os.readlink(process / "ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            if any(mount.root.endswith(end) for mount in kernel.mounts(process.name)):
+                return True
+    return False
+
+
+def usage(data: Path) -> tuple[int, int]:
+    """Bytes on the disk and number of the entries below ``data``; what has several names counts once."""
+    total, seen = 0, set()
+    for path, folders, files in os.walk(data):
+        for name in ["."] + files + [f for f in folders if os.path.islink(os.path.join(path, f))]:
+            found = os.lstat(os.path.join(path, name))
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                total += found.st_blocks * 512
+    return total, len(seen)
+
+
+def need(folder: Path, wanted: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < wanted + SLACK:
+        raise Unhealthy(
+            f"Cannot give {folder.name} a file system of its own: {(wanted + SLACK) >> 20} MiB are needed at {folder}, "
+            f"{free >> 20} MiB are free. Its data is untouched.",
+            "Free space on the node, or do without the limit: disk=0, docker_disk=0.",
+        )
+
+
+def make(image: Path, size: int, count: int = 0) -> None:
+    """An empty file system in a sparse file; what can be initialised later is."""
+    size -= size % kernel.BLOCK
+    with open(image, "wb", opener=_private) as file:
+        file.truncate(size)
+    ratio = max(1024, min(16384, size // (2 * count + 1)))
+    extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+    argv = [
+        "mkfs.ext4",
+        "-q",
+        "-F",
+        "-b",
+        str(kernel.BLOCK),
+        "-m",
+        "0",
+        "-i",
+        str(ratio),
+        "-E",
+        extended,
+        "--",
+        str(image),
+    ]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise Unhealthy(
+            "Cannot limit the disk: the node has no mkfs.ext4.", "Run the role spt.flow.host_docker on it again."
+        ) from None
+    if done.returncode:
+        raise Unhealthy(f"Cannot make a file system in {image}: {done.stderr.strip()}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _copied(data: Path, image: Path, staging: Path) -> None:
+    """Copy all of ``data`` into ``image`` and bring it to the disk; mounted where nobody else sees it."""
+    with kernel.loop(image) as device, kernel.private_mounts():
+        kernel.mount(device, staging, "ext4", OPTIONS)
+        (staging / "lost+found").rmdir()
+        copy(f"{data}/.", staging)
+        kernel.sync(staging)
+        kernel.unmount(staging)
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy(source: str, target: Path, *options: str) -> None:
+    """Copy with owners, modes, times, links, holes and attributes."""
+    argv = ["cp", "-a", "--sparse=auto", *options, "--", source, str(target)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["cp failed"])[-1]
+        number = errno.ENOSPC if "No space left" in done.stderr else errno.EIO
+        raise OSError(number, last, source)
+
+
+def _mark(folder: Path, used: int) -> None:
+    with open(folder / MARKER, "wb", opener=_private) as file:
+        file.truncate(used)
+
+
+def _mount(image: Path, data: Path, size: int) -> None:
+    """Mount ``image`` over ``data``, larger where ``size`` is, with what was put into the directory meanwhile."""
+    grown = size > image.stat().st_size
+    if grown:
+        with open(image, "r+b") as file:
+            file.truncate(size - size % kernel.BLOCK)
+    below = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with kernel.loop(image) as device:
+            kernel.refresh(device)
+            kernel.mount(device, data, "ext4", OPTIONS)
+            if _blocks(image) < image.stat().st_size // kernel.BLOCK:
+                subprocess.run(["resize2fs", device], capture_output=True, check=False)
+        _take_in(below, data)
+    finally:
+        os.close(below)
+
+
+def _blocks(image: Path) -> int:
+    """Blocks of the file system by its superblock."""
+    with open(image, "rb") as file:
+        file.seek(1024 + 4)
+        return int.from_bytes(file.read(4), "little")
+
+
+def _take_in(below: int, data: Path) -> None:
+    """Move what the engine was asked to put into a stopped home (a repository, docker cp) to where it was meant.
+
+    What does not fit stays below and is tried again at the next start.
+    """
+    # By a path that the program that copies can open as well.
+    folder = Path(f"/proc/{os.getpid()}/fd/{below}")
+    for name in os.listdir(below):
+        path = folder / name
+        if name == MARKER or usage(path)[0] + SLACK // 8 > shutil.disk_usage(data).free:
+            continue
+        with suppress(OSError):
+            # Never through a link that the workspace has left there.
+            copy(str(path), data, "--remove-destination")
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+# Detaching
+
+
+def detach(data: Path) -> None:
+    """Unmount the file system where it is mounted, and note how much of it is in use."""
+    if not data.parent.is_dir():
+        return
+    with locked(data.parent):
+        if not is_attached(data):
+            return
+        with suppress(OSError):
+            kernel.trim(data)
+        found = os.statvfs(data)
+        kernel.unmount(data)
+        with suppress(OSError):
+            os.truncate(data / MARKER, (found.f_blocks - found.f_bfree) * found.f_frsize)
+
+
+# Reading
+
+
+@contextmanager
+def opened(data: Path) -> Iterator[None]:
+    """Let this process find the home at ``data``, whether or not a container has it mounted.
+
+    What is mounted for that is seen by nobody else, and goes with this process.
+    """
+    if is_attached(data) or not marked(data):
+        yield
+        return
+    with kernel.private_mounts():
+        with locked(data.parent), kernel.loop(data.parent / IMAGE) as device:
+            kernel.mount(device, data, "ext4", OPTIONS)
+        yield
+
+
+def drop(data: Path) -> None:
+    """Remove the image of a volume whose directory holds the data again."""
+    for name in (IMAGE, FRESH, ASIDE):
+        with suppress(FileNotFoundError):
+            (data.parent / name).unlink()

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A limit for what a container writes outside its volumes (private to the collection; also installed on nodes).
+
+With project quotas the directories that the engine's overlay writes to get one. Elsewhere a second overlay, whose files
+lie in a file system of limited size beside them, is put on top of the engine's; the engine removes all of it with the
+container.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import Unhealthy
+from . import image, kernel, quota
+
+STAGE = ".spt-flow-layer"
+LONGEST = 4000
+"""Bytes of options that the kernel takes."""
+
+
+def attach(root: Path, size: int, files: Sequence[str] = ()) -> dict[str, str] | None:
+    """Limit what is written to the overlay at ``root``; ``None`` where nothing is to be detached.
+
+    ``files`` of the host are mounted writable into the container (the engine's ``/etc/hosts``), so they count as well:
+    the answer tells by which copy each is to be replaced.
+    """
+    options = _options(root)
+    if not options or size == 0:
+        return None
+    upper, work = Path(options["upperdir"]), Path(options["workdir"])
+    stage = upper.parent / STAGE
+    try:
+        if upper.parent.name != STAGE:
+            if quota.available(upper) and not stage.exists():
+                quota.apply([upper, work], size)
+                quota.join(upper, files)
+                return None
+            with image.locked(upper.parent):
+                _stage(upper, stage, size)
+                _stack(root, options, stage)
+        else:
+            stage = upper.parent
+        return {file: _copied(file, stage) for file in files}
+    except OSError as error:
+        raise Unhealthy(
+            f"Cannot limit the disk of the container at {root}: {error.strerror or error}.",
+            "See whether the node has loop devices and room, or do without the limit: disk=0.",
+        ) from error
+
+
+def _copied(file: str, stage: Path) -> str:
+    """The copy of ``file`` in the container's file system, made anew for each start as the engine does."""
+    copy = stage / os.path.basename(file)
+    with suppress(FileNotFoundError):
+        copy.unlink()
+    shutil.copy2(file, copy)
+    found = os.stat(file)
+    os.chown(copy, found.st_uid, found.st_gid)
+    return str(copy)
+
+
+def _options(root: Path) -> dict[str, str]:
+    """Options of the overlay at ``root``; nothing where another storage driver is at work."""
+    top = kernel.on_top(root)
+    if top is None or top.kind != "overlay":
+        return {}
+    words = {name: value for name, _is, value in (word.partition("=") for word in top.options.split(","))}
+    return words if {"lowerdir", "upperdir", "workdir"} <= set(words) else {}
+
+
+def _stage(upper: Path, stage: Path, size: int) -> None:
+    """Mount the container's own file system at ``stage``, made where there is none."""
+    file = upper.parent / image.IMAGE
+    if not file.exists():
+        image.need(upper.parent, 0)
+        image.make(upper.parent / image.FRESH, size)
+        os.rename(upper.parent / image.FRESH, file)
+    stage.mkdir(mode=0o700, exist_ok=True)
+    if kernel.on_top(stage) is None:
+        with kernel.loop(file) as device:
+            kernel.mount(device, stage, "ext4", image.OPTIONS)
+    found = os.stat(upper)
+    for name in ("diff", "work"):
+        with suppress(FileExistsError):
+            (stage / name).mkdir(mode=0o700)
+            if name == "diff":
+                os.chown(stage / name, found.st_uid, found.st_gid)
+                (stage / name).chmod(found.st_mode & 0o7777)
+
+
+def _stack(root: Path, options: dict[str, str], stage: Path) -> None:
+    """What the engine's own overlay has is the highest of the layers below ours."""
+    here = os.getcwd()
+    layers = [options["upperdir"], *options["lowerdir"].split(":")]
+    base = os.path.commonpath(layers)
+    lower = ":".join(os.path.relpath(layer, base) for layer in layers)
+    words = [f"lowerdir={lower}", f"upperdir={stage}/diff", f"workdir={stage}/work"]
+    words += [name for name in ("userxattr",) if name in options]
+    if len(",".join(words)) > LONGEST:
+        raise Unhealthy(f"The image has {len(layers)} layers, too many for a limit of the disk.", "Use disk=0.")
+    # Relative names, since many layers do not fit into the options otherwise.
+    os.chdir(base)
+    try:
+        kernel.mount("overlay", root, "overlay", ",".join(words))
+    finally:
+        os.chdir(here)
+
+
+def detach(root: Path) -> None:
+    """Unmount our overlay and its file system; the engine's is left to the engine."""
+    options = _options(root)
+    stage = Path(options.get("upperdir", "/")).parent
+    if stage.name != STAGE:
+        return
+    kernel.unmount(root)
+    if kernel.on_top(stage):
+        with suppress(OSError):
+            kernel.trim(stage)
+        kernel.unmount(stage)

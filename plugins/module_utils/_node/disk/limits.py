@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Limits of a workspace's disk, for the node's runtime (private to the collection; also installed on nodes).
+
+Before runc creates a container, ``attach`` gives its volumes and its own files the sizes that its environment names;
+once runc has deleted it, ``detach`` unmounts what that has mounted. A file of ``RECORDS`` tells which that is; it is
+written first, so that nothing stays mounted whose container is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlowError
+from . import image, layer, quota
+
+RECORDS = "/run/spt-flow/disk"
+SIZES = {"/home/coder": "SPT_FLOW_DISK", "/var/lib/spt-flow-docker": "SPT_FLOW_DOCKER_DISK"}
+FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+"""What the engine mounts from its own directory, writable."""
+VOLUME = re.compile(r"/.*/volumes/spt-flow-[a-zA-Z0-9_.-]+/_data")
+STATE = "/run/runc"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A volume's directory, or a container's root file system, and its size in bytes (0 for no limit)."""
+
+    path: str
+    size: int
+    volume: bool
+
+
+def wanted(config: dict[str, Any]) -> list[Disk]:
+    """What the bundle's ``config`` asks for: volumes of ours by where they are mounted, and the container itself."""
+    env = dict(word.partition("=")[::2] for word in (config.get("process") or {}).get("env") or [])
+    found = []
+    for mount in config.get("mounts") or []:
+        name = SIZES.get(mount.get("destination", ""))
+        if name and VOLUME.fullmatch(mount.get("source", "")):
+            found.append(Disk(mount["source"], _bytes(env.get(name, "")), True))
+    size = _bytes(env.get(SIZES["/home/coder"], ""))
+    root = (config.get("root") or {}).get("path", "")
+    if size and os.path.isabs(root):
+        found.append(Disk(root, size, False))
+    return found
+
+
+def _bytes(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+
+def state(argv: Sequence[str], container: str) -> str:
+    """The directory in which runc, called with ``argv``, keeps what it knows of ``container``."""
+    words = list(argv)
+    root = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--root"), "")
+    root = root or next((word.partition("=")[2] for word in words if word.startswith("--root=")), STATE)
+    return os.path.join(root, container)
+
+
+def attach(process: int, bundle: str, container: str, argv: Sequence[str]) -> None:
+    """Give ``container``, which ``process`` is about to create, its sizes.
+
+    Raises ``FlowError``; nothing is mounted then.
+    """
+    file = Path(bundle) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    disks = wanted(config)
+    _forget()
+    paths = [[disk.path, disk.volume] for disk in disks]
+    _write(container, {"state": state(argv, container), "process": process, "paths": paths})
+    try:
+        mounted = [_attach(disk, config) for disk in disks]
+        file.write_text(json.dumps(config, separators=(",", ":")), encoding="utf-8")
+    except BaseException:
+        detach(container)
+        raise
+    if not any(mounted):
+        _record(container).unlink()
+
+
+def _attach(disk: Disk, config: dict[str, Any]) -> bool:
+    """Whether something was mounted; ``config`` learns of files that others take the place of."""
+    path = Path(os.path.realpath(disk.path))
+    if disk.volume:
+        if quota.available(path) and not image.marked(path) and not image.is_attached(path):
+            quota.apply([path], disk.size)
+            return False
+        return image.attach(path, disk.size)
+    mounts = [mount for mount in config.get("mounts") or [] if mount.get("destination") in FILES]
+    copies = layer.attach(path, disk.size, [mount["source"] for mount in mounts])
+    for mount in mounts:
+        mount["source"] = (copies or {}).get(mount["source"], mount["source"])
+    return copies is not None
+
+
+def detach(container: str) -> None:
+    """Unmount what was mounted for ``container``, unless runc still has it or another container needs it."""
+    record = _read(_record(container))
+    if record is None or os.path.exists(record["state"]):
+        return
+    others = [
+        found for path in Path(RECORDS).glob("[!.]*") if path.name != container for found in [_read(path)] if found
+    ]
+    needed = {path for other in others if os.path.exists(other["state"]) for path, _volume in other["paths"]}
+    for path, volume in record["paths"]:
+        if path not in needed:
+            (image if volume else layer).detach(Path(os.path.realpath(path)))
+    _record(container).unlink()
+
+
+def _forget() -> None:
+    """Detach what a container has left whose end the runtime was never told."""
+    with suppress(OSError):
+        for path in Path(RECORDS).glob("[!.]*"):
+            record = _read(path)
+            if record and not os.path.exists(record["state"]) and not _being_made(record):
+                with suppress(FlowError, OSError):
+                    detach(path.name)
+
+
+def _being_made(record: dict[str, Any]) -> bool:
+    return os.path.exists(f"/proc/{record['process']}")
+
+
+def _record(container: str) -> Path:
+    return Path(RECORDS) / os.path.basename(container)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def _write(container: str, record: dict[str, Any]) -> None:
+    path = _record(container)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(record), encoding="utf-8")
+    fresh.replace(path)

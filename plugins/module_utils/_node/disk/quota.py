@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Project quotas of ext4 and XFS for directories (private to the collection; also installed on nodes).
+
+A directory's project is a number that all below it inherits and that nobody inside a user namespace can change. The
+limit is the file system's own, so the data stays where it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import kernel
+
+GET, SET = 0x801C581F, 0x401C5820
+INHERIT = 0x200
+ATTRIBUTES = struct.Struct("IIIII8x")
+QUOTACTL_FD = 443
+PROJECT = 2
+GET_QUOTA, SET_QUOTA = 0x800007, 0x800008
+LIMITS = struct.Struct("8QI4x")
+BLOCK_LIMITS = 1
+FIRST = 0x40000000
+"""Projects below are left to others: Docker numbers its own from the smallest on."""
+LOCK = "/run/spt-flow/disk.lock"
+
+
+def available(path: Path) -> bool:
+    """Whether the file system that ``path`` lies on enforces limits of projects."""
+    found = kernel.holding(Path(os.path.realpath(path)))
+    return found.kind in ("ext4", "xfs") and not {"prjquota", "pquota"}.isdisjoint(found.options.split(","))
+
+
+def apply(folders: Sequence[Path], size: int) -> None:
+    """Limit all of ``folders`` together to ``size`` bytes; 0 takes the limit away. The same call again adds nothing.
+
+    The first folder is the last to get its mark, so that a call that was killed is done again by the next.
+    """
+    first = folders[0]
+    project = _project(first)
+    if project < FIRST and size == 0:
+        return
+    with _alone():
+        if project < FIRST:
+            project = _unused(first)
+            for folder in reversed(folders):
+                _assign(folder, project)
+        _limit(first, project, size)
+
+
+def join(folder: Path, files: Sequence[str]) -> None:
+    """Count ``files`` to the project of ``folder``; those on another file system are left out."""
+    project = _project(folder)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_dev == os.stat(folder).st_dev:
+                _mark(descriptor, project, 0)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    os.makedirs(os.path.dirname(LOCK), mode=0o755, exist_ok=True)
+    with open(LOCK, "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _project(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return int(ATTRIBUTES.unpack(fcntl.ioctl(descriptor, GET, bytes(ATTRIBUTES.size)))[3])
+    finally:
+        os.close(descriptor)
+
+
+def _unused(folder: Path) -> int:
+    """A project that owns no file: numbered as the folder's inode, which no other folder has now."""
+    project = FIRST + os.stat(folder).st_ino % FIRST
+    while _quota(folder, GET_QUOTA, project)[5]:
+        project = FIRST + (project + 1) % FIRST
+    return project
+
+
+def _assign(folder: Path, project: int) -> None:
+    for _path, folders, files, here in os.fwalk(folder, topdown=False, follow_symlinks=False):
+        for name in files:
+            if stat.S_ISREG(os.lstat(name, dir_fd=here).st_mode):
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
+                try:
+                    _mark(descriptor, project, 0)
+                finally:
+                    os.close(descriptor)
+        del folders
+        _mark(here, project, INHERIT)
+
+
+def _mark(descriptor: int, project: int, flags: int) -> None:
+    words = list(ATTRIBUTES.unpack(fcntl.ioctl(descriptor, GET, bytes(ATTRIBUTES.size))))
+    words[0] |= flags
+    words[3] = project
+    fcntl.ioctl(descriptor, SET, ATTRIBUTES.pack(*words))
+
+
+def _limit(folder: Path, project: int, size: int) -> None:
+    _quota(folder, SET_QUOTA, project, (size + 1023) // 1024)
+
+
+def _quota(folder: Path, command: int, project: int, kibibytes: int = 0) -> tuple[int, ...]:
+    """The kernel's record: hard and soft limit in KiB, bytes, then the same of inodes."""
+    record = ctypes.create_string_buffer(LIMITS.pack(kibibytes, kibibytes, 0, 0, 0, 0, 0, 0, BLOCK_LIMITS), LIMITS.size)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        done = kernel.libc.syscall(
+            ctypes.c_long(QUOTACTL_FD),
+            ctypes.c_uint(descriptor),
+            ctypes.c_uint(command << 8 | PROJECT),
+            ctypes.c_uint(project),
+            record,
+        )
+        kernel.check(done, "quota", folder)
+    finally:
+        os.close(descriptor)
+    return LIMITS.unpack(record.raw)

@@ -1,0 +1,8 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Labels and names that spt.flow gives to containers, volumes and networks."""
+
+from __future__ import annotations
+
+LABEL = "spt.flow."
+"""Begins every label that a workspace's parts carry on their engine (design, section 4)."""

@@ -1,0 +1,334 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The audit trail of a node, read for people (private to the collection; also installed on hosts as
+``spt-flow-audit``).
+
+The kernel writes one event as several lines with one serial number; arguments with unusual characters are
+hexadecimal and long ones come
+in pieces. The number in ``auid`` names the workspace (``registry``); on the host itself it is the uid that logged in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import FlowError, InvalidInput, NotFound, Unhealthy
+
+FIRST, LAST = 700_000, 799_999
+UNSET = 4_294_967_295
+REGISTRY = "/var/lib/spt-flow/audit/registry"
+LOG = "/var/log/audit/audit.log"
+WINDOW = 5_000
+KEYS = ("spt-flow-priv", "spt-flow-host", "spt-flow-root")
+
+_HEAD = re.compile(r"^(?:node=\S+ )?type=(?P<type>\S+) msg=audit\((?P<time>\d+\.\d+):(?P<serial>\d+)\): ?(?P<rest>.*)$")
+_FIELD = re.compile(r'(?P<name>[\w\[\]-]+)=(?P<value>"[^"]*"|\'[^\']*\'|\S*)')
+_PIECE = re.compile(r"a(?P<number>\d+)(?:\[(?P<piece>\d+)\])?$")
+
+
+@dataclass
+class Event:
+    """One command. ``time`` in epoch seconds; ``auid`` is a workspace's number, a uid of the host or UNSET."""
+
+    time: float
+    serial: int
+    fields: dict[str, str] = field(default_factory=dict)
+    argv: list[str] = field(default_factory=list)
+    cwd: str = ""
+    title: str = ""
+
+    @property
+    def auid(self) -> int:
+        return int(self.fields.get("auid", UNSET))
+
+    @property
+    def command(self) -> str:
+        """The command as it was given, each argument readable and on one line."""
+        return " ".join(_shown(word) for word in self.argv) if self.argv else self.title or self.text("comm")
+
+    def text(self, name: str) -> str:
+        return decode(self.fields.get(name, ""))
+
+
+def decode(value: str) -> str:
+    """A field's text: quoted as it stands, otherwise hexadecimal when it is; ``(null)`` is empty."""
+    if value[:1] in ("'", '"'):
+        return value[1:-1]
+    if value == "(null)":
+        return ""
+    if len(value) % 2 == 0 and re.fullmatch(r"[0-9A-F]+", value):
+        return bytes.fromhex(value).decode("utf-8", "backslashreplace")
+    return value
+
+
+def _shown(word: str) -> str:
+    if word and re.fullmatch(r"[\w@%+=:,./-]+", word):
+        return word
+    return "'" + word.encode("unicode_escape").decode().replace("'", "\\'") + "'"
+
+
+def events(lines: Iterable[str]) -> Iterator[Event]:
+    """Commands (events with an EXECVE record) in the order in which they began.
+
+    Lines of several events may be mixed, and under load a record may come after the one that ends its event, so an
+    event stays open
+    for the next ``WINDOW`` events.
+    """
+    open_: dict[tuple[str, str], tuple[Event, dict[int, dict[int, str]]]] = {}
+    for line in lines:
+        head = _HEAD.match(line.partition("\x1d")[0].rstrip())
+        if not head:
+            continue
+        new: tuple[Event, dict[int, dict[int, str]]] = (Event(float(head["time"]), int(head["serial"])), {})
+        _take(*open_.setdefault((head["time"], head["serial"]), new), head["type"], head["rest"])
+        if len(open_) > WINDOW:
+            yield from _complete(*open_.pop(next(iter(open_))))
+    for event, pieces in open_.values():
+        yield from _complete(event, pieces)
+
+
+def _take(event: Event, pieces: dict[int, dict[int, str]], kind: str, rest: str) -> None:
+    found = {match["name"]: match["value"] for match in _FIELD.finditer(rest)}
+    if kind == "SYSCALL":
+        event.fields.update(found)
+    elif kind == "CWD":
+        event.cwd = decode(found.get("cwd", ""))
+    elif kind == "PROCTITLE":
+        event.title = decode(found.get("proctitle", "")).replace("\0", " ")
+    elif kind == "EXECVE":
+        for name, value in found.items():
+            match = _PIECE.fullmatch(name)
+            if match:
+                pieces.setdefault(int(match["number"]), {})[int(match["piece"] or 0)] = value
+
+
+def _complete(event: Event, pieces: dict[int, dict[int, str]]) -> Iterator[Event]:
+    if pieces:
+        for _number, parts in sorted(pieces.items()):
+            ordered = [parts[piece] for piece in sorted(parts)]
+            # Pieces of a long argument are cut anywhere, also within a character: join first, decode then.
+            event.argv.append(decode("".join(ordered)) if len(ordered) > 1 else decode(ordered[0]))
+        yield event
+
+
+# Who
+
+
+def registry(path: str = REGISTRY) -> dict[int, str]:
+    """Key (``owner/workspace``, or ``container/<id>``) by number."""
+    found = {}
+    for file in Path(path, "ids").glob("[0-9]*"):
+        words = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)
+        found[int(file.name)] = words[0]
+    return found
+
+
+def name(auid: int, keys: dict[int, str]) -> tuple[str, str]:
+    """(owner, workspace); on the host the login name and ``-``, ``?`` where nobody is known."""
+    if FIRST <= auid <= LAST:
+        owner, _slash, workspace = keys.get(auid, f"?/{auid}").partition("/")
+        return owner, workspace
+    if auid == UNSET:
+        return "?", "-"
+    try:
+        return pwd.getpwuid(auid).pw_name, "-"
+    except KeyError:
+        return str(auid), "-"
+
+
+# Reading the trail
+
+
+def files(log: str = LOG, since: float = 0) -> list[Path]:
+    """The logs that can hold something since ``since``, oldest first: archived, rotated, current."""
+    current = Path(log)
+    rotated = sorted(current.parent.glob(current.name + ".[0-9]*"), key=lambda p: -int(p.suffix[1:]))
+    archived = sorted((current.parent / "archive").glob("audit-*.log.gz"))
+    return [p for p in (*archived, *rotated, current) if p.exists() and p.stat().st_mtime >= since]
+
+
+def read(paths: Iterable[Path]) -> Iterator[str]:
+    """The lines of every log, packed ones included."""
+    for path in paths:
+        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as file:
+            yield from file
+
+
+def report(
+    owner: str = "", workspace: str = "", since: float = 0, log: str = LOG, registry_path: str = REGISTRY
+) -> list[dict[str, Any]]:
+    """Commands as plain data: time, owner, workspace, command, exe, cwd, uid, euid, tty, pid, ok; filtered, in order
+    of time."""
+    if not Path(log).exists():
+        raise NotFound(f"There is no audit log {log} on this node.", "Run the role host_audit.")
+    keys, found = registry(registry_path), []
+    for event in events(read(files(log, since))):
+        if event.time < since or not set(event.text("key").split("\x01")) & set(KEYS):
+            continue
+        who = name(event.auid, keys)
+        if owner in ("", who[0]) and workspace in ("", who[1]):
+            found.append(_row(event, who))
+    return sorted(found, key=lambda row: (row["time"], row["serial"]))
+
+
+def _row(event: Event, who: tuple[str, str]) -> dict[str, Any]:
+    numbers = {n: int(event.fields.get(n, UNSET)) for n in ("uid", "euid", "pid")}
+    row = {"time": event.time, "serial": event.serial, "owner": who[0], "workspace": who[1], "command": event.command}
+    row.update(exe=event.text("exe"), cwd=event.cwd, tty=event.text("tty"), ok=event.fields.get("success") == "yes")
+    return {**row, **numbers}
+
+
+def since_time(text: str, now: float) -> float:
+    """``30m``, ``2h``, ``7d`` ago, an ISO time in the node's zone or epoch seconds."""
+    match = re.fullmatch(r"(\d+)\s*([smhd])", text.strip())
+    if match:
+        return now - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    try:
+        return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InvalidInput(f"The time {text!r} is not understood.", "Write 30m, 2h, 7d or 2026-11-23T09:00.") from None
+
+
+# The trail's own health
+
+
+def kernel() -> dict[str, int]:
+    """What ``auditctl -s`` says: enabled, pid, backlog_limit, lost, backlog …"""
+    done = subprocess.run(["auditctl", "-s"], text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise Unhealthy(
+            f"The kernel's audit cannot be asked: {done.stderr.strip()}.", "Run the role host_audit as root."
+        )
+    return {
+        words[0]: int(words[1])
+        for words in map(str.split, done.stdout.splitlines())
+        if len(words) == 2 and words[1].isdigit()
+    }
+
+
+def problems(status: dict[str, int], rules: str, known_lost: int, log: str = LOG) -> list[str]:
+    """What is wrong with the trail, as sentences."""
+    found = []
+    if not status.get("enabled"):
+        found.append("Auditing is switched off in the kernel.")
+    if not status.get("pid"):
+        found.append("No audit daemon runs, so nothing is written.")
+    lost = status.get("lost", 0)
+    if lost > known_lost:
+        found.append(f"{lost - known_lost} audit records were lost since the last check.")
+    if not all(key in rules for key in KEYS):
+        found.append("Rules are missing: " + ", ".join(key for key in KEYS if key not in rules) + ".")
+    usage = shutil.disk_usage(Path(log).parent)
+    if usage.free < 0.05 * usage.total:
+        found.append(f"{usage.free >> 20} MiB are free for the trail at {Path(log).parent}.")
+    return found
+
+
+def health(state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str = LOG) -> list[str]:
+    """Problems now; remembers how many records were lost, so that each loss is told once, and writes metrics."""
+    status = kernel()
+    rules = subprocess.run(["auditctl", "-l"], text=True, capture_output=True, check=False).stdout
+    memory = Path(state, "lost")
+    known = int(memory.read_text()) if memory.exists() else 0
+    # The kernel counts from its start: a smaller number means that it was started again.
+    found = problems(status, rules, known if known <= status.get("lost", 0) else 0, log)
+    if status.get("enabled") and status.get("pid") and not written(log):
+        found.append("The audit daemon does not write what it is given: make room, then pkill -USR2 -x auditd.")
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(f"{status.get('lost', 0)}\n")
+    if textfile:
+        lines = [f"spt_flow_audit_{key} {status.get(key, 0)}" for key in ("lost", "backlog", "enabled")]
+        fresh = Path(textfile, f".spt_flow_audit.{os.getpid()}")
+        fresh.write_text("\n".join([*lines, f"spt_flow_audit_ok {int(not found)}"]) + "\n")
+        fresh.replace(Path(textfile, "spt_flow_audit.prom"))
+    return found
+
+
+def written(log: str = LOG, wait: float = 3.0) -> bool:
+    """Whether a record made now arrives in the log within ``wait`` seconds: a daemon whose disk was full runs on, takes
+    records and drops them."""
+    mark = f"spt-flow-probe-{os.getpid()}-{time.monotonic_ns()}"
+    size = Path(log).stat().st_size if Path(log).exists() else 0
+    if subprocess.run(["auditctl", "-m", mark], capture_output=True, check=False).returncode:
+        return False
+    deadline = time.monotonic() + wait
+    while True:
+        with contextlib.suppress(OSError), open(log, "rb") as file:
+            # A log that was begun anew meanwhile is read from its start.
+            file.seek(size if os.fstat(file.fileno()).st_size >= size else 0)
+            if mark.encode() in file.read():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+# Rotation and retention
+
+
+def archive(days: int, log: str = LOG, now: float | None = None) -> tuple[int, int]:
+    """Pack rotated logs into ``archive/`` and drop packed ones older than ``days``. Returns (packed, dropped).
+
+    A packed log carries the time of its last record, so that a search can skip it.
+    """
+    now = time.time() if now is None else now
+    folder = Path(log).parent / "archive"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    packed = dropped = 0
+    for path in files(log)[:-1]:
+        if path.suffix == ".gz":
+            continue
+        moment = path.stat().st_mtime
+        target = folder / f"audit-{moment:.0f}-{path.stat().st_ino}.log.gz"
+        fresh = target.with_suffix(".new")
+        with path.open("rb") as source, gzip.open(fresh, "wb", compresslevel=6) as sink:
+            shutil.copyfileobj(source, sink)
+        fresh.chmod(0o600)
+        os.utime(fresh, (moment, moment))
+        fresh.replace(target)
+        path.unlink()
+        packed += 1
+    for path in folder.glob("audit-*.log.gz"):
+        if now - path.stat().st_mtime > days * 86400:
+            path.unlink()
+            dropped += 1
+    return packed, dropped
+
+
+def rotate(log: str = LOG) -> None:
+    """Ask the daemon to begin a new log and wait until it has."""
+    pid = kernel().get("pid", 0)
+    before = Path(log).stat().st_ino
+    if not pid:
+        raise Unhealthy("No audit daemon runs, so its log cannot be rotated.")
+    os.kill(pid, 10)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if Path(log).exists() and Path(log).stat().st_ino != before:
+            return
+        time.sleep(0.05)
+    raise FlowError("The audit daemon did not begin a new log within 10 s.", "See its journal.")
+
+
+def prune_registry(days: int, path: str = REGISTRY, now: float | None = None) -> int:
+    """Drop container entries whose last start is older than the trail; numbers stay with their keys for ever."""
+    now = time.time() if now is None else now
+    old = [p for p in Path(path, "containers").glob("*") if now - p.stat().st_mtime > days * 86400]
+    live = {p.name for p in Path("/run/containerd/io.containerd.runtime.v2.task/moby").glob("*")}
+    live |= {p.name for p in Path("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby").glob("*")}
+    gone = [p for p in old if p.name not in live]
+    for entry in gone:
+        entry.unlink()
+    return len(gone)

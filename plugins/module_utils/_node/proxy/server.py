@@ -1,0 +1,232 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proxy on a node through which the Coder server reaches the engine.
+
+It serves one Unix socket and asks the engine by another. What the rules refuse is answered with a sentence, which the
+build's log shows, and one line for the journal. Standard library only, since it runs on nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlencode
+
+from .body import Node, fingerprint
+from .http import PASSED_BACK, Malformed, Refused, Request, answer_head, read_request
+from .rules import Call, Rules
+
+ENGINE = "/var/run/docker.sock"
+API = "/v1.41"
+MOST_CONNECTIONS = 128
+IDLE, ANSWER, LONG = 600.0, 900.0, 120.0
+"""Seconds for which a client may be silent, and for which the engine may be: for a call, and for a wait."""
+DRAIN = 20.0
+"""Seconds in which calls under way may end when the service stops."""
+FIRST_DESCRIPTOR = 3
+"""systemd's first socket."""
+LONGEST_NOTE = 400
+
+
+def settings(path: str) -> tuple[Node, str]:
+    """The node and its engine's socket as the file says; the filters are files of the folder that it names."""
+    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    profiles = frozenset(fingerprint(one.read_bytes()) for one in sorted(Path(given["seccomp"]).glob("*.json")))
+    node = Node(given["runtime"], tuple(given["networks"]), profiles, given.get("apparmor", ""))
+    return node, given.get("engine", ENGINE)
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("docker", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Engine:
+    """The engine behind ``path``; a connection per call."""
+
+    def __init__(self, path: str = ENGINE) -> None:
+        self.path = path
+
+    def send(self, call: Call) -> tuple[_Connection, http.client.HTTPResponse]:
+        """The connection, which the caller closes, and the answer. Raises ``OSError`` or ``HTTPException``."""
+        connection = _Connection(self.path, LONG if call.long else ANSWER)
+        target = call.path + (f"?{urlencode(call.query)}" if call.query else "")
+        headers = {"Content-Type": "application/json"} if call.body else {}
+        try:
+            connection.request(call.method, target, call.body or None, headers)
+            return connection, connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
+
+    def lookup(self, path: str) -> Any:
+        """What the engine says about a thing, ``None`` where it does not know it. Raises ``OSError``."""
+        connection, answer = self.send(Call("GET", API + path))
+        with contextlib.closing(connection):
+            data = answer.read()
+        if answer.status == http.client.NOT_FOUND:
+            return None
+        if answer.status != http.client.OK:
+            raise OSError(f"the engine answered {answer.status}")
+        return json.loads(data)
+
+
+def note(text: str, level: int = 4) -> None:
+    """One line for the journal, in printable characters."""
+    clean = "".join(letter if letter.isprintable() and letter.isascii() else "?" for letter in text)
+    os.write(2, f"<{level}>{clean[:LONGEST_NOTE]}\n".encode("ascii"))
+
+
+def peer(client: socket.socket) -> str:
+    """Who is at the other end of a Unix socket."""
+    pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"uid={uid} pid={pid}"
+
+
+class Proxy:
+    """Serves the socket ``listener`` by the rules, a thread for each connection."""
+
+    def __init__(self, listener: socket.socket, rules: Rules, engine: Engine) -> None:
+        self._listener, self._rules, self._engine = listener, rules, engine
+        self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Serve until ``stop``; calls under way may end then."""
+        while not self._stopping:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                break
+            if not self._places.acquire(timeout=1):
+                note("refused: too many connections")
+                client.close()
+                continue
+            threading.Thread(target=self._connection, args=(client,), daemon=True).start()
+        end = time.monotonic() + DRAIN
+        while self._busy and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+
+    def _connection(self, client: socket.socket) -> None:
+        try:
+            client.settimeout(IDLE)
+            with client, client.makefile("rb") as stream:
+                while not self._stopping and self._request(client, stream):
+                    pass
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._places.release()
+
+    def _request(self, client: socket.socket, stream: BinaryIO) -> bool:
+        """Answer one request; whether another may follow."""
+        request: Request | None = None
+        try:
+            request = read_request(stream)
+            if request is None:
+                return False
+            with self._working():
+                return self._pass_on(client, request, self._rules.judge(request))
+        except Malformed as error:
+            note(f"refused: not a request by {peer(client)}: {error}")
+            _say(client, 400, f"spt.flow refuses what is not a plain request to the engine: {error}.", True)
+            return False
+        except Refused as error:
+            what = f"{request.method} {request.path}" if request else "a request"
+            note(f"refused: {what} by {peer(client)}: {error}")
+            sentence = (
+                f"spt.flow refuses {what[:120]} on this node: {error}. Only what its own template needs is allowed."
+            )
+            _say(client, 403, sentence, request is None or request.last)
+            return request is not None and not request.last
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            note(f"the engine did not answer: {type(error).__name__}: {error}", 3)
+            _say(client, 502, f"The engine of this node does not answer ({type(error).__name__}).", True)
+            return False
+
+    @contextlib.contextmanager
+    def _working(self) -> Any:
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _pass_on(self, client: socket.socket, request: Request, call: Call) -> bool:
+        connection, answer = self._engine.send(call)
+        with contextlib.closing(connection):
+            headers = {name: answer.headers[name] for name in PASSED_BACK if name in answer.headers}
+            bodiless = call.method == "HEAD" or answer.status in (204, 304)
+            if not bodiless:
+                headers["Transfer-Encoding"] = "chunked"
+            client.sendall(answer_head(answer.status, answer.reason or "-", headers, request.last))
+            if not bodiless:
+                # As it comes: who waits for a container gets the head first, and the end much later.
+                while block := answer.read1(65536):
+                    client.sendall(b"%x\r\n%s\r\n" % (len(block), block))
+                client.sendall(b"0\r\n\r\n")
+        return not request.last
+
+
+def _say(client: socket.socket, status: int, sentence: str, last: bool) -> None:
+    body = json.dumps({"message": sentence}).encode()
+    headers: Mapping[str, str] = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    with contextlib.suppress(OSError):
+        client.sendall(answer_head(status, http.client.responses[status], headers, last) + body)
+
+
+def listening(path: str) -> socket.socket:
+    """systemd's socket, which outlives this program; without systemd one at ``path``."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=FIRST_DESCRIPTOR)
+    made = socket.socket(socket.AF_UNIX)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    before = os.umask(0o117)
+    try:
+        made.bind(path)
+    finally:
+        os.umask(before)
+    made.listen(MOST_CONNECTIONS)
+    return made
+
+
+def main(configuration: str, path: str) -> int:
+    """Serve until a signal ends it."""
+    try:
+        node, engine_path = settings(configuration)
+    except (OSError, ValueError, KeyError, TypeError, Refused) as error:
+        print(f"spt-flow-engine-proxy: {configuration} cannot be used: {error}", file=sys.stderr)
+        return 1
+    engine = Engine(engine_path)
+    proxy = Proxy(listening(path), Rules(node, engine.lookup), engine)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: proxy.stop())
+    proxy.serve()
+    return 0

@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The reaper of a Coder server: CI workspaces are deleted, which the server itself, without
+a licence, only stops.
+
+Standard library only, since it runs on servers. ``judge`` is pure: from what the server lists and its own clock to what
+goes and why. Workspaces of other templates than our CI one are never in it, whatever they are called.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import http.client
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from ..errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
+from .engine import LONGEST, Doomed, Memory, Report, alone
+
+STATE = "/run/spt-flow/coder-reaper.json"
+METRICS = "spt_flow_coder_reaper"
+TEMPLATE = "spt-flow-ci"
+CI_SUFFIX = "-ci"
+"""What the CI template's name has behind that of the template for people."""
+NEVER = "0001-01-01T00:00:00Z"
+"""What stands for no deadline: the workspace stops by nothing."""
+SLACK = 300.0
+"""Seconds that a stop may be beyond the longest stay: what was just asked for by another clock is left alone."""
+USUAL = 1800.0
+"""Seconds that a CI workspace lives whose deadline cannot be told: what the template gives one made by a click."""
+GRACE = 120.0
+"""Seconds that a stopped or failed one stays before its time is over: its client may be cleaning it up."""
+TRIES, AGAIN = 3, 5.0
+"""How often a server that is just restarting is asked, and after how many seconds: a minute later would be late."""
+CANCELLING = 20.0
+"""Seconds for which a cancelled build is waited for in one pass."""
+PAGE = 100
+MOST_PAGES = 1000
+LARGEST = 64 << 20
+ENDED = ("succeeded", "failed", "canceled")
+Json = dict[str, Any]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The token goes nowhere else."""
+
+    def redirect_request(self, *_args: Any, **_named: Any) -> None:
+        return None
+
+
+class Api:
+    """A Coder server, asked with a token that may delete others' workspaces (``organization-admin``)."""
+
+    def __init__(self, url: str, token: str, ca_file: str = "", timeout: float = 20.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInput(f"The Coder server's address {url!r} is neither http:// nor https://.")
+        self.url = url.rstrip("/")
+        self.requests = 0
+        self._token = token
+        self._timeout = timeout
+        self._date = ""
+        context = ssl.create_default_context(cafile=ca_file or None)
+        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+
+    @property
+    def clock(self) -> float:
+        """The server's time (epoch) at its last answer. Raises ``Unhealthy`` when it told none."""
+        try:
+            return parsedate_to_datetime(self._date).timestamp()
+        except ValueError:
+            raise Unhealthy(f"The Coder server {self.url} does not say what time it is.") from None
+
+    def __call__(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Json | None = None) -> Any:
+        """JSON of the answer. Raises children of ``FlowError``."""
+        words = f"?{urlencode(query)}" if query else ""
+        request = urllib.request.Request(
+            f"{self.url}/api/v2{path}{words}",
+            None if body is None else json.dumps(body).encode(),
+            {"Coder-Session-Token": self._token, "Content-Type": "application/json", "User-Agent": "spt.flow"},
+            method=method,
+        )
+        self.requests += 1
+        try:
+            with self._opener.open(request, timeout=self._timeout) as answer:
+                self._date = answer.headers.get("Date", "")
+                content = answer.read(LARGEST)
+        except urllib.error.HTTPError as error:
+            raise self._refused(method, path, error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise Unhealthy(f"The Coder server {self.url} did not answer {method} {path} ({reason}).") from None
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise Unhealthy(f"{self.url} does not answer as a Coder server does.") from None
+
+    def _refused(self, method: str, path: str, error: urllib.error.HTTPError) -> FlowError:
+        try:
+            said = str(json.loads(error.read(65536))["message"])
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+            said = f"status {error.code}"
+        kinds: dict[int, type[FlowError]] = {400: InvalidInput, 401: AuthError, 403: AuthError, 404: NotFound}
+        kinds |= {409: Conflict, 410: NotFound}
+        message = f"The Coder server {self.url} refused {method} {path}: {said.replace(self._token, '***')}"
+        return kinds.get(error.code, Unhealthy)(message)
+
+    def workspaces(self, template: str, status: str = "") -> Iterator[Json]:
+        """All workspaces of a template, each once. The server compares a name as a whole (facts, section 1.14)."""
+        seen: set[str] = set()
+        wanted = f"template:{template}" + (f" status:{status}" if status else "")
+        for number in range(MOST_PAGES):
+            query = {"q": wanted, "limit": PAGE, "offset": number * PAGE}
+            answer = self("GET", "/workspaces", query)
+            found = answer["workspaces"] or []
+            for one in found:
+                if one["id"] not in seen and one["template_name"] == template:
+                    seen.add(one["id"])
+                    yield one
+            if len(found) < PAGE:
+                return
+
+    def asked_for(self, workspace: Json) -> str:
+        """The deadline that a workspace was made with, which a build that has not ended does not show yet."""
+        found = self("GET", f"/workspacebuilds/{quote(workspace['latest_build']['id'], safe='')}/parameters")
+        return next((str(value["value"]) for value in found or [] if value["name"] == "deadline"), "")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a workspace goes, and by how many seconds it is over its time; no ``why``: it stays."""
+
+    why: str = ""
+    overdue: float = 0.0
+
+
+def epoch(text: str) -> float:
+    """Of the API's times: ``2026-11-24T03:00:00.123456Z``. Raises ``ValueError``."""
+    return float(calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")))
+
+
+def shown_deadline(workspace: Json) -> str:
+    """The deadline that the template hangs on the home; nothing while nothing is built."""
+    for resource in workspace["latest_build"].get("resources") or []:
+        for item in resource.get("metadata") or []:
+            if item.get("key") == "deadline":
+                return str(item.get("value") or "")
+    return ""
+
+
+def judge(workspace: Json, deadline: str, now: float) -> Verdict:
+    """``deadline`` as it was told when the workspace was made; ``now`` by the server's clock, as all other times."""
+    made = epoch(workspace["created_at"])
+    try:
+        ends = min(epoch(deadline), made + LONGEST)
+    except ValueError:
+        ends = made + USUAL
+    if now >= ends:
+        return Verdict("its time is over", now - ends)
+    build = workspace["latest_build"]
+    job = build["job"]
+    if job["status"] not in ENDED or (job["status"] == "succeeded" and build["transition"] == "start"):
+        return Verdict()
+    since = now - epoch(job.get("completed_at") or build["created_at"])
+    if since < GRACE:
+        return Verdict()
+    return Verdict("it has ended" if job["status"] == "succeeded" else "its start failed")
+
+
+def _plan(api: Api, template: str) -> list[tuple[Json, Doomed]]:
+    listed = list(api.workspaces(template))
+    now = api.clock if listed else 0.0
+    doomed = []
+    for workspace in listed:
+        verdict = judge(workspace, shown_deadline(workspace) or api.asked_for(workspace), now)
+        if verdict.why:
+            name = f"{workspace['owner_name']}/{workspace['name']}"
+            doomed.append((workspace, Doomed("workspace", workspace["id"], name, verdict.why, verdict.overdue)))
+    return doomed
+
+
+def _planned(api: Api, template: str, sleep: Callable[[float], None]) -> list[tuple[Json, Doomed]]:
+    for _try in range(TRIES - 1):
+        with contextlib.suppress(Unhealthy):
+            return _plan(api, template)
+        sleep(AGAIN)
+    return _plan(api, template)
+
+
+def sweep(
+    api: Api,
+    template: str = TEMPLATE,
+    path: str = STATE,
+    dry: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Report:
+    """One pass; with ``dry`` nothing is deleted, brought nearer or remembered.
+
+    Raises ``FlowError`` when the server cannot be read as a whole: then nothing is deleted. What is reaped is a
+    deletion that the server has taken on; one that fails there is seen, and tried again, by the next pass.
+    """
+    with alone(path, dry):
+        planned = _planned(api, template, sleep)
+        report = Report([entry for _workspace, entry in planned])
+        report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
+        if dry:
+            _cap(api, template, dry, report)
+            return report
+        memory = Memory.load(path)
+        for workspace, entry in planned:
+            try:
+                _delete(api, workspace, sleep)
+                report.reaped.append(entry.name)
+            except FlowError as error:
+                report.failed[entry.name] = error.message
+        _cap(api, template, dry, report)
+        memory.reaped += len(report.reaped)
+        memory.failed += len(report.failed)
+        memory.save(path)
+        report.overdue = max((entry.overdue for entry in report.doomed if entry.name in report.failed), default=0.0)
+        return report
+
+
+def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
+    """Bring nearer what people put off beyond a day, as the dashboard lets them (facts, section 1.13)."""
+    people = template.removesuffix(CI_SUFFIX)
+    if people == template:
+        return
+    try:
+        running = list(api.workspaces(people, "running"))
+        latest = api.clock + LONGEST
+        late = [w for w in running if epoch(w["latest_build"].get("deadline") or NEVER) > latest + SLACK]
+    except (FlowError, ValueError) as error:
+        report.failed[f"workspaces of {people}"] = str(error)
+        return
+    for workspace in late:
+        name = f"{workspace['owner_name']}/{workspace['name']}"
+        try:
+            if not dry:
+                body = {"deadline": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(latest))}
+                api("PUT", f"/workspaces/{quote(workspace['id'], safe='')}/extend", body=body)
+            report.capped.append(name)
+        except FlowError as error:
+            report.failed[name] = error.message
+
+
+def _delete(api: Api, workspace: Json, sleep: Callable[[float], None]) -> None:
+    """Have one workspace deleted, by its id; a build that is under way is cancelled first, unless it deletes."""
+    build = workspace["latest_build"]
+    path = f"/workspaces/{quote(workspace['id'], safe='')}"
+    if build["job"]["status"] not in ENDED:
+        if build["transition"] == "delete":
+            return
+        _cancel(api, str(build["id"]), sleep)
+    try:
+        api("POST", f"{path}/builds", body={"transition": "delete"})
+    except NotFound:
+        return
+    except Conflict as error:
+        # Somebody builds it at this very moment; only if that is a deletion all is well.
+        latest = api("GET", path)["latest_build"]
+        if latest["transition"] != "delete":
+            raise Conflict(f"{error.message} The next pass tries again.") from None
+
+
+def _cancel(api: Api, build_id: str, sleep: Callable[[float], None]) -> None:
+    path = f"/workspacebuilds/{quote(build_id, safe='')}"
+    try:
+        api("PATCH", f"{path}/cancel")
+    except (InvalidInput, NotFound):
+        return
+    for _second in range(int(CANCELLING)):
+        if api("GET", path)["job"]["status"] in ENDED:
+            return
+        sleep(1.0)
+
+
+def read_token(path: str) -> str:
+    """The token in a file that only root reads. Raises ``AuthError``."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.read(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        hint = "It is made by ansible-playbook spt.flow.bootstrap (or name yours: workspace_reaper_coder_token_file)."
+        raise AuthError(f"The token of the reaper in {path} cannot be read: {reason}.", hint) from None
+    if not token:
+        raise AuthError(f"The file {path} holds no token.", "Remove it and run ansible-playbook spt.flow.bootstrap.")
+    return token

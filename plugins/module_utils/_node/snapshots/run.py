@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Take the daily snapshots of home volumes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..disk.image import opened
+from ..errors import FlowError, NotFound
+from .config import Config, exclusive, write
+from .policy import Snapshot, expired, newest_good, orphaned
+from .restic import label_tag
+from .status import HOUR, read_status, write_status
+from .volumes import Engine, Volume, fingerprint, frozen
+
+MARKS = "spt-flow-snapshots"
+"""Volume that Coder workspaces of a node see; the template names it as well."""
+STORE_AFTER = 6.5 * 24 * HOUR
+"""Seconds after which a volume is stored again though nothing in it has changed."""
+
+
+def run(config: Config, names: tuple[str, ...] = (), clock: Callable[[], float] = time.time) -> dict[str, Any]:
+    """Snapshot every wanted volume (or those called ``names``), drop what expired, write the status. Returns the
+    status.
+
+    One volume's failure does not stop the others; it is in ``run.errors`` and raises at the end.
+    """
+    with exclusive(config):
+        status = read_status(config)
+        status["run"] = {"started": clock(), "ended": None, "ok": False, "errors": []}
+        errors: list[str] = status["run"]["errors"]
+        try:
+            _run(config, names, status, clock)
+        except FlowError as error:
+            errors.append(error.message)
+            raise
+        finally:
+            status["run"].update(ended=clock(), ok=not errors)
+            write_status(config, status, clock())
+            publish(config, status)
+    if errors:
+        raise FlowError(
+            f"{len(errors)} of the snapshot steps failed: {errors[0]}", "", {"errors": errors, "status": status}
+        )
+    return status
+
+
+def _run(config: Config, names: tuple[str, ...], status: dict[str, Any], clock: Callable[[], float]) -> None:
+    restic, errors = config.restic(), status["run"]["errors"]
+    volumes, note = config.volumes()
+    if note:
+        errors.append(note)
+    missing = set(names) - {v.name for v in volumes}
+    if missing:
+        raise NotFound(
+            f"No home volume called {', '.join(sorted(missing))} on {config.node}.", "See spt-flow-snapshots status."
+        )
+    known, stored = restic.snapshots(), False
+    for volume in volumes:
+        if names and volume.name not in names:
+            continue
+        record = status["volumes"].setdefault(volume.name, {})
+        try:
+            with opened(Path(volume.path)):
+                stored |= _snapshot(config, volume, record, known, clock, bool(names))
+        except (FlowError, OSError) as error:
+            record["error"] = str(error)
+        if record["error"]:
+            errors.append(f"{volume.name}: {record['error']}")
+    if not names:
+        _tidy(config, volumes, status, clock(), restic.snapshots() if stored else known, trusted=not note)
+
+
+def _snapshot(
+    config: Config,
+    volume: Volume,
+    record: dict[str, Any],
+    known: list[Snapshot],
+    clock: Callable[[], float],
+    asked: bool,
+) -> bool:
+    """Store ``volume`` unless nothing in it has changed and nobody ``asked`` for it. Returns whether it was stored."""
+    # Before anything is read: what changes from here on changes the next run's fingerprint.
+    mark = fingerprint(volume, config.exclude)
+    if not asked and unchanged(record, mark, known, volume.name, clock()):
+        record.update(error="", last_good=clock(), added=0, seconds=0.0, present=True)
+        return False
+    record["mark"] = ""
+    with frozen(volume, config.source) as (source, kind):
+        record.update(store(config, volume, source, kind, known, clock))
+    record["mark"] = "" if record["error"] else mark
+    return True
+
+
+def unchanged(record: dict[str, Any], mark: str, known: list[Snapshot], name: str, now: float) -> bool:
+    """Whether the newest good snapshot of volume ``name`` still is what the volume holds.
+
+    ``mark`` is the volume's fingerprint, ``record`` what its last snapshot left. A snapshot older than
+    ``STORE_AFTER`` is made anew all the same, and so is one dated in the future.
+    """
+    last = newest_good((s for s in known if s.volume == name), now)
+    if last is None or not mark or record.get("error") or record.get("mark") != mark:
+        return False
+    return str(record.get("last_id", "")).startswith(last.id) and 0 <= now - last.time < STORE_AFTER
+
+
+def store(
+    config: Config, volume: Volume, source: str, kind: str, known: list[Snapshot], clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Snapshot ``volume`` as it lies at ``source``. Returns its record for the status."""
+    began = time.monotonic()
+    labels = [label_tag(name, value) for name, value in sorted(volume.labels.items()) if name.startswith("spt.flow.")]
+    options = [f"--exclude={os.path.basename(source)}/{pattern.lstrip('/')}" for pattern in config.exclude]
+    last = newest_good((s for s in known if s.volume == volume.name), clock())
+    if last:
+        options += ["--parent", last.id]
+    if kind == "reflink":
+        options += ["--ignore-inode", "--ignore-ctime"]
+    summary = config.restic().backup(source, config.node, [f"volume={volume.name}", *labels], options)
+    record = {"source": kind, "seconds": round(time.monotonic() - began, 1), "error": "", "path": volume.path}
+    record.update(labels=volume.labels, files=summary["total_files_processed"], size=summary["total_bytes_processed"])
+    record.update(added=summary["data_added"], created=volume.created, present=True)
+    if summary["errors"]:
+        count = len(summary["errors"])
+        return {**record, "error": f"{count} entries could not be read, the first: {summary['errors'][0]}"}
+    return {**record, "last_good": clock(), "last_id": summary["id"]}
+
+
+def _tidy(
+    config: Config, volumes: list[Volume], status: dict[str, Any], now: float, known: list[Snapshot], trusted: bool
+) -> None:
+    """Drop what the policy allows; what belongs to volumes that are gone only when the engine itself said so."""
+    present = {v.name for v in volumes}
+    grouped: dict[str, list[Snapshot]] = {}
+    for snapshot in known:
+        grouped.setdefault(snapshot.volume, []).append(snapshot)
+    gone: list[str] = []
+    for name, snapshots in grouped.items():
+        dropped = expired(snapshots, now, config.keep_days)
+        if trusted and name not in present:
+            seen = status["volumes"].get(name, {}).get("last_good") or 0.0
+            dropped = orphaned(snapshots, now, config.orphan_days, seen) or dropped
+        gone += [s.id for s in dropped]
+    config.restic().forget(gone)
+    status["run"]["dropped"] = len(gone)
+    for name in list(status["volumes"]):
+        status["volumes"][name]["present"] = name in present
+        status["volumes"][name]["snapshots"] = len(grouped.get(name, ()))
+        if name not in present and name not in grouped:
+            del status["volumes"][name]
+
+
+def publish(config: Config, status: dict[str, Any]) -> None:
+    """Let the dashboard of a Coder workspace tell when its home was last snapshotted.
+
+    Such workspaces see a volume of the node, which they cannot write. It holds a time for each home of a Coder
+    workspace, by names that tell nobody whose it is; others' names would.
+    """
+    if not config.engine:
+        return
+    with suppress(FlowError, OSError):
+        folder = Path(Engine(config.socket).create(MARKS, {"spt.flow.marks": "1"}).path)
+        for name, record in status["volumes"].items():
+            if "spt.flow.coder" in record.get("labels", {}) and record.get("last_good"):
+                stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["last_good"]))
+                write(folder / name, f"{stamp}\n", 0o644)
+        for mark in folder.iterdir():
+            if mark.name not in status["volumes"]:
+                mark.unlink()

@@ -1,0 +1,231 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Home volumes of a node and an unmoving view of each (private to the collection; also installed on hosts)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import Conflict, FlowError, NotFound, Unhealthy
+
+OWNER = "spt.flow.owner"
+SKIP = "spt.flow.snapshot"
+FROZEN = ".spt-flow-frozen"
+SUBVOLUME_INODE = 256
+FICLONE = 0x40049409
+VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume of the engine: its data directory ``path``, its labels and when it was made (epoch seconds)."""
+
+    name: str
+    path: str
+    labels: dict[str, str] = field(default_factory=dict)
+    created: float = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is one that is snapshotted every day."""
+        return OWNER in self.labels and self.labels.get(SKIP) != "no"
+
+
+class Engine:
+    """The few words of the Docker API that snapshots need, over the engine's socket."""
+
+    def __init__(self, path: str = "/var/run/docker.sock") -> None:
+        self.path = path
+
+    def call(self, method: str, url: str, body: Any = None) -> Any:
+        """One request; the decoded answer. Raises NotFound on 404, Conflict on 409, Unhealthy when nothing answers."""
+        connection = http.client.HTTPConnection("localhost", timeout=30)
+        try:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(30)
+            connection.sock.connect(self.path)
+            data = None if body is None else json.dumps(body)
+            connection.request(method, url, data, {"Content-Type": "application/json", "Host": "docker"})
+            answer = connection.getresponse()
+            text = answer.read().decode("utf-8", "replace")
+        except OSError as error:
+            raise Unhealthy(
+                f"The Docker engine at {self.path} does not answer: {error}.", "Start it and run again."
+            ) from error
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            kind = {404: NotFound, 409: Conflict}.get(answer.status, FlowError)
+            raise kind(f"The Docker engine refused {method} {url}: {text.strip()}")
+        return json.loads(text) if text.strip() else None
+
+    def volumes(self) -> list[Volume]:
+        """Every volume with a label of ours."""
+        found = self.call("GET", "/volumes?filters=" + quote(json.dumps({"label": [OWNER]})))
+        return [_volume(item) for item in found.get("Volumes") or []]
+
+    def volume(self, name: str) -> Volume:
+        return _volume(self.call("GET", f"/volumes/{quote(name)}"))
+
+    def create(self, name: str, labels: dict[str, str]) -> Volume:
+        return _volume(self.call("POST", "/volumes/create", {"Name": name, "Labels": labels}))
+
+    def remove(self, name: str) -> None:
+        self.call("DELETE", f"/volumes/{quote(name)}")
+
+    def users(self, name: str) -> list[str]:
+        """Names of the running containers that use volume ``name``."""
+        filters = quote(json.dumps({"volume": [name], "status": ["running", "paused", "restarting"]}))
+        return [item["Names"][0].lstrip("/") for item in self.call("GET", f"/containers/json?filters={filters}")]
+
+
+def discover(engine: Engine, data_root: str) -> tuple[list[Volume], str]:
+    """The volumes to snapshot, and a note when the engine is silent: then its data root tells, by our names."""
+    try:
+        return [v for v in engine.volumes() if v.wanted], ""
+    except Unhealthy as error:
+        volumes = by_name(data_root)
+        if not volumes:
+            raise
+        return volumes, f"{error.message} {len(volumes)} volumes were found below {data_root} by their names."
+
+
+def by_name(data_root: str) -> list[Volume]:
+    """Home volumes as they lie on disk; a remapped engine keeps them one directory deeper."""
+    root = Path(data_root)
+    found = [*root.glob("volumes/spt-flow-*-home/_data"), *root.glob("*.*/volumes/spt-flow-*-home/_data")]
+    return [Volume(path.parent.name, str(path)) for path in sorted(found) if path.is_dir() and not path.is_symlink()]
+
+
+def fingerprint(volume: Volume, exclude: Iterable[str] = ()) -> str:
+    """What tells whether ``volume`` has changed: a hash over the inode of every entry; empty when one cannot be read.
+
+    The time of an inode's last change is the kernel's and nobody can set it, so contents need not be read. ``exclude``
+    is part of what a snapshot holds, and so are the labels.
+    """
+    found = hashlib.sha256(json.dumps([sorted(volume.labels.items()), list(exclude)]).encode())
+    todo = [os.fsencode(volume.path)]
+    try:
+        device = os.lstat(volume.path).st_dev
+        while todo:
+            folder = todo.pop()
+            found.update(_inode(folder, os.lstat(folder), device))
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                else:
+                    found.update(_inode(entry.name, entry.stat(follow_symlinks=False), device))
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
+def _inode(name: bytes, facts: os.stat_result, device: int) -> bytes:
+    # A loop device has another number each time.
+    numbers = (facts.st_dev != device, facts.st_ino, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size)
+    return b"%s\0%s\0" % (name, repr((*numbers, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
+
+
+@contextmanager
+def frozen(volume: Volume, wanted: str = "auto") -> Iterator[tuple[str, str]]:
+    """A view of ``volume`` that stands still while it is read: (directory, kind).
+
+    Kind ``btrfs`` is a read-only snapshot of one instant; ``reflink`` is a copy that shares all data, each file of
+    one instant and
+    the tree of a few seconds; ``live`` is the volume itself. ``wanted`` is ``auto`` or ``live``.
+    """
+    scratch = Path(volume.path).parent / FROZEN
+    discard(scratch)
+    try:
+        yield (volume.path, "live") if wanted == "live" else _freeze(volume, scratch)
+    finally:
+        discard(scratch)
+
+
+def _freeze(volume: Volume, scratch: Path) -> tuple[str, str]:
+    root = subvolume(volume.path)
+    if root is not None and shutil.which("btrfs"):
+        done = _quiet("btrfs", "subvolume", "snapshot", "-r", "--", str(root), str(scratch))
+        if done.returncode == 0:
+            return str(scratch / Path(volume.path).relative_to(root)), "btrfs"
+    if can_reflink(scratch.parent):
+        scratch.mkdir(mode=0o700)
+        copy = scratch / Path(volume.path).name
+        done = _quiet("cp", "-a", "--reflink=always", "--", volume.path, str(copy))
+        if done.returncode == 0 or all("No such file" in line for line in done.stderr.splitlines()):
+            return str(copy), "reflink"
+        discard(scratch)
+    return volume.path, "live"
+
+
+def _quiet(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, text=True, capture_output=True, env={**os.environ, "LC_ALL": "C"}, check=False)
+
+
+def subvolume(path: str) -> Path | None:
+    """The btrfs subvolume that holds ``path``; ``None`` on another file system."""
+    if filesystem(path) != "btrfs":
+        return None
+    here = Path(path)
+    while here.lstat().st_ino != SUBVOLUME_INODE and here != here.parent:
+        here = here.parent
+    return here if here.lstat().st_ino == SUBVOLUME_INODE else None
+
+
+def filesystem(path: str) -> str:
+    """Type of the file system that holds ``path`` by the mount table."""
+    best, kind = "", ""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _dash, right = line.partition(" - ")
+        mount = left.split()[4].encode().decode("unicode_escape")
+        if len(mount) >= len(best) and (path + "/").startswith(mount.rstrip("/") + "/"):
+            best, kind = mount, right.split()[0]
+    return kind
+
+
+def can_reflink(directory: Path) -> bool:
+    """Whether files in ``directory`` can share their data."""
+    with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as copy:
+        source.write(b"x" * 4096)
+        source.flush()
+        try:
+            fcntl.ioctl(copy.fileno(), FICLONE, source.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def discard(scratch: Path) -> None:
+    """Remove what a run, or one that was killed, left at ``scratch``."""
+    if not scratch.is_symlink() and not scratch.exists():
+        return
+    if (
+        scratch.lstat().st_ino == SUBVOLUME_INODE
+        and _quiet("btrfs", "subvolume", "delete", "--", str(scratch)).returncode == 0
+    ):
+        return
+    shutil.rmtree(scratch)
+
+
+def _volume(item: dict[str, Any]) -> Volume:
+    created = (item.get("CreatedAt") or "").replace("Z", "+00:00")
+    seconds = datetime.fromisoformat(created).timestamp() if created else 0.0
+    return Volume(item["Name"], item.get("Mountpoint") or "", item.get("Labels") or {}, seconds)

@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command of a CI run and its output.
+
+Command and variables travel by standard input, so neither is in a list of processes, a container's description or a
+log. What the job prints comes by standard output; its status by standard error, where SSH's own words come as well.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+STATUS = b"spt-flow-ci-status "
+SHORTEST = 4
+"""Characters from which on a value is hidden; shorter ones would riddle the output."""
+LINGER = 2.0
+"""Seconds of silence after which the output counts as read once the job has ended: what it left running may hold it."""
+BACKLOG = 4 << 20
+"""Bytes of output that are read after the job has ended, at most: more than SSH and pipes hold."""
+LONGEST_LINE = 65536
+
+_THERE = (
+    "umask 022; job=$(cat); "
+    '( exec </dev/null 2>&1; cd -- "$1" || exit 125; eval "$job" ); '
+    f'printf "\\n{STATUS.decode()}%d\\n" "$?" >&2'
+)
+
+
+@dataclass
+class Ended:
+    """``status`` is the job's, ``None`` when it did not say; ``words`` are what the way there complained of."""
+
+    status: int | None
+    words: list[str] = field(default_factory=list)
+
+
+class Mask:
+    """Hides the values of variables in text, a line at a time."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        parts = {line for value in values for line in value.splitlines() if len(line) >= SHORTEST}
+        self._parts = sorted(parts, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for part in self._parts:
+            text = text.replace(part, "***")
+        return text
+
+
+def there(directory: str) -> str:
+    """The shell command that runs, in the workspace, the job that comes by standard input."""
+    return shlex.join(["exec", "bash", "-c", _THERE, "spt-flow-ci", directory])
+
+
+def payload(command: str, variables: Mapping[str, str]) -> bytes:
+    """What ``there`` reads: the variables, then the command."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join([*lines, command, ""]).encode()
+
+
+def attend(
+    argv: Sequence[str], stdin: bytes, mask: Mask, tell: Callable[[str], None], enough: Callable[[], bool]
+) -> Ended:
+    """Run ``argv``, tell each line of its output; ends it when ``enough`` says so (asked twice a second)."""
+    with subprocess.Popen(
+        list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as child:
+        feeder = threading.Thread(target=_feed, args=(child, stdin), daemon=True)
+        feeder.start()
+        reader = _Reader(child, mask, tell)
+        try:
+            while reader.read(0.5):
+                if enough() or reader.drained:
+                    break
+            reader.flush()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+    return Ended(reader.status, [mask(word) for word in reader.words()])
+
+
+def _feed(child: subprocess.Popen[bytes], data: bytes) -> None:
+    """Write and close; a child that has gone meanwhile says so itself."""
+    try:
+        if child.stdin:
+            child.stdin.write(data)
+            child.stdin.close()
+    except OSError:
+        pass
+
+
+class _Reader:
+    """Both outputs of a child, read as they come."""
+
+    def __init__(self, child: subprocess.Popen[bytes], mask: Mask, tell: Callable[[str], None]) -> None:
+        self.status: int | None = None
+        self._mask, self._tell = mask, tell
+        self._out = self._err = b""
+        self._heard = 0.0
+        self._backlog = 0
+        self._selector = selectors.DefaultSelector()
+        for stream, taker in ((child.stdout, self._take_out), (child.stderr, self._take_err)):
+            if stream is not None:
+                self._selector.register(stream, selectors.EVENT_READ, taker)
+
+    def read(self, timeout: float) -> bool:
+        """Wait for output, at most ``timeout`` seconds; whether more may come."""
+        for key, _events in self._selector.select(timeout):
+            data = os.read(key.fd, 65536)
+            if not data:
+                self._selector.unregister(key.fileobj)
+                continue
+            key.data(data)
+        return bool(self._selector.get_map())
+
+    @property
+    def drained(self) -> bool:
+        """Whether the job has ended and its output was read; telling it may take longer than the job did."""
+        quiet = time.monotonic() - self._heard
+        return self.status is not None and (quiet > LINGER or self._backlog > BACKLOG)
+
+    def _take_out(self, data: bytes) -> None:
+        *lines, self._out = (self._out + data).split(b"\n")
+        if len(self._out) > LONGEST_LINE:
+            lines, self._out = [*lines, self._out], b""
+        if lines:
+            self._say(lines)
+        self._heard = time.monotonic()
+        self._backlog += len(data) if self.status is not None else 0
+
+    def _say(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            self._tell(self._mask(line.decode(errors="replace").rstrip("\r")))
+
+    def _take_err(self, data: bytes) -> None:
+        self._err = (self._err + data)[-65536:]
+        start = self._err.rfind(b"\n" + STATUS)
+        number, newline, _rest = self._err[start + 1 + len(STATUS) :].partition(b"\n")
+        if start >= 0 and newline and number.isdigit() and self.status is None:
+            self.status, self._heard = int(number), time.monotonic()
+
+    def flush(self) -> None:
+        """Tell the line that did not end."""
+        if self._out:
+            self._say([self._out])
+            self._out = b""
+
+    def words(self) -> list[str]:
+        """Lines of standard error that are not the status."""
+        lines = self._err.decode(errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith(STATUS.decode())]

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A Coder server's jobs, builds and imports alike: followed to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ....module_utils._node.errors import DeadlineExceeded, NotFound
+from ..common.progress import Progress
+from ..common.wait import Waiter
+
+if TYPE_CHECKING:
+    from .client import CoderClient, Json
+
+NOBODY = "no provisioner of the server was free or alive"
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+
+
+def follow(
+    what: str,
+    waiter: Waiter,
+    read: Callable[[], Json | None],
+    logs: Callable[[int], list[Json]] = lambda after: [],
+    progress: Progress | None = None,
+) -> Json:
+    """What ``read`` gives (an object with a ``job``) once that job has ended.
+
+    Each new stage of ``logs`` (lines after an id) is told as progress; so is, once, that nobody is there to take the
+    job. Raises ``DeadlineExceeded``, with a hint where nobody ever was, and ``NotFound``.
+    """
+    progress = progress or Progress()
+    stage, after, idle, told = "", 0, False, False
+
+    def look() -> Json | None:
+        nonlocal stage, after, idle, told
+        for line in logs(after):
+            after = line["id"]
+            if line["stage"] != stage:
+                stage = line["stage"]
+                progress.note(f"{what}: {stage}")
+        found = read()
+        if found is None:
+            raise NotFound(f"The {what} vanished while it was waited for.", "Run the command again.")
+        # Where the server does not say who could take it (an older one), nothing is told.
+        idle = found["job"]["status"] == "pending" and (found.get("matched_provisioners") or {}).get("available") == 0
+        if idle and not told:
+            told = True
+            progress.note(f"{what}: {NOBODY}; waiting for one")
+        return found if found["job"]["status"] in ENDED else None
+
+    try:
+        ended = waiter.until(f"the {what}", look, 0.2, 2.0)
+    except DeadlineExceeded as error:
+        hint = (
+            f"Until the end {NOBODY}: see ansible-playbook spt.flow.doctor, as an owner of the server." if idle else ""
+        )
+        raise DeadlineExceeded(error.message, hint) from None
+    assert ended is not None
+    return ended
+
+
+def last_lines(client: CoderClient, lines: Iterable[Json], count: int) -> list[str]:
+    """What a person needs of a job's log: its last errors, else its last lines; no secret of the caller's."""
+    said = [line for line in lines if line["output"].strip()]
+    worst = [line for line in said if line["log_level"] == "error"] or said
+    return [client.http.clean(line["output"]) for line in worst[-count:]]

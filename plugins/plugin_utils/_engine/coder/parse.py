@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn Coder's JSON into workspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ....module_utils._node.errors import (
+    InvalidInput,
+)
+from ..workspace.models import Life, Step, Workspace
+from .client import Json, agents, moment
+
+if TYPE_CHECKING:
+    pass
+
+
+CI_SUFFIX = "-ci"
+"""A template whose name ends so makes workspaces that a mere stop deletes."""
+APP = "ide"
+FLUSH = 120.0
+"""Seconds by which the server may be late in telling when a workspace was used last."""
+STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "canceled": "failed"}
+"""By the latest build's status; everything else is under way."""
+ENDED_LIVES = frozenset({"start_error", "start_timeout", "shutting_down", "off", "shutdown_error", "shutdown_timeout"})
+"""States of an agent in which its start script says nothing more, without having been a success."""
+
+
+def from_json(found: Json, url: str, now: float) -> Workspace:
+    """A workspace as the server tells of it; ``url`` is the server's own, ``now`` the time there."""
+    build = found["latest_build"]
+    about = metadata(found)
+    state = STATES.get(build["status"], "building")
+    agent = next(iter(agents(found)), None)
+    ci = found["template_name"].endswith(CI_SUFFIX)
+    stops = seconds(build.get("deadline"))
+    ends = seconds(about.get("deadline"))
+    workspace = Workspace(
+        owner=found["owner_name"],
+        name=found["name"],
+        repo=_identity(about.get("repo", "")),
+        kind="ci" if ci else "dev",
+        state=state,
+        target="coder",
+        id=found["id"],
+        created=found["created_at"],
+        contract=about.get("contract", ""),
+        settings_hash=about.get("settings", ""),
+        image_hash=about.get("image", ""),
+        deadline=int(ends) if ends else None,
+        started=seconds(build["created_at"]),
+        outdated=("template",) if found["outdated"] else (),
+    )
+    if state != "running":
+        return workspace
+    life = life_of(found, stops)
+    if ci and ends:
+        life = Life("a CI workspace lives until its deadline", workspace.started, ends)
+    elif stops and is_extended(found, stops, now):
+        life = replace(life, keepalive_until=stops, keepalive_by=f"{found['owner_name']} or an administrator")
+    return replace(
+        workspace,
+        url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
+        steps=(Step("ide", "running"),) if agent and agent["lifecycle_state"] in ("created", "starting") else (),
+        life=life,
+    )
+
+
+def life_of(found: Json, stops: float | None) -> Life:
+    """What keeps a running workspace alive: the server moves its stop on with use."""
+    build = found["latest_build"]
+    began = seconds(build["job"].get("completed_at")) or seconds(build["created_at"]) or 0.0
+    if stops is None:
+        return Life("nothing stops it by itself", began)
+    used = seconds(found.get("last_used_at")) or 0.0
+    reason, since = ("it was used", used) if used > began + FLUSH else ("just started", began)
+    return Life(reason, since, stops)
+
+
+def is_extended(found: Json, stops: float, now: float) -> bool:
+    """Whether somebody moved the stop: use alone never moves it further than the workspace's time from now.
+
+    Coder (v2.35.1) tells nobody but its auditors who it was.
+    """
+    return stops - now > (found.get("ttl_ms") or 0) / 1000 + 60
+
+
+def agent_note(found: Json) -> str:
+    """A line about an agent that cannot do what it is for, though its build succeeded."""
+    agent = next(iter(agents(found)), None)
+    state = agent["lifecycle_state"] if agent and found["latest_build"]["status"] == "running" else ""
+    if state not in ("start_error", "start_timeout"):
+        return ""
+    failed = "failed" if state == "start_error" else "did not end in time"
+    return (
+        f"The start script of workspace {found['name']} {failed}: ansible-playbook spt.flow.logs"
+        f" -e workspace={found['name']} shows why, and a restart tries again."
+    )
+
+
+def metadata(found: Json) -> dict[str, str]:
+    """Everything that the template hangs on the resources of the latest build."""
+    resources: Sequence[Any] = found["latest_build"].get("resources") or []
+    items = [item for resource in resources for item in resource.get("metadata") or []]
+    return {str(item["key"]): str(item["value"]) for item in items if not item.get("sensitive")}
+
+
+def _identity(url: str) -> str:
+    from ..repository.address import Repository
+
+    try:
+        return Repository.parse(url).identity if url else ""
+    except InvalidInput:
+        return url
+
+
+def seconds(text: str | None) -> float | None:
+    """Epoch seconds of the API's time; ``None`` for none, which the server also writes as the year 1."""
+    if not text or text.startswith("0001-"):
+        return None
+    return moment(text).timestamp()

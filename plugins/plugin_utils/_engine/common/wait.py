@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Waiting with a deadline on the monotonic clock; in check mode nothing is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ....module_utils._node.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class Waiter:
+    """A deadline ``timeout`` seconds from now, shared by everything that one run waits for.
+
+    ``clock`` and ``sleep`` are replaced in tests. With ``check`` every wait ends at once.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        check: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.timeout = timeout
+        self.check = check
+        self._clock = clock
+        self._sleep = sleep
+        self._end = clock() + timeout
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def expired(self) -> bool:
+        return self.remaining == 0
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the deadline."""
+        if not self.check:
+            self._sleep(min(seconds, self.remaining))
+
+    def until(self, what: str, ready: Callable[[], T | None], interval: float = 0.1, slowest: float = 2.0) -> T | None:
+        """What ``ready`` returns once it is not ``None``; ``None`` in check mode.
+
+        Asked every tenth of the time waited so far, from ``interval`` to ``slowest`` seconds: what took long is not
+        asked for often, and the end is noticed 5 % late on average.
+        ``what`` completes "Waited … s for". Raises ``DeadlineExceeded``.
+        """
+        while not self.check:
+            answer = ready()
+            if answer is not None:
+                return answer
+            if self.expired:
+                raise DeadlineExceeded(f"Waited {self.timeout:g} s for {what}, in vain.")
+            waited = self.timeout - self.remaining
+            self.pause(min(max(interval, waited / 10), slowest))
+        return None

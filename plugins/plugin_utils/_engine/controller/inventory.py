@@ -1,0 +1,190 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with an inventory, as sentences, before anything is touched."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ....module_utils._node.errors import InvalidInput, NotFound
+from ..common.text import shown
+from ..settings.options import OPTIONS
+
+GROUPS = ("flow_nodes", "flow_servers", "flow_builders")
+OURS = (
+    "coder_server_",
+    "coder_template_",
+    "host_audit_",
+    "host_docker_",
+    "host_images_",
+    "host_kvm_",
+    "host_snapshots_",
+    "image_build_",
+    "workspace_reaper_",
+    "flow_",
+    "spt_flow_",
+)
+PLAYBOOK_VARIABLES = (
+    "flow_nodes_target",
+    "flow_report_directory",
+    "flow_workspaces",
+    "coder_bot_email",
+    "coder_bot_roles",
+    "coder_bot_username",
+    "coder_owner_email",
+    "coder_owner_password",
+    "coder_owner_username",
+    "coder_token_file",
+    "coder_token_lifetime",
+    "coder_url",
+    "coder_users",
+)
+SERVER_LOGIN = "coder"
+LOCAL_ENGINE = "unix:///var/run/docker.sock"
+
+RENAMED: dict[str, str] = {}
+"""Old name: new name. Nothing has been renamed since the first release."""
+
+
+def known(roles: Path) -> set[str]:
+    """Every variable that means something: those of the roles, ``flow_<option>`` and the playbooks' own."""
+    import yaml
+
+    names = {f"flow_{name}" for name in OPTIONS} | set(PLAYBOOK_VARIABLES)
+    for path in roles.glob("*/meta/argument_specs.yml"):
+        specification: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        for entry in specification.values():
+            names |= set(entry.get("options") or {})
+    return names
+
+
+def variables(given: Mapping[str, Iterable[str]], names: Collection[str]) -> list[str]:
+    """A sentence for each variable that is unknown but meant for us; ``given`` holds variables by host."""
+    hosts: dict[str, list[str]] = {}
+    for host, found in given.items():
+        for name in found:
+            if name not in names and not name.startswith("ansible_"):
+                hosts.setdefault(name, []).append(host)
+    said = (_variable(name, names, where) for name, where in sorted(hosts.items()))
+    return [sentence for sentence in said if sentence]
+
+
+def _variable(name: str, names: Collection[str], hosts: list[str]) -> str:
+    where = f"{hosts[0]} and {len(hosts) - 1} more" if len(hosts) > 1 else hosts[0]
+    if name in RENAMED:
+        return f"The variable {name} (set for {where}) is now called {RENAMED[name]}."
+    ours = name.startswith(OURS)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if ours else 0.88)
+    if near:
+        return f"The variable {name} (set for {where}) means nothing; did you mean {near[0]}?"
+    return f"The variable {name} (set for {where}) means nothing; take it out." if ours else ""
+
+
+def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:
+    """A sentence for a group that is missing, empty or misspelt; ``example`` is the folder to copy."""
+    said = []
+    for name in sorted(set(found) - set(GROUPS)):
+        near = difflib.get_close_matches(name, GROUPS, n=1, cutoff=0.75)
+        if near and not found.get(near[0]):
+            said.append(f"The inventory's group {name} means nothing; did you mean {near[0]}?")
+    if said or found.get("flow_nodes"):
+        return said
+    if "flow_nodes" in found:
+        return ["The inventory's group flow_nodes is empty; list the machines that workspaces run on in it."]
+    return [missing(example)]
+
+
+def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any], login: str = "") -> str:
+    """Address of the engine of ``node``, in the form of ``DOCKER_HOST``; empty for this machine's own.
+
+    ``found`` holds hosts by group; ``login`` signs in there instead of ``ansible_user``. Raises ``NotFound`` for no
+    host of flow_nodes, ``InvalidInput`` where its variables make no address.
+    """
+    nodes = sorted(found.get("flow_nodes") or ())
+    if node not in nodes:
+        raise NotFound(
+            f"There is no workspace host {shown(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes)
+        )
+    variables = hostvars[node]
+    connection = str(variables.get("ansible_connection", "ssh")).removeprefix("ansible.builtin.")
+    if connection == "local":
+        return ""
+    if connection not in ("ssh", "smart", "paramiko_ssh"):
+        raise InvalidInput(
+            f"The workspace host {node} is reached by {shown(connection)}, not by ssh.",
+            "An engine is reached by ssh://; set ansible_host, and take ansible_connection away.",
+        )
+    user, port = (
+        "" if variables.get(name) is None else str(variables[name]) for name in ("ansible_user", "ansible_port")
+    )
+    user = login or user
+    if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
+        raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is no user name.")
+    if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):
+        raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is no port.")
+    host = _address(node, str(variables.get("ansible_host") or node))
+    return f"ssh://{user}{'@' if user else ''}{host}{':' if port else ''}{port}"
+
+
+def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> dict[str, str]:
+    """Addresses of the engines of flow_nodes as the Coder server reaches them, by the nodes' names.
+
+    It signs in as ``coder``, whom the playbook coder_nodes lets do no more. A node that is the server itself is reached
+    by its socket (there Terraform runs, never a workspace). Raises ``InvalidInput`` for a node that only this machine
+    can reach.
+    """
+    servers = found.get("flow_servers") or ()
+    addresses = {}
+    for node in sorted(found.get("flow_nodes") or ()):
+        if node in servers:
+            addresses[node] = LOCAL_ENGINE
+            continue
+        address = engine_of(node, found, hostvars, SERVER_LOGIN if servers else "")
+        if not address and servers:
+            raise InvalidInput(
+                f"The workspace host {node} is this machine, which the Coder server cannot reach.",
+                "Give it an address (ansible_host, and no local connection), or list it in flow_servers if it is one.",
+            )
+        addresses[node] = address or LOCAL_ENGINE
+    return addresses
+
+
+def _no_node(node: str, nodes: list[str], hostvars: Mapping[str, Any]) -> str:
+    if not nodes:
+        return "no host is in the inventory's group flow_nodes."
+    if node in hostvars:
+        return "it is in the inventory, but not in the group flow_nodes."
+    return "it is not in the inventory's group flow_nodes."
+
+
+def _near(node: str, nodes: list[str]) -> str:
+    """What may have been meant; all hosts where nothing is near and they are few."""
+    close = difflib.get_close_matches(node, nodes, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    if not nodes:
+        return "Name your inventory with -i, and list the machines that workspaces run on in flow_nodes."
+    return f"The group has: {', '.join(nodes[:10])}{', …' if len(nodes) > 10 else ''}."
+
+
+def _address(node: str, text: str) -> str:
+    """A host name, or an IP address, in the form that a URL takes."""
+    try:
+        return f"[{text}]" if ipaddress.ip_address(text).version == 6 else text
+    except ValueError:
+        if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
+            return text
+    raise InvalidInput(f"ansible_host of {node} is {shown(text)!r}, which is no host name.")
+
+
+def missing(example: str) -> str:
+    """The one sentence of a run without an inventory."""
+    return (
+        f"No inventory says which machines to prepare: copy the folder {example}, list your machines in its hosts.yml "
+        "and run again with -i <your copy> (this machine itself: -i inventories/local)."
+    )

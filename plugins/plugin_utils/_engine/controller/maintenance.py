@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When may something that disturbs users be done? Business hours as a pure function.
+
+Business hours are one text: ``09:00-17:00 Mon-Fri Europe/Berlin``; several spans are separated by ``;``, days are
+ranges or
+lists (``Mon-Fri``, ``Sat,Sun``; none means every day), the zone is UTC when it is left out, ``none`` means there are
+no business hours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo
+
+from ....module_utils._node.errors import InvalidInput
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_SPAN = re.compile(r"(?P<a>\d{1,2}):(?P<b>\d{2})-(?P<c>\d{1,2}):(?P<d>\d{2})")
+EXAMPLE = "09:00-17:00 Mon-Fri Europe/Berlin"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Minutes after midnight; ``end`` at or before ``begin`` lies on the next day. ``days`` are 0 (Monday) to 6."""
+
+    begin: int
+    end: int
+    days: frozenset[int]
+    zone: tzinfo
+
+    def covers(self, moment: datetime) -> bool:
+        local = moment.astimezone(self.zone)
+        minute, today = local.hour * 60 + local.minute, local.weekday()
+        if self.begin < self.end:
+            return today in self.days and self.begin <= minute < self.end
+        return (today in self.days and minute >= self.begin) or ((today - 1) % 7 in self.days and minute < self.end)
+
+
+def parse(text: str) -> list[Span]:
+    """The spans of ``text``; InvalidInput names the word that is not understood."""
+    if text.strip().lower() in ("", "none"):
+        return []
+    return [_span(part) for part in text.split(";") if part.strip()]
+
+
+def _span(text: str) -> Span:
+    hours: tuple[int, int] | None = None
+    days: frozenset[int] = frozenset(range(7))
+    zone: tzinfo = UTC
+    for word in text.split():
+        match = _SPAN.fullmatch(word)
+        if match:
+            a, b, c, d = (int(match[name]) for name in "abcd")
+            if max(b, d) > 59 or a * 60 + b > 1439 or c * 60 + d > 1440:
+                raise _wrong(word)
+            hours = (a * 60 + b, c * 60 + d)
+        elif word.split(",")[0].split("-")[0].lower() in DAYS:
+            days = _days(word)
+        else:
+            zone = _zone(word)
+    if hours is None:
+        raise _wrong(text.strip())
+    return Span(*hours, days, zone)
+
+
+def _days(word: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in word.lower().split(","):
+        first, _dash, last = part.partition("-")
+        if first not in DAYS or (last or first) not in DAYS:
+            raise _wrong(word)
+        begin, end = DAYS.index(first), DAYS.index(last or first)
+        found |= {day % 7 for day in range(begin, end + 1 + (7 if end < begin else 0))}
+    return frozenset(found)
+
+
+def _zone(word: str) -> tzinfo:
+    if word.upper() in ("UTC", "Z"):
+        return UTC
+    try:
+        return ZoneInfo(word)
+    except (KeyError, ValueError, OSError):
+        raise _wrong(word)
+
+
+def _wrong(word: str) -> InvalidInput:
+    return InvalidInput(f"The business hours contain {word!r}, which is not understood.", f"Write them as {EXAMPLE!r}.")
+
+
+def is_open(hours: str, now: datetime) -> bool:
+    """Whether ``now`` lies outside business hours, so that disruptive steps may run."""
+    return not any(span.covers(now) for span in parse(hours))
+
+
+def opens(hours: str, now: datetime) -> datetime | None:
+    """The next whole minute outside business hours, ``now`` itself if it is; ``None`` when there is none within
+    eight days."""
+    spans = parse(hours)
+    moment = now
+    for _minute in range(8 * 24 * 60):
+        if not any(span.covers(moment) for span in spans):
+            return moment
+        moment = (moment + timedelta(minutes=1)).replace(second=0, microsecond=0)
+    return None
+
+
+def pending(step: str, hours: str, now: datetime) -> str:
+    """The sentence that tells about a step that has to wait."""
+    when = opens(hours, now)
+    at = f"after {when:%Y-%m-%d %H:%M} {when.tzname()}" if when else "at no time: the business hours never end"
+    return f"Pending: {step}. It disturbs users and may run {at}; or now, with flow_maintenance_now=true."

@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``devcontainer.json``: the same workspace for VS Code, DevPod, Codespaces and the CLI.
+
+The file is read on engines that nobody has looked at before. What only some have, ``/dev/kvm`` and Docker inside, it
+asks for where a setting requires it, and never where the setting is ``auto``: an engine without it would refuse the
+whole container, and Docker inside on an engine without user namespaces would make its root the machine's (decision A1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....module_utils._node.errors import Conflict, FlowError
+from ..repository.address import Repository
+from ..settings.options import MEBIBYTE
+from ..settings.workspace import Settings
+from ..workspace.models import CONTRACT
+from . import container as docker_container
+
+FOLDER = ".devcontainer"
+MARK = "// Written by spt.flow (ansible-playbook spt.flow.devcontainer); changes are lost.\n"
+NAMES = ("devcontainer.json", "seccomp.json", "ci.env")
+VOLUME = "spt-flow-${devcontainerId}"
+NAME = "devcontainer"
+"""What a workspace without a repository of its own is called."""
+NO_DOCKER = "a dev container has Docker inside where docker=required says so, on an engine with user namespaces"
+
+
+def files(
+    settings: Settings, image: str, repository: Repository | None = None, ref: str = "", apparmor: bool = False
+) -> dict[str, str]:
+    """The files of the folder ``.devcontainer`` by their names.
+
+    With ``repository`` the container clones it into its home; without one it works on the folder that the file lies in.
+    """
+    configuration = _configuration(settings, image, repository, ref, apparmor)
+    made = {"devcontainer.json": f"{MARK}{json.dumps(configuration, indent=2)}\n"}
+    if _docker(settings):
+        made["seccomp.json"] = docker_container.SECCOMP.read_text(encoding="utf-8")
+    pipeline = settings.pipeline_environment()
+    if pipeline:
+        made["ci.env"] = "".join(f"{name}={value}\n" for name, value in sorted(pipeline.items()))
+    return made
+
+
+def template() -> dict[str, str]:
+    """The published template (containers.dev): whoever applies it is asked for the image only."""
+    about = {
+        "id": "spt-flow",
+        "version": "0.1.0",
+        "name": "spt.flow workspace",
+        "description": "A workspace of spt.flow: limits, start and tools are those of every other target.",
+        "options": {
+            "image": {
+                "type": "string",
+                "description": "The workspace image in your registry, best by digest.",
+                "default": "registry.example.org/spt-flow/workspace:slim",
+            }
+        },
+    }
+    made = {f"{FOLDER}/{name}": text for name, text in files(Settings(), "${templateOption:image}").items()}
+    return {"devcontainer-template.json": f"{json.dumps(about, indent=2)}\n", **made}
+
+
+def _docker(settings: Settings) -> bool:
+    return settings.docker in ("required", "unsafe")
+
+
+def _configuration(
+    settings: Settings, image: str, repository: Repository | None, ref: str, apparmor: bool
+) -> dict[str, Any]:
+    volumes = {"home": docker_container.HOME, **({"docker": docker_container.DOCKER_DATA} if _docker(settings) else {})}
+    place = {"workspaceMount": "", "workspaceFolder": repository.directory} if repository else {}
+    # Commands run in that folder, also before the clone has taken its place.
+    first = [f"--workdir={repository.directory}"] if repository else []
+    return {
+        "name": f"spt.flow: {repository.slug}" if repository else "spt.flow",
+        "image": image,
+        "hostRequirements": {"cpus": math.ceil(settings.cpus), "memory": f"{settings.memory // MEBIBYTE}mb"},
+        **place,
+        "mounts": [f"source={VOLUME}-{name},target={path},type=volume" for name, path in volumes.items()],
+        # The image's own entry point is the start contract, under its own init and as its own user.
+        "overrideCommand": False,
+        "containerUser": "coder",
+        "remoteUser": "coder",
+        "updateRemoteUserUID": False,
+        "runArgs": [*first, *settings.devcontainer_arguments(), *_arguments(settings, apparmor)],
+        "containerEnv": environment(settings, repository, ref),
+        # The IDE for whoever has none; its password: spt-workspace status.
+        "forwardPorts": [docker_container.IDE_PORT],
+        "portsAttributes": {str(docker_container.IDE_PORT): {"label": "code-server", "onAutoForward": "silent"}},
+        "onCreateCommand": ["spt-workspace", "wait"],
+    }
+
+
+def _arguments(settings: Settings, apparmor: bool) -> list[str]:
+    """What ``_docker_body`` sends to the engine, as ``docker run`` takes it."""
+    words = [f"--sysctl={name}={value}" for name, value in docker_container.SYSCTLS.items()]
+    words += [*(f"--cap-drop={name}" for name in docker_container.DROPPED), f"--stop-timeout={docker_container.GRACE}"]
+    if settings.kvm == "required":
+        words.append(f"--device={docker_container.KVM}")
+    if not _docker(settings):
+        return words
+    words += ["--device=/dev/fuse", "--device=/dev/net/tun"]
+    words.append(f"--security-opt=seccomp=${{localWorkspaceFolder}}/{FOLDER}/seccomp.json")
+    if apparmor:
+        words.append(f"--security-opt=apparmor={docker_container.APPARMOR}")
+    # The runtime refuses a container that has no user namespace.
+    unsafe = settings.docker == "unsafe"
+    return [*words, "--security-opt=systempaths=unconfined" if unsafe else f"--runtime={docker_container.RUNTIME}"]
+
+
+def environment(settings: Settings, repository: Repository | None, ref: str) -> dict[str, str]:
+    """The start contract's values. Whose workspace it is, and when it stops, is the business of whoever starts it."""
+    return {
+        "SPT_FLOW_CONTRACT": CONTRACT,
+        "SPT_FLOW_WORKSPACE": repository.slug if repository else NAME,
+        "SPT_FLOW_KIND": "dev",
+        "SPT_FLOW_REPO": repository.url if repository else "",
+        "SPT_FLOW_REPO_ID": repository.identity if repository else "",
+        "SPT_FLOW_REF": ref,
+        "SPT_FLOW_DIRECTORY": repository.directory if repository else "${containerWorkspaceFolder}",
+        **settings.environment(),
+        "SPT_FLOW_IDE_BIND": "127.0.0.1",
+        "SPT_FLOW_IDE_PORT": str(docker_container.IDE_PORT),
+        "SPT_FLOW_IDLE_STOP": "0",
+        "SPT_FLOW_DOCKER": "on" if _docker(settings) else "off",
+        "SPT_FLOW_DOCKER_REASON": "" if _docker(settings) or settings.docker == "disabled" else NO_DOCKER,
+    }
+
+
+# On disk
+
+
+def changes(folder: Path, wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """What of ``wanted`` is missing or another in ``folder``, and what is wanted no more: (before, after) by name.
+
+    Raises ``Conflict`` for a ``devcontainer.json`` that somebody else wrote.
+    """
+    found = {}
+    for name, text in {**dict.fromkeys(NAMES, ""), **wanted}.items():
+        try:
+            before = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            before = ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlowError(f"Cannot read {folder / name}: {getattr(error, 'strerror', '') or error}.") from None
+        if name == "devcontainer.json" and before and not before.startswith(MARK):
+            raise Conflict(
+                f"{folder / name} is there and was not written by spt.flow.",
+                "Move it away, or leave it: a workspace reads the safe part of a repository's own after the clone.",
+            )
+        if before != text:
+            found[name] = (before, text)
+    return found
+
+
+def write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Replace each file in one step, ``devcontainer.json`` last: what it names is there already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(texts, key=lambda name: name == "devcontainer.json"):
+            if not texts[name]:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(texts[name])
+                os.fchmod(descriptor, 0o644)
+            os.replace(temporary, folder / name)
+    except OSError as error:
+        raise FlowError(f"Cannot write to {folder}: {error.strerror or error}.") from None

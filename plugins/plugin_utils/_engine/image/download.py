@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Download what the image takes, verified by its sum, from its origin or a mirror."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....module_utils._node.errors import FlowError, redact
+from ..common.progress import Progress
+from .cache import BLOCK, atomic, cache, room
+
+_TIMEOUT = 60
+
+
+def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progress: Progress) -> Path:
+    """The file ``entry`` (``url``, ``sha256``) from the cache or its source; a wrong one is named with both sums."""
+    target = cache("downloads") / f"{entry['sha256'][:16]}-{entry['url'].rsplit('/', 1)[-1]}"
+    if target.exists():
+        return target
+    url = mirrored(entry["url"], options)
+    progress.note(f"image: downloading {name} from {redact(url)}")
+    with atomic(target) as path:
+        found, missing = _download(name, url, path, str(options.get("ca_bundle") or ""))
+        if found != entry["sha256"]:
+            what = f"the download was cut off ({missing}), and its SHA-256 is" if missing else "its SHA-256 is"
+            raise FlowError(
+                f"Cannot use {name} from {url}: {what} {found}, where {entry['sha256']} was expected.",
+                "Nothing was kept of it, and what is complete is not fetched again. Run it again; a sum that stays "
+                "wrong is the source's or the mirror's.",
+            )
+    return target
+
+
+_ORIGINS = {
+    "mirror_apt": ("http://deb.debian.org", "http://archive.ubuntu.com", "http://security.ubuntu.com"),
+    "mirror_crates": ("https://static.crates.io",),
+    "mirror_go": ("https://proxy.golang.org",),
+    "mirror_npm": ("https://registry.npmjs.org",),
+    "mirror_pypi": ("https://files.pythonhosted.org",),
+}
+"""What each mirror stands for; everything else is of ``mirror_files``."""
+
+
+def mirrored(url: str, options: Mapping[str, Any]) -> str:
+    """``url``, or its place on the mirror that the user's ``mirror_*`` settings name."""
+    for option, origins in _ORIGINS.items():
+        for origin in origins:
+            if url.startswith(f"{origin}/"):
+                mirror = str(options.get(option) or "").rstrip("/")
+                return mirror + url[len(origin) :] if mirror else url
+    mirror = str(options.get("mirror_files") or "").rstrip("/")
+    return f"{mirror}/{url.split('://', 1)[1]}" if mirror else url
+
+
+def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str]:
+    """Write what ``url`` answers to ``path``: its SHA-256, and how it ended too early, if it did."""
+    import ssl
+
+    digest = hashlib.sha256()
+    length = 0
+    try:
+        context = ssl.create_default_context(cafile=ca_bundle or None)
+        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as answer, open(path, "wb") as out:
+            wanted = answer.headers.get("Content-Length", "")
+            try:
+                while block := answer.read(BLOCK):
+                    digest.update(block)
+                    length += len(block)
+                    with room(f"keep {name} in", path.parent.parent):
+                        out.write(block)
+            except http.client.IncompleteRead as error:
+                digest.update(error.partial)
+                length += len(error.partial)
+            except OSError as error:
+                return digest.hexdigest(), f"after {length} bytes: {error}"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise FlowError(
+            f"Cannot download {name} from {url}: {error}.",
+            f"Check the network, or name a mirror ({', '.join([*_ORIGINS, 'mirror_files'])}).",
+        ) from None
+    cut = f"after {length} of {wanted} bytes" if wanted.isdigit() and length < int(wanted) else ""
+    return digest.hexdigest(), cut
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
+            return True
+    except (OSError, urllib.error.URLError):
+        return False

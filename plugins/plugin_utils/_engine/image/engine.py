@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Find and remove workspace images on a Docker engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....module_utils._node.errors import FlowError, NotFound, Unhealthy
+from .identity import Image
+
+LABEL = "spt.flow.image"
+_BUILD_TIMEOUT = 1800
+
+
+def sdk() -> Any:
+    """The Docker SDK's client, imported here only: it costs 0.4 s (decision B1)."""
+    try:
+        import docker
+    except ImportError:
+        raise FlowError(
+            "Cannot build the workspace image: the Python package docker is missing.",
+            "Install it beside ansible-core: pip install docker",
+        ) from None
+    from docker.errors import DockerException
+
+    try:
+        return docker.from_env(timeout=_BUILD_TIMEOUT)
+    except DockerException as error:
+        raise Unhealthy(
+            f"Cannot build the workspace image: the Docker engine does not answer ({error}).",
+            "Start it, or let `make quickstart` set one up.",
+        ) from None
+
+
+def present(image: Image) -> bool:
+    """Whether the engine has the image under its tag and label; one request by the small client."""
+    from ....module_utils._node.docker import http as docker_http
+
+    try:
+        found = docker_http.connect().get_json(f"/images/{image.tag}/json")
+    except NotFound:
+        return False
+    return ((found.get("Config") or {}).get("Labels") or {}).get(LABEL) == image.hash
+
+
+def remove(image: Image) -> bool:
+    """Take the tag away from the engine; the cache keeps its copy."""
+    from ....module_utils._node.docker import http as docker_http
+
+    try:
+        docker_http.connect().request_json("DELETE", f"/images/{image.tag}")
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,360 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Releasing the workspace image: built, verified, described, published, then recorded.
+
+One file records for each profile the image that is current; nodes, templates and `up` read it. It is written last and
+in one step: an image that fails its verification, and a run that is killed at any moment, leave it as it was. Beside it
+lie, named by profile and identity, the list of packages, the verification's report and, where it is wanted, the
+archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from ....module_utils._node.docker import http as docker_http
+from ....module_utils._node.docker import images as docker_images
+from ....module_utils._node.errors import AuthError, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
+from ..common.progress import Progress
+from ..common.version import release as collection_release
+from . import build as image_build
+from . import engine as image_engine
+from . import identity as image_identity
+from . import sbom as image_sbom
+from .identity import Image
+
+VERIFY_LIMIT = 1800.0
+"""Seconds that verifying an image may take: compilers of several languages run in it."""
+REPORT, SBOM, ARCHIVE = "verify.json", "spdx.json", "tar"
+_FILES = re.compile(r"(?P<image>.+-[0-9a-f]{12})\.(verify\.json|spdx\.json|tar)")
+_REPOSITORY = re.compile(r"(?=[^/]*[.:]|localhost/)[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)+")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a release is to be: the file that records it, and how others get the image.
+
+    ``registry`` is the repository to push to (``registry.example.com/team/workspace``). ``keep`` is how many older
+    images and their files stay although nothing uses them, -1 leaves all; ``in_use`` are tags or identities that stay
+    besides.
+    """
+
+    file: Path
+    registry: str = ""
+    archive: bool = False
+    keep: int = -1
+    in_use: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.registry and not _REPOSITORY.fullmatch(self.registry):
+            raise InvalidInput(
+                f"Cannot push the image to {self.registry!r}: that is not the name of a repository in a registry.",
+                "For example: registry.example.com/team/workspace, without a tag.",
+            )
+
+    def path(self, image: Image, kind: str) -> Path:
+        return self.file.parent / f"{image.profile}-{image.hash[:12]}.{kind}"
+
+
+@dataclass
+class Release:
+    """``steps`` is what was done, in check mode what would be; ``before`` and ``after`` what the file says."""
+
+    steps: list[str]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    removed: list[str] = field(default_factory=list)
+
+
+def make(image: Image, options: Mapping[str, Any], order: Order, progress: Progress, check: bool = False) -> Release:
+    """Bring the release about as far as it is not there. Raises ``FlowError``; what was current stays so then."""
+    before = image_identity.recorded(order.file).get(image.profile, {})
+    steps = due(image, before, order, _identifier(image))
+    made = Release(steps, before, before if not steps else {"tag": image.tag, "hash": image.hash})
+    if steps and not check:
+        with _alone(order.file.parent, progress):
+            brought = ["build"] if image_build.ensure(image, options, progress) else []
+            before = image_identity.recorded(order.file).get(image.profile, {})
+            made.steps = brought + due(image, before, order, _identifier(image))
+            made.after = _carry_out(image, before, order, made.steps, progress)
+    made.removed = _prune(image, order, check) if order.keep >= 0 else []
+    return made
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, progress: Progress) -> Iterator[None]:
+    """One release at a time, of any profile: the file is read, then written anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            progress.note("image: another run releases one, waiting")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def taken(image: Image, progress: Progress) -> bool:
+    """Whether the engine has an image that a release records, taken from where it was published.
+
+    False for one that this collection describes and that was published nowhere: it can be built.
+    """
+    wanted = docker_images.Wanted(image.tag, image.hash, "" if image.reference else image.archive, image.reference)
+    if wanted.archive or wanted.reference:
+        if not image_engine.present(image):
+            with progress.stage("image", f"{image.tag} comes from {image.reference or image.archive}"):
+                docker_images.look_after(wanted)
+        return True
+    if image_engine.present(image) or image.hash == image_identity.identity(image.profile).hash:
+        return False
+    raise NotFound(
+        f"{image_identity.lacks('This engine', image.tag)} A release records it; this collection describes another.",
+        "Release that one: ansible-playbook spt.flow.image. Or use the collection that the release was made with.",
+    )
+
+
+def due(image: Image, before: Mapping[str, Any], order: Order, identifier: str) -> list[str]:
+    """What is to be done, by its order. ``identifier`` is the engine's own for the image, empty where it has none.
+
+    What is recorded and published is not built again, so that a machine without memory need not.
+    """
+    same = before.get("hash") == image.hash
+    known = same and before.get("id") == identifier
+    publish = []
+    if order.registry and not (same and str(before.get("reference", "")).startswith(f"{order.registry}@")):
+        publish.append("push")
+    if order.archive and not (same and order.path(image, ARCHIVE).exists()):
+        publish.append("archive")
+    if not publish and (known or (same and (order.registry or order.archive))):
+        return []
+    return [*([] if identifier else ["build"]), *([] if known else ["verify", "describe"]), *publish, "record"]
+
+
+def _identifier(image: Image) -> str:
+    if not image_engine.present(image):
+        return ""
+    return str(_about(image)["Id"])
+
+
+def _about(image: Image) -> dict[str, Any]:
+    return dict(docker_http.connect().get_json(f"/images/{image.tag}/json"))
+
+
+def _carry_out(
+    image: Image, before: Mapping[str, Any], order: Order, steps: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    about = _about(image)
+    entry = {
+        "profile": image.profile,
+        "tag": image.tag,
+        "hash": image.hash,
+        "id": about["Id"],
+        "release": collection_release(),
+        "verified": before.get("verified", ""),
+        "sbom": order.path(image, SBOM).name,
+    }
+    if "verify" in steps:
+        with progress.stage("verify", f"{image.tag} in a container of its own"):
+            _passed(image, verify(image, progress), order, before)
+        entry["verified"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if "describe" in steps:
+        with progress.stage("describe", f"packages of {image.tag}"):
+            _write(order.path(image, SBOM), describe(image, about))
+    if order.registry:
+        entry["reference"] = before.get("reference")
+        if "push" in steps:
+            with progress.stage("push", f"to {order.registry}"):
+                entry["reference"] = push(image, order.registry)
+    if order.archive:
+        entry["archive"] = order.path(image, ARCHIVE).name
+        if "archive" in steps:
+            with progress.stage("archive", f"to {order.path(image, ARCHIVE)}"):
+                _archive(image, order.path(image, ARCHIVE), progress)
+    if "record" in steps:
+        _write(order.file, {**image_identity.recorded(order.file), image.profile: entry})
+    return entry
+
+
+# Steps
+
+
+def verify(image: Image, progress: Progress) -> dict[str, Any]:
+    """The image's report about itself, made in a fresh container without a network; each check is progress."""
+    name = f"spt-flow-verify-{secrets.token_hex(4)}"
+    of_container = ["--rm", "--name", name, "--label", "spt.flow.build=verify", "--network", "none"]
+    program = ["--entrypoint", "/usr/local/bin/spt-workspace", image.tag, "verify", "--format", "json"]
+    by_hand = f"Try it: docker run --rm -it --entrypoint spt-workspace {image.tag} verify"
+    last = ""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:
+        try:
+            with _running(["docker", "run", *of_container, *program], out) as child:
+                for line in child.stderr or ():
+                    last = line.strip() or last
+                    progress.note(f"verify: {last}")
+        finally:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(["docker", "rm", "--force", name], capture_output=True, timeout=60, check=False)
+        out.seek(0)
+        said = out.read()
+    if child.returncode == -signal.SIGKILL:
+        minutes = f"{VERIFY_LIMIT / 60:.0f} minutes"
+        raise DeadlineExceeded(f"The image {image.tag} is not verified: that did not end in {minutes}.", by_hand)
+    try:
+        return {**dict(json.loads(said)), "status": child.returncode}
+    except (TypeError, ValueError):
+        what = last or said.strip() or f"status {child.returncode}"
+        raise Unhealthy(f"The image {image.tag} is not verified, it gives no report: {what}", by_hand) from None
+
+
+@contextlib.contextmanager
+def _running(argv: Sequence[str], out: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program whose words for people are read line by line; it is killed at the limit, or when reading ends early."""
+    try:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise FlowError(f"Cannot run {argv[0]}: {error}.", "Install Docker's client.") from None
+    limit = threading.Timer(VERIFY_LIMIT, child.kill)
+    limit.start()
+    try:
+        with child:
+            try:
+                yield child
+            except BaseException:
+                child.kill()
+                raise
+    finally:
+        limit.cancel()
+
+
+def _passed(image: Image, report: Mapping[str, Any], order: Order, before: Mapping[str, Any]) -> None:
+    """Keep the report; raise where it tells of a failure."""
+    path = order.path(image, REPORT)
+    _write(path, report)
+    if report["status"] == 0:
+        return
+    failed = [
+        f"{check.get('name')}: {check.get('detail')}"
+        for check in report.get("checks", [])
+        if check.get("state") == "failed"
+    ]
+    stays = f"{before['tag']} stays current" if before else "nothing is recorded"
+    raise Unhealthy(
+        f"The image {image.tag} failed its verification: {'; '.join(failed) or 'see its report'}.",
+        f"It is not published, {stays}. The report lies in {path}.",
+        {"failed": failed},
+    )
+
+
+def describe(image: Image, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The list of packages of an image that is on the engine, in SPDX."""
+    words = ["--rm", "--network", "none", "--entrypoint", "/usr/bin/dpkg-query", image.tag]
+    lines = docker_images.docker("run", *words, "--show", "--showformat", image_sbom.QUERY).splitlines()
+    packages = [image_sbom.Package.of(line) for line in lines]
+    created = re.sub(r"\.\d+", "", str(about["Created"]))
+    return image_sbom.sbom(image, image_identity.recipe(image.profile), packages, created, collection_release())
+
+
+def push(image: Image, repository: str) -> str:
+    """The image's name in the registry, with its digest; there the profile's own tag points to it too.
+
+    The engine forgets the names of the registry again: an image that has them would never be pruned.
+    """
+    names = [f"{repository}:{tag}" for tag in (image.tag.rpartition(":")[2], image.profile)]
+    try:
+        for name in names:
+            docker_images.docker("tag", image.tag, name)
+            _pushed(name)
+        digests = [str(found) for found in _about(image).get("RepoDigests") or []]
+    finally:
+        for name in names:
+            with contextlib.suppress(FlowError):
+                docker_images.docker("image", "rm", "--no-prune", name)
+    for found in digests:
+        # The engine leaves the name of the public registry away.
+        if found.startswith(f"{repository.removeprefix('docker.io/')}@"):
+            return f"{repository}@{found.partition('@')[2]}"
+    raise Unhealthy(f"{repository} took the image {image.tag}, but told no digest.", "See the registry's log.")
+
+
+def _pushed(name: str) -> None:
+    try:
+        docker_images.docker("push", "--quiet", name)
+    except FlowError as error:
+        registry = name.partition("/")[0]
+        if re.search("denied|unauthorized|no basic auth|authentication required", error.message, re.IGNORECASE):
+            raise AuthError(f"Cannot push {name}: {error.message}", f"Sign in: docker login {registry}") from None
+        raise Unhealthy(f"Cannot push {name}: {error.message}", f"See that {registry} answers and has room.") from None
+
+
+def _archive(image: Image, path: Path, progress: Progress) -> None:
+    """The cache's archive here: the same file where both lie on one disk, else a copy."""
+    source = image_build.archived(image, {}, progress)
+    aside = path.with_name(f".{path.name}")
+    aside.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, aside)
+        except OSError:
+            shutil.copyfile(source, aside)
+        os.replace(aside, path)
+    except OSError as error:
+        raise FlowError(
+            f"Cannot write the image to {path}: {error.strerror}.", "Make room there and run again."
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Readers see the old file or the new one, also after a crash."""
+    aside = path.with_name(f".{path.name}")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise FlowError(f"Cannot write {path}: {error.strerror}.", "Make room there and run again.") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# What goes
+
+
+def _prune(image: Image, order: Order, check: bool) -> list[str]:
+    """Drop older images from the engine and their files from the folder; what a profile has as current stays."""
+    current = [str(entry["hash"]) for entry in image_identity.recorded(order.file).values()]
+    wanted = docker_images.Wanted(image.tag, image.hash, keep=order.keep, in_use=[*current, *order.in_use])
+    removed = docker_images.look_after(wanted, check).removed
+    spared = {f"{profile}-{entry['hash'][:12]}" for profile, entry in image_identity.recorded(order.file).items()}
+    files: dict[str, list[Path]] = {}
+    for path in order.file.parent.glob("*"):
+        found = _FILES.fullmatch(path.name)
+        if found and found["image"] not in {*spared, f"{image.profile}-{image.hash[:12]}"}:
+            files.setdefault(found["image"], []).append(path)
+    newest = sorted(files.values(), key=lambda paths: max(path.stat().st_mtime for path in paths), reverse=True)
+    for path in (path for paths in newest[order.keep :] for path in sorted(paths)):
+        removed.append(str(path))
+        if not check:
+            path.unlink(missing_ok=True)
+    return removed

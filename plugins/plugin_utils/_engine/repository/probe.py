@@ -1,0 +1,243 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asking whether a repository can be cloned, and bundling a local one.
+
+Apart from ``_repository``: only creating needs it. git never prompts here, and every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....module_utils._node.errors import DeadlineExceeded, FlowError, NotFound, redact
+from .address import _COMMIT, Repository
+from .names import validate_ref
+
+if TYPE_CHECKING:
+    from .local import LocalGit
+
+BUNDLE_LIMIT = 1024**3
+"""Bytes of a bundle that are held in memory at most."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a server says: ``state`` is open, needs-auth, not-found, host-key-unknown or unreachable.
+
+    ``detail`` is a sentence or the server's own words; ``head`` the commit that a clone would start on, where known.
+    """
+
+    state: str
+    detail: str = ""
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended; ``status`` is ``None`` when its time ran out and it was killed."""
+
+    status: int | None
+    stdout: str
+    stderr: str
+
+
+Runner = Callable[[Sequence[str], Mapping[str, str], float], Outcome]
+
+
+def run_bounded(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> Outcome:
+    """Run ``argv`` without a terminal; at the end of ``timeout`` seconds it and all its children are killed.
+
+    Output goes to files: a daemon that a child leaves behind (a shared SSH connection, a credential cache) would hold a
+    pipe open for ever.
+    """
+    import signal
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(
+            argv, env=dict(environ), cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+        status: int | None = None
+        try:
+            status = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if status is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read(1024**2).decode("utf-8", "replace"))
+    return Outcome(status, texts[0], texts[1])
+
+
+_SIGNS = (
+    ("host-key-unknown", r"host key verification failed|host identification has changed|no \S+ host key is known"),
+    (
+        "needs-auth",
+        r"permission denied|terminal prompts disabled|could not read (username|password)|authentication failed"
+        r"|returned error: 40[13]|access denied|too many authentication failures|invalid username or",
+    ),
+    (
+        "not-found",
+        r"repository not found|returned error: 404|repository '[^']*' not found|does not appear to be a git repository"
+        r"|project you were looking for could not be found|repository .*does not exist|not a git repository"
+        r"|no such file or directory|info/refs not valid",
+    ),
+)
+"""How git, OpenSSH and the usual servers word it in the C locale; the first that matches counts."""
+
+
+def _classified(stderr: str) -> str:
+    text = "\n".join(line for line in stderr.lower().splitlines() if not line.startswith("warning:"))
+    if re.search(r"cannot run|unable to find remote helper", text):
+        return "unreachable"
+    return next((state for state, signs in _SIGNS if re.search(signs, text)), "unreachable")
+
+
+def _last_words(stderr: str) -> str:
+    """The line of ``stderr`` that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [
+        line
+        for line in lines
+        if re.match(r"(fatal|error|remote|ssh|[\w.-]+@[\w.-]+:|@ *warning|no )", line, re.IGNORECASE)
+    ]
+    vague = ("fatal: could not read from remote", "and the repository exists", "please make sure")
+    telling = [line for line in telling if not line.lower().startswith(vague)] or lines or [""]
+    return redact(telling[0])[:300]
+
+
+@contextmanager
+def _environment(repository: Repository, known_hosts: str, timeout: float) -> Iterator[dict[str, str]]:
+    """The caller's environment with everything that could ask a question switched off."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))}
+    environ.update(
+        LC_ALL="C",
+        LANGUAGE="",
+        GIT_TERMINAL_PROMPT="0",
+        GIT_ASKPASS="",
+        SSH_ASKPASS="",
+        SSH_ASKPASS_REQUIRE="never",
+        GCM_INTERACTIVE="never",
+        GIT_ALLOW_PROTOCOL="https:ssh",
+    )
+    if repository.kind != "ssh":
+        yield environ
+        return
+    import shlex
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", prefix="spt-flow-known-hosts-") as lines:
+        ssh = shlex.split(environ.get("GIT_SSH_COMMAND", "")) or [environ.get("GIT_SSH", "ssh")]
+        options = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "ControlMaster=no",
+            f"ConnectTimeout={max(1, int(timeout))}",
+        ]
+        if known_hosts:
+            lines.write(known_hosts.rstrip("\n") + "\n")
+            lines.flush()
+            options.append(f"GlobalKnownHostsFile=/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2 {lines.name}")
+        environ["GIT_SSH_COMMAND"] = shlex.join([ssh[0], *(f"-o{option}" for option in options), *ssh[1:]])
+        yield environ
+
+
+def probe(
+    repository: Repository, ref: str = "", timeout: float = 10.0, runner: Runner = run_bounded, known_hosts: str = ""
+) -> Probe:
+    """Ask the server with the caller's own credentials; never prompts, never takes longer than ``timeout`` seconds."""
+    validate_ref(ref)
+    if repository.kind == "local":
+        return _probe_local(repository, ref, timeout, runner)
+    names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/tags/{ref}^{{}}"] if ref else ["HEAD"]
+    argv = ["git", "-c", "core.askPass=", "ls-remote", "--", repository.url, *names]
+    try:
+        with _environment(repository, known_hosts, timeout) as environ:
+            outcome = runner(argv, environ, timeout)
+    except FileNotFoundError:
+        return Probe("unreachable", "git is not installed on this machine")
+    except OSError as error:
+        return Probe("unreachable", f"git cannot be run on this machine: {error.strerror}")
+    if outcome.status is None:
+        return Probe("unreachable", f"no answer within {timeout:g} s")
+    if outcome.status != 0:
+        return Probe(_classified(outcome.stderr), _last_words(outcome.stderr))
+    commits = {name: commit for commit, _tab, name in (line.partition("\t") for line in outcome.stdout.splitlines())}
+    head = next((commits[name] for name in reversed(names) if name in commits), "")
+    if ref and not head and not _COMMIT.fullmatch(ref):
+        return Probe("not-found", f"there is no branch or tag {ref} in it")
+    return Probe("open", "", head)
+
+
+# Repositories on this machine
+
+
+def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runner) -> Probe:
+    from .local import Unreadable, reading
+
+    try:
+        with reading(repository.path, runner) as git:
+            return _probe_git(git, ref, timeout)
+    except Unreadable as error:
+        return Probe("not-found", str(error))
+    except FileNotFoundError:
+        return Probe("unreachable", "git is not installed on this machine")
+
+
+def _probe_git(git: LocalGit, ref: str, timeout: float) -> Probe:
+    if git.shallow:
+        return Probe(
+            "not-found", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
+        )
+    wanted = ref or "HEAD"
+    outcome = git.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"], timeout)
+    if outcome.status is None:
+        return Probe("unreachable", f"no answer within {timeout:g} s")
+    if outcome.status != 0:
+        return Probe("not-found", f"there is no branch, tag or commit {ref} in it" if ref else "it has no commit yet")
+    return Probe("open", "", outcome.stdout.split()[-1])
+
+
+def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, runner: Runner = run_bounded) -> bytes:
+    """A local repository's branches, tags and HEAD as a git bundle (decision B12)."""
+    from .local import Unreadable, reading
+
+    validate_ref(ref)
+    where = f"Cannot copy the repository {repository.path}"
+    hint = "Give the top folder of a complete clone that has a commit."
+    try:
+        with reading(repository.path, runner) as git:
+            answer = _probe_git(git, ref, timeout)
+            if answer.state != "open":
+                raise NotFound(f"{where}: {answer.detail}.", hint)
+            return _bundle(git, where, timeout)
+    except Unreadable as error:
+        raise NotFound(f"{where}: {error}.", hint) from None
+    except FileNotFoundError:
+        raise NotFound(f"{where}: git is not installed on this machine.", hint) from None
+
+
+def _bundle(git: LocalGit, where: str, timeout: float) -> bytes:
+    file = os.path.join(git.path, "seed.bundle")
+    outcome = git.run(["bundle", "create", "--quiet", file, "HEAD", "--branches", "--tags"], timeout)
+    if outcome.status is None:
+        raise DeadlineExceeded(f"{where}: git took longer than {timeout:g} s.")
+    if outcome.status != 0:
+        raise FlowError(
+            f"{where}: {_last_words(outcome.stderr)}",
+            "If it is a partial clone or damaged, make a whole clone of it and give that.",
+        )
+    if os.path.getsize(file) > BUNDLE_LIMIT:
+        raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and give its address.")
+    with open(file, "rb") as bundle:
+        return bundle.read()

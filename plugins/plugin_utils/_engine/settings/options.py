@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every option of the collection: one table for documentation, validation and resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "SPT_FLOW_"
+TEXT_LIMIT = 1024
+"""Longest text of an option that is not told otherwise, in characters."""
+MANY_LINES = {
+    "known_hosts": 65536,
+    "command": 131072,
+    "artifacts": 4096,
+    "junit": 4096,
+    "env": 4096,
+    "git_hooks": 65536,
+}
+"""Options that may hold several lines, with their longest text in characters."""
+DAY = 86400
+MEBIBYTE = 1024**2
+GIBIBYTE = 1024**3
+
+
+@dataclass(frozen=True)
+class Option:
+    """One value that a user can give.
+
+    ``type``: str, bool, int, float, duration (text, seconds once resolved) or size (text, bytes once resolved).
+    ``scope``: ``verb`` (asked of one run), ``workspace`` (fixed when the workspace is created or restarted; part of
+    ``Settings.hash``), ``client`` (how this client works) or ``image``. ``low`` and ``high`` bound numbers; 0 passes
+    where ``zero`` gives it a meaning.
+    """
+
+    name: str
+    type: str
+    default: Any
+    description: str
+    scope: str = "verb"
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+    low: float | None = None
+    high: float | None = None
+    zero: str = ""
+
+    @property
+    def ansible_type(self) -> str:
+        return "str" if self.type in ("duration", "size") else self.type
+
+    @property
+    def environment(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def inventory(self) -> str:
+        return f"flow_{self.name}"
+
+
+GIT_HOOKS = (
+    "applypatch-msg",
+    "commit-msg",
+    "post-applypatch",
+    "post-checkout",
+    "post-commit",
+    "post-merge",
+    "post-rewrite",
+    "pre-applypatch",
+    "pre-auto-gc",
+    "pre-commit",
+    "pre-merge-commit",
+    "pre-push",
+    "pre-rebase",
+    "prepare-commit-msg",
+)
+"""What the start contract can install (``hooks.NAMES``); a test compares them."""
+PROFILES = ("slim", "fat", "fat-ubuntu-24.04", "fat-debian-13", "fat-packages")
+"""What image/versions.yml describes; a test compares them."""
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            "repo", "str", "", "Repository: https, ssh or git@host:path, owner/name on default_host, or a local path."
+        ),
+        Option("ref", "str", "", "Branch, tag or commit that a new clone starts on; by default the repository's own."),
+        Option("workspace", "str", "", "Name of the workspace; by default made from the name of the repository."),
+        Option("owner", "str", "", "Whose workspace it is; by default the login name."),
+        Option("target", "str", "auto", "Where workspaces run.", choices=("auto", "docker", "coder")),
+        Option(
+            "node",
+            "str",
+            "",
+            "Host of the inventory's group flow_nodes that workspaces run on; by default this machine.",
+        ),
+        Option("template", "str", "spt-flow", "Template of the Coder server that new workspaces are made of."),
+        Option(
+            "dotfiles",
+            "str",
+            "",
+            "Repository with your dotfiles (#branch at its end for one), installed and updated at each start.",
+        ),
+        Option("trust", "bool", False, "Whether the postCreateCommand of the repository's devcontainer.json may run."),
+        Option("connect", "bool", True, "Whether the run ends in a shell of the workspace where there is a terminal."),
+        Option("output", "str", "text", "Text, or one JSON object on standard output.", choices=("text", "json")),
+        Option("command", "str", "", "A shell command that the run ends with instead of a shell."),
+        Option("confirm", "bool", False, "Whether deleting is confirmed."),
+        Option("hours", "float", 8.0, "For how long keep-alive holds off the idle stop.", low=0, high=24),
+        Option("size", "bool", False, "Whether status measures the sizes of volumes."),
+        Option("follow", "bool", False, "Whether logs goes on until the workspace stops."),
+        Option("tail", "int", 0, "How many of the last lines logs shows.", low=0, high=1_000_000, zero="all"),
+        Option("from_run", "str", "", "Folder of a CI run here; up makes a workspace of its commit and settings."),
+        Option("commit", "str", "", "Commit, in full, that a CI job runs on; without it the one that ref names."),
+        Option(
+            "ttl", "duration", "30m", "Time from its creation after which a CI workspace is deleted.", low=20, high=DAY
+        ),
+        Option("artifacts", "str", "", "What a CI job leaves for you: globs below the clone, by commas or lines."),
+        Option("junit", "str", "", "JUnit reports of a CI job: globs below the clone, by commas or lines."),
+        Option("artifacts_dir", "str", "spt-flow-ci", "Folder here in which each CI run gets one of its own."),
+        Option("env", "str", "", "Names of variables of this environment that a CI job gets, by commas or lines."),
+        Option("env_file", "str", "", "File here of NAME=value lines that a CI job gets; removed once it is read."),
+        Option("profile", "str", "slim", "What the image holds.", "workspace", choices=PROFILES),
+        Option("cpus", "float", 4.0, "Processors that a workspace may use.", "workspace", low=0.1, high=1024),
+        Option("memory", "size", "8g", "Memory that a workspace may use.", "workspace", low=256 * MEBIBYTE, high=2**50),
+        Option(
+            "pids", "int", 4096, "Processes and threads that a workspace may have.", "workspace", low=128, high=4194304
+        ),
+        Option(
+            "kvm",
+            "str",
+            "auto",
+            "Whether a workspace gets /dev/kvm.",
+            "workspace",
+            choices=("auto", "required", "disabled"),
+        ),
+        Option(
+            "docker",
+            "str",
+            "auto",
+            "Whether Docker runs inside; unsafe allows it on an engine without user namespaces, where a workspace"
+            " can become root on the machine.",
+            "workspace",
+            choices=("auto", "required", "disabled", "unsafe"),
+        ),
+        Option(
+            "idle_stop",
+            "duration",
+            "2h",
+            "Time without activity after which a workspace stops.",
+            "workspace",
+            low=60,
+            high=30 * DAY,
+            zero="never",
+        ),
+        Option(
+            "ide_port",
+            "int",
+            0,
+            "Port of this machine for the IDE.",
+            "workspace",
+            low=1024,
+            high=65535,
+            zero="any free one",
+        ),
+        Option(
+            "depth", "int", 0, "Commits of history that a clone fetches.", "workspace", low=1, high=10**6, zero="all"
+        ),
+        Option("submodules", "bool", False, "Whether a clone fetches submodules.", "workspace"),
+        Option("lfs", "bool", True, "Whether a clone fetches files of Git LFS.", "workspace"),
+        Option("clone_cache", "bool", False, "Whether clones share objects in a cache on the machine.", "workspace"),
+        Option("tick", "float", 1.0, "Speed of a workspace's clock, for tests.", "workspace", low=0.01, high=100_000),
+        Option(
+            "disk",
+            "size",
+            "20g",
+            "Size of a workspace's home, and of the files it writes outside volumes.",
+            "workspace",
+            low=256 * MEBIBYTE,
+            high=2**43,
+            zero="no limit",
+        ),
+        Option(
+            "docker_disk",
+            "size",
+            "20g",
+            "Size of the data of Docker inside a workspace.",
+            "workspace",
+            low=256 * MEBIBYTE,
+            high=2**43,
+            zero="no limit",
+        ),
+        Option("known_hosts", "str", "", "Lines for known_hosts beside those that the image pins.", "workspace"),
+        Option(
+            "git_hooks",
+            "str",
+            "",
+            "Git hooks that run before a clone's own: scripts by name, as a mapping or its JSON.",
+            "workspace",
+        ),
+        Option(
+            "host_reserve_memory",
+            "size",
+            "1g",
+            "Memory of the machine that no workspace may have.",
+            "workspace",
+            low=0,
+            high=2**50,
+        ),
+        Option("git_name", "str", "", "Your name in commits; by default what git says here.", "client"),
+        Option("git_email", "str", "", "Your e-mail address in commits; by default what git says here.", "client"),
+        Option("default_host", "str", "github.com", "The host that owner/name alone stands for.", "client"),
+        Option("wait_timeout", "duration", "10m", "How long to wait until the IDE answers.", "client", low=1, high=DAY),
+        Option(
+            "image_base",
+            "str",
+            "auto",
+            "Where the image's base comes from: a registry, or the distribution's mirror by bootstrap.",
+            "image",
+            choices=("auto", "registry", "bootstrap"),
+        ),
+        Option(
+            "image_release",
+            "str",
+            "",
+            "File that records each profile's verified image; empty takes what this collection describes.",
+            "image",
+        ),
+        Option("mirror_apt", "str", "", "Address of a mirror of the distribution's packages.", "image"),
+        Option(
+            "mirror_crates",
+            "str",
+            "",
+            "Address of a mirror of crates.io: its sparse index, and crates below crates/.",
+            "image",
+        ),
+        Option("mirror_go", "str", "", "Address of a Go module proxy.", "image"),
+        Option("mirror_npm", "str", "", "Address of an npm registry.", "image"),
+        Option("mirror_pypi", "str", "", "Address of a Python package index.", "image"),
+        Option("mirror_files", "str", "", "Address below which released files are mirrored.", "image"),
+        Option("ca_bundle", "str", "", "File with certificates that are trusted beside the system's.", "image"),
+    )
+}

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Resolve options from their layers: task, extra variables, environment, settings file, inventory, default."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ....module_utils._node.errors import InvalidInput
+from ..common.text import nearest, shown
+from .options import MEBIBYTE, OPTIONS
+from .values import convert
+
+
+def _check_forms(values: Mapping[str, Any]) -> None:
+    """Refuse names, references, addresses and repositories that nothing may be started with."""
+    from ..repository.address import Repository, parse_dotfiles
+    from ..repository.names import validate_host, validate_name, validate_ref
+
+    for name in ("workspace", "owner"):
+        if values[name]:
+            validate_name(values[name], name)
+    validate_ref(values["ref"])
+    validate_host(values["default_host"], "default_host")
+    if values["repo"]:
+        Repository.parse(values["repo"], values["default_host"])
+    if values["dotfiles"]:
+        parse_dotfiles(values["dotfiles"], values["default_host"])
+    for name in (name for name in OPTIONS if name.startswith("mirror_")):
+        _check_address(name, values[name])
+    if values["ca_bundle"] and not os.path.isabs(os.path.expanduser(values["ca_bundle"])):
+        raise InvalidInput("ca_bundle is not an absolute path.", "Give the file's whole path.")
+    if re.search(r"[<>]", values["git_name"] + values["git_email"]) or re.search(r"\s", values["git_email"]):
+        raise InvalidInput("git_name or git_email holds characters that git does not allow there.")
+
+
+def _check_address(name: str, text: str) -> None:
+    if not text:
+        return
+    match = re.fullmatch(r"https?://([^/@?#\s]+)(/[A-Za-z0-9._~+%/-]*)?", text)
+    if not match or ".." in text:
+        raise InvalidInput(
+            f"{name} is no plain http or https address.", "User names, passwords and queries have no place in it."
+        )
+    from ..repository.names import validate_host
+
+    validate_host(match[1], name)
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Values of ``SPT_FLOW_*``; an empty variable counts as absent, so that callers may always set it."""
+    return {o.name: environ[o.environment] for o in OPTIONS.values() if environ.get(o.environment)}
+
+
+def user_settings_file() -> str:
+    """Path of the user's settings file, whether it exists or not."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "spt-flow", "config.yml")
+
+
+def load_user_settings(path: str = "") -> dict[str, Any]:
+    """The user's settings file as written, empty when there is none; ``InvalidInput`` when it cannot be trusted."""
+    path = path or user_settings_file()
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(MEBIBYTE + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidInput(f"Cannot read the settings file {path}: {error.strerror}.") from None
+    if status.st_mode & 0o022:
+        raise InvalidInput(f"The settings file {path} can be changed by others.", f"chmod go-w {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise InvalidInput(f"The settings file {path} belongs to somebody else.", "Make one of your own.")
+    if len(raw) > MEBIBYTE:
+        raise InvalidInput(f"The settings file {path} is larger than 1 MiB.")
+    return _known(_yaml(raw, path), f"the settings file {path}")
+
+
+def _yaml(raw: bytes, path: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InvalidInput(f"The settings file {path} is not valid UTF-8.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise InvalidInput(
+            f"The settings file {path} is not valid YAML{where}.", "Write one `option: value` a line."
+        ) from None
+
+
+def _known(values: Any, source: str) -> dict[str, Any]:
+    """``values`` if it is a mapping of known options."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{source[0].upper()}{source[1:]} holds no options.", "Write one `option: value` a line.")
+    for name in values:
+        if name not in OPTIONS:
+            close = nearest(str(name), OPTIONS)
+            hint = f"Did you mean {close}?" if close else "The options are: " + ", ".join(sorted(OPTIONS)) + "."
+            raise InvalidInput(f"There is no option {shown(str(name))!r} ({source}).", hint)
+    return {str(name): value for name, value in values.items()}
+
+
+def resolve(layers: Mapping[str, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Typed values of all options from ``layers``, the first that has one wins; ``None`` counts as absent.
+
+    Everything is checked, also what a higher layer hides, so that a mistake shows when it is made.
+    """
+    if isinstance(layers, Mapping):
+        named = [(str(name), dict(layer)) for name, layer in layers.items()]
+    else:
+        named = [("given values", dict(layer)) for layer in layers]
+    values: dict[str, Any] = {}
+    for source, layer in named:
+        for name, value in _known(layer, source).items():
+            if value is not None:
+                values.setdefault(name, convert(OPTIONS[name], value))
+    for option in OPTIONS.values():
+        if option.name not in values:
+            values[option.name] = convert(option, option.default)
+    _check_forms(values)
+    return values
+
+
+def default_owner() -> str:
+    """The login name as an owner's name."""
+    import getpass
+
+    from ..repository.names import slugify
+
+    try:
+        return slugify(getpass.getuser(), "user")
+    except (KeyError, OSError):
+        return f"user-{os.getuid()}"

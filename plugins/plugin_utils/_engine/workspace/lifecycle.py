@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring a workspace to a state: read, plan, act, wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ....module_utils._node.errors import AuthError, Conflict, FlowError, NotFound, Unhealthy
+from ..common.progress import Progress
+from ..common.wait import Waiter
+from ..repository.address import HOME, Repository
+from ..repository.seed import _bundle, seed_archive
+from .models import Result, Step, Workspace, WorkspaceSpec
+from .plan import Plan, plan
+
+if TYPE_CHECKING:
+    from ..repository.probe import Probe
+    from .target import Target
+
+
+TRIES = 5
+"""How often a run reads again after somebody else was faster."""
+YOUNG = 30.0
+"""Seconds after its start in which a running workspace may still be somebody else's that is not ready yet."""
+ProbeFunction = Callable[[Repository, str], "Probe"]
+
+
+def ensure(
+    target: Target,
+    spec: WorkspaceSpec,
+    state: str = "started",
+    check: bool = False,
+    progress: Progress | None = None,
+    wait_timeout: float | None = None,
+    probe: ProbeFunction | None = None,
+    now: Callable[[], float] = time.time,
+    hours: float = 0.0,
+    by: str = "",
+    create: bool = True,
+    waiter: Waiter | None = None,
+) -> Result:
+    """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
+
+    ``wait_timeout`` is in seconds (default: the spec's), ``hours`` and ``by`` belong to ``state="kept"``. A running
+    workspace costs one read, unless it was started a moment ago: then it is waited for as well. Raises children of
+    ``FlowError``; what was created until then stays and is taken up by the next run.
+    """
+    waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
+    run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec))
+    if not check:
+        run.sweep()
+    for attempt in range(TRIES):
+        actual = target.find(spec)
+        name = _new_name(target, spec) if actual is None and state == "started" else ""
+        planned = plan(actual, spec, state, hours, create, name)
+        run.admit(planned)
+        if check:
+            return Result(
+                planned.changed, planned.msg, actual, planned.verbs, planned.diff, [], [*run.notes, *planned.notes]
+            )
+        try:
+            run.joined = run.joined or (actual is not None and _unready(actual, now()))
+            workspace = run.act(planned, actual, hours, by)
+            if run.joined:
+                # Somebody was faster, or was killed: what that left can only be told once the workspace is ready.
+                run.sweep()
+            return run.result(planned, workspace)
+        except (Conflict, NotFound) as error:
+            if attempt == TRIES - 1:
+                raise
+            run.joined = True
+            run.progress.note(f"read again: {error.message}")
+            waiter.pause(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _unready(workspace: Workspace, now: float) -> bool:
+    """Whether a workspace that runs may still be starting: for it is young, or its target says so."""
+    return abs(now - (workspace.started or 0)) < YOUNG or any(step.state == "running" for step in workspace.steps)
+
+
+def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:
+    def ask(repository: Repository, ref: str) -> Probe:
+        from ..repository.probe import probe
+
+        return probe(repository, ref, known_hosts=spec.settings.known_hosts)
+
+    return ask
+
+
+def _new_name(target: Target, spec: WorkspaceSpec) -> str:
+    """What a new workspace will be called (decision C7): the slug, unless another repository has it."""
+    if spec.name or spec.repository is None:
+        return spec.name
+    slug = spec.repository.slug
+    taken = any(w.name == slug and w.repo != spec.repository.identity for w in target.list(spec.owner))
+    return spec.repository.slug_with_suffix() if taken else slug
+
+
+class _Run:
+    """One call of ``ensure``: what was learnt and done so far."""
+
+    def __init__(
+        self, target: Target, spec: WorkspaceSpec, progress: Progress, waiter: Waiter, probe: ProbeFunction
+    ) -> None:
+        self.target = target
+        self.spec = spec
+        self.progress = progress
+        self.waiter = waiter
+        self.probe = probe
+        self.notes: list[str] = []
+        self.actions: list[str] = []
+        self.joined = False
+        self._admitted = False
+        self._bundle = b""
+
+    def sweep(self) -> None:
+        """Delete expired CI workspaces (decision A9); that it fails must not keep anybody from working."""
+        try:
+            gone = sorted(self.target.sweep())
+        except FlowError as error:
+            self.notes.append(f"Expired CI workspaces could not be deleted: {error.message}")
+            return
+        if gone:
+            self.notes.append(f"Deleted expired CI workspaces: {', '.join(gone)}.")
+
+    def admit(self, planned: Plan) -> None:
+        """Before anything is started, ask the target; before it is created, whether the repository can be had."""
+        verbs = {"create", "start", "restart"} & set(planned.verbs)
+        if verbs:
+            self.target.admit(self.spec, verbs != {"start"})
+        repository = self.spec.repository
+        new = planned.before.get("state") == "absent"
+        if "create" not in planned.verbs or not new or repository is None or self._admitted:
+            return
+        self.progress.note(f"repository: asking {repository.host if repository.kind != 'local' else 'the folder'}")
+        note = judge(self.probe(repository, self.spec.ref), repository, self.target.name)
+        if note:
+            self.notes.append(note)
+        self._admitted = True
+
+    def act(self, planned: Plan, actual: Workspace | None, hours: float, by: str) -> Workspace | None:
+        """Carry out ``planned``; the workspace afterwards."""
+        awaited = self.joined and actual is not None and actual.state == "running"
+        if not planned.actions and not awaited:
+            return actual
+        from . import readiness
+
+        workspace = actual
+        boots: frozenset[str] = frozenset()
+        for action in planned.actions:
+            if action.verb == "create":
+                workspace = self._create()
+            elif workspace is None:
+                raise NotFound("The workspace vanished while it was being changed.", "Run the command again.")
+            elif action.verb == "start":
+                boots = readiness.boots(self.target, workspace) if "create" not in planned.verbs else boots
+                workspace = self._start(workspace, "create" in planned.verbs)
+            elif action.verb == "stop":
+                with self.progress.stage("stop", f"stopping {workspace.name}"):
+                    workspace = self.target.stop(workspace)
+                workspace = None if workspace.kind == "ci" else workspace
+            elif action.verb == "restart":
+                workspace = self._timed("restart", f"replacing {workspace.name}", self._restart, workspace)
+            elif action.verb == "keepalive":
+                workspace = self.target.keepalive(workspace, hours, by)
+            elif action.verb == "delete":
+                self._delete(workspace)
+                workspace = None
+            self.actions.append(action.verb)
+        if workspace is not None and {"start", "restart"} & set(planned.verbs):
+            workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+            return self._delivered(workspace) if self.target.name == "coder" and self._bundle else workspace
+        if workspace is not None and not planned.actions:
+            return readiness.wait_ready(self.target, workspace, self.progress, self.waiter, None)
+        return workspace
+
+    def _timed(
+        self, name: str, doing: str, function: Callable[[Workspace], Workspace], workspace: Workspace
+    ) -> Workspace:
+        with self.progress.stage(name, doing):
+            return function(workspace)
+
+    def _restart(self, workspace: Workspace) -> Workspace:
+        if workspace.id:
+            self._seed(workspace, fresh=False)
+        return self.target.restart(workspace, self.spec, self.progress)
+
+    def _delete(self, workspace: Workspace) -> None:
+        with self.progress.stage("delete", f"deleting {workspace.name}"):
+            try:
+                self.target.delete(workspace)
+            except NotFound:
+                self.progress.note(f"{workspace.name} was already gone")
+
+    def _create(self) -> Workspace:
+        """Create, and time what the target did not time itself."""
+        repository = self.spec.repository
+        if repository is not None and repository.kind == "local" and not self._bundle:
+            with self.progress.stage("bundle", f"copying {repository.path}"):
+                self._bundle = _bundle(repository, self.spec.ref)
+        known = len(self.progress.stages)
+        begun = self.progress.elapsed
+        self.progress.note("create: creating the workspace")
+        workspace = self.target.create(self.spec, self.progress)
+        inner = self.progress.stages[known:]
+        if "create" not in [name for name, _seconds in inner]:
+            own = self.progress.elapsed - begun - sum(seconds for _name, seconds in inner)
+            self.progress.done("create", max(0.0, own), workspace.name)
+        return workspace
+
+    def _seed(self, workspace: Workspace, fresh: bool) -> None:
+        """Where the repository is a folder here: give the workspace what it is to clone from, unless it has cloned."""
+        repository = self.spec.repository
+        if repository is None or repository.kind != "local":
+            return
+        from .readiness import clone_failed
+
+        if fresh or clone_failed(self.target, workspace):
+            self._bundle = self._bundle or _bundle(repository, self.spec.ref)
+            self.target.put(workspace, HOME, seed_archive(self._bundle))
+
+    def _delivered(self, workspace: Workspace) -> Workspace:
+        """Where a workspace runs as soon as it is made, a repository that is a folder here follows, and is cloned."""
+        with self.progress.stage("clone", "bringing the repository"):
+            self._seed(workspace, fresh=True)
+            done = self.target.exec(workspace, ["spt-workspace", "clone"], timeout=max(60.0, self.waiter.remaining))
+        said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        clone = Step("clone", "failed" if done.status else "ok", detail=said)
+        return replace(workspace, steps=(*(step for step in workspace.steps if step.name != "clone"), clone))
+
+    def _start(self, workspace: Workspace, created: bool) -> Workspace:
+        if workspace.state != "running":
+            self._seed(workspace, fresh=created or workspace.started is None)
+        with self.progress.stage("start", f"starting {workspace.name}"):
+            return self.target.start(workspace)
+
+    def result(self, planned: Plan, workspace: Workspace | None) -> Result:
+        notes = [*self.notes, *planned.notes]
+        msg = planned.msg
+        if workspace is not None:
+            notes += [note for note in (*workspace.notes, *_step_notes(workspace)) if note not in notes]
+            predicted = planned.after.get("name")
+            if predicted and predicted != workspace.name:
+                msg = msg.replace(f"Workspace {predicted} ", f"Workspace {workspace.name} ", 1)
+        return Result(bool(self.actions), msg, workspace, self.actions, planned.diff, list(self.progress.stages), notes)
+
+
+def judge(answer: Probe, repository: Repository, target: str) -> str:
+    """A note, or nothing, where a workspace may be created after ``answer``; raises where it may not."""
+    where = f"Cannot create a workspace for {repository.identity}"
+    detail = f" ({answer.detail})" if answer.detail else ""
+    if answer.state == "open":
+        return ""
+    if answer.state == "needs-auth":
+        return (
+            f"{repository.host} asks for credentials{detail}; the clone is finished in your session, "
+            "with your SSH agent or git credential helper."
+        )
+    if answer.state == "unreachable" and target != "docker":
+        return f"{repository.host} could not be asked from here{detail}; the workspace will try by itself."
+    if answer.state == "not-found":
+        raise NotFound(
+            f"{where}: it was not found{detail}.", "Check the address and the branch, and that you may read it."
+        )
+    if answer.state == "host-key-unknown":
+        raise AuthError(
+            f"{where}: the SSH host key of {repository.host} is not known or has changed{detail}.",
+            f"Compare it with what the server's operator publishes, then add it to ~/.ssh/known_hosts "
+            f"(ssh-keyscan {'-p ' + str(repository.port) + ' ' if repository.port else ''}{repository.host}) "
+            "and to the option known_hosts.",
+        )
+    raise Unhealthy(
+        f"{where}: {repository.host} does not answer{detail}.", "Check the network, the proxy and the address."
+    )
+
+
+def _step_notes(workspace: Workspace) -> list[str]:
+    """Sentences about steps that are not as they should be though the workspace can be used."""
+    notes = []
+    for step in workspace.steps:
+        detail = f": {step.detail.rstrip('.')}" if step.detail else ""
+        if step.state == "failed":
+            notes.append(f"Step {step.name} failed{detail}.")
+        elif step.name == "clone" and step.state == "needs-auth":
+            notes.append("The clone needs your credentials; it is finished in your session: spt-workspace clone")
+        elif step.name == "dotfiles" and step.state == "needs-auth":
+            notes.append(
+                "The dotfiles need your credentials; they are installed in your session: spt-workspace dotfiles"
+            )
+        elif step.name == "clone" and step.state in ("pending", "running"):
+            notes.append("The clone is not finished yet; it goes on in the workspace.")
+    return notes

@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plan how a workspace reaches a state, as a pure function of what is there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ....module_utils._node.errors import Conflict, InvalidInput, NotFound
+from .models import Workspace, WorkspaceSpec
+
+if TYPE_CHECKING:
+    pass
+
+
+STATES = ("started", "stopped", "restarted", "kept", "absent")
+
+
+@dataclass(frozen=True)
+class Action:
+    """One verb of the target and why it is needed."""
+
+    verb: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. ``before`` and ``after`` are what ``diff`` shows; equal when there is nothing to do."""
+
+    actions: tuple[Action, ...]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    msg: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.actions)
+
+    @property
+    def verbs(self) -> list[str]:
+        return [action.verb for action in self.actions]
+
+    @property
+    def diff(self) -> dict[str, Any]:
+        return {"before": self.before, "after": self.after}
+
+
+def plan(
+    actual: Workspace | None, spec: WorkspaceSpec, state: str, hours: float = 0.0, create: bool = True, name: str = ""
+) -> Plan:
+    """What takes ``actual`` to ``state``; ``name`` is what a new workspace will be called.
+
+    Raises ``InvalidInput`` (unknown state, hours), ``NotFound`` (nothing there that could be changed) and ``Conflict``
+    (the name belongs to another repository, or the workspace is in no state for it).
+    """
+    if state not in STATES:
+        raise InvalidInput(f"There is no state {state!r}.", f"Use one of {', '.join(STATES)}.")
+    if state == "kept" and not (math.isfinite(hours) and 0 <= hours <= 24):
+        raise InvalidInput(
+            f"Cannot keep a workspace alive for {hours:g} hours.", "Use hours from 0 (take it back) to 24."
+        )
+    if actual is None:
+        return _plan_nothing(spec, state, create, name)
+    if spec.repository and actual.repo and spec.repository.identity != actual.repo:
+        raise Conflict(
+            f"Workspace {actual.name} belongs to {actual.repo}, not to {spec.repository.identity}.",
+            "Choose another name, or leave the name out.",
+        )
+    planners = {
+        "started": _plan_started,
+        "stopped": _plan_stopped,
+        "restarted": _plan_restarted,
+        "absent": _plan_absent,
+    }
+    if state == "kept":
+        return _plan_kept(actual, hours)
+    return planners[state](actual)
+
+
+def _seen(workspace: Workspace) -> dict[str, Any]:
+    return {
+        "name": workspace.name,
+        "repo": workspace.repo,
+        "state": workspace.state,
+        "outdated": list(workspace.outdated),
+    }
+
+
+def _plan_nothing(spec: WorkspaceSpec, state: str, create: bool, name: str) -> Plan:
+    title = spec.title or "for this repository"
+    gone = {"state": "absent"}
+    if state == "absent":
+        return Plan((), gone, gone, f"There is no workspace {title} (unchanged).")
+    if state == "started" and create and spec.repository is not None:
+        name = name or spec.name or spec.repository.slug
+        after = {"name": name, "repo": spec.repository.identity, "state": "running", "outdated": []}
+        actions = (Action("create", "there is none for the repository"), Action("start", "it is new"))
+        return Plan(actions, gone, after, f"Workspace {name} created for {spec.repository.identity} and started.")
+    raise NotFound(
+        f"There is no workspace {title}{spec.of_whom}.",
+        "See what there is: ansible-playbook spt.flow.status. "
+        "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git",
+        {"owner": spec.owner, "workspace": spec.name},
+    )
+
+
+def _plan_started(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    notes = (_outdated(actual),) if actual.outdated else ()
+    if actual.state == "running":
+        return Plan((), before, before, f"Workspace {actual.name} is running (unchanged).", notes)
+    actions = [Action("start", f"it is {actual.state}")]
+    if not actual.id:
+        actions.insert(0, Action("create", "only its home is left"))
+    after = {**before, "state": "running"}
+    return Plan(tuple(actions), before, after, f"Workspace {actual.name} started.", notes)
+
+
+def _outdated(actual: Workspace) -> str:
+    return (
+        f"Workspace {actual.name} is outdated ({' and '.join(actual.outdated)}); a restart applies what is new: "
+        f"ansible-playbook spt.flow.restart -e workspace={actual.name}"
+    )
+
+
+def _plan_stopped(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    if actual.state in ("stopped", "failed"):
+        return Plan((), before, before, f"Workspace {actual.name} is {actual.state} (unchanged).")
+    if actual.kind == "ci":
+        return Plan(
+            (Action("stop", f"it is {actual.state}"),),
+            before,
+            {"state": "absent"},
+            f"Workspace {actual.name} stopped and with that deleted, as CI workspaces are.",
+        )
+    after = {**before, "state": "stopped"}
+    return Plan((Action("stop", f"it is {actual.state}"),), before, after, f"Workspace {actual.name} stopped.")
+
+
+def _plan_restarted(actual: Workspace) -> Plan:
+    before = _seen(actual)
+    reason = f"its {' and '.join(actual.outdated)} changed" if actual.outdated else "a restart was asked for"
+    after = {**before, "state": "running", "outdated": []}
+    return Plan((Action("restart", reason),), before, after, f"Workspace {actual.name} restarted.")
+
+
+def _plan_absent(actual: Workspace) -> Plan:
+    return Plan(
+        (Action("delete", "it is to be absent"),),
+        _seen(actual),
+        {"state": "absent"},
+        f"Workspace {actual.name} deleted.",
+    )
+
+
+def _plan_kept(actual: Workspace, hours: float) -> Plan:
+    if actual.kind == "ci":
+        raise Conflict(
+            f"Cannot keep workspace {actual.name} alive: it is a CI workspace, whose time nothing moves.",
+            "Give the next run more time: ansible-playbook spt.flow.ci -e ttl=1h",
+        )
+    if actual.state != "running":
+        raise Conflict(
+            f"Cannot keep workspace {actual.name} alive: it is {actual.state}.",
+            f"Start it: ansible-playbook spt.flow.up -e workspace={actual.name}",
+        )
+    before = _seen(actual)
+    msg = (
+        f"Workspace {actual.name} kept alive for {hours:g} hours."
+        if hours
+        else (f"Workspace {actual.name} is not kept alive any longer.")
+    )
+    return Plan((Action("keepalive", "it was asked for"),), before, {**before, "keepalive_hours": hours}, msg)

@@ -1,0 +1,258 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When a started workspace can be used, read from what the start contract logs.
+
+Apart from ``_lifecycle``, because `up` on what runs follows no log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ....module_utils._node.errors import Conflict, DeadlineExceeded, FlowError, Unhealthy, redact
+from ..common.progress import Progress
+from ..common.wait import Waiter
+from .models import ENDING, STEPS, Life, Step, Workspace
+
+if TYPE_CHECKING:
+    from .target import Target
+
+FINAL = ("ok", "failed", "skipped", "needs-auth")
+LAST_LINES = 5
+"""Lines of a log that an error shows."""
+
+
+def event(line: str) -> dict[str, Any] | None:
+    """The start contract's event in a log line; ``None`` for every other line."""
+    if not line.startswith("{") or '"spt_flow"' not in line:
+        return None
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) and data.get("spt_flow") == 1 and isinstance(data.get("event"), str) else None
+
+
+def boots(target: Target, workspace: Workspace) -> frozenset[str]:
+    """Ids of the starts that the log already holds."""
+    events = (event(line) for line in target.logs(workspace))
+    return frozenset(str(e.get("boot")) for e in events if e and e["event"] == "start")
+
+
+def clone_failed(target: Target, workspace: Workspace) -> bool:
+    """Whether the newest start could not clone."""
+    watch = Watch(Progress())
+    for line in target.logs(workspace):
+        watch.feed(line)
+    return watch.state("clone") == "failed"
+
+
+class Watch:
+    """What the log of the newest start says so far. ``old`` are ids of starts that do not count.
+
+    With ``ci`` nobody waits for the IDE, nor minds how it fares.
+    """
+
+    def __init__(self, progress: Progress, old: frozenset[str] = frozenset(), ci: bool = False) -> None:
+        self._ci = ci
+        self.steps: dict[str, Step] = {}
+        self.life = Life()
+        self.tail: deque[str] = deque(maxlen=LAST_LINES)
+        self._progress = progress
+        self._old = old
+        self._current = False
+
+    def feed(self, line: str) -> None:
+        """Take in one line of the log."""
+        data = event(line)
+        if data is None:
+            if self._current or not self._old:
+                self.tail.append(redact(line.rstrip()))
+            return
+        if data["event"] == "start":
+            self._current = str(data.get("boot")) not in self._old
+            self.steps, self.life = {}, Life()
+        elif self._current and data["event"] == "step":
+            self._step(data)
+        elif self._current and data["event"] == "life":
+            known = {name: data[name] for name in Life.__dataclass_fields__ if data.get(name) is not None}
+            self.life = Life(**known)
+
+    def _step(self, data: dict[str, Any]) -> None:
+        step = Step(
+            str(data.get("step", "")),
+            str(data.get("state", "pending")),
+            _seconds(data.get("started")),
+            _seconds(data.get("ended")),
+            redact(str(data.get("detail") or "")),
+        )
+        before = self.steps.get(step.name, Step(step.name))
+        self.steps[step.name] = step
+        if step.state == before.state:
+            return
+        if step.state == "running":
+            self._progress.note(f"{step.name}: {step.detail or 'running'}")
+        elif step.state in FINAL:
+            seconds = max(0.0, step.ended - step.started) if step.ended and step.started else 0.0
+            self._progress.done(step.name, seconds, f"{step.state}{', ' + step.detail if step.detail else ''}")
+
+    def state(self, name: str) -> str:
+        return self.steps.get(name, Step(name)).state
+
+    @property
+    def usable(self) -> bool:
+        """Whether the IDE answers; a CI job needs none."""
+        return self._ci or self.state("ide") in ("ok", "skipped")
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left that a client waits for."""
+        return self.usable and self.state("clone") in FINAL
+
+    def apply(self, workspace: Workspace) -> Workspace:
+        order = [*STEPS, *(name for name in self.steps if name not in STEPS)]
+        steps = tuple(self.steps[name] for name in order if name in self.steps)
+        return replace(workspace, steps=steps, life=self.life)
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def wait_ready(
+    target: Target, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
+) -> Workspace:
+    """Follow the log until the IDE answers and the clone is done or given up; the workspace with its steps and life.
+
+    ``old`` are ids of starts before the one that counts; ``None`` when it was started by somebody else: then the last
+    one in the log counts, and one that is about to end is waited for and is a ``Conflict``. Raises ``Unhealthy`` when
+    the workspace or its IDE ends, ``DeadlineExceeded`` when the IDE is not there in time. A clone that takes longer is
+    no error.
+    """
+    if waiter.check:
+        return workspace
+    if old is None:
+        events = [e for e in map(event, target.logs(workspace)) if e]
+        if ending(events):
+            outlast(target, workspace, progress, waiter, events)
+            raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
+        old = frozenset([str(e.get("boot")) for e in events if e["event"] == "start"][:-1])
+    watch = Watch(progress, old, ci=workspace.kind == "ci")
+    for line in _followed(target, workspace, waiter):
+        if line is not None:
+            watch.feed(line)
+        if watch.complete:
+            return watch.apply(workspace)
+        if watch.state("ide") == "failed" and not watch.usable:
+            detail = watch.steps["ide"].detail
+            raise Unhealthy(
+                f"The IDE of workspace {workspace.name} did not start: {detail}.", _log_hint(watch, workspace)
+            )
+        if line is None:
+            break
+    if not waiter.expired:
+        failed = "".join(f" Step {s.name} failed: {s.detail}" for s in watch.steps.values() if s.state == "failed")
+        # Beside an agent the log is that of the start script, which ends before the workspace does.
+        what = (
+            "did not get ready: its start script failed"
+            if workspace.target == "coder"
+            else "ended while it was starting"
+        )
+        raise Unhealthy(f"Workspace {workspace.name} {what}.{failed}", _log_hint(watch, workspace), _log(watch))
+    if not watch.usable:
+        raise DeadlineExceeded(
+            f"The IDE of workspace {workspace.name} did not answer within {waiter.timeout:g} s.",
+            _log_hint(watch, workspace),
+            _log(watch),
+        )
+    return watch.apply(workspace)
+
+
+def ending(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether the newest start is about to end, though its container still runs."""
+    newest = next((e for e in reversed(events) if e["event"] in ("start", "life")), None)
+    return newest is not None and newest.get("reason") in ENDING
+
+
+def outlast(
+    target: Target,
+    workspace: Workspace,
+    progress: Progress,
+    waiter: Waiter,
+    events: Sequence[dict[str, Any]] | None = None,
+) -> None:
+    """Wait until a workspace that is about to end has ended, which ends its log, or has been started again.
+
+    ``events`` are those that its log holds, where they are known.
+    """
+    if events is None:
+        events = [e for e in map(event, target.logs(workspace)) if e]
+    known = sum(e["event"] == "start" for e in events)
+    progress.note(f"{workspace.name} is just stopping; waiting for its end")
+    for line in _followed(target, workspace, waiter):
+        if line is None:
+            break
+        said = event(line)
+        known -= said is not None and said["event"] == "start"
+        if known < 0:
+            return
+    if waiter.expired:
+        raise DeadlineExceeded(
+            f"Workspace {workspace.name} was told to stop and did not end within {waiter.timeout:g} s.",
+            f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+        )
+
+
+def _log(watch: Watch) -> dict[str, Any]:
+    return {"log": list(watch.tail), "steps": {name: step.state for name, step in watch.steps.items()}}
+
+
+def _log_hint(watch: Watch, workspace: Workspace) -> str:
+    command = f"ansible-playbook spt.flow.logs -e workspace={workspace.name}"
+    if not watch.tail:
+        return f"Its log: {command}"
+    return "\n".join([f"The last lines of its log ({command}):", *watch.tail])
+
+
+def _followed(target: Target, workspace: Workspace, waiter: Waiter) -> Iterator[str | None]:
+    """Lines of the log as they come; ``None`` once, at the end of the log or of the time.
+
+    Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.
+    """
+    import queue
+    import threading
+
+    lines: queue.Queue[str | None | FlowError] = queue.Queue()
+    deaf = threading.Event()
+
+    def read() -> None:
+        try:
+            for line in target.logs(workspace, follow=True):
+                if deaf.is_set():
+                    return
+                lines.put(line)
+            lines.put(None)
+        except FlowError as error:
+            lines.put(error)
+        except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+            lines.put(Unhealthy(f"Cannot follow the log of workspace {workspace.name}: {error}"))
+
+    threading.Thread(target=read, name="spt-flow-log", daemon=True).start()
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=waiter.remaining) if waiter.remaining else lines.get_nowait()
+            except queue.Empty:
+                yield None
+                return
+            if isinstance(line, FlowError):
+                raise line
+            yield line
+            if line is None:
+                return
+    finally:
+        deaf.set()

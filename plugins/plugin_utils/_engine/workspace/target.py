@@ -1,0 +1,110 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a place that runs workspaces must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..common.progress import Progress
+from .models import Session, Workspace, WorkspaceSpec
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine offers, probed once a process (decisions A1, A3).
+
+    ``remap_size`` is the number of ids of the user-namespace range (0: no remapping, -1: remapped, size unknown).
+    ``cpus`` and ``memory`` (bytes) are the machine's, ``root`` is the engine's folder there.
+    """
+
+    version: str
+    remapped: bool
+    remap_base: int
+    remap_size: int
+    runtime: bool
+    seccomp: bool
+    apparmor: bool
+    cgroup_version: str
+    cpus: int
+    memory: int
+    storage_driver: str
+    log_driver: str
+    local: bool
+    root: str = ""
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """Outcome of a command inside a workspace; ``stdout`` and ``stderr`` are decoded with replacement."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Target(Protocol):
+    """The verbs of a target. All raise children of ``FlowError``; none prints."""
+
+    name: str
+
+    def probe_engine(self) -> EngineFacts:
+        """Facts of the engine; the first call asks, later ones remember."""
+
+    def find(self, spec: WorkspaceSpec) -> Workspace | None:
+        """The owner's workspace by name, else by repository identity; one read. ``None`` when there is none."""
+
+    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Workspace]:
+        """Workspaces by label; ``details`` adds steps and life (total deadline 1 s), ``sizes`` the volumes' sizes."""
+
+    def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
+        """Raise where nothing may be started or, with ``fresh``, made; not with an error that is worth a second try."""
+
+    def drained(self) -> str:
+        """Since when and by whom nothing may start here, in words; nothing when it may."""
+
+    def drain(self, by: str) -> None:
+        """Let nothing start here any more; what runs goes on."""
+
+    def undrain(self) -> None:
+        """Let workspaces start here again."""
+
+    def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        """Claim the identity and create what is missing, not started. Safe to repeat and to run concurrently."""
+
+    def start(self, workspace: Workspace) -> Workspace:
+        """Start what exists; an already running one is left alone."""
+
+    def stop(self, workspace: Workspace) -> Workspace:
+        """Stop cleanly within the grace time; home and volumes stay."""
+
+    def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        """Replace the running part so that ``spec`` and the current image apply; the home stays (decision C12)."""
+
+    def delete(self, workspace: Workspace) -> None:
+        """Remove everything that belongs to the workspace, and nothing else."""
+
+    def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
+        """Hold off the idle stop for ``hours`` (at most 24) from now; 0 takes it back."""
+
+    def session(self, workspace: Workspace) -> Session:
+        """IDE address and password, host key, directory of the clone."""
+
+    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
+        """Lines of the workspace's log; with ``follow`` until it stops or the caller closes the iterator."""
+
+    def exec(
+        self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
+    ) -> ExecResult:
+        """Run ``argv`` inside, as the workspace's user unless told otherwise."""
+
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Sequence[str]:
+        """See to the program that enters workspaces beside SSH; notes. Raises when there is none and it is needed."""
+
+    def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
+        """Unpack ``tar`` below ``directory``; works on a created, not yet started workspace."""
+
+    def sweep(self) -> Iterable[str]:
+        """Delete what is ``kind=ci`` and past its time by the clock of the engine; the names of what went."""

@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where Python code lives and what it may import. Each rule is a function that returns what breaks it.
+
+Every rule has a test over the checkout and one that breaks it in a copy and expects it to be found.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.tests.conventions import imports
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NODE = Path("plugins/module_utils/_node")
+ENGINE = Path("plugins/plugin_utils/_engine")
+ANSIBLE = Path("plugins/plugin_utils/_ansible")
+FLOORS = (
+    ("_node",),
+    ("common",),
+    ("repository", "image"),
+    ("settings",),
+    ("workspace",),
+    ("docker",),
+    ("coder", "ci"),
+    ("controller",),
+    ("_ansible",),
+)
+"""Packages from the ground up; a package imports only from its own floor or those below."""
+CLIENTS = {
+    "docker": (ENGINE / "image",),
+    "http.client": (
+        ENGINE / "image/download.py",
+        NODE / "docker/http.py",
+        NODE / "snapshots/volumes.py",
+        NODE / "reaper/coder.py",
+    ),
+    "urllib.request": (ENGINE / "image/download.py", NODE / "reaper/coder.py"),
+    "urllib3": (ENGINE / "coder/http.py",),
+    "requests": (),
+    "xml": (ENGINE / "ci/artifacts.py", NODE / "acceptance/report.py"),
+    "yaml": (ENGINE, Path("plugins/action/doctor.py")),
+}
+"""Modules that reach servers or parse foreign text, and the files that may import them."""
+STANDARD = sys.stdlib_module_names
+LONGEST_FILE, LONGEST_FUNCTION = 650, 50
+
+Rule = Callable[[Path], list[str]]
+
+
+def files(root: Path, folder: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in (root / folder).rglob("*.py"))
+
+
+def floor(path: Path) -> int | None:
+    """The floor of a file by the package it lies in; ``None`` for plugins, which may use every floor."""
+    for number, packages in enumerate(FLOORS):
+        if set(packages) & set(path.parts[2:4]):
+            return number
+    return None
+
+
+def node_library_needs_only_the_standard_library(root: Path) -> list[str]:
+    return [
+        f"{path}:{one.line} imports {one.target or one.package}"
+        for path in files(root, NODE)
+        for one in imports.imports(root / path, root)
+        if (one.target and NODE not in one.target.parents) or (one.package and one.package not in STANDARD)
+    ]
+
+
+def modules_need_only_the_node_library(root: Path) -> list[str]:
+    """A module and all that it imports run on nodes, where neither the SDK nor the engine is."""
+    wrong = []
+    for module in files(root, Path("plugins/modules")):
+        for path in imports.closure(root, module):
+            if path != module and NODE not in path.parents:
+                wrong.append(f"{module} reaches {path}")
+            wrong += [
+                f"{module} needs {one.package} ({path}:{one.line})"
+                for one in imports.imports(root / path, root)
+                if one.package and one.package not in STANDARD | {"ansible"}
+            ]
+    return wrong
+
+
+def only_plugins_and_their_base_import_ansible(root: Path) -> list[str]:
+    return [
+        f"{path}:{one.line} imports {one.target or one.package}"
+        for folder in (NODE, ENGINE)
+        for path in files(root, folder)
+        for one in imports.imports(root / path, root)
+        if one.package == "ansible" or (one.target and ANSIBLE in one.target.parents)
+    ]
+
+
+def imports_go_down(root: Path) -> list[str]:
+    wrong = []
+    for path, targets in imports.graph(root).items():
+        here = floor(path)
+        for target in targets:
+            there = floor(target)
+            if here is not None and (there is None or there > here):
+                wrong.append(f"{path} imports {target}, which lies above it")
+    return wrong
+
+
+def no_file_imports_itself_in_a_circle(root: Path) -> list[str]:
+    return [" and ".join(map(str, group)) for group in imports.circles(imports.graph(root))]
+
+
+def other_packages_are_imported_late(root: Path) -> list[str]:
+    """At the top of a file they would cost every run their import time, and every user an installation."""
+    return [
+        f"{path}:{one.line} imports {one.package}"
+        for folder, allowed in ((ENGINE, set()), (ANSIBLE, {"ansible"}))
+        for path in files(root, folder)
+        for one in imports.imports(root / path, root)
+        if one.top and one.package and one.package not in STANDARD | allowed
+    ]
+
+
+def one_client_reaches_each_server(root: Path) -> list[str]:
+    wrong = []
+    for path in files(root, Path("plugins")):
+        for one in imports.imports(root / path, root):
+            allowed = CLIENTS.get(one.module, CLIENTS.get(one.package))
+            if allowed is None:
+                if one.package and one.package not in STANDARD | {"ansible"}:
+                    wrong.append(f"{path}:{one.line} imports {one.module}, which no rule names")
+            elif not any(place == path or place in path.parents for place in allowed):
+                wrong.append(f"{path}:{one.line} imports {one.module}")
+    return wrong
+
+
+def files_and_functions_are_short(root: Path) -> list[str]:
+    wrong = []
+    for path in files(root, Path("plugins")):
+        text = (root / path).read_text(encoding="utf-8")
+        if len(text.splitlines()) > LONGEST_FILE:
+            wrong.append(f"{path} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > LONGEST_FUNCTION:
+                    wrong.append(f"{path}:{node.lineno} {node.name} has {length} lines")
+    return wrong
+
+
+BREAKS: dict[Rule, tuple[str, str]] = {
+    node_library_needs_only_the_standard_library: (
+        "plugins/module_utils/_node/errors.py",
+        "def f():\n    from ...plugin_utils._engine.common import wait\n    return wait\n",
+    ),
+    modules_need_only_the_node_library: (
+        "plugins/module_utils/_node/kvm/probe.py",
+        "def f():\n    import docker\n    return docker\n",
+    ),
+    only_plugins_and_their_base_import_ansible: (
+        "plugins/plugin_utils/_engine/common/wait.py",
+        "from ..._ansible import values\n",
+    ),
+    imports_go_down: (
+        "plugins/plugin_utils/_engine/repository/names.py",
+        "def f():\n    from ..workspace import lifecycle\n    return lifecycle\n",
+    ),
+    no_file_imports_itself_in_a_circle: (
+        "plugins/plugin_utils/_engine/settings/options.py",
+        "def f():\n    from . import resolve\n    return resolve\n",
+    ),
+    other_packages_are_imported_late: ("plugins/plugin_utils/_engine/image/build.py", "import docker\n"),
+    one_client_reaches_each_server: (
+        "plugins/plugin_utils/_engine/docker/target.py",
+        "def f():\n    import requests\n    return requests\n",
+    ),
+    files_and_functions_are_short: (
+        "plugins/plugin_utils/_engine/common/text.py",
+        "def f():\n" + "    print()\n" * LONGEST_FUNCTION,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BREAKS, ids=lambda rule: rule.__name__)
+def test_checkout_keeps_the_rule(rule: Rule) -> None:
+    assert rule(CHECKOUT) == []
+
+
+@pytest.mark.parametrize("rule", BREAKS, ids=lambda rule: rule.__name__)
+def test_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
+    shutil.copytree(CHECKOUT / "plugins", tmp_path / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    name, addition = BREAKS[rule]
+    path = tmp_path / name
+    path.write_text(path.read_text(encoding="utf-8") + addition, encoding="utf-8")
+    assert any(name in line for line in rule(tmp_path))
+
+
+def test_module_utils_and_plugin_utils_hold_only_the_two_trees() -> None:
+    kept = {
+        path.parts[2]
+        for folder in ("module_utils", "plugin_utils")
+        for path in files(CHECKOUT, Path("plugins") / folder)
+    }
+    assert kept == {"_node", "_engine", "_ansible"}
