@@ -34,8 +34,8 @@ DIRECT_X86 = {name: first + at for first, names in _X86.items() for at, name in 
 X32 = 0x40000000
 """Added to numbers of the third ABI of x86-64 processors."""
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
-OPERATORS = {"SCMP_CMP_EQ": 4, "SCMP_CMP_GT": 6}
-"""The comparison that the profile uses, and one that it must not."""
+OPERATORS = {"SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7, "SCMP_CMP_GT": 6}
+"""The comparisons that the profile uses, and one that it must not."""
 EXISTS = 17
 
 
@@ -103,7 +103,10 @@ class Filter:
     @staticmethod
     def _add(library: Any, context: int, rule: dict[str, Any]) -> None:
         action = ALLOW if rule["action"] == "SCMP_ACT_ALLOW" else ERRNO | rule["errnoRet"]
-        compared = [_Compare(arg["index"], OPERATORS[arg["op"]], arg["value"], 0) for arg in rule.get("args", [])]
+        compared = [
+            _Compare(arg["index"], OPERATORS[arg["op"]], arg["value"], arg.get("valueTwo", 0))
+            for arg in rule.get("args", [])
+        ]
         array = (_Compare * len(compared))(*compared)
         for name in rule["names"]:
             call = library.seccomp_syscall_resolve_name(name.encode())

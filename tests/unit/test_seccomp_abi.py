@@ -13,7 +13,7 @@ from ansible_collections.spt.flow.tests.unit.seccomp_kit import ALLOW, ERRNO, X3
 X86_64, X86, AARCH64, ARM = seccomp_kit.ARCHITECTURES
 ABIS = {X86_64: (X86_64, X86), AARCH64: (AARCH64, ARM)}
 FAMILIES = {1, 2, 10, 16, 17}
-SPLIT = {"socket", "socketpair", "personality"}
+SPLIT = {"socket", "socketpair", "personality", "prctl"}
 """Calls whose answer depends on an argument."""
 PROFILE = json.loads(seccomp_kit.PROFILE.read_text(encoding="utf-8"))
 ALLOWED = {
@@ -49,6 +49,16 @@ def test_bits_that_the_kernel_ignores_let_no_family_pass(filters: dict[str, Filt
         for family in (38, 40):
             for high in (1 << 32, 1 << 33, 1 << 63, 0xFFFFFFFF << 32):
                 assert not filters[native].allows(abi, call, high | family)
+
+
+@every_abi
+def test_no_command_gets_capabilities_beside_a_user_id(filters: dict[str, Filter], native: str, abi: str) -> None:
+    call, ambient, lift = number(abi, "prctl"), 47, 2
+    for high in (0, 1 << 32, 1 << 63, 0xFFFFFFFF << 32):
+        assert not filters[native].allows(abi, call, high | ambient, lift, 1)
+    assert all(filters[native].allows(abi, call, ambient, action) for action in (1, 3, 4))
+    every = {*range(128), 0x53564D41, 0x59616D61, 0xFFFFFFFF} - {ambient}
+    assert {option for option in every if filters[native].allows(abi, call, option, lift)} == every
 
 
 def test_no_socket_by_the_call_whose_arguments_no_filter_sees(filters: dict[str, Filter]) -> None:
