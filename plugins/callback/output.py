@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: output
 type: stdout
-short_description: Ansible's usual output, or one JSON object
+short_description: Show the usual output, or one JSON object
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: acceptance_info
-short_description: Measure what is required of a workspace host, changing nothing
+short_description: Check the requirements of a workspace host
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ci
-short_description: Run a job in a workspace that is deleted afterwards
+short_description: Run a job in a temporary workspace
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: coder_server_info
-short_description: Read version and health of a Coder server
+short_description: Read the version and health of a Coder server
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: coder_template
-short_description: Bring the templates of workspaces to a Coder server
+short_description: Manage workspace templates on a Coder server
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

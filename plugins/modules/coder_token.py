@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: coder_token
-short_description: Keep a token of a Coder server in a file, replaced before it expires
+short_description: Keep a token of a Coder server in a file and rotate it
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

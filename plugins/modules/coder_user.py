@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: coder_user
-short_description: Look after the users of a Coder server
+short_description: Manage users of a Coder server
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

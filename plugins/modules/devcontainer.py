@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: devcontainer
-short_description: Write the settings of workspaces down as a dev container
+short_description: Write a dev container configuration from workspace settings
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

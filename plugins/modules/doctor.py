@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: doctor
-short_description: Say what a user's machine lacks for workspaces
+short_description: Check a user's machine for workspaces
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

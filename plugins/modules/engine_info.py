@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: engine_info
-short_description: Read in one call what a host and its Docker engine are
+short_description: Read facts about a host and its Docker engine
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_files
-short_description: Keep a list of small files, folders and absences on a host in one call
+short_description: Manage small files, directories and absent paths on a host
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

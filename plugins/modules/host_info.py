@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_info
-short_description: Read in one call what roles decide by on a host
+short_description: Read the facts that roles need from a host
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image
-short_description: Have the workspace image on the engine
+short_description: Make sure that the engine has the workspace image
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_cache
-short_description: Keep the workspace image on a host's engine, and old ones off it
+short_description: Keep the workspace image on a host's engine and remove old ones
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kvm_info
-short_description: Tell whether virtual machines run on a host by running one
+short_description: Test KVM by running a virtual machine
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

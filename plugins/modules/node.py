@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: node
-short_description: Empty a workspace host, or open it again
+short_description: Drain a workspace host, or undrain it
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: reap
-short_description: Delete CI workspaces whose time is over from a node or a Coder server
+short_description: Delete expired CI workspaces from a node or a Coder server
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

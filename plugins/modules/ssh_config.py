@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ssh_config
-short_description: Let plain SSH enter every workspace by its name
+short_description: Configure plain SSH to reach workspaces by name
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

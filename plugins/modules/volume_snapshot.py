@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: volume_snapshot
-short_description: Make or restore snapshots of home volumes on a node
+short_description: Create or restore snapshots of home volumes on a node
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

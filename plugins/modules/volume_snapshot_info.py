@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: volume_snapshot_info
-short_description: Read the snapshots of home volumes on a node
+short_description: List snapshots of home volumes on a node
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: workspace_info
-short_description: Read the workspaces of an owner
+short_description: List the workspaces of an owner
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: workspaces
-short_description: Manage a list of workspaces in one call
+short_description: Manage a list of workspaces
 version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# A workspace of spt.flow on Coder: the same image, start contract and limits as everywhere. The collection brings it to the server
-# (role coder_template) with every variable and the file seccomp.json; nothing here is chosen by a developer but what to clone.
+# A workspace of spt.flow on Coder: the same image, workspace agent and limits as on every target. The role coder_template uploads it
+# with all variables and the file seccomp.json; developers choose only what to clone.
 
 terraform {
   required_version = ">= 1.1"
@@ -29,7 +29,7 @@ data "coder_provisioner" "me" {}
 locals {
   ci    = var.kind == "ci"
   start = data.coder_workspace.me.start_count
-  # A mere stop deletes all that a CI workspace costs.
+  # Stopping a CI workspace destroys all of its resources.
   kept = local.ci ? local.start : 1
   id   = data.coder_workspace.me.id
   name = "spt-flow-${data.coder_workspace.me.id}"
@@ -41,13 +41,13 @@ locals {
   engine  = local.node == "" ? "" : local.nodes[local.node]
 
   repo = trimspace(data.coder_parameter.repo.value)
-  # As on every target: a repository is cloned into a folder that is called as its workspace; in CI into the one that a developer's has.
+  # As on every target, the clone's directory has the workspace's name; in CI that of a developer's workspace.
   asked     = join("", data.coder_parameter.directory[*].value)
   directory = local.asked != "" ? local.asked : local.repo == "" ? "/home/coder" : "/home/coder/${data.coder_workspace.me.name}"
 
   seed = local.ci ? tobool(data.coder_parameter.seed[0].value) : false
 
-  # The end of a CI workspace, which nothing moves: what its run asked for, else the usual from now on.
+  # Deadline of a CI workspace, never extended: the run's own, else the default TTL.
   deadline = local.ci ? coalesce(trimspace(data.coder_parameter.deadline[0].value), timeadd(timestamp(), "${var.ttl}s")) : ""
   times    = { for name, value in { "spt.flow.created" = timestamp(), "spt.flow.deadline" = local.deadline } : name => value if local.ci }
 
@@ -70,7 +70,7 @@ locals {
 data "coder_parameter" "repo" {
   name         = "repo"
   display_name = "Repository"
-  description  = "What is cloned: https, ssh or git@host:path."
+  description  = "Repository to clone: https, ssh or git@host:path."
   type         = "string"
   default      = ""
   mutable      = true
@@ -80,7 +80,7 @@ data "coder_parameter" "repo" {
 data "coder_parameter" "ref" {
   name         = "ref"
   display_name = "Branch, tag or commit"
-  description  = "What a new clone starts on; empty takes the repository's own."
+  description  = "Branch, tag or commit of a new clone; empty uses the repository's default."
   type         = "string"
   default      = ""
   mutable      = true
@@ -90,7 +90,7 @@ data "coder_parameter" "ref" {
 data "coder_parameter" "dotfiles" {
   name         = "dotfiles"
   display_name = "Dotfiles"
-  description  = "Your own repository of dotfiles, installed and updated at each start; #branch at its end for one."
+  description  = "Your dotfiles repository, installed and updated at each start; append #branch for a branch."
   type         = "string"
   default      = ""
   mutable      = true
@@ -101,7 +101,7 @@ data "coder_parameter" "node" {
   count        = length(local.names) < 2 ? 0 : 1
   name         = "node"
   display_name = "Machine"
-  description  = "Where the workspace and its home lie, for good."
+  description  = "Node of the workspace and its home; cannot be changed later."
   type         = "string"
   default      = local.default
   mutable      = false
@@ -119,7 +119,7 @@ data "coder_parameter" "deadline" {
   count        = local.ci ? 1 : 0
   name         = "deadline"
   display_name = "Deadline"
-  description  = "When it is deleted, as 2026-01-31T12:00:00Z; empty takes the usual time from now on."
+  description  = "Time of deletion, such as 2026-01-31T12:00:00Z; empty uses the default TTL."
   type         = "string"
   default      = ""
   mutable      = false
@@ -134,7 +134,7 @@ data "coder_parameter" "directory" {
   count        = local.ci ? 1 : 0
   name         = "directory"
   display_name = "Directory"
-  description  = "Where the clone lies; empty takes a folder that is called as the workspace."
+  description  = "Directory of the clone; empty uses a directory named after the workspace."
   type         = "string"
   default      = ""
   mutable      = false
@@ -148,8 +148,8 @@ data "coder_parameter" "directory" {
 data "coder_parameter" "seed" {
   count        = local.ci ? 1 : 0
   name         = "seed"
-  display_name = "Seed"
-  description  = "Whether whoever makes the workspace brings the repository along."
+  display_name = "Upload"
+  description  = "Whether the client uploads the repository."
   type         = "bool"
   default      = "false"
   mutable      = false

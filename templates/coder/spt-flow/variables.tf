@@ -4,42 +4,42 @@
 
 variable "kind" {
   type        = string
-  description = "dev, or ci: a workspace that a mere stop deletes."
+  description = "dev, or ci for workspaces that are destroyed when they stop."
 }
 
 variable "ttl" {
   type        = number
-  description = "Seconds that a CI workspace lives which is made without a deadline."
+  description = "TTL in seconds of CI workspaces without a deadline."
 }
 
 variable "contract" {
   type        = string
-  description = "Version of the start contract."
+  description = "Version of the workspace agent."
 }
 
 variable "image" {
   type        = string
-  description = "The workspace image by its identity, as role host_images brings it to the nodes."
+  description = "Tag of the workspace image, which the role host_images copies to the nodes."
 }
 
 variable "image_hash" {
   type        = string
-  description = "The image's content hash."
+  description = "Content hash of the image."
 }
 
 variable "settings_hash" {
   type        = string
-  description = "Stands for the settings that workspaces get."
+  description = "Hash of the workspaces' settings."
 }
 
 variable "nodes" {
   type        = string
-  description = "JSON object: addresses of the nodes' engines by the nodes' names; {} means the server's own engine."
+  description = "JSON object: engine addresses by node name; {} means the server's own engine."
 }
 
 variable "cpus" {
   type        = string
-  description = "Processors that a workspace may use."
+  description = "CPUs of a workspace."
 }
 
 variable "memory" {
@@ -54,32 +54,32 @@ variable "kvm" {
 
 variable "docker" {
   type        = bool
-  description = "Whether Docker runs inside; takes nodes prepared by role host_docker."
+  description = "Whether Docker runs inside; needs nodes set up by the role host_docker."
 }
 
 variable "runtime" {
   type        = string
-  description = "The OCI runtime of workspaces."
+  description = "OCI runtime of workspaces."
 }
 
 variable "apparmor" {
   type        = string
-  description = "AppArmor profile of workspaces; empty where nodes have no AppArmor."
+  description = "AppArmor profile of workspaces; empty if the nodes have no AppArmor."
   # Coder (v2.35.1) takes an empty value for none at all, so one that may be empty needs a default.
   default = ""
 }
 
 variable "network" {
   type        = string
-  description = "The bridge that workspaces are on."
+  description = "Bridge network of workspaces."
 }
 
 variable "tmpfs" {
   type        = string
-  description = "JSON object: options of memory file systems by their paths."
+  description = "JSON object: mount options of memory file systems by path."
 }
 
 variable "environment" {
   type        = string
-  description = "JSON object: further values of the start contract."
+  description = "JSON object: additional environment of the workspace agent."
 }
