@@ -94,3 +94,25 @@ def test_readme_leads_to_every_page() -> None:
         seen.add(page)
         todo += [(page.parent / link.partition("#")[0]).resolve() for link in links(page.read_text(encoding="utf-8"))]
     assert {page for page in pages() if page.is_relative_to(CHECKOUT / "docs")} <= seen
+
+
+OUTSIDE = re.compile(r"\bdecisions? [A-F]\d+|\b(design|facts),? section|\bFR\d+\b|\bPRD\b")
+"""References to documents that readers do not have."""
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every text file that git tracks, except for recorded data of other projects."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for path in (CHECKOUT / name for name in names.split("\0") if name):
+        data = path.read_bytes() if path.is_file() else b""
+        if b"\0" not in data and path.suffix not in (".json", ".log"):
+            yield path, data.decode("utf-8", "replace")
+
+
+def test_only_documents_of_the_repository_are_cited() -> None:
+    assert [path for path, text in texts() if path != Path(__file__) and OUTSIDE.search(text)] == []
+
+
+def test_cited_decisions_exist() -> None:
+    cited = {name for _, text in texts() for name in re.findall(r"docs/decisions/([a-z-]+\.md)", text)}
+    assert cited and {name for name in cited if not (CHECKOUT / "docs/decisions" / name).exists()} == set()

@@ -23,7 +23,7 @@ def redact(text: str) -> str:
 
 
 class FlowError(Exception):
-    """Something failed. ``code`` is the exit status that doors report (decision C13)."""
+    """Something failed. ``code`` is the exit status that plugins report (docs/decisions/exit-status.md)."""
 
     code = 1
     kind = "failed"

@@ -5,4 +5,4 @@
 from __future__ import annotations
 
 LABEL = "spt.flow."
-"""Begins every label that a workspace's parts carry on their engine (design, section 4)."""
+"""Prefix of all labels on containers, volumes and networks."""

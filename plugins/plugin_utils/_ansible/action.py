@@ -102,7 +102,7 @@ class FlowAction(ActionBase):
         values["engine"] = engine_of(values["node"], self.task_vars)
 
     def say(self, line: str) -> None:
-        """One line for people, at once; unless the mode is ``text`` standard output belongs to others (decision C3)."""
+        """Print a line at once; on standard error unless in text mode (docs/decisions/no-terminal-in-actions.md)."""
         display.display(redact(line), stderr=self.screen != "text")
 
     def finish(self, result: dict[str, Any], block: list[str], connect: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def interruptible() -> Iterator[None]:
 
 
 def at_terminal() -> bool:
-    """Whether whoever runs this can be asked. An action's own process has no terminal (decision C3), its parent may."""
+    """Whether the parent process has a terminal; a worker has none (docs/decisions/no-terminal-in-actions.md)."""
     for descriptor in (0, 1):
         try:
             opened = os.open(f"/proc/{os.getppid()}/fd/{descriptor}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)

@@ -51,7 +51,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
 
 def owner_of(values: Mapping[str, Any]) -> str:
-    """Whose workspaces are meant: the value, else the login name (decision C7), on a Coder server whoever asks."""
+    """Return the given owner, else the login name, on Coder ``me`` (docs/decisions/identity-and-names.md)."""
     return str(values["owner"]) or ("me" if values["target"] == "coder" else settings_resolve.default_owner())
 
 

@@ -31,7 +31,7 @@ display = Display()
 
 
 def extra_values(loader: DataLoader | None = None) -> dict[str, Any]:
-    """Extra variables as they were written, never templated (decision A5)."""
+    """Extra variables as typed, not templated (docs/decisions/values-by-environment.md)."""
     return {str(name): _plain(value) for name, value in load_extra_vars(loader or DataLoader()).items()}
 
 
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_templates(values: Mapping[str, Any]) -> None:
-    """Refuse user values that Ansible would run as a template (decision A5)."""
+    """Refuse user values that Ansible would run as a template (docs/decisions/values-by-environment.md)."""
     for name in settings_options.OPTIONS:
         if has_template(values.get(name)):
             raise InvalidInput(
@@ -66,7 +66,7 @@ def has_template(value: Any) -> bool:
 
 
 def refuse_stray_words(texts: Iterable[Any]) -> None:
-    """Refuse ``-e command=make test``, of which Ansible keeps ``make`` only (decision A6)."""
+    """Refuse ``-e command=make test``: Ansible keeps only ``make`` (docs/decisions/values-by-environment.md)."""
     for text in map(str, texts):
         if not text or text[0] in "@[{":
             continue

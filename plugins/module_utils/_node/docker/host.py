@@ -24,7 +24,7 @@ from .http import Engine
 
 LIBRARY = "usr/local/lib/spt-flow"
 NETWORK = "spt-flow"
-"""The bridge that workspaces are on (decision A8)."""
+"""Bridge network of workspaces (docs/decisions/ide-network.md)."""
 PROGRAMS = ("usr/sbin/dockerd", "usr/bin/dockerd")
 DATA_ROOT = "/var/lib/docker"
 KEPT = ("containers", "image/*/imagedb/content/sha256", "volumes")

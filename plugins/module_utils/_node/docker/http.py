@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A small client of the Docker Engine API, standard library only.
 
-The Docker SDK costs 0.4 s to import, this 0.05 s (decision B1). Paths and shapes are those of Docker's API reference,
+The Docker SDK costs 0.4 s to import, this 0.05 s (docs/decisions/docker-api-client.md).
+Paths and shapes are those of Docker's API reference,
 version 1.41, which every engine from 20.10 on speaks. Knows ``DOCKER_HOST`` as unix://, tcp:// (TLS by
 ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``) and ssh:// (through ``docker system dial-stdio``, as Docker's own
 client does).

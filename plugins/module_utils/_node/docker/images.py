@@ -16,7 +16,7 @@ from ..errors import Conflict, FlowError, InvalidInput, NotFound
 from .http import Engine, connect
 
 LABEL = "spt.flow.image"
-"""Holds the content hash of an image (decision B10)."""
+"""Label with the content hash of an image (docs/decisions/image-identity.md)."""
 LIMIT = 3600.0
 """Seconds that loading or pulling may take."""
 

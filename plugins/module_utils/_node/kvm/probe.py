@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether KVM works here: by doing it, not by reading flags (design, section 6).
+"""Whether KVM works here, tested by running guest code (docs/decisions/kvm-by-guest-code.md).
 
 Opens the device as the caller, asks the API version, creates a machine and a processor and runs twelve bytes of guest
 code that add two numbers, write the sum to a port and halt. What CPU flags, ``kvm-ok`` and modules say is reported

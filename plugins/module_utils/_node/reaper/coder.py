@@ -114,7 +114,7 @@ class Api:
         return kinds.get(error.code, Unhealthy)(message)
 
     def workspaces(self, template: str, status: str = "") -> Iterator[Json]:
-        """All workspaces of a template, each once. The server compares a name as a whole (facts, section 1.14)."""
+        """All workspaces of a template; the server compares whole names (docs/decisions/coder-server-behaviour.md)."""
         seen: set[str] = set()
         wanted = f"template:{template}" + (f" status:{status}" if status else "")
         for number in range(MOST_PAGES):
@@ -230,7 +230,7 @@ def sweep(
 
 
 def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
-    """Bring nearer what people put off beyond a day, as the dashboard lets them (facts, section 1.13)."""
+    """Cap deadlines that users extended beyond a day in the dashboard (docs/decisions/coder-server-behaviour.md)."""
     people = template.removesuffix(CI_SUFFIX)
     if people == template:
         return

@@ -3,7 +3,8 @@
 """The program `coder` that enters workspaces of a Coder server.
 
 The one on PATH when its major and minor version are the server's; else the server's own, fetched once from its
-``/bin/`` (facts, section 3.5). ``coder`` in ``folder()`` is a link to that: SSH's block looks there first, so plain SSH
+``/bin/`` (docs/decisions/coder-server-behaviour.md).
+``coder`` in ``folder()`` is a link to that: SSH's block looks there first, so plain SSH
 uses the same one. No server is asked for its version: each of its answers told it.
 """
 

@@ -36,7 +36,7 @@ def refuse_old_server(version: str, url: str) -> None:
 
 def release_of(found: Json) -> tuple[int, ...]:
     """The collection's release that a workspace's template came with, as numbers; empty when its version's name does
-    not tell (decision FR12: ``<release>-<content>``).
+    not tell (docs/decisions/coder-template-versions.md: ``<release>-<content>``).
     """
     match = RELEASE.match(str(found["latest_build"].get("template_version_name") or ""))
     return tuple(map(int, match.groups())) if match else ()

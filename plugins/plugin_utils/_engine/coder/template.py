@@ -30,7 +30,7 @@ from .jobs import follow, last_lines
 
 LONGEST_DESCRIPTION = 128
 LARGEST = 1 << 20
-"""Bytes of an archive that the server takes (facts, section 6.9)."""
+"""Largest archive in bytes that the server accepts (docs/decisions/coder-server-behaviour.md)."""
 IMPORT_TIMEOUT = 600.0
 LAST_LINES = 8
 CREATION_NAMES = {
@@ -38,7 +38,7 @@ CREATION_NAMES = {
     "time_til_dormant_autodelete_ms": "delete_ttl_ms",
     "use_classic_parameter_flow": "template_use_classic_parameter_flow",
 }
-"""What a field of a template is called when the template is created (facts, section 1.9)."""
+"""Names of a template's fields at its creation (docs/decisions/coder-server-behaviour.md)."""
 LOCK = ".terraform.lock.hcl"
 LEFT_OUT = (".terraform", ".git")
 FOLDER = COLLECTION / "templates/coder/spt-flow"

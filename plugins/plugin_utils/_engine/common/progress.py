@@ -43,7 +43,8 @@ class Progress:
 class Lines:
     """Shows lines as they come, or in batches of at most ``size`` characters or ``seconds``, and keeps the last ones.
 
-    Under ansible-runner each call of ``say`` is a file (decision C4). Who batches calls ``due`` now and then.
+    Under ansible-runner each call of ``say`` writes a file (docs/decisions/batched-output.md). Callers that batch
+    call ``due`` regularly.
     """
 
     def __init__(

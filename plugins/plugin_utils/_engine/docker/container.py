@@ -31,7 +31,7 @@ SEED = f"{HOME}/.cache/spt-flow/seed.bundle"
 SECCOMP = COLLECTION / "image" / "seccomp.json"
 APPARMOR = "spt-flow-workspace"
 LEAST_RANGE = 262144
-"""Ids that a remapped range must have for rootless Docker inside (decision A3)."""
+"""Number of ids that rootless Docker inside needs (docs/decisions/user-namespaces.md)."""
 IDE_PORT = 8080
 KVM = "/dev/kvm"
 GRACE = 30
@@ -95,7 +95,7 @@ def unprotected(facts: EngineFacts, disk: bool = True) -> str:
 
 
 def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
-    """Whether Docker works inside, and the sentence that says why not or what it costs (decisions A1, A3)."""
+    """Whether Docker works inside, and why not or at what risk (docs/decisions/user-namespaces.md)."""
     if wanted == "disabled":
         return False, ""
     if not facts.remapped:
@@ -160,7 +160,7 @@ def clone_cache_volume(owner: str) -> str:
 
 
 def volume_labels(spec: WorkspaceSpec, part: str) -> dict[str, str]:
-    """Labels of a volume; those of the home are the record of identity and never change (decision C7)."""
+    """Labels of a volume; the home's are the record of identity (docs/decisions/identity-and-names.md)."""
     labels = {
         f"{LABEL}owner": spec.owner,
         f"{LABEL}workspace": spec.name,
@@ -185,7 +185,7 @@ def _container_labels(spec: WorkspaceSpec) -> dict[str, str]:
 
 
 def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
-    """The start contract's values (design, section 5); the same names on every target."""
+    """Environment of the workspace agent; the same names on every target."""
     settings, repository = plan.settings, spec.repository
     return {
         "SPT_FLOW_CONTRACT": CONTRACT,
@@ -202,7 +202,7 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
         "SPT_FLOW_DOTFILES": spec.dotfiles,
         "SPT_FLOW_GIT_NAME": spec.git_name,
         "SPT_FLOW_GIT_EMAIL": spec.git_email,
-        "SPT_FLOW_IDE_BIND": "0.0.0.0",  # noqa: S104  (published on the host's loopback only, decision A8)
+        "SPT_FLOW_IDE_BIND": "0.0.0.0",  # noqa: S104  (published on the host's loopback only, docs/decisions/ide-network.md)
         "SPT_FLOW_IDE_PORT": str(IDE_PORT),
         "SPT_FLOW_IDLE_STOP": str(settings.idle_stop),
         "SPT_FLOW_DEADLINE": str(spec.deadline or ""),
@@ -247,7 +247,7 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
 
 
 def _security(plan: Plan) -> list[str]:
-    """Our filter of system calls, and our AppArmor profile where the engine has it (decisions A4, B7)."""
+    """Seccomp profile, and the AppArmor profile if the engine has it (docs/decisions: seccomp.md, apparmor.md)."""
     options = []
     if plan.facts.seccomp:
         options.append(f"seccomp={json.dumps(json.loads(SECCOMP.read_text(encoding='utf-8')), separators=(',', ':'))}")

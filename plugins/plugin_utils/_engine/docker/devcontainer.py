@@ -4,7 +4,8 @@
 
 The file is read on engines that nobody has looked at before. What only some have, ``/dev/kvm`` and Docker inside, it
 asks for where a setting requires it, and never where the setting is ``auto``: an engine without it would refuse the
-whole container, and Docker inside on an engine without user namespaces would make its root the machine's (decision A1).
+whole container, and Docker inside on an engine without user namespaces would make its root the machine's
+(docs/decisions/user-namespaces.md).
 """
 
 from __future__ import annotations

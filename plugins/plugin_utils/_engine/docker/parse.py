@@ -86,7 +86,7 @@ def _outdated(workspace: Workspace, spec: WorkspaceSpec) -> tuple[str, ...]:
 
 
 def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
-    """``workspace`` with the steps and the life that the last start printed (decision B2)."""
+    """Add the steps and liveness printed by the last start (docs/decisions/status-from-logs.md)."""
     from ..workspace.readiness import Watch
 
     watch = Watch(Progress())

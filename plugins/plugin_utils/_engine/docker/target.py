@@ -37,7 +37,7 @@ Entries = list[dict[str, Any]]
 DRAINED = "spt-flow-drained"
 """The volume that marks a drained engine: it outlives restarts, and every client of the engine sees it."""
 GRACE = 30
-"""Seconds between SIGTERM and SIGKILL (decision D5)."""
+"""Seconds between SIGTERM and SIGKILL (docs/decisions/docker-inside-storage.md)."""
 DETAILS_DEADLINE = 1.0
 READERS = 16
 NOT_MODIFIED = 304
@@ -177,7 +177,7 @@ class DockerTarget:
         )
 
     def _has_image(self, spec: WorkspaceSpec) -> bool:
-        """Whether the tag is there and means what it says, where that is known (decision B10)."""
+        """Whether the tag exists with the expected hash (docs/decisions/image-identity.md)."""
         try:
             found = self._engine.get_json(f"/images/{spec.image}/json")
         except NotFound:
@@ -234,7 +234,7 @@ class DockerTarget:
         return replace(workspace, notes=(*plan.notes, *self._disk_note()))
 
     def _named(self, spec: WorkspaceSpec) -> WorkspaceSpec:
-        """Claim a name by making its home volume; the labels that come back tell who has it (decision C7)."""
+        """Claim a name by creating its home volume and reading its labels (docs/decisions/identity-and-names.md)."""
         from . import container as docker_container
 
         repository = spec.repository
@@ -265,7 +265,7 @@ class DockerTarget:
         return dict(has)
 
     def _ensure_network(self) -> None:
-        """The bridge of decision A8: neighbours do not see each other."""
+        """Create the workspaces' bridge network (docs/decisions/ide-network.md)."""
         from . import container as docker_container
 
         try:
@@ -412,7 +412,7 @@ class DockerTarget:
         self._remove(identifier)
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Stop, set aside, create, start, wait, remove the old one; a failure puts the old one back (decision C12)."""
+        """Replace the container; a failure rolls back (docs/decisions/restart.md)."""
         from . import container as docker_container
 
         name = container_name(workspace.owner, workspace.name)
@@ -593,7 +593,7 @@ class DockerTarget:
     # Cleaning
 
     def sweep(self) -> Iterable[str]:
-        """Expired CI workspaces (decision A9), and what a killed ``restart`` left beside its running successor."""
+        """Expired CI workspaces (docs/decisions/ci-self-deletion.md), and leftovers of a killed ``restart``."""
         names = {entry["Names"][0].lstrip("/"): entry for entry in self._entries({"label": [f"{LABEL}owner"]})}
         now = self._engine.clock
         gone = []

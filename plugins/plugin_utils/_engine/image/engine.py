@@ -14,7 +14,7 @@ _BUILD_TIMEOUT = 1800
 
 
 def sdk() -> Any:
-    """The Docker SDK's client, imported here only: it costs 0.4 s (decision B1)."""
+    """The Docker SDK's client, imported late because it costs 0.4 s (docs/decisions/docker-api-client.md)."""
     try:
         import docker
     except ImportError:

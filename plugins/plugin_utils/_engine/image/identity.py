@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the workspace image is: the content of its inputs (decision B10).
+"""Identity of the workspace image: a hash of its inputs (docs/decisions/image-identity.md).
 
 Apart from ``_image``, because every ``up`` asks for the identity and hardly any builds. An identity is made of what its
 profile uses: another profile's tool that moves leaves it alone.

@@ -61,7 +61,7 @@ class Repository:
 
     @property
     def identity(self) -> str:
-        """One text for all addresses of the repository (decision C7): ``host/o/r``, without user and secret."""
+        """``host/o/r`` for every address of a repository, without secrets (docs/decisions/identity-and-names.md)."""
         path = _without_git(self.path.strip("/"))
         if self.kind == "https" and self.port:
             return f"{self.host}:{self.port}/{path}"

@@ -21,7 +21,7 @@ def slugify(text: str, fallback: str = "repository") -> str:
     """``text`` as a name that Docker and Coder take: at most 32 lower-case letters, digits and single hyphens."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:NAME_LIMIT].strip("-") or fallback
     if slug.endswith("-old"):
-        # `restart` parks the container it replaces under this ending (decision C12).
+        # `restart` renames the replaced container with this suffix (docs/decisions/restart.md).
         slug = slug[: NAME_LIMIT - 5].rstrip("-") + "-repo"
     return slug
 

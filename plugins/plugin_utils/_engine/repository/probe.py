@@ -209,7 +209,7 @@ def _probe_git(git: LocalGit, ref: str, timeout: float) -> Probe:
 
 
 def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, runner: Runner = run_bounded) -> bytes:
-    """A local repository's branches, tags and HEAD as a git bundle (decision B12)."""
+    """Bundle a local repository's branches, tags and HEAD (docs/decisions/local-repositories.md)."""
     from .local import Unreadable, reading
 
     validate_ref(ref)

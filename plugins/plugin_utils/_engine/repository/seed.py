@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 SEED = ".cache/spt-flow/seed.bundle"
-"""Where below the home the bundle of a local repository waits for the first clone (decision B12)."""
+"""Path of the seed bundle below the home (docs/decisions/local-repositories.md)."""
 
 
 def _bundle(repository: Repository, ref: str) -> bytes:

@@ -69,7 +69,7 @@ class Settings:
         return fitted, [f"The workspace gets {' and '.join(changes)}, because the machine has {' and '.join(machine)}."]
 
     def tmpfs(self) -> dict[str, str]:
-        """Mount options per path (decision A10); Docker's ``Tmpfs`` and Terraform's map take the same strings."""
+        """Mount options by path, for Docker and Terraform (docs/decisions/memory-file-systems.md)."""
         private = "nosuid,nodev,mode=0700,uid=1000,gid=1000,size=64m"
         return {
             "/tmp": f"exec,nosuid,nodev,mode=1777,size={self.memory // 4}",  # noqa: S108  (a mount point inside)

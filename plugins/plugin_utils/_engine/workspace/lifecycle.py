@@ -93,7 +93,7 @@ def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:
 
 
 def _new_name(target: Target, spec: WorkspaceSpec) -> str:
-    """What a new workspace will be called (decision C7): the slug, unless another repository has it."""
+    """Name of a new workspace: the slug, unless another repository has it (docs/decisions/identity-and-names.md)."""
     if spec.name or spec.repository is None:
         return spec.name
     slug = spec.repository.slug
@@ -119,7 +119,7 @@ class _Run:
         self._bundle = b""
 
     def sweep(self) -> None:
-        """Delete expired CI workspaces (decision A9); that it fails must not keep anybody from working."""
+        """Delete expired CI workspaces; failures do not stop the run (docs/decisions/ci-self-deletion.md)."""
         try:
             gone = sorted(self.target.sweep())
         except FlowError as error:

@@ -13,7 +13,7 @@ from ..settings.workspace import Settings
 CONTRACT = "1"
 """Version of the start contract (``image/rootfs``) that this engine speaks."""
 STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
-"""Steps of the start contract in display order (design, section 5)."""
+"""Steps of a start in display order (docs/architecture.md)."""
 ENDING = frozenset({"was told to stop", "idle for too long", "the deadline has come"})
 """Reasons in the start contract's life record of a workspace that runs, but not for long any more."""
 
@@ -24,7 +24,7 @@ class WorkspaceSpec:
 
     ``name`` is empty when the name comes from the repository. ``repository`` is ``None`` for verbs that only
     name an existing workspace. ``deadline`` (seconds since the epoch) is set for ``kind="ci"`` only.
-    ``image`` and ``image_hash`` are the tag and the 64-hex content hash of decision B10.
+    ``image`` and ``image_hash`` are the tag and the 64-hex content hash of docs/decisions/image-identity.md.
     """
 
     owner: str

@@ -14,7 +14,7 @@ from .models import Session, Workspace, WorkspaceSpec
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What an engine offers, probed once a process (decisions A1, A3).
+    """Capabilities of an engine, probed once per process (docs/decisions/user-namespaces.md).
 
     ``remap_size`` is the number of ids of the user-namespace range (0: no remapping, -1: remapped, size unknown).
     ``cpus`` and ``memory`` (bytes) are the machine's, ``root`` is the engine's folder there.
@@ -81,7 +81,7 @@ class Target(Protocol):
         """Stop cleanly within the grace time; home and volumes stay."""
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Replace the running part so that ``spec`` and the current image apply; the home stays (decision C12)."""
+        """Replace the container so that ``spec`` and the current image apply (docs/decisions/restart.md)."""
 
     def delete(self, workspace: Workspace) -> None:
         """Remove everything that belongs to the workspace, and nothing else."""
