@@ -125,6 +125,13 @@ def test_no_key_password_or_mirror_of_the_builder_stays(inside: Inside, image: i
     assert inside("env | cut -d= -f1 | grep -iE 'proxy|cert|token' || true") == ""
 
 
+def test_apt_refuses_archives_that_are_unsigned_or_out_of_date(inside: Inside) -> None:
+    weak = r'Check-Valid-Until "(false|no|0)"|(AllowInsecure|AllowUnauth|AllowWeak)[^ ]* "(true|yes|1)"'
+    assert inside(f"apt-config dump | grep -iE '{weak}' || true") == ""
+    assert inside("grep -c ^Signed-By /etc/apt/sources.list.d/*.sources") == "2"
+    assert inside("grep -ciE 'valid-until|trusted' /etc/apt/sources.list.d/*.sources || true") == "0"
+
+
 def test_the_image_says_what_it_was_made_from(inside: Inside, image: image_identity.Image) -> None:
     said = json.loads(inside("cat /usr/share/spt-flow/image.json"))
     assert said == image_build.inventory(image_identity.recipe(image.profile), image)

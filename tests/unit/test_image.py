@@ -455,6 +455,39 @@ def test_another_distribution_is_checked_by_its_own_keys(bootstrap: Any) -> None
     assert not [word for word in bootstrap("bookworm") if "keyring" in word]
 
 
+def test_base_system_is_never_made_from_unsigned_packages(bootstrap: Any) -> None:
+    assert "--force-check-gpg" in bootstrap("bookworm")
+
+
+# Package archives
+
+
+def apt_sources(root: Path, archive: str, security: str) -> tuple[list[str], str]:
+    """The stanzas that image/apt-sources writes, and the rest of apt's configuration."""
+    (root / "etc/apt").mkdir(parents=True, exist_ok=True)
+    (root / "etc/os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
+    environment = {**os.environ, "SPT_FLOW_ROOT": str(root)}
+    subprocess.run(["sh", image_identity.FOLDER / "apt-sources", archive, security], env=environment, check=True)
+    written = (root / "etc/apt/sources.list.d/debian.sources").read_text()
+    return written.strip().split("\n\n"), (root / "etc/apt/apt.conf.d/90spt-flow").read_text()
+
+
+def test_only_snapshots_may_have_an_expired_release_file(tmp_path: Path) -> None:
+    debian = image_identity.recipe("slim").distribution
+    snapshots = [address.format(day="20261120T000000Z") for address in debian["snapshots"]]
+    stanzas, _ = apt_sources(tmp_path, *snapshots)
+    assert ["Check-Valid-Until: no" in stanza for stanza in stanzas] == [True, True]
+    stanzas, configuration = apt_sources(tmp_path, *debian["archives"])
+    assert "Valid-Until" not in "".join(stanzas) + configuration
+
+
+def test_every_archive_is_checked_by_the_key_of_its_distribution(tmp_path: Path) -> None:
+    stanzas, configuration = apt_sources(tmp_path, "http://a/debian", "http://a/debian-security")
+    assert len(stanzas) == 2
+    assert all("Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg" in stanza for stanza in stanzas)
+    assert not re.search("(?i)trusted|allow-|unauth", "".join(stanzas) + configuration)
+
+
 def test_a_bootstrap_that_fails_says_whether_the_disk_is_full(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANSWER", "E: invalid Release signature")
     with pytest.raises(FlowError, match="Cannot bootstrap forky from http://m/debian:\nE: invalid Release"):

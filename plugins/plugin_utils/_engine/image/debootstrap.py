@@ -39,7 +39,7 @@ def debootstrap(
         trust = [f"--keyring={keyring}"] if keyring else []
         # A suite younger than this debootstrap is made as its distribution's others are.
         known = [] if (_SCRIPTS / suite).exists() else [script]
-        argv = [*root, program, "--variant=minbase", *trust, suite, system, mirror, *known]
+        argv = [*root, program, "--variant=minbase", "--force-check-gpg", *trust, suite, system, mirror, *known]
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         try:
             if done.returncode:
