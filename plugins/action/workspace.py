@@ -200,17 +200,17 @@ class ActionModule(ansible_action.FlowAction):
             "directory": session.directory,
             "ssh": enter,
         }
+        connect = self.values["connect"]
+        ports = workspace_ssh.free(session.ports) if connect and not self.values["command"] else []
         block = workspace_report.closing(
-            result, session, enter, workspace_ssh.alias(workspace), self.progress.elapsed, time.time()
+            result, session, enter, workspace_ssh.alias(workspace), self.progress.elapsed, time.time(), ports
         )
-        return self.finish(answer, block, self._connect(workspace, session))
+        return self.finish(answer, block, self._connect(workspace, session, ports) if connect else None)
 
-    def _connect(self, workspace: Workspace, session: Session) -> dict[str, Any] | None:
+    def _connect(self, workspace: Workspace, session: Session, ports: list[int]) -> dict[str, Any]:
         """What the run ends in: the command, else a shell, which first finishes what needs credentials."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
-        if not self.values["connect"]:
-            return None
         command = self.values["command"]
         if command:
             return {
@@ -223,7 +223,7 @@ class ActionModule(ansible_action.FlowAction):
             shell = f"spt-workspace dotfiles waiting; {shell}"
         if workspace.step("clone").state == "needs-auth":
             shell = f"spt-workspace clone; {shell}"
-        argv = workspace_ssh.argv(workspace, shell, terminal=True, ports=workspace_ssh.free(session.ports))
+        argv = workspace_ssh.argv(workspace, shell, terminal=True, ports=ports)
         return {"argv": argv, "env": {}, "always": False}
 
     def _trust(self, result: Result, workspace: Workspace) -> dict[str, Any]:

@@ -469,9 +469,17 @@ def test_a_shell_brings_the_repositorys_ports_here_unless_they_are_taken(
 
 
 @pytest.mark.parametrize("ports", ['["x"]', "[null]", "7"])
-def test_ports_that_are_none_are_an_unreadable_session(ports: str) -> None:
-    with pytest.raises(UNREADABLE):
-        to_session("", f'{{"ide": {{}}, "ports": {ports}}}')
+def test_values_that_are_not_ports_are_not_forwarded(ports: str) -> None:
+    assert to_session("", f'{{"ide": {{}}, "ports": {ports}}}').ports == ()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"ide": ', '{"a":' * 5000])
+def test_damaged_session_file_is_reported(text: str) -> None:
+    if text:
+        with pytest.raises(UNREADABLE):
+            to_session("", text)
+    else:
+        assert to_session("", text).password == ""
 
 
 @pytest.mark.parametrize(

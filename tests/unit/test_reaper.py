@@ -73,7 +73,8 @@ def test_a_container_from_the_future_lives_no_longer_than_its_ttl_from_when_it_w
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"deadline": ""}, {"deadline": "soon"}, {"created": "yesterday"}, {"deadline": "9" * 18}]
+    "wrong",
+    [{"deadline": ""}, {"deadline": "soon"}, {"created": "yesterday"}, {"deadline": "9" * 18}, {"deadline": "9" * 400}],
 )
 def test_without_a_readable_deadline_a_day_is_the_most(wrong: dict[str, str]) -> None:
     entry = container("a")

@@ -21,6 +21,7 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ...module_utils._node.errors import Cancelled, FlowError, InvalidInput, redact
+from .._engine.common import untrusted
 from .._engine.common.progress import Progress
 from .._engine.settings import resolve as settings_resolve
 from . import guard as ansible_guard
@@ -103,7 +104,7 @@ class FlowAction(ActionBase):
 
     def say(self, line: str) -> None:
         """Print a line at once; on standard error unless in text mode (docs/decisions/no-terminal-in-actions.md)."""
-        display.display(redact(line), stderr=self.screen != "text")
+        display.display(redact(untrusted.text(line)), stderr=self.screen != "text")
 
     def finish(self, result: dict[str, Any], block: list[str], connect: dict[str, Any] | None = None) -> dict[str, Any]:
         """``result`` with what the callbacks need at the end of the run; without them the block is shown here."""
@@ -156,6 +157,6 @@ def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
     with subprocess.Popen(
         list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
     ) as child:
-        for line in child.stdout or ():
-            say(line.rstrip("\r\n"))
+        for line in iter(lambda: child.stdout.readline(untrusted.LONGEST_LINE) if child.stdout else "", ""):
+            say(untrusted.output(line.rstrip("\r\n")))
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

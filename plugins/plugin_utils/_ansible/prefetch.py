@@ -33,13 +33,16 @@ class Ahead:
 
     def session(self, workspace: Workspace) -> Session | None:
         """The session of ``workspace``; ``None`` when another or none was found, or reading failed."""
-        from .._engine.docker.session import to_session
+        from .._engine.docker.session import UNREADABLE, to_session
 
         if self._thread:
             self._thread.join()
         if self._ran is None or self._ran.status or self._ran.container != workspace.id:
             return None
-        return to_session(workspace.url, self._ran.stdout.decode(errors="replace"))
+        try:
+            return to_session(workspace.url, self._ran.stdout.decode(errors="replace"))
+        except UNREADABLE:
+            return None  # the target says what is wrong
 
     def _begin(self, values: Mapping[str, Any], name: str, repo: str) -> None:
         import sys

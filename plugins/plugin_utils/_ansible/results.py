@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...module_utils._node.errors import FlowError, redact
+from .._engine.common import untrusted
 
 if TYPE_CHECKING:
     pass
@@ -49,6 +50,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 def failed(error: FlowError, **more: Any) -> dict[str, Any]:
     """A failed task's result."""
+    error.message, error.hint = untrusted.text(error.message), untrusted.text(error.hint)
     return {"failed": True, "changed": False, "msg": str(error), "error": error.to_dict(), **more}
 
 

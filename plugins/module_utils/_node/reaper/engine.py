@@ -157,7 +157,7 @@ def lifetime(labels: Mapping[str, str]) -> float:
     try:
         ends = int(deadline) if deadline.isdigit() else _epoch(deadline)
         return min(max(float(ends - _epoch(labels.get(f"{LABEL}created", ""))), 0.0), LONGEST)
-    except ValueError:
+    except (ValueError, OverflowError):
         return LONGEST
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ....module_utils._node.errors import DeadlineExceeded, NotFound
+from ..common import untrusted
 from ..common.progress import Progress
 from ..common.wait import Waiter
 
@@ -39,7 +40,7 @@ def follow(
             after = line["id"]
             if line["stage"] != stage:
                 stage = line["stage"]
-                progress.note(f"{what}: {stage}")
+                progress.note(f"{what}: {untrusted.line(stage, 200)}")
         found = read()
         if found is None:
             raise NotFound(f"The {what} vanished while it was waited for.", "Run the command again.")
@@ -65,4 +66,4 @@ def last_lines(client: CoderClient, lines: Iterable[Json], count: int) -> list[s
     """What a person needs of a job's log: its last errors, else its last lines; no secret of the caller's."""
     said = [line for line in lines if line["output"].strip()]
     worst = [line for line in said if line["log_level"] == "error"] or said
-    return [client.http.clean(line["output"]) for line in worst[-count:]]
+    return [client.http.clean(untrusted.line(line["output"])) for line in worst[-count:]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ....module_utils._node.errors import (
     InvalidInput,
 )
+from ..common import untrusted
 from ..workspace.models import Life, Step, Workspace
 from .client import Json, agents, moment
 
@@ -105,7 +106,7 @@ def metadata(found: Json) -> dict[str, str]:
     """Everything that the template hangs on the resources of the latest build."""
     resources: Sequence[Any] = found["latest_build"].get("resources") or []
     items = [item for resource in resources for item in resource.get("metadata") or []]
-    return {str(item["key"]): str(item["value"]) for item in items if not item.get("sensitive")}
+    return {str(item["key"]): untrusted.line(item["value"]) for item in items if not item.get("sensitive")}
 
 
 def _identity(url: str) -> str:
@@ -121,4 +122,7 @@ def seconds(text: str | None) -> float | None:
     """Epoch seconds of the API's time; ``None`` for none, which the server also writes as the year 1."""
     if not text or text.startswith("0001-"):
         return None
-    return moment(text).timestamp()
+    try:
+        return untrusted.moment(moment(text).timestamp())
+    except (ValueError, OverflowError, TypeError):
+        return None  # a template's metadata says anything that its user likes

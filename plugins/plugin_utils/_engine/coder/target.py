@@ -24,6 +24,7 @@ from ....module_utils._node.errors import (
     NotFound,
     Unhealthy,
 )
+from ..common import untrusted
 from ..common.progress import Progress
 from ..common.version import release
 from ..common.wait import Waiter
@@ -285,7 +286,7 @@ class CoderTarget:
         if job["status"] == "succeeded":
             return
         last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
-        reason = job.get("error") or job["status"]
+        reason = untrusted.line(job.get("error") or job["status"])
         hints = [advice for words, advice in ADVICE.items() if words in "\n".join([reason, *last]).lower()]
         hints += ["The last lines of its build:", *last] if last else ["See the build on the server's dashboard."]
         raise Unhealthy(
@@ -337,7 +338,7 @@ class CoderTarget:
 
     def session(self, workspace: Workspace) -> Session:
         found = self._read.get(workspace.id) or self._fresh(workspace)
-        directory = metadata(found).get("directory") or f"{HOME}/{workspace.name}"
+        directory = untrusted.path(metadata(found).get("directory")) or f"{HOME}/{workspace.name}"
         if workspace.state != "running":
             return Session(workspace.url, "", "", directory)
         self._connected(workspace, next(iter(agents(found)), None))
@@ -376,7 +377,7 @@ class CoderTarget:
             return
         lines = self._client.agent_logs(agent["id"])
         for line in lines[-tail:] if tail else lines:
-            yield str(line["output"])
+            yield untrusted.output(line["output"])
         after = lines[-1]["id"] if lines else 0
         pause = 0.1
         while follow:
@@ -384,7 +385,7 @@ class CoderTarget:
             going = self._going(workspace, agent["id"])
             lines = self._client.agent_logs(agent["id"], after)
             for line in lines:
-                yield str(line["output"])
+                yield untrusted.output(line["output"])
             if not (going or lines):
                 return
             after = lines[-1]["id"] if lines else after
@@ -428,7 +429,9 @@ class CoderTarget:
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         done = self.exec(workspace, ["tar", "--extract", "--directory", directory], tar, timeout=600)
         if done.status:
-            raise Unhealthy(f"Cannot copy files into workspace {workspace.name}: {done.stderr.strip()[-200:]}.")
+            raise Unhealthy(
+                f"Cannot copy files into workspace {workspace.name}: {untrusted.line(done.stderr.strip()[-200:])}."
+            )
 
     # Cleaning
 

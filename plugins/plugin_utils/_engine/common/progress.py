@@ -40,6 +40,10 @@ class Progress:
         self.done(name, self._clock() - begun)
 
 
+MOST_KEPT = 16 << 20
+"""Characters of output that are kept at most."""
+
+
 class Lines:
     """Shows lines as they come, or in batches of at most ``size`` characters or ``seconds``, and keeps the last ones.
 
@@ -55,13 +59,15 @@ class Lines:
         self._batch = batch
         self._size, self._seconds, self._keep = size, seconds, keep
         self._waiting: list[str] = []
-        self._length = 0
+        self._length = self._kept = 0
         self._since = time.monotonic()
 
     def add(self, line: str) -> None:
         if self._keep:
             self.kept.append(line)
-            del self.kept[: -self._keep]
+            self._kept += len(line)
+            while len(self.kept) > self._keep or self._kept > MOST_KEPT:
+                self._kept -= len(self.kept.pop(0))
         self._waiting.append(line)
         self._length += len(line) + 1
         self.due()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ....module_utils._node.labels import LABEL
+from ..common import untrusted
 from ..common.progress import Progress
 from ..workspace.models import Workspace, WorkspaceSpec
 from .session import container_name
@@ -31,9 +32,14 @@ def age(status: str) -> float:
     return (1 if match[2] in ("a", "an") else int(match[2])) * float(_UNITS[match[3]])
 
 
+def _labels(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of a container or volume, cleaned."""
+    return {name: untrusted.line(text) for name, text in untrusted.record(entry.get("Labels")).items()}
+
+
 def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
     """A workspace from an entry of the engine's list of containers; ``None`` when it is none of ours."""
-    labels = entry.get("Labels") or {}
+    labels = _labels(entry)
     owner, name = labels.get(f"{LABEL}owner", ""), labels.get(f"{LABEL}workspace", "")
     if entry["Names"][0].lstrip("/").removesuffix(OLD) != container_name(owner, name):
         return None
@@ -45,7 +51,6 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
     port = next(
         (p["PublicPort"] for p in entry.get("Ports") or [] if p.get("PrivatePort") == 8080 and p.get("PublicPort")), 0
     )
-    deadline = labels.get(f"{LABEL}deadline", "")
     return Workspace(
         owner=owner,
         name=name,
@@ -57,7 +62,7 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
         contract=labels.get(f"{LABEL}contract", ""),
         settings_hash=labels.get(f"{LABEL}settings", ""),
         image_hash=labels.get(f"{LABEL}image", ""),
-        deadline=int(deadline) if deadline.isdigit() else None,
+        deadline=untrusted.digits(labels.get(f"{LABEL}deadline")),
         # Since when it is in this state; nothing for a container that was never started.
         started=now - age(entry.get("Status", "")) if entry["State"] != "created" else None,
         exit_code=exit_code,
@@ -67,7 +72,7 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
 
 def from_home(entry: Mapping[str, Any]) -> Workspace:
     """A stopped workspace of which only the home is left."""
-    labels = entry.get("Labels") or {}
+    labels = _labels(entry)
     return Workspace(
         owner=labels.get(f"{LABEL}owner", ""),
         name=labels.get(f"{LABEL}workspace", ""),

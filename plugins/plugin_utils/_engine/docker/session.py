@@ -7,14 +7,15 @@ Apart from ``_docker_target``, because `up` asks this first, by the container's 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from ..workspace.models import ENDING, Session
+from ..common import untrusted
+from ..workspace import forwarding
+from ..workspace.models import ENDING, STATES, Session
 
 PREFIX = "spt-flow-"
 USER = "1000:1000"
-UNREADABLE = (ValueError, TypeError, AttributeError)
+UNREADABLE = (ValueError,)
 READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json", "/run/spt-flow/life.json")
 """What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
 
@@ -26,20 +27,23 @@ def container_name(owner: str, name: str) -> str:
 def to_session(url: str, text: str) -> Session:
     """From what `status` prints, or from its parts one after the other. Raises what ``UNREADABLE`` names."""
     data: dict[str, Any] = {}
-    decoder = json.JSONDecoder()
-    text = text.strip()
-    while text:
-        part, end = decoder.raw_decode(text)
-        data |= dict(part)
-        text = text[end:].lstrip()
-    ide, steps, life = data.get("ide") or {}, data.get("steps") or {}, data.get("life") or data
+    for part in untrusted.objects(text):
+        data |= untrusted.record(part)
+    ide, steps = untrusted.record(data.get("ide")), untrusted.record(data.get("steps"))
+    life = untrusted.record(data.get("life")) or data
+    ports, refused = forwarding.chosen(data.get("ports"))
     return Session(
         url,
-        ide.get("password", ""),
-        data.get("host_key", ""),
-        data.get("directory", ""),
-        clone=(steps.get("clone") or {}).get("state", ""),
-        ending=life.get("reason") in ENDING,
-        dotfiles=(steps.get("dotfiles") or {}).get("state", ""),
-        ports=tuple(int(port) for port in data.get("ports") or () if 1024 <= int(port) <= 65535),
+        untrusted.word(ide.get("password"), r"[!-~]{1,128}"),
+        untrusted.word(data.get("host_key"), r"[A-Za-z0-9@.+/= -]{1,1000}"),
+        untrusted.path(data.get("directory")),
+        clone=_state(steps, "clone"),
+        ending=untrusted.word(life.get("reason"), ENDING) != "",
+        dotfiles=_state(steps, "dotfiles"),
+        ports=ports,
+        refused_ports=refused,
     )
+
+
+def _state(steps: dict[str, Any], name: str) -> str:
+    return untrusted.word(untrusted.record(steps.get(name)).get("state"), STATES)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ....module_utils._node.docker import http as docker_http
 from ....module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
 from ....module_utils._node.labels import LABEL
+from ..common import untrusted
 from ..common.progress import Progress
 from ..repository.address import ci_name
 from ..workspace.models import Session, Workspace, WorkspaceSpec
@@ -525,8 +526,9 @@ class DockerTarget:
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
         done = self.exec(workspace, ["spt-workspace", "keepalive", f"{hours:g}", by])
         if done.status:
+            said = untrusted.line((done.stderr or done.stdout).strip(), 200)
             raise FlowError(
-                f"Cannot keep workspace {workspace.name} alive: {(done.stderr or done.stdout).strip()}",
+                f"Cannot keep workspace {workspace.name} alive: {said}",
                 "See ansible-playbook spt.flow.logs",
             )
         return self._detailed(workspace)
@@ -538,8 +540,9 @@ class DockerTarget:
         try:
             return docker_session.to_session(workspace.url, done.stdout)
         except docker_session.UNREADABLE:
+            said = untrusted.line((done.stderr or done.stdout).strip(), 200)
             raise Unhealthy(
-                f"Workspace {workspace.name} does not answer: {(done.stderr or done.stdout).strip()[:200]}",
+                f"Workspace {workspace.name} does not answer: {said}",
                 f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
             ) from None
 
@@ -557,12 +560,14 @@ class DockerTarget:
         try:
             for _stream, block in self._engine.frames(answer):
                 *lines, rest = (rest + block).split(b"\n")
+                if len(rest) > untrusted.LONGEST_LINE:
+                    lines, rest = [*lines, rest], b""
                 for line in lines:
-                    yield line.decode(errors="replace").rstrip("\r")
+                    yield untrusted.output(line.rstrip(b"\r"))
         finally:
             connection.close()
         if rest:
-            yield rest.decode(errors="replace")
+            yield untrusted.output(rest)
 
     def exec(
         self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ....module_utils._node.errors import AuthError, Conflict, FlowError, NotFound, Unhealthy
+from ..common import untrusted
 from ..common.progress import Progress
 from ..common.wait import Waiter
 from ..repository.address import HOME, Repository
@@ -229,7 +230,7 @@ class _Run:
         with self.progress.stage("clone", "bringing the repository"):
             self._seed(workspace, fresh=True)
             done = self.target.exec(workspace, ["spt-workspace", "clone"], timeout=max(60.0, self.waiter.remaining))
-        said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        said = untrusted.line((done.stderr or done.stdout).strip().rpartition("\n")[2])
         clone = Step("clone", "failed" if done.status else "ok", detail=said)
         return replace(workspace, steps=(*(step for step in workspace.steps if step.name != "clone"), clone))
 

@@ -12,6 +12,9 @@ from ..settings.workspace import Settings
 
 CONTRACT = "1"
 """Version of the start contract (``image/rootfs``) that this engine speaks."""
+STATES = ("pending", "running", "ok", "failed", "skipped", "needs-auth")
+"""States of a step."""
+
 STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
 """Steps of a start in display order (docs/architecture.md)."""
 ENDING = frozenset({"was told to stop", "idle for too long", "the deadline has come"})
@@ -128,7 +131,8 @@ class Session:
     """What a client needs to enter a running workspace; read by exec, kept in memory only.
 
     ``clone`` and ``dotfiles`` are the states of the steps of these names; empty when they are not known. ``ports`` are
-    those that the repository's devcontainer.json wants here. ``ending``: the workspace is about to stop.
+    those that the repository's devcontainer.json wants here, ``refused_ports`` those that are not forwarded, each with
+    the reason. ``ending``: the workspace is about to stop.
     """
 
     url: str
@@ -139,6 +143,7 @@ class Session:
     ending: bool = False
     dotfiles: str = ""
     ports: tuple[int, ...] = ()
+    refused_ports: tuple[str, ...] = ()
 
 
 @dataclass

@@ -7,16 +7,16 @@ Apart from ``_lifecycle``, because `up` on what runs follows no log.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ....module_utils._node.errors import Conflict, DeadlineExceeded, FlowError, Unhealthy, redact
+from ..common import untrusted
 from ..common.progress import Progress
 from ..common.wait import Waiter
-from .models import ENDING, STEPS, Life, Step, Workspace
+from .models import ENDING, STATES, STEPS, Life, Step, Workspace
 
 if TYPE_CHECKING:
     from .target import Target
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 FINAL = ("ok", "failed", "skipped", "needs-auth")
 LAST_LINES = 5
 """Lines of a log that an error shows."""
+LONGEST_EVENT = 65536
+MOST_STEPS = 32
+MOMENTS = ("since", "stops_at", "keepalive_until")
+WORDS = ("reason", "keepalive_by")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 
 def event(line: str) -> dict[str, Any] | None:
@@ -31,16 +36,24 @@ def event(line: str) -> dict[str, Any] | None:
     if not line.startswith("{") or '"spt_flow"' not in line:
         return None
     try:
-        data = json.loads(line)
+        data = untrusted.record(untrusted.parse(line, LONGEST_EVENT))
     except ValueError:
         return None
-    return data if isinstance(data, dict) and data.get("spt_flow") == 1 and isinstance(data.get("event"), str) else None
+    kind = untrusted.word(data.get("event"), _NAME)
+    if data.get("spt_flow") != 1 or not kind:
+        return None
+    return {
+        **data,
+        "event": kind,
+        "boot": untrusted.word(data.get("boot"), _NAME),
+        "reason": untrusted.line(data.get("reason")),
+    }
 
 
 def boots(target: Target, workspace: Workspace) -> frozenset[str]:
     """Ids of the starts that the log already holds."""
     events = (event(line) for line in target.logs(workspace))
-    return frozenset(str(e.get("boot")) for e in events if e and e["event"] == "start")
+    return frozenset(e["boot"] for e in events if e and e["event"] == "start")
 
 
 def clone_failed(target: Target, workspace: Workspace) -> bool:
@@ -71,25 +84,20 @@ class Watch:
         data = event(line)
         if data is None:
             if self._current or not self._old:
-                self.tail.append(redact(line.rstrip()))
+                self.tail.append(redact(untrusted.line(line.rstrip())))
             return
         if data["event"] == "start":
-            self._current = str(data.get("boot")) not in self._old
+            self._current = data["boot"] not in self._old
             self.steps, self.life = {}, Life()
         elif self._current and data["event"] == "step":
             self._step(data)
         elif self._current and data["event"] == "life":
-            known = {name: data[name] for name in Life.__dataclass_fields__ if data.get(name) is not None}
-            self.life = Life(**known)
+            self.life = life_of(data)
 
     def _step(self, data: dict[str, Any]) -> None:
-        step = Step(
-            str(data.get("step", "")),
-            str(data.get("state", "pending")),
-            _seconds(data.get("started")),
-            _seconds(data.get("ended")),
-            redact(str(data.get("detail") or "")),
-        )
+        step = step_of(data)
+        if step is None or (step.name not in self.steps and len(self.steps) >= MOST_STEPS):
+            return
         before = self.steps.get(step.name, Step(step.name))
         self.steps[step.name] = step
         if step.state == before.state:
@@ -119,8 +127,23 @@ class Watch:
         return replace(workspace, steps=steps, life=self.life)
 
 
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def life_of(data: dict[str, Any]) -> Life:
+    """Return what keeps a workspace alive; nothing is known when any value has the wrong type."""
+    given = {name: data[name] for name in (*MOMENTS, *WORDS) if data.get(name) is not None}
+    moments = {name: untrusted.moment(value) for name, value in given.items() if name in MOMENTS}
+    words = {name: untrusted.line(value, 200) for name, value in given.items() if name in WORDS}
+    if None in moments.values() or any(not isinstance(given[name], str) for name in words):
+        return Life()
+    return Life(**words, **moments)  # type: ignore[arg-type]
+
+
+def step_of(data: dict[str, Any]) -> Step | None:
+    """Return the step of an event; ``None`` when its name or its state is not one."""
+    name, state = untrusted.word(data.get("step"), _NAME), untrusted.word(data.get("state"), STATES)
+    if not name or not state:
+        return None
+    started, ended = (untrusted.moment(data.get(key)) for key in ("started", "ended"))
+    return Step(name, state, started, ended, redact(untrusted.line(data.get("detail"))))
 
 
 def wait_ready(
@@ -140,7 +163,7 @@ def wait_ready(
         if ending(events):
             outlast(target, workspace, progress, waiter, events)
             raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
-        old = frozenset([str(e.get("boot")) for e in events if e["event"] == "start"][:-1])
+        old = frozenset([e["boot"] for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
     for line in _followed(target, workspace, waiter):
         if line is not None:

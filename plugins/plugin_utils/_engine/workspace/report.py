@@ -109,11 +109,19 @@ def _stages(stages: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {seconds:.1f}s" for name, seconds in stages)
 
 
-def closing(result: Result, session: Session | None, enter: str, host: str, elapsed: float, now: float) -> list[str]:
+def closing(
+    result: Result,
+    session: Session | None,
+    enter: str,
+    host: str,
+    elapsed: float,
+    now: float,
+    ports: Sequence[int] = (),
+) -> list[str]:
     """The block at the end of ``up``, ``restart`` and their like.
 
     ``enter`` is the command that opens a shell, ``host`` the name for VS Code's Remote-SSH (both empty when there is
-    nothing to enter), ``elapsed`` the seconds that the action took.
+    nothing to enter), ``elapsed`` the seconds that the action took. ``ports`` are forwarded while the shell is open.
     """
     lines = ["", result.msg]
     workspace = result.workspace
@@ -128,13 +136,21 @@ def closing(result: Result, session: Session | None, enter: str, host: str, elap
         rows.append(("password", session.password))
         rows.append(("directory", session.directory))
         rows.append(("shell", enter))
+        rows.append(("ports", _ports(ports)))
         rows.append(("VS Code", f"Remote-SSH to {host} (once before: ansible-playbook spt.flow.ssh_config)"))
         rows.append(("stops", _stopping(workspace, now)))
     if result.stages:
         rows.append(("took", f"{elapsed:.1f}s: {_stages(result.stages)}"))
     lines += [f"  {name:<11} {text}" for name, text in rows if text]
     lines += [f"  note: {note}" for note in result.notes]
+    if session is not None and session.refused_ports:
+        lines.append(f"  note: Ports that are not forwarded: {', '.join(session.refused_ports)}.")
     return lines
+
+
+def _ports(ports: Sequence[int]) -> str:
+    """The ports of this machine that belong to the workspace as long as the shell is open."""
+    return f"{', '.join(map(str, ports))} of 127.0.0.1, while the shell is open" if ports else ""
 
 
 def _tunnel(workspace: Workspace, session: Session, enter: str) -> str:
