@@ -66,6 +66,10 @@ class ActionModule(ansible_action.FlowAction):
             raise InvalidInput("There is no command to run.", "Give it: SPT_FLOW_COMMAND='make test'")
         commit = ci_request.check_commit(values["commit"])
         artifacts, junit = (ci_request.globs(values[name], name) for name in ("artifacts", "junit"))
+        if junit:
+            from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import artifacts as ci_artifacts
+
+            ci_artifacts.check_reader()
         env, notes = ci_request.environment(values["env"], values["env_file"], os.environ)
         folder = Path(values["artifacts_dir"]).expanduser()
         if not folder.is_absolute():

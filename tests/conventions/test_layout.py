@@ -43,6 +43,7 @@ CLIENTS = {
     "urllib.request": (ENGINE / "image/download.py", NODE / "reaper/coder.py"),
     "urllib3": (ENGINE / "coder/http.py",),
     "requests": (),
+    "defusedxml": (ENGINE / "ci/artifacts.py",),
     "xml": (ENGINE / "ci/artifacts.py", NODE / "acceptance/report.py"),
     "yaml": (ENGINE, Path("plugins/action/doctor.py")),
 }

@@ -8,24 +8,47 @@ made, whatever the stream says.
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import selectors
 import shlex
+import shutil
 import subprocess
 import tarfile
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
+from xml.sax.handler import ContentHandler
 
 from ....module_utils._node.errors import DeadlineExceeded, FlowError, Unhealthy
+from ..common import untrusted
 
 ARTIFACTS, REPORTS = "artifacts", "reports"
 MOST_BYTES = 2 * 2**30
 MOST_FILES = 20_000
 LARGEST_REPORT = 32 * 2**20
+LONGEST_HEADER = 16384
+"""Bytes of a tar header that holds a long name: no path is longer than 4096."""
+MOST_HEADERS = 4
+LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+LONGEST_NAME = 1024
+DEEPEST = 64
+"""Folders inside each other, and elements of a report."""
+MOST_ELEMENTS = 2_000_000
+MOST_NOTES = 20
+LAST_SECONDS = 30.0
+"""Seconds for the command that packs to end after its output has ended."""
 COUNTED = ("tests", "failures", "errors", "skipped")
+RESULTS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 
 _PACK = """
 import glob, os, sys, tarfile
@@ -79,23 +102,47 @@ def there(directory: str, artifacts: Sequence[str], reports: Sequence[str]) -> s
 
 
 def fetch(argv: Sequence[str], folder: Path, seconds: float, stop: Callable[[], bool] = lambda: False) -> Found:
-    """Run ``argv``, which writes a tar stream, and unpack it below ``folder``. Raises ``FlowError``."""
-    archive = folder / ".collect.tar"
+    """Run ``argv``, which writes a tar stream, and unpack it below ``folder``. Raises ``FlowError``.
+
+    ``seconds`` are for everything. After a failure none of the files is left.
+    """
+    archive, limit = folder / ".collect.tar", Limit(seconds, stop)
     try:
-        said = _receive(argv, archive, seconds, stop)
-        found = Found(notes=[line.removeprefix("note: ") + "." for line in said if line.startswith("note: ")])
-        found.files = unpack(archive, folder)
+        said = _receive(argv, archive, limit)
+        notes = [line.removeprefix("note: ") + "." for line in said if line.startswith("note: ")]
+        found = Found(notes=notes[:MOST_NOTES])
+        found.files = unpack(archive, folder, limit)
+        _read_reports(found, folder, limit)
     except (OSError, tarfile.TarError) as error:
-        raise FlowError(f"What the workspace sent cannot be kept: {error}.") from None
+        _discard(folder)
+        raise FlowError(f"The files of the workspace cannot be kept: {untrusted.line(str(error))}.") from None
+    except BaseException:
+        _discard(folder)
+        raise
     finally:
         archive.unlink(missing_ok=True)
-    _read_reports(found, folder)
     return found
 
 
-def _receive(argv: Sequence[str], archive: Path, seconds: float, stop: Callable[[], bool]) -> list[str]:
+def _discard(folder: Path) -> None:
+    for kind in (ARTIFACTS, REPORTS):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+
+
+class Limit:
+    """The time for collecting. ``check`` raises ``DeadlineExceeded`` when it is over or the run is to stop."""
+
+    def __init__(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        self._end = time.monotonic() + seconds
+        self._stop = stop
+
+    def check(self) -> None:
+        if self._stop() or time.monotonic() > self._end:
+            raise DeadlineExceeded("collecting took too long or was stopped")
+
+
+def _receive(argv: Sequence[str], archive: Path, limit: Limit) -> list[str]:
     """Standard output of ``argv`` in ``archive``; the lines of standard error."""
-    end = time.monotonic() + seconds
     room, words = MOST_BYTES + MOST_FILES * 2048, b""
     with (
         archive.open("xb") as file,
@@ -118,75 +165,181 @@ def _receive(argv: Sequence[str], archive: Path, seconds: float, stop: Callable[
                         file.write(data)
                     else:
                         words = (words + data)[-65536:]
-                if stop() or room < 0 or time.monotonic() > end:
-                    raise DeadlineExceeded("it took too long, or is too much")
+                limit.check()
+                if room < 0:
+                    raise FlowError(f"the workspace sent more than {MOST_BYTES >> 20} MiB")
+            status = child.wait(LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded("the command that packs did not end") from None
         finally:
-            if selector.get_map():
+            if child.poll() is None:
                 child.kill()
-        status = child.wait(30)
-    lines = [line.strip() for line in words.decode(errors="replace").splitlines() if line.strip()]
+    lines = [untrusted.line(line.strip()) for line in words.decode(errors="replace").splitlines() if line.strip()]
     if status:
         raise Unhealthy(lines[-1] if lines else f"status {status}")
     return lines
 
 
-def unpack(archive: Path, folder: Path) -> list[str]:
+def unpack(archive: Path, folder: Path, limit: Limit) -> list[str]:
     """Regular files of ``archive`` below ``folder``, which holds nothing of the same name yet; their relative names.
 
     Anything else, and any name that leads elsewhere, is refused: the stream was written where the job ran.
     """
     names: list[str] = []
     room = MOST_BYTES
-    with tarfile.open(archive, "r|") as tar:
-        for member in tar:
-            parts = PurePosixPath(member.name).parts
-            safe = len(parts) > 1 and parts[0] in (ARTIFACTS, REPORTS) and not {"..", "/"} & set(parts)
-            room -= member.size
-            if not (member.isreg() and safe and member.name.isprintable()) or member.issparse():
-                raise FlowError(f"the workspace sent {member.name!r}, which is no plain file below its folder")
-            if room < 0 or len(names) >= MOST_FILES:
-                raise FlowError("the workspace sent too much")
-            path = folder.joinpath(*parts)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mode = 0o755 if member.mode & 0o100 else 0o644
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            source = tar.extractfile(member)
-            with os.fdopen(descriptor, "wb") as file:
-                while source is not None and (block := source.read(1 << 20)):
-                    file.write(block)
-            names.append("/".join(parts))
+    try:
+        with tarfile.open(archive, "r|", tarinfo=_headers()) as tar:
+            for member in tar:
+                limit.check()
+                room -= member.size
+                if room < 0 or len(names) >= MOST_FILES:
+                    raise FlowError(f"the workspace sent more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB")
+                names.append(_unpack_one(tar, member, folder, limit))
+    except RecursionError:
+        raise FlowError("the workspace sent headers inside headers") from None
     return names
 
 
-def _read_reports(found: Found, folder: Path) -> None:
+def _headers() -> type[tarfile.TarInfo]:
+    """Return a class of headers that refuses long ones before they are read into memory, and many in a row."""
+    in_a_row = 0
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            nonlocal in_a_row
+            found = super().frombuf(buf, encoding, errors)
+            in_a_row = in_a_row + 1 if found.type in LONG_HEADERS else 0
+            if in_a_row > MOST_HEADERS or (in_a_row and found.size > LONGEST_HEADER):
+                raise FlowError(f"the workspace sent a file name or header of {found.size} bytes")
+            return found
+
+    return Header
+
+
+def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, limit: Limit) -> str:
+    """Write the file of ``member`` and return its name relative to ``folder``."""
+    parts = PurePosixPath(member.name).parts
+    safe = len(parts) > 1 and parts[0] in (ARTIFACTS, REPORTS) and not {"..", "/"} & set(parts)
+    if not (member.isreg() and safe and member.name.isprintable()) or member.issparse():
+        raise FlowError(
+            f"the workspace sent {untrusted.line(member.name, 200)!r}, which is no plain file below its folder"
+        )
+    if len(parts) > DEEPEST or len(member.name.encode()) > LONGEST_NAME:
+        raise FlowError(f"the workspace sent {untrusted.line(member.name, 80)!r}: the name is too long or too deep")
+    path = folder.joinpath(*parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = 0o755 if member.mode & 0o100 else 0o644
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    source = tar.extractfile(member)
+    with os.fdopen(descriptor, "wb") as file:
+        while source is not None and (block := source.read(1 << 20)):
+            limit.check()
+            file.write(block)
+    return "/".join(parts)
+
+
+# Reports
+
+
+def check_reader() -> None:
+    """Raise ``FlowError`` when the package that reads reports is missing."""
+    try:
+        import defusedxml  # noqa: F401
+    except ImportError:
+        raise FlowError(
+            "JUnit reports cannot be read: the Python package defusedxml is missing.",
+            "Install it beside ansible-core (pip install defusedxml), or collect the reports as artifacts.",
+        ) from None
+
+
+def _read_reports(found: Found, folder: Path, limit: Limit) -> None:
     reports = [name for name in found.files if name.startswith(f"{REPORTS}/")]
     if not reports:
         return
     found.reports = dict.fromkeys(COUNTED, 0)
+    refused: list[str] = []
     for name in reports:
-        counted = junit(folder / name)
-        if counted is None:
-            found.notes.append(f"{name} is no JUnit report.")
+        try:
+            counted = junit(folder / name, limit)
+        except ValueError as error:
+            refused.append(f"{name} was not counted: {error}.")
             continue
         for key, number in counted.items():
             found.reports[key] += number
+    found.notes += refused[:MOST_NOTES]
+    if len(refused) > MOST_NOTES:
+        found.notes.append(f"{len(refused) - MOST_NOTES} more reports were not counted.")
 
 
-def junit(path: Path) -> dict[str, int] | None:
-    """Counts of a JUnit report, ``None`` when it is none. A document that declares entities is not read."""
+def junit(path: Path, limit: Limit) -> dict[str, int]:
+    """Return the counts of a JUnit report. Raises ``ValueError`` with the reason when it is not one.
+
+    The report is never in memory as a whole, and no document type is read.
+    """
+    from xml.sax import SAXException
+
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.expatreader import create_parser
+
+    counts = _Counts()
+    parser = create_parser(forbid_dtd=True)
+    parser.setContentHandler(counts)
+    # Given text instead of bytes, the parser takes no encoding from the report.
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         if path.stat().st_size > LARGEST_REPORT:
-            return None
-        data = path.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-            return None
-        root = ET.fromstring(data)  # noqa: S314 - without a document type there are no entities to expand
-    except (OSError, ET.ParseError, ValueError):
-        return None
-    if root.tag not in ("testsuites", "testsuite"):
-        return None
-    cases = list(root.iter("testcase"))
-    found = {"tests": len(cases)}
-    for key, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        found[key] = sum(case.find(tag) is not None for case in cases)
-    return found
+            raise ValueError(f"it is larger than {LARGEST_REPORT >> 20} MiB")
+        with path.open("rb") as file:
+            _refuse_encoding(file.read(200))
+            file.seek(0)
+            while block := file.read(65536):
+                limit.check()
+                parser.feed(decoder.decode(block))
+        parser.feed(decoder.decode(b"", final=True))
+        parser.close()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    except DefusedXmlException:
+        raise ValueError("it declares a document type or entities") from None
+    except (OSError, SAXException):
+        raise ValueError("it is not valid XML") from None
+    return counts.found
+
+
+def _refuse_encoding(head: bytes) -> None:
+    """Raise ``ValueError`` for a report that says that it is not UTF-8."""
+    declared = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*[\"']([^\"'>]*)", head)
+    if b"\0" in head or (declared and declared[1].lower() not in (b"utf-8", b"us-ascii", b"ascii")):
+        raise ValueError("it is not UTF-8")
+
+
+class _Counts(ContentHandler):
+    """Counts test cases by what stands directly in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = dict.fromkeys(COUNTED, 0)
+        self._elements = 0
+        self._depth = 0
+        self._case = 0
+        self._seen: set[str] = set()
+
+    def startElement(self, name: str, attrs: Any) -> None:
+        self._depth += 1
+        self._elements += 1
+        if self._depth == 1 and name not in ("testsuites", "testsuite"):
+            raise ValueError("it is not a JUnit report")
+        if self._depth > DEEPEST or self._elements > MOST_ELEMENTS:
+            raise ValueError(f"it holds more than {DEEPEST} levels or {MOST_ELEMENTS} elements")
+        if name == "testcase" and not self._case:
+            self.found["tests"] += 1
+            self._case, self._seen = self._depth, set()
+        elif self._case and self._depth == self._case + 1 and name in RESULTS and name not in self._seen:
+            self._seen.add(name)
+            self.found[RESULTS[name]] += 1
+
+    def endElement(self, name: str) -> None:
+        if self._depth == self._case:
+            self._case = 0
+        self._depth -= 1

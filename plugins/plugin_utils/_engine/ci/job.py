@@ -8,14 +8,20 @@ log. What the job prints comes by standard output; its status by standard error,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ....module_utils._node.errors import Unhealthy
+from ..common import untrusted
 
 STATUS = b"spt-flow-ci-status "
 SHORTEST = 4
@@ -25,6 +31,11 @@ LINGER = 2.0
 BACKLOG = 4 << 20
 """Bytes of output that are read after the job has ended, at most: more than SSH and pipes hold."""
 LONGEST_LINE = 65536
+LOG_HEAD = LOG_TAIL = 16 << 20
+"""Bytes that job.log keeps of the beginning and of the end of a job's output."""
+BLOCK = 65536
+STATUS_DIGITS = 3
+ROOM = "Make room, or choose another folder: SPT_FLOW_ARTIFACTS_DIR"
 
 _THERE = (
     "umask 022; job=$(cat); "
@@ -52,6 +63,65 @@ class Mask:
         for part in self._parts:
             text = text.replace(part, "***")
         return text
+
+
+class Log:
+    """Write a job's output into ``path``: the first ``LOG_HEAD`` bytes at once, the last ``LOG_TAIL`` bytes at the end.
+
+    Raises ``Unhealthy`` when this machine has no room.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.cut = 0
+        self._path = path
+        self._room = LOG_HEAD
+        self._last: deque[bytearray] = deque()
+        self._size = 0
+        with self._said():
+            self._file = path.open("wb", buffering=0)
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unhealthy(f"Cannot write {self._path} on this machine: {error.strerror}.", ROOM) from None
+
+    def add(self, line: str) -> bool:
+        """Take one line; whether it belongs to the beginning."""
+        data = f"{line}\n".encode()
+        if len(data) <= self._room and not self._last:
+            self._room -= len(data)
+            self._write(data)
+            return True
+        if not self._last or len(self._last[-1]) >= BLOCK:
+            self._last.append(bytearray())
+        self._last[-1] += data
+        self._size += len(data)
+        while self._size > LOG_TAIL and len(self._last) > 1:
+            gone = len(self._last.popleft())
+            self._size -= gone
+            self.cut += gone
+        return False
+
+    def last(self, lines: int) -> list[str]:
+        """Return the last of the lines that do not belong to the beginning."""
+        return b"".join(list(self._last)[-2:]).decode().splitlines()[-lines:]
+
+    def close(self) -> None:
+        """Write the end."""
+        with self._file:
+            if self.cut:
+                self._write(f"[spt.flow] {self.cut} bytes of output were cut here.\n".encode())
+            for block in self._last:
+                self._write(block)
+        self._last.clear()
+
+    def _write(self, data: bytes | bytearray) -> None:
+        rest = memoryview(data)
+        with self._said():
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
 
 
 def there(directory: str) -> str:
@@ -140,14 +210,16 @@ class _Reader:
         self._backlog += len(data) if self.status is not None else 0
 
     def _say(self, lines: Sequence[bytes]) -> None:
-        for line in lines:
-            self._tell(self._mask(line.decode(errors="replace").rstrip("\r")))
+        # Masked twice: an escape sequence may stand within a value, and a value may hold what cleaning changes.
+        said = b"\n".join(line.rstrip(b"\r") for line in lines).decode(errors="replace")
+        for line in self._mask(untrusted.text(self._mask(said))).split("\n"):
+            self._tell(line)
 
     def _take_err(self, data: bytes) -> None:
         self._err = (self._err + data)[-65536:]
         start = self._err.rfind(b"\n" + STATUS)
         number, newline, _rest = self._err[start + 1 + len(STATUS) :].partition(b"\n")
-        if start >= 0 and newline and number.isdigit() and self.status is None:
+        if start >= 0 and newline and number.isdigit() and len(number) <= STATUS_DIGITS and self.status is None:
             self.status, self._heard = int(number), time.monotonic()
 
     def flush(self) -> None:
@@ -158,5 +230,5 @@ class _Reader:
 
     def words(self) -> list[str]:
         """Lines of standard error that are not the status."""
-        lines = self._err.decode(errors="replace").splitlines()
+        lines = map(untrusted.line, self._err.decode(errors="replace").splitlines())
         return [line.strip() for line in lines if line.strip() and not line.startswith(STATUS.decode())]

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from ..workspace.models import Workspace, WorkspaceSpec
 from . import artifacts as ci_artifacts
 from . import job as ci_job
 from . import record as ci_record
+from .request import _COMMIT as COMMIT
 from .request import Job, check_commit
 from .signals import Stopped, Stops
 
@@ -33,9 +35,10 @@ OUT_OF_TIME = 124
 """Exit status of a run whose command was ended by the TTL (as `timeout` has it)."""
 RESERVE = 30.0
 """Seconds of the TTL, at most a tenth of it, that are kept for collecting."""
+LAST_LINES = 100
+"""Lines at the end of a job's output that are shown when what is before them is not."""
 DESTROY = 60.0
 """Seconds for which deleting is tried."""
-ROOM = "Make room, or choose another folder: SPT_FLOW_ARTIFACTS_DIR"
 OF_THE_JOB = (InvalidInput, NotFound, AuthError)
 """Errors before the command ran that no healthy environment would have been without."""
 
@@ -147,7 +150,7 @@ class _Run:
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
-            raise Unhealthy(f"Cannot make the folder {self.folder}: {error.strerror}.", ROOM) from None
+            raise Unhealthy(f"Cannot make the folder {self.folder}: {error.strerror}.", ci_job.ROOM) from None
         self.outcome.folder = str(self.folder)
 
     def _create(self) -> Workspace:
@@ -189,9 +192,12 @@ class _Run:
         if self.spec.repository is None:
             return
         done = self.target.exec(workspace, ["git", "-C", directory, "rev-parse", "--verify", "HEAD"])
-        self.outcome.commit = done.stdout.strip()
-        if done.status or (self.job.commit and self.outcome.commit != self.job.commit):
-            raise Unhealthy(f"The clone is at {self.outcome.commit or 'no commit'}, not at {self.job.commit}.")
+        said = done.stdout.strip()
+        self.outcome.commit = said if COMMIT.fullmatch(said) else ""
+        if done.status or not self.outcome.commit:
+            raise Unhealthy(f"Workspace {workspace.name} does not say which commit it cloned.")
+        if self.job.commit and self.outcome.commit != self.job.commit:
+            raise Unhealthy(f"The clone is at {self.outcome.commit}, not at {self.job.commit}.")
 
     def _job(self, workspace: Workspace, directory: str) -> None:
         variables = {
@@ -204,14 +210,7 @@ class _Run:
         self.progress.note(f"job: running in {workspace.name}, at most {max(0, until - self.now()):.0f} s")
         begun = self.progress.elapsed
         argv = self.enter(workspace, ci_job.there(directory))
-        with self.stops.held(), (self.folder / "job.log").open("wb", buffering=0) as log:
-
-            def tell(text: str) -> None:
-                try:
-                    log.write(f"{text}\n".encode())
-                except OSError as error:
-                    raise Unhealthy(f"Cannot write {log.name} on this machine: {error.strerror}.", ROOM) from None
-                self.lines.add(text)
+        with self.stops.held(), self._log() as (log, tell):
 
             def enough() -> bool:
                 self.lines.due()
@@ -224,12 +223,33 @@ class _Run:
                 tell,
                 enough,
             )
+            for line in log.last(LAST_LINES):
+                self.lines.add(line)
             self.lines.flush()
         self.progress.done(
             "job", self.progress.elapsed - begun, "ended" if ended.status is None else f"status {ended.status}"
         )
         self.stops.check()
         self._judge(ended, workspace, until)
+
+    @contextlib.contextmanager
+    def _log(self) -> Iterator[tuple[ci_job.Log, Callable[[str], None]]]:
+        """Open job.log; what it gives takes a line of output, writes it and shows it."""
+        path = self.folder / "job.log"
+        said = False
+
+        def tell(text: str) -> None:
+            nonlocal said
+            if log.add(text):
+                self.lines.add(text)
+            elif not said:
+                said = True
+                self.lines.add(f"[spt.flow] More output follows than is shown. {path} keeps the end of it.")
+
+        with contextlib.closing(ci_job.Log(path)) as log:
+            yield log, tell
+        if log.cut:
+            self.outcome.notes.append(f"The job printed too much: {log.cut} bytes were cut out of {path}.")
 
     def _judge(self, ended: ci_job.Ended, workspace: Workspace, until: float) -> None:
         outcome = self.outcome
