@@ -85,6 +85,7 @@ def test_the_safe_part() -> None:
                 "DATABASE_URL": "postgres://localhost/db",
                 "ROOT": "${containerWorkspaceFolder}/src",
                 "NODE_ENV": "development",
+                "LANG": "${containerWorkspaceFolder}",
                 "TOKEN": "${localEnv:TOKEN}",
             },
             "customizations": {
@@ -96,11 +97,8 @@ def test_the_safe_part() -> None:
         CLONE,
     )
     assert found.ports == (3000, 8000)
-    assert found.environment == {
-        "DATABASE_URL": "postgres://localhost/db",
-        "ROOT": "/home/coder/demo/src",
-        "NODE_ENV": "development",
-    }
+    assert found.environment == {"NODE_ENV": "development"}
+    assert found.unset == ("DATABASE_URL", "ROOT", "LANG")
     assert found.extensions == ("golang.go", "a.b@1.2.3")
     assert found.commands == (("/bin/sh", "-c", "make deps"), ("npm", "ci"))
     assert found.ignored == (
@@ -140,13 +138,66 @@ def test_the_safe_part() -> None:
         *("CARGO_BUILD_RUSTC", "MAKEFLAGS", "CC", "CFLAGS", "PIP_INDEX_URL", "npm_config_registry", "DOCKER_HOST"),
         *("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "SSH_AUTH_SOCK", "GPG_TTY", "XDG_CONFIG_HOME", "SUDO_ASKPASS"),
         *("SPT_FLOW_DOTFILES", "CODER_AGENT_TOKEN", "VSCODE_IPC_HOOK_CLI", "EXTENSIONS_GALLERY", "PASSWORD", "VIMINIT"),
+        *(
+            "APT_CONFIG",
+            "KUBECONFIG",
+            "AWS_CONFIG_FILE",
+            "ANSIBLE_CONFIG",
+            "GH_EDITOR",
+            "PSQLRC",
+            "RIPGREP_CONFIG_PATH",
+        ),
+        *("KRB5_CONFIG", "HGRCPATH", "R_PROFILE_USER", "JUPYTER_CONFIG_DIR", "FZF_DEFAULT_OPTS", "STARSHIP_CONFIG"),
+        *("GTK_MODULES", "QT_PLUGIN_PATH", "GIO_EXTRA_MODULES", "EMACSLOADPATH", "TF_CLI_CONFIG_FILE", "HOSTALIASES"),
+        *("JULIA_LOAD_PATH", "MIX_EXS", "MY_OWN", "x"),
     ],
 )
 def test_variables_that_make_programs_run_others_need_consent(name: str) -> None:
     found = devcontainer.wishes({"containerEnv": {name: "x"}}, CLONE)
-    assert (found.environment, found.ignored) == ({}, (f"containerEnv {name}",))
+    ours = name.startswith(("SPT_FLOW_", "CODER_"))
+    assert (found.environment, found.ignored, found.unset) == (
+        ({}, (f"containerEnv {name}",), ()) if ours else ({}, (), (name,))
+    )
     granted = devcontainer.wishes({"containerEnv": {name: "x"}}, CLONE, consent=True).environment
     assert granted == ({} if name.startswith(("SPT_FLOW_", "CODER_")) else {name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            ("LANG", "de_DE.UTF-8"),
+            ("LC_ALL", "C.UTF-8"),
+            ("LANGUAGE", "de:en"),
+            ("TZ", "Europe/Berlin"),
+            ("TZ", "UTC"),
+        ),
+        *(("TZ", "America/Argentina/Buenos_Aires"), ("TZ", "Etc/GMT+1"), ("NODE_ENV", "test"), ("DEBUG", "app:*")),
+        *(
+            ("RUST_LOG", "info,app=debug"),
+            ("PORT", "3000"),
+            ("CI", ""),
+            ("PYTHONUNBUFFERED", "1"),
+            ("RAILS_ENV", "test"),
+        ),
+    ],
+)
+def test_harmless_variables_need_no_consent(name: str, text: str) -> None:
+    assert devcontainer.wishes({"containerEnv": {name: text}}, CLONE).environment == {name: text}
+
+
+@pytest.mark.parametrize("name", ["LANG", "LC_ALL", "LANGUAGE", "TZ", "NODE_ENV", "DEBUG", "RUST_LOG", "MIX_ENV"])
+@pytest.mark.parametrize(
+    "text", ["/etc/x", "./x", "../x", "a/../b", "..", ":/x", "~", "~/x", "$HOME", "`id`", "a\\b", "x" * 300]
+)
+def test_value_that_may_be_a_path_needs_consent(name: str, text: str) -> None:
+    found = devcontainer.wishes({"containerEnv": {name: text}}, CLONE)
+    assert (found.environment, found.unset) == ({}, (name,))
+
+
+def test_at_most_32_ports_are_asked_for() -> None:
+    found = devcontainer.wishes({"forwardPorts": list(range(3000, 3040))}, CLONE)
+    assert found.ports == tuple(range(3000, 3032)) and found.ignored[0] == "forwardPorts 3032"
 
 
 def test_a_file_behind_a_link_that_leaves_the_clone_is_none(tmp_path) -> None:
@@ -209,7 +260,7 @@ def start(machine, served, url: str) -> dict:
 
 ALL = {
     "forwardPorts": [3000],
-    "containerEnv": {"COLOUR": "it's red", "BASH_ENV": "evil.sh"},
+    "containerEnv": {"TZ": "Europe/Berlin", "COLOUR": "it's red", "BASH_ENV": "evil.sh", "SPT_FLOW_X": "1"},
     "customizations": {"vscode": {"extensions": ["golang.go"]}},
     "postCreateCommand": "echo $COLOUR; echo x >> ~/ran",
     "features": {},
@@ -221,17 +272,21 @@ def test_ports_variables_and_extensions_come_by_themselves_and_nothing_runs(mach
     assert step["state"] == "ok"
     assert step["detail"] == (
         "extensions: golang.go; its postCreateCommand did not run, with your consent it does: spt-workspace trust; "
-        "ports: 3000; variables: COLOUR; ignored: features, containerEnv BASH_ENV"
+        "ports: 3000; variables: TZ; "
+        "variables that need your consent: COLOUR, BASH_ENV, spt-workspace trust sets them; "
+        "ignored: features, containerEnv SPT_FLOW_X"
     )
     assert not (machine.paths.home / "ran").exists()
     assert (machine.root / "installed").read_text() == "golang.go\n"
-    assert '"COLOUR=it\'s red"' in (machine.paths.run / "sshd_config").read_text()
-    assert (machine.paths.run / "environment.sh").read_text() == "export COLOUR='it'\"'\"'s red'\n"
+    assert '"TZ=Europe/Berlin"' in (machine.paths.run / "sshd_config").read_text()
+    assert (machine.paths.run / "environment.sh").read_text() == "export TZ=Europe/Berlin\n"
     assert json.loads((machine.paths.run / "steps.json").read_text())["ports"] == [3000]
     machine.end()
     assert start(machine, served, f"{served[1]}/all.git")["state"] == "ok"
     assert (machine.root / "installed").read_text() == "golang.go\n", "its user may have removed it"
-    assert "COLOUR" in (machine.root / "code-server.env").read_text(), "the IDE has them from its next start on"
+    assert "'TZ': 'Europe/Berlin'" in (machine.root / "code-server.env").read_text(), (
+        "the IDE has them from its next start on"
+    )
 
 
 def test_consent_runs_the_command_once_and_is_kept(machine, served):
@@ -240,6 +295,7 @@ def test_consent_runs_the_command_once_and_is_kept(machine, served):
     assert done.returncode == 0 and "its postCreateCommand ran; log: " in done.stderr
     assert (machine.paths.home / "ran").read_text() == "x\n"
     assert "it's red\n" in (machine.paths.state / "devcontainer.log").read_text()
+    assert '"COLOUR=it\'s red"' in (machine.paths.run / "sshd_config").read_text()
     kit.wait_for(lambda: "BASH_ENV" in (machine.paths.run / "environment.sh").read_text())
     assert "ran earlier" in machine.command("trust").stderr
     machine.end()
@@ -260,6 +316,15 @@ def test_consent_before_there_is_a_clone_counts_and_can_be_taken_back(machine, s
     assert "no postCreateCommand to run" in machine.command("trust", **environ).stderr
     machine.start(SPT_FLOW_REPO=f"{served[1]}/early.git", SPT_FLOW_REPO_ID="example.com/o/demo")
     assert "its postCreateCommand ran; " in machine.wait("devcontainer")["detail"]
+
+
+def test_consent_to_variables_alone_sets_them_in_new_shells(machine, served):
+    step = start(machine, served, publish(served, "variables", {"containerEnv": {"COLOUR": "it's red"}}))
+    assert step["detail"] == "variables that need your consent: COLOUR, spt-workspace trust sets them"
+    done = machine.command("trust")
+    assert done.returncode == 0 and "New shells have its variables: COLOUR." in done.stderr
+    wanted = "export COLOUR='it'\"'\"'s red'\n"
+    kit.wait_for(lambda: (machine.paths.run / "environment.sh").read_text() == wanted)
 
 
 def test_consent_is_one_repositorys(machine, served):

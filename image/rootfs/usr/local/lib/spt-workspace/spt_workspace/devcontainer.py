@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a repository's own ``devcontainer.json`` asks for, and the part of it that is safe to grant.
 
-Nothing here runs anything. A variable that makes other programs run something counts as a command: it is refused until
-the user has consented to this repository's commands.
+Nothing here runs anything. A variable can make other programs run something, so it needs the user's consent to this
+repository's commands, except a few that are known to be harmless.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .contract import Failure, reason
 PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
 LARGEST = 262_144
 MOST = 64
-"""Ports, variables and extensions that are taken."""
+"""Variables and extensions that are taken."""
+MOST_PORTS = 32
 LONGEST = 4096
 """Characters of a variable."""
 
@@ -33,31 +34,31 @@ _EXTENSION = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\.[A-Za-z0-9][A-Za-z0-9_.-]{0,126}(@[0-9][0-9A-Za-z.+-]{0,30})?"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-# What lies in the clone must not become a program, a library, a start-up file or a setting of one.
-_RUNS = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|TERM|IFS|ENV|CDPATH|GLOBIGNORE|TMPDIR|LC_.*|LANG|LANGUAGE|LOCPATH|NLSPATH|"
-    r"LD_.*|GLIBC_.*|GCONV_PATH|MALLOC_.*|BASH.*|SHELLOPTS|PROMPT_.*|PS[0-9]|ZDOTDIR|INPUTRC|TERMINFO.*|"
-    r"HIST.*|EDITOR|VISUAL|BROWSER|.*PAGER|LESS.*|MANPATH|MANOPT|TAR_.*|GREP_.*|GZIP|"
-    r"GIT_.*|SSH_.*|GPG_.*|GNUPG.*|SUDO_.*|XDG_.*|DBUS_.*|DISPLAY|DOCKER_.*|BUILDKIT_.*|COMPOSE_.*|"
-    r"SPT_FLOW_.*|CODER_.*|VSCODE_.*|CODE_SERVER.*|ELECTRON_.*|EXTENSIONS_GALLERY|(HASHED_)?PASSWORD|"
-    r"PYTHON.*|PIP_.*|UV_.*|VIRTUAL_ENV|CONDA_.*|NODE_.*|NPM_.*|npm_.*|YARN_.*|COREPACK_.*|BUN_.*|DENO_.*|PERL.*|RUBY.*|GEM_.*|"
-    r"BUNDLE_.*|GO[A-Z0-9_]+|CGO_.*|CARGO.*|RUST.*|JAVA_.*|_?JDK_.*|_JAVA.*|CLASSPATH|MAVEN_.*|MVN_.*|GRADLE_.*|"
-    r"CC|CXX|CPP|LD|AR|AS|.*FLAGS|MAKE.*|CMAKE_.*|PKG_CONFIG.*|LUA_.*|PHP.*|COMPOSER_.*|DOTNET_.*|.*_PRELOAD|.*_?ASKPASS|"
-    r"OPENSSL_.*|SSL_.*|CURL_.*|WGETRC|(https?|all|no|ftp)_proxy|(HTTPS?|ALL|NO|FTP)_PROXY|DIRENV_.*|MYVIMRC|VIM.*|EXINIT"
+# Programs take files, other programs and options from countless variables. So only these need no consent, and only with
+# a value that cannot name a file.
+_PLAIN = re.compile(
+    r"LANG|LANGUAGE|LC_[A-Z]{1,20}|NO_COLOR|FORCE_COLOR|CLICOLOR(_FORCE)?|CI|DEBUG|LOG_LEVEL|LOGLEVEL|PORT|ENVIRONMENT|"
+    r"(NODE|APP|RAILS|RACK|FLASK|MIX|GO)_ENV|(ASPNETCORE|DOTNET)_ENVIRONMENT|"
+    r"FLASK_DEBUG|DJANGO_DEBUG|RUST_LOG|RUST_BACKTRACE|PYTHONUNBUFFERED|PYTHONDONTWRITEBYTECODE|PYTHONHASHSEED|PYTHONUTF8|"
+    r"GOOS|GOARCH|CGO_ENABLED|DOTNET_CLI_TELEMETRY_OPTOUT|DO_NOT_TRACK|NEXT_TELEMETRY_DISABLED"
 )
-_HARMLESS = {"NODE_ENV", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "RUST_LOG", "RUST_BACKTRACE", "GOOS", "GOARCH"}
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9_.,:=@+* -]{0,200}")
+_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,32}){0,2}")
 _COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[\]}])', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """``commands`` are of ``postCreateCommand``; ``ignored`` says what is not granted, in the file's own words."""
+    """``commands`` are of ``postCreateCommand``; ``unset`` names the variables that wait for consent; ``ignored`` says
+    what is not granted, in the file's own words.
+    """
 
     ports: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
     commands: tuple[tuple[str, ...], ...] = ()
+    unset: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
 
@@ -105,10 +106,10 @@ def wishes(data: Mapping[str, Any], directory: Path, consent: bool = False) -> W
     """The safe part of ``data``; with ``consent`` also what can run programs."""
     ignored = [name for name in sorted(data) if name not in (*_SILENT, *_GRANTED)]
     ports = _ports(data.get("forwardPorts"), ignored)
-    environment = _environment(data.get("containerEnv"), directory, consent, ignored)
+    environment, unset = _environment(data.get("containerEnv"), directory, consent, ignored)
     extensions = _extensions(data.get("customizations"), ignored)
     commands = _commands(data.get("postCreateCommand"), ignored)
-    return Wishes(ports, environment, extensions, commands, tuple(ignored))
+    return Wishes(ports, environment, extensions, commands, tuple(unset), tuple(ignored))
 
 
 def _ports(value: Any, ignored: list[str]) -> tuple[int, ...]:
@@ -118,26 +119,35 @@ def _ports(value: Any, ignored: list[str]) -> tuple[int, ...]:
         text = str(entry) if isinstance(entry, (int, str)) else ""
         match = re.fullmatch(r"(?:localhost:|127\.0\.0\.1:)?(\d{1,5})", text, re.ASCII)
         port = int(match[1]) if match else 0
-        if not 1024 <= port <= 65535:
+        if not 1024 <= port <= 65535 or (port not in found and len(found) >= MOST_PORTS):
             ignored.append(f"forwardPorts {shown(entry)}")
         elif port not in found:
             found.append(port)
     return tuple(found)
 
 
-def _environment(value: Any, directory: Path, consent: bool, ignored: list[str]) -> dict[str, str]:
+def _environment(value: Any, directory: Path, consent: bool, ignored: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The variables that are granted, and the names of those that need consent first."""
     known = {"containerWorkspaceFolder": str(directory), "containerWorkspaceFolderBasename": directory.name}
-    found = {}
+    found, unset = {}, []
     for name, given in _items(value, "containerEnv", ignored):
         text = re.sub(r"\$\{(\w+)\}", lambda m: known.get(m[1], m[0]), given) if isinstance(given, str) else "\0"
         legal = text.isprintable() and len(text) <= LONGEST and "${" not in text
         own = name.startswith(("SPT_FLOW_", "CODER_"))
-        runs = _RUNS.fullmatch(name) and name not in _HARMLESS
-        if not _NAME.fullmatch(name) or not legal or own or (runs and not consent):
+        if not _NAME.fullmatch(name) or not legal or own:
             ignored.append(f"containerEnv {shown(name)}")
-        else:
+        elif consent or harmless(name, text):
             found[name] = text
-    return found
+        else:
+            unset.append(name)
+    return found, unset
+
+
+def harmless(name: str, text: str) -> bool:
+    """Whether a variable needs no consent: a known name, and a value that no program takes for a path."""
+    if name == "TZ":
+        return bool(_ZONE.fullmatch(text))
+    return bool(_PLAIN.fullmatch(name) and _PLAIN_VALUE.fullmatch(text)) and ".." not in text
 
 
 def _extensions(value: Any, ignored: list[str]) -> tuple[str, ...]:

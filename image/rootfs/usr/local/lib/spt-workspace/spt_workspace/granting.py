@@ -84,6 +84,8 @@ class Granting:
             wrong = failure.sentence
         said += [f"ports: {', '.join(map(str, wishes.ports))}"] if wishes.ports else []
         said += [f"variables: {', '.join(wishes.environment)}"] if wishes.environment else []
+        if wishes.unset:
+            said.append(f"variables that need your consent: {', '.join(wishes.unset)}, {COMMAND} sets them")
         said += [f"ignored: {', '.join(wishes.ignored)}"] if wishes.ignored else []
         missing = [name for name in wishes.extensions if name not in self._kept("extensions")]
         if missing:

@@ -126,7 +126,12 @@ def trust(answer: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> in
         return 0
     wishes = granting.read()
     if wishes is None or not wishes.commands:
-        print("You consented; the repository has no postCreateCommand to run.", file=sys.stderr)
+        names = ", ".join(wishes.environment) if wishes else ""
+        variables = f" New shells have its variables: {names}." if names else ""
+        sentence = f"You consented; the repository has no postCreateCommand to run.{variables}"
+        if wishes is not None:
+            return in_session("devcontainer", lambda: sentence, paths)
+        print(sentence, file=sys.stderr)
         return 0
     return in_session("devcontainer", lambda: "; ".join(granting.run(wishes, asked=True)), paths)
 
