@@ -1,0 +1,66 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands that our documents tell people to run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of ``page`` in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def session(page: Path) -> str:
+    """What a reader of ``page`` types, from its first block to its last one, as a shell's text."""
+    lines: list[str] = []
+    for block in blocks(page, "console"):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                lines.append(line.removeprefix("$ "))
+            elif lines and lines[-1].endswith("\\"):
+                lines.append(line)
+    return "\n".join(lines)
+
+
+def github(page: Path, values: dict[str, str]) -> list[dict[str, Any]]:
+    """Steps with a command of the workflows in ``page``, with ``${{ … }}`` replaced by ``values``."""
+    found = []
+    for document in _yaml(page, "jobs:"):
+        for job in document["jobs"].values():
+            text = yaml.safe_dump([step for step in job["steps"] if "run" in step])
+            found += yaml.safe_load(re.sub(r"\$\{\{ ([\w.]+) \}\}", lambda match: values[match[1]], text))
+    return found
+
+
+def gitlab(page: Path, values: dict[str, str]) -> list[tuple[list[str], dict[str, str]]]:
+    """Scripts and variables of the GitLab jobs in ``page``."""
+    found = []
+    for document in _yaml(page, "  script:"):
+        for job in document.values():
+            variables = {
+                name: re.sub(r"\$(CI_\w+)", lambda match: values[match[1]], str(text))
+                for name, text in job["variables"].items()
+            }
+            found.append((job["script"], variables))
+    return found
+
+
+def _yaml(page: Path, mark: str) -> list[dict[str, Any]]:
+    return [yaml.safe_load(block) for block in blocks(page, "yaml") if mark in f"\n{block}"]
+
+
+def pages() -> list[Path]:
+    """Every page that people read."""
+    found = [CHECKOUT / "README.md"]
+    for folder, _folders, files in os.walk(CHECKOUT / "docs"):
+        found += [Path(folder) / name for name in files if name.endswith(".md")]
+    return sorted(found)
