@@ -29,12 +29,12 @@ LASTING = tuple(
     for option in settings_options.OPTIONS.values()
     if option.name not in (*fleet.OF_A_RUN, *fleet.OF_AN_ENTRY) and not option.secret
 )
-"""What may be kept for later runs; a token is no option at all."""
+"""Options that init may save; a token is not an option."""
 QUESTIONS = {
-    "target": "Where workspaces run: docker, coder (a server), or auto, which is coder where you are logged in",
+    "target": "Target on which workspaces run: docker, coder (a server), or auto (coder if you are logged in)",
     "server": "Address of your team's Coder server, empty for none",
-    "default_host": "The host that owner/name alone stands for",
-    "dotfiles": "Repository with your dotfiles, empty for none",
+    "default_host": "Host of repositories given as owner/name",
+    "dotfiles": "Your dotfiles repository, empty for none",
     "git_name": "Your name in commits",
     "git_email": "Your e-mail address in commits",
 }

@@ -47,7 +47,7 @@ options:
     type: str
     default: ''
   target:
-    description: Where workspaces run.
+    description: Target on which workspaces run.
     type: str
     choices: [auto, docker, coder]
     default: auto

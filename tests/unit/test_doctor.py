@@ -131,9 +131,9 @@ def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake
     child = pexpect.spawn(program, ["playbooks/init.yml"], cwd=str(CHECKOUT), env=env, timeout=120, encoding="utf-8")
     log = child.logfile_read = io.StringIO()
     for question, answer in (
-        (r"Where workspaces run.*\[auto\]", ""),
+        (r"Target on which workspaces run.*\[auto\]", ""),
         (r"Address of your team's Coder server", fake.url),
-        (r"host that owner/name alone stands for \[github\.com\]", "git.example.com"),
+        (r"Host of repositories given as owner/name \[github\.com\]", "git.example.com"),
         (r"Your name in commits", "Ada Lovelace"),
         (r"Your e-mail address in commits", "ada@example.com"),
     ):
@@ -144,7 +144,7 @@ def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake
     shown = log.getvalue()
     assert child.exitstatus == 2, "there is no token yet, and that is said"
     assert f"coder login {fake.url}" in shown and f"{fake.url}/cli-auth" in shown
-    assert "Traceback" not in shown and "Repository with your dotfiles" not in shown
+    assert "Traceback" not in shown and "Your dotfiles repository" not in shown
     path = tmp_path / ".config/spt-flow/config.yml"
     assert yaml.safe_load(path.read_text()) == {
         "default_host": "git.example.com",
