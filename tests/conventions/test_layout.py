@@ -37,6 +37,7 @@ CLIENTS = {
     "http.client": (
         ENGINE / "image/download.py",
         NODE / "docker/http.py",
+        NODE / "proxy/server.py",
         NODE / "snapshots/volumes.py",
         NODE / "reaper/coder.py",
     ),

@@ -71,12 +71,12 @@ LOCAL = {"ansible_connection": "local"}
         (
             {**GROUPS, "flow_servers": ["node1"]},
             {},
-            {"node1": controller_inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
+            {"node1": controller_inventory.PROXIED_ENGINE, "node2": "ssh://coder@node2"},
         ),
         (
             {**GROUPS, "flow_servers": ["node1"]},
             LOCAL,
-            {"node1": controller_inventory.LOCAL_ENGINE, "node2": "ssh://coder@node2"},
+            {"node1": controller_inventory.PROXIED_ENGINE, "node2": "ssh://coder@node2"},
         ),
         ({"flow_nodes": ["node1"]}, LOCAL, {"node1": controller_inventory.LOCAL_ENGINE}),
         ({"flow_servers": ["server1"]}, {}, {}),

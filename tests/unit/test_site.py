@@ -17,7 +17,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "inventories/example"
-ROLES = ("host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
+ROLES = ("coder_node", "host_audit", "host_docker", "host_images", "host_kvm", "host_snapshots", "workspace_reaper")
 PLAYBOOKS = ("site", "preflight", "hosts", "image", "release", "verify", "reset")
 PLAYBOOKS += ("coder_server", "coder_nodes", "bootstrap", "servers", "server_health", "rollback")
 NAMES = controller_inventory.known(CHECKOUT / "roles")

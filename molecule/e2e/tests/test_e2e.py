@@ -27,6 +27,9 @@ testinfra_hosts = ["local://"]
 """These tests speak of both nodes; testinfra would run them for each."""
 
 
+FOREIGN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0JkT4YQnT3m2sH0yV0b0m1c2l3d4e5f6g7h8i9j0k1 somebody@elsewhere"
+
+
 def command(reports: Path, playbook: str, *more: str) -> list[str]:
     inventory = os.environ["MOLECULE_INVENTORY_FILE"]
     report = f"flow_report_directory={reports}"
@@ -122,11 +125,20 @@ def test_the_health_of_the_server_is_told_section_by_section(tmp_path: Path) -> 
 
 
 def test_the_server_reaches_the_engine_of_the_other_node_and_nothing_else_there() -> None:
-    """As Terraform's provider does: by SSH as coder, whose key opens the engine alone."""
+    """As Terraform's provider does: by SSH as coder, whose key opens the engine's proxy alone."""
     address = server()["addresses"][NODES[0]]
     as_coder = ("runuser", "-u", "coder", "--")
     engine = docker(SERVER, *as_coder, "docker", "--host", f"ssh://coder@{address}", "info", "--format", "{{.Name}}")
     assert engine == docker(NODES[0], "hostname")
+    for host in (f"ssh://coder@{address}", "unix:///run/spt-flow-coder/engine.sock"):
+        shell = (*as_coder, "sh", "-c", f"docker --host {host} volume ls 2>&1 || true")
+        assert "spt.flow refuses GET /volumes on this node" in docker(SERVER, *shell)
+    assert "docker" not in docker(NODES[0], "id", "--name", "--groups", "coder").split()
+    assert "docker" not in docker(SERVER, "id", "--name", "--groups", "coder").split()
+    journal = docker(
+        NODES[0], "journalctl", "--unit", "spt-flow-engine-proxy", "--grep", "refused: GET /volumes", "--output", "cat"
+    )
+    assert len(journal.splitlines()) == 1
     other = docker(SERVER, *as_coder, "timeout", "20", "ssh", "-n", "-o", "BatchMode=yes", f"coder@{address}", "id")
     assert "uid=" not in other
 
@@ -190,6 +202,8 @@ def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(tmp_path: Path) 
 
 
 def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> None:
+    add = f"printf '%s\\n' '{FOREIGN_KEY}' >> /home/coder/.ssh/authorized_keys"
+    docker(NODES[0], "sh", "-c", add)
     docker(NODES[0], "docker", "volume", "create", "--label", "spt.flow.owner=ada", VOLUME)
     status, said, _recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0])
     assert status == 2
@@ -201,8 +215,8 @@ def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> 
     )
     assert left == ""
     assert docker(NODES[0], "docker", "volume", "ls", "--quiet") == VOLUME
-    closed = docker(NODES[0], "sh", "-c", "test ! -e /home/coder/.ssh/authorized_keys && echo closed")
-    assert closed == "closed"
+    keys = docker(NODES[0], "cat", "/home/coder/.ssh/authorized_keys")
+    assert keys == FOREIGN_KEY
     status, said, recap = play(tmp_path, "playbooks/reset.yml", "--limit", NODES[0], "-e", "confirm=true")
     assert status == 0, said
     assert recap[NODES[0]]["changed"] == 0

@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -37,6 +38,8 @@ DRAIN = 20.0
 FIRST_DESCRIPTOR = 3
 """systemd's first socket."""
 LONGEST_NOTE = 400
+UNUSED = 60.0
+"""Seconds without a client after which the program ends where systemd has the socket: an update is in use then."""
 
 
 def settings(path: str) -> tuple[Node, str]:
@@ -103,16 +106,22 @@ def peer(client: socket.socket) -> str:
 class Proxy:
     """Serves the socket ``listener`` by the rules, a thread for each connection."""
 
-    def __init__(self, listener: socket.socket, rules: Rules, engine: Engine) -> None:
+    def __init__(self, listener: socket.socket, rules: Rules, engine: Engine, unused: float | None = None) -> None:
         self._listener, self._rules, self._engine = listener, rules, engine
+        self._unused = unused
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._lock = threading.Lock()
-        self._busy = 0
+        self._clients = self._busy = 0
         self._stopping = False
 
     def serve(self) -> None:
-        """Serve until ``stop``; calls under way may end then."""
+        """Serve until ``stop``, or until it is unused; calls under way may end then."""
         while not self._stopping:
+            ready, _, _ = select.select([self._listener], [], [], self._unused)
+            if not ready and self._clients == 0:
+                break
+            if not ready:
+                continue
             try:
                 client, _ = self._listener.accept()
             except OSError:
@@ -121,6 +130,8 @@ class Proxy:
                 note("refused: too many connections")
                 client.close()
                 continue
+            with self._lock:
+                self._clients += 1
             threading.Thread(target=self._connection, args=(client,), daemon=True).start()
         end = time.monotonic() + DRAIN
         while self._busy and time.monotonic() < end:
@@ -140,6 +151,8 @@ class Proxy:
         except (OSError, ValueError):
             pass
         finally:
+            with self._lock:
+                self._clients -= 1
             self._places.release()
 
     def _request(self, client: socket.socket, stream: BinaryIO) -> bool:
@@ -201,9 +214,14 @@ def _say(client: socket.socket, status: int, sentence: str, last: bool) -> None:
         client.sendall(answer_head(status, http.client.responses[status], headers, last) + body)
 
 
+def handed_over() -> bool:
+    """Whether systemd has opened the socket. It outlives this program."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
+
+
 def listening(path: str) -> socket.socket:
-    """systemd's socket, which outlives this program; without systemd one at ``path``."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+    """systemd's socket; without systemd one at ``path``."""
+    if handed_over():
         return socket.socket(fileno=FIRST_DESCRIPTOR)
     made = socket.socket(socket.AF_UNIX)
     with contextlib.suppress(FileNotFoundError):
@@ -225,7 +243,7 @@ def main(configuration: str, path: str) -> int:
         print(f"spt-flow-engine-proxy: {configuration} cannot be used: {error}", file=sys.stderr)
         return 1
     engine = Engine(engine_path)
-    proxy = Proxy(listening(path), Rules(node, engine.lookup), engine)
+    proxy = Proxy(listening(path), Rules(node, engine.lookup), engine, UNUSED if handed_over() else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: proxy.stop())
     proxy.serve()

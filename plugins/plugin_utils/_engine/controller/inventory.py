@@ -46,6 +46,7 @@ PLAYBOOK_VARIABLES = (
 )
 SERVER_LOGIN = "coder"
 LOCAL_ENGINE = "unix:///var/run/docker.sock"
+PROXIED_ENGINE = "unix:///run/spt-flow-coder/engine.sock"
 
 RENAMED: dict[str, str] = {}
 """Old name: new name. Nothing has been renamed since the first release."""
@@ -134,15 +135,15 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
 def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> dict[str, str]:
     """Addresses of the engines of flow_nodes as the Coder server reaches them, by the nodes' names.
 
-    It signs in as ``coder``, whom the playbook coder_nodes lets do no more. A node that is the server itself is reached
-    by its socket (there Terraform runs, never a workspace). Raises ``InvalidInput`` for a node that only this machine
-    can reach.
+    Every engine is behind the proxy of role coder_node. On other nodes the server signs in as ``coder``, whose key
+    opens the proxy only. On the server's own node it uses the proxy's socket.
+    Raises ``InvalidInput`` for a node that only this machine can reach.
     """
     servers = found.get("flow_servers") or ()
     addresses = {}
     for node in sorted(found.get("flow_nodes") or ()):
         if node in servers:
-            addresses[node] = LOCAL_ENGINE
+            addresses[node] = PROXIED_ENGINE
             continue
         address = engine_of(node, found, hostvars, SERVER_LOGIN if servers else "")
         if not address and servers:
