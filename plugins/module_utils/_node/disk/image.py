@@ -287,8 +287,8 @@ def _take_in(below: int, data: Path) -> None:
         if name == MARKER or usage(path)[0] + SLACK // 8 > shutil.disk_usage(data).free:
             continue
         with suppress(OSError):
-            # Never through a link that the workspace has left there.
-            copy(str(path), data, "--remove-destination")
+            # What has the same name is kept beside it; a link that the workspace has left there is not followed.
+            copy(str(path), data, "--backup=numbered")
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -24,7 +24,9 @@ DETACH, NOFOLLOW = 2, 8
 NEWNS = 0x00020000
 EXCHANGE = 2
 AT_FDCWD = -100
-GET_FREE, CONFIGURE, SET_CAPACITY = 0x4C82, 0x4C0A, 0x4C07
+GET_FREE, CONFIGURE, SET_CAPACITY, GET_STATUS = 0x4C82, 0x4C0A, 0x4C07, 0x4C05
+INFO = struct.Struct("5Q4I64s64s32s2Q")
+"""``struct loop_info64``: first the device and the inode of the file."""
 AUTOCLEAR, DIRECT_IO = 4, 16
 LOOP_MAJOR = 7
 TRIM = 0xC0185879
@@ -171,13 +173,22 @@ def _existing(image: Path) -> tuple[int, str] | None:
 
 
 def _attached(image: Path) -> list[int]:
-    found = []
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+    """Numbers of the devices of ``image``, by its inode: the kernel's name for a file depends on how it was mounted."""
+    wanted, found = os.stat(image), []
+    for entry in Path("/sys/block").glob("loop*/loop"):
+        number = int(entry.parent.name[4:])
         try:
-            if entry.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n") == str(image):
-                found.append(int(entry.parent.parent.name[4:]))
+            descriptor = os.open(_node(number), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
+        try:
+            status = fcntl.ioctl(descriptor, GET_STATUS, bytes(INFO.size))
+            if INFO.unpack(status)[:2] == (wanted.st_dev, wanted.st_ino):
+                found.append(number)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
     return found
 
 

@@ -54,7 +54,7 @@ def wanted(config: dict[str, Any]) -> list[Disk]:
 
 
 def _bytes(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def state(argv: Sequence[str], container: str) -> str:

@@ -1,0 +1,342 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Limits of a workspace's disk on a real engine: what fills up, what survives, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.tests.integration import engine_kit
+from ansible_collections.spt.flow.tests.integration.engine_kit import SecondEngine
+
+MIB = 1 << 20
+SIZES = {"SPT_FLOW_DISK": 400 * MIB, "SPT_FLOW_DOCKER_DISK": 300 * MIB}
+PLACES = {"/home/coder": 400, "/var/lib/spt-flow-docker": 300, "/var": 400}
+FULL = "No space left on device"
+LEFT = [".spt-flow-disk.new", ".spt-flow-disk.staging", ".spt-flow-disk.next"]
+STEPS = ["begun", "made", "copied", "prepared", "named", "exchanged"]
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("dockerd") is None, reason="needs root and the Docker engine's program"
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[SecondEngine]:
+    with engine_kit.second_engine() as found:
+        yield found
+
+
+class Box:
+    """A container with the volumes of a workspace, as target docker and the template make them."""
+
+    def __init__(self, engine: SecondEngine) -> None:
+        self.engine, self.name = engine, f"spt-flow-box-{secrets.token_hex(3)}"
+        self.volumes = {f"{self.name}-home": "/home/coder", f"{self.name}-docker": "/var/lib/spt-flow-docker"}
+
+    def create(self, sizes: dict[str, int] | None = None, runtime: str = "spt-flow", name: str = "") -> None:
+        words = [word for volume, path in self.volumes.items() for word in ("--volume", f"{volume}:{path}")]
+        words += [w for key, size in (SIZES if sizes is None else sizes).items() for w in ("--env", f"{key}={size}")]
+        argv = [
+            "create",
+            "--env",
+            "HOME=/home/coder",
+            "--name",
+            name or self.name,
+            "--runtime",
+            runtime,
+            "--network",
+            "none",
+            "--user",
+            "1000",
+        ]
+        self.engine.docker(*argv, *words, engine_kit.IMAGE, "sh", "-c", "while :; do sleep 1; done")
+
+    def up(self, sizes: dict[str, int] | None = None) -> None:
+        self.create(sizes)
+        self.engine.docker("start", self.name)
+
+    def run(self, script: str, user: str = "1000", check: bool = True) -> str:
+        done = self.engine.docker("exec", "--user", user, self.name, "sh", "-c", script, check=check)
+        return done.stdout + done.stderr
+
+    def data(self, part: str = "home") -> Path:
+        found = self.engine.docker("volume", "inspect", "--format", "{{.Mountpoint}}", f"{self.name}-{part}")
+        return Path(found.stdout.strip())
+
+    def images(self) -> list[Path]:
+        """The files that hold what this container has written."""
+        upper = self.engine.docker("inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", self.name).stdout.strip()
+        folders = [self.data().parent, self.data("docker").parent, Path(upper).parent]
+        return [folder / ".spt-flow-disk.ext4" for folder in folders]
+
+    def delete(self) -> None:
+        self.engine.docker("rm", "--force", self.name)
+        self.engine.docker("volume", "rm", *self.volumes)
+
+    def listed(self) -> str:
+        """Size of the home as the engine's own list of volumes has it."""
+        found = self.engine.docker("system", "df", "--verbose", "--format", "{{json .Volumes}}").stdout
+        entries = [entry for entry in json.loads(found) if entry["Name"] == f"{self.name}-home"]
+        return str(entries[0]["Size"])
+
+
+@pytest.fixture
+def box(engine: SecondEngine) -> Iterator[Box]:
+    found = Box(engine)
+    yield found
+    engine.docker("rm", "--force", found.name, check=False)
+    engine.docker("volume", "rm", "--force", *found.volumes, check=False)
+    assert traces(engine) == []
+
+
+def traces(engine: SecondEngine) -> list[str]:
+    """Mounts, loop devices, records and files that limits of the disk have left with this engine."""
+    found = list(map(str, engine.data.rglob(".spt-flow-*")))
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    found += [line for line in lines if "/dev/loop" in line and str(engine.data) in line]
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        text = entry.read_text()
+        found += [text] if str(engine.data) in text else []
+    return found + ([entry.name for entry in engine.records.iterdir()] if engine.records.exists() else [])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_full_is_full_inside_and_nothing_outside_notices(box: Box, place: str) -> None:
+    box.up()
+    neighbour = Box(box.engine)
+    neighbour.up()
+    try:
+        said = box.run(f"dd if=/dev/zero of={place}/filler bs=1M count=1000", user="0", check=False)
+        assert FULL in said, said
+        taken = sum(path.stat().st_blocks * 512 for path in box.images())
+        assert 250 * MIB < taken < (PLACES[place] + 32) * MIB
+        assert not (box.data() / "filler").exists() or os.path.ismount(box.data())
+        others = [other for other in PLACES if other != place and {other, place} != {"/var", "/"}]
+        for other in others:
+            box.run(f"dd if=/dev/zero of={other}/small bs=1M count=20", user="0")
+        for other in PLACES:
+            neighbour.run(f"dd if=/dev/zero of={other}/small bs=1M count=100", user="0")
+    finally:
+        neighbour.delete()
+        box.delete()
+
+
+@pytest.mark.parametrize("file", ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"])
+def test_files_that_the_engine_provides_count_as_well(box: Box, file: str) -> None:
+    box.up()
+    assert FULL in box.run(f"dd if=/dev/zero of={file} bs=1M count=1000", user="0", check=False)
+
+
+def test_many_small_files_end_at_the_limit_too(box: Box) -> None:
+    box.up()
+    said = box.run("cd; i=0; while : >f$i; do i=$((i+1)); [ $i -lt 60000 ] || break; done", check=False)
+    assert FULL in said
+
+
+def test_a_home_survives_stop_kill_and_restarts_of_the_engine(box: Box) -> None:
+    engine = box.engine
+    box.up()
+    box.run("echo kept >~/file; ln -s file ~/link")
+    box.run("echo kept >/var/own", user="0")
+
+    def kept() -> bool:
+        return box.run("cat ~/file ~/link ~/.profile /var/own") == "kept\nkept\nfrom the image\nkept\n"
+
+    engine.docker("stop", "--time", "1", box.name)
+    assert traces(engine) and all("/dev/loop" not in line for line in traces(engine)), "nothing stays mounted"
+    engine.docker("start", box.name)
+    assert kept()
+    engine.docker("kill", box.name)
+    engine.docker("start", box.name)
+    assert kept()
+    engine.stop()
+    engine.start()
+    assert kept()
+    engine.stop(signal.SIGKILL)
+    engine.start()
+    assert kept()
+    engine.docker("restart", "--time", "1", box.name)
+    assert kept()
+    engine.docker("rm", "--force", box.name)
+    box.up()
+    assert box.run("cat ~/file ~/link") == "kept\nkept\n"
+
+
+def test_a_machine_that_went_down_finds_the_home_again(box: Box) -> None:
+    """After a crash nothing is mounted and nothing is recorded."""
+    engine = box.engine
+    box.up()
+    box.run("echo kept >~/file; sync")
+    engine.docker("kill", box.name)
+    for record in engine.records.iterdir():
+        record.unlink()
+    engine.docker("start", box.name)
+    assert box.run("cat ~/file") == "kept\n"
+
+
+def test_what_a_lost_runtime_has_mounted_goes_at_the_next_start(box: Box) -> None:
+    engine = box.engine
+    box.up()
+    data = box.data()
+    record = next(engine.records.iterdir())
+    text = record.read_text()
+    engine.docker("rm", "--force", box.name)
+    record.write_text(text)
+    subprocess.run([sys.executable, "-c", ATTACH, engine.folder / "lib", data, str(400 * MIB)], check=True, timeout=60)
+    assert os.path.ismount(data)
+    other = Box(engine)
+    other.up()
+    other.delete()
+    assert not os.path.ismount(data) and not record.exists()
+
+
+ATTACH = (
+    "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from spt_flow_host import _disk_image;"
+    "_disk_image.attach(Path(sys.argv[2]), int(sys.argv[3]))"
+)
+KILLED = (
+    "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+    "from spt_flow_host import _disk_image as image\n"
+    "image.step = lambda name: name == sys.argv[4] and os.kill(os.getpid(), signal.SIGKILL)\n"
+    "image.attach(Path(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+def summed(box: Box) -> str:
+    script = "cd; find . ! -name lost+found -exec stat -c '%n %f %u:%g %Y %h' {} +; find . -type f -exec sha256sum {} +"
+    return "\n".join(sorted(box.run(script).splitlines()))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_home_of_today_is_moved_and_a_kill_at_any_step_loses_nothing(box: Box, step: str) -> None:
+    engine = box.engine
+    box.create(sizes={}, runtime="runc")
+    engine.docker("start", box.name)
+    box.run(
+        "cd; mkdir -p a/b; echo x >a/b/file; ln a/b/file hard; ln -s a/b/file soft; truncate -s 50M sparse;"
+        "dd if=/dev/urandom of=random bs=1M count=20; mkdir empty; : >'odd name'"
+    )
+    before = summed(box)
+    engine.docker("rm", "--force", box.name)
+    argv = [sys.executable, "-c", KILLED, str(engine.folder / "lib"), str(box.data()), str(400 * MIB), step]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done
+    box.up()
+    assert summed(box) == before
+    assert "400.0M" not in box.run("df -h /home/coder") and "/dev/loop" in box.run("df /home/coder")
+    assert not any((box.data().parent / name).exists() for name in LEFT)
+
+
+def test_a_container_of_before_the_move_sees_the_moved_home(box: Box) -> None:
+    """A restart that fails puts the old container back, which names no sizes."""
+    box.up()
+    box.run("echo kept >~/file")
+    box.engine.docker("rm", "--force", box.name)
+    box.up(sizes={})
+    assert box.run("cat ~/file") == "kept\n"
+
+
+def test_a_home_larger_than_its_limit_is_moved_whole(box: Box) -> None:
+    engine = box.engine
+    box.create(sizes={}, runtime="runc")
+    engine.docker("start", box.name)
+    box.run("dd if=/dev/urandom of=/home/coder/big bs=1M count=300")
+    before = summed(box)
+    engine.docker("rm", "--force", box.name)
+    box.up(sizes={"SPT_FLOW_DISK": 256 * MIB})
+    assert summed(box) == before
+
+
+def test_a_home_that_another_container_uses_is_not_moved(box: Box) -> None:
+    engine = box.engine
+    box.create(sizes={}, runtime="runc", name=f"{box.name}-other")
+    engine.docker("start", f"{box.name}-other")
+    try:
+        box.create()
+        done = engine.docker("start", box.name, check=False)
+        assert done.returncode and "a container that was started without one uses it" in done.stderr
+        assert "exit status" not in done.stderr and "Traceback" not in done.stderr
+    finally:
+        engine.docker("rm", "--force", f"{box.name}-other")
+    engine.docker("start", box.name)
+
+
+def test_what_is_copied_into_a_stopped_home_is_found_in_it(box: Box, tmp_path: Path) -> None:
+    """A repository that is a folder of the client comes before the start."""
+    box.up()
+    box.run("mkdir -p ~/.cache/seeds; echo mine >~/.cache/seeds/mine; echo old >~/file")
+    box.engine.docker("stop", "--time", "1", box.name)
+    (tmp_path / ".cache/seeds").mkdir(parents=True)
+    (tmp_path / ".cache/seeds/bundle").write_text("new\n")
+    (tmp_path / "file").write_text("new\n")
+    for name in (".cache", "file"):
+        box.engine.docker("cp", str(tmp_path / name), f"{box.name}:/home/coder/")
+    box.engine.docker("start", box.name)
+    assert box.run("cd ~/.cache/seeds; cat mine bundle; cat ~/file") == "mine\nnew\nnew\n"
+    assert box.run("cat ~/file.~1~") == "old\n", "nothing is overwritten"
+
+
+def test_a_link_in_the_home_leads_no_copy_out_of_it(box: Box, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o777)
+    (outside / "file").write_text("untouched")
+    box.up()
+    box.run(f"ln -s {outside} ~/folder; ln -s {outside}/file ~/file")
+    box.engine.docker("stop", "--time", "1", box.name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/new").write_text("new")
+    (tmp_path / "file").write_text("new")
+    data = box.data()
+    subprocess.run(["cp", "-a", tmp_path / "folder", tmp_path / "file", data], check=True, timeout=60)
+    box.engine.docker("start", box.name)
+    assert (outside / "file").read_text() == "untouched" and [p.name for p in outside.iterdir()] == ["file"]
+
+
+def test_a_failed_start_leaves_nothing_mounted(box: Box) -> None:
+    box.create(sizes={"SPT_FLOW_DISK": 1 << 50})
+    done = box.engine.docker("start", box.name, check=False)
+    assert "Cannot limit the disk" in done.stderr and "disk=0" in done.stderr
+    assert all("/dev/loop" not in line for line in traces(box.engine))
+
+
+def test_the_engine_tells_the_size_of_a_home_that_runs_or_not(box: Box) -> None:
+    box.up()
+    box.run("dd if=/dev/urandom of=/home/coder/big bs=1M count=100; sync")
+    running = box.listed()
+    box.engine.docker("stop", "--time", "1", box.name)
+    for found in (running, box.listed()):
+        assert found.endswith("MB") and 100 <= float(found[:-2]) < 112, (running, found)
+
+
+def test_a_deleted_file_gives_its_room_back_to_the_node(box: Box) -> None:
+    box.up()
+    image = box.data().parent / ".spt-flow-disk.ext4"
+    box.run("dd if=/dev/urandom of=/home/coder/big bs=1M count=200; sync")
+    full = image.stat().st_blocks * 512
+    box.run("rm ~/big; sync")
+    box.engine.docker("stop", "--time", "1", box.name)
+    assert full > 200 * MIB and image.stat().st_blocks * 512 < 50 * MIB
+
+
+def test_a_larger_limit_is_taken_over_and_no_limit_keeps_the_home(box: Box) -> None:
+    box.up()
+    box.run("echo kept >~/file")
+    box.engine.docker("rm", "--force", box.name)
+    box.up(sizes={"SPT_FLOW_DISK": 800 * MIB})
+    total = int(box.run("df -m /home/coder").splitlines()[1].split()[1])
+    # Growing a mounted file system takes a capability that some test machines lack.
+    grows = int(Path("/proc/self/status").read_text().partition("CapEff:\t")[2].split()[0], 16) >> 24 & 1
+    assert total > 700 if grows else total > 300
+    box.engine.docker("rm", "--force", box.name)
+    box.up(sizes={"SPT_FLOW_DISK": 0})
+    assert box.run("cat ~/file") == "kept\n"
