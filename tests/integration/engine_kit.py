@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/host_docker/files"
-PARTS = ["_errors", "_disk", "_disk_image", "_disk_kernel", "_disk_layer", "_disk_quota"]
+NODE = ROOT / "plugins/module_utils/_node"
 PROGRAMS = [
     "sh",
     "dd",
@@ -38,11 +38,6 @@ PROGRAMS = [
 IMAGE = "tiny"
 
 
-def module(name: str) -> Path:
-    """The file of a module that runs on nodes."""
-    return next((ROOT / "plugins").rglob(f"{name}.py"))
-
-
 class SecondEngine:
     """Started by ``start``; ``docker`` runs the client against it."""
 
@@ -58,12 +53,10 @@ class SecondEngine:
         self._install()
 
     def _install(self) -> None:
-        package = self.folder / "lib/spt_flow_host"
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
-        for part in PARTS:
-            text = module(part).read_text().replace("/run/spt-flow/disk", str(self.records))
-            (package / f"{part}.py").write_text(text)
+        package = self.folder / "lib/spt_flow_node"
+        shutil.copytree(NODE, package)
+        for path in (package / "disk").glob("*.py"):
+            path.write_text(path.read_text().replace("/run/spt-flow/disk", str(self.records)))
         for name, program in {"spt-flow-runc": self.folder / "runtime", "spt-flow-disk": self.program}.items():
             text = (FILES / name).read_text()
             text = text.replace("/usr/local/lib/spt-flow/spt-flow-disk", str(self.program))

@@ -201,12 +201,12 @@ def test_what_a_lost_runtime_has_mounted_goes_at_the_next_start(box: Box) -> Non
 
 
 ATTACH = (
-    "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from spt_flow_host import _disk_image;"
-    "_disk_image.attach(Path(sys.argv[2]), int(sys.argv[3]))"
+    "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from spt_flow_node.disk import image;"
+    "image.attach(Path(sys.argv[2]), int(sys.argv[3]))"
 )
 KILLED = (
     "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-    "from spt_flow_host import _disk_image as image\n"
+    "from spt_flow_node.disk import image\n"
     "image.step = lambda name: name == sys.argv[4] and os.kill(os.getpid(), signal.SIGKILL)\n"
     "image.attach(Path(sys.argv[2]), int(sys.argv[3]))"
 )
