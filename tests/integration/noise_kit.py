@@ -42,9 +42,12 @@ NOISES: dict[str, str] = {
 
 
 @contextlib.contextmanager
-def noise(workspace: Workspace, name: str, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """``name`` at work in ``workspace`` as its user; the body runs beside it, the end waits for its end."""
-    argv = ["docker", "exec", "-u", "1000:1000", workspace.id, "python3", "-c", NOISES[name], str(seconds)]
+def noise(workspace: Workspace, name: str, seconds: float, program: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """``name``, or a program that is not listed here, at work in ``workspace`` as its user.
+
+    The body runs beside it, the end waits for its end.
+    """
+    argv = ["docker", "exec", "-u", "1000:1000", workspace.id, "python3", "-c", program or NOISES[name], str(seconds)]
     begun = time.monotonic()
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -84,11 +84,15 @@ CALLS = call(39)
 """getpid by the same means, which is allowed."""
 BUFFER = "ctypes.byref(ctypes.create_string_buffer(128))"
 LISTENING = (
-    "python3 -m http.server 9999 --bind 127.0.0.1 >/dev/null 2>&1 & sleep 0.5;"
-    " bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999'; s=$?; kill $!; exit $s"
+    "python3 -m http.server 9999 --bind 127.0.0.1 >/dev/null 2>&1 &"
+    " for i in $(seq 50); do bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999' && break; sleep 0.2; done; s=$?; kill $!; exit $s"
 )
-MOUNTS = "unshare -Urm sh -c 'd=$(mktemp -d) && mount -t tmpfs none $d'"
-"""A mount by the same program, where it is allowed: in a namespace of one's own."""
+MOUNTS = (
+    "[ $(id -u) = 0 ] && as='setpriv --reuid 1000 --regid 1000 --clear-groups';"
+    " $as unshare -Urm sh -c 'd=$(mktemp -d) && mount -t tmpfs none $d'"
+)
+"""A mount by the same program, where it is allowed: in a namespace of the user's own. Root may make none, as it would
+need SETFCAP."""
 NAMESPACES = "ipc mnt net pid user uts"
 
 PROBES = (

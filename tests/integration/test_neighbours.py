@@ -1,0 +1,174 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two workspaces of different owners side by side: no way to read, divert, slow or stop the other succeeds.
+
+The ways are rows of neighbours_kit; each is tried as the workspace's user and as its root. What came of each is in
+artifacts/neighbours.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils import _image_identity
+from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.tests.integration import noise_kit
+from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
+from ansible_collections.spt.flow.tests.integration.neighbours_kit import (
+    FILES,
+    MEMORY,
+    NETWORK,
+    NOISES,
+    PROCESSES,
+    Way,
+)
+
+WAYS = (*NETWORK, *MEMORY, *PROCESSES, *FILES)
+ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts/neighbours.md"
+USERS = {"coder": "1000:1000", "root": "0:0"}
+SLOWER = 2.0
+"""A neighbour that takes longer than this many times its quiet time has been slowed."""
+TRIES = 3
+"""A machine that is busy itself is slow now and then; a way that works works every time."""
+Pair = tuple[Workspace, Workspace]
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory, image: _image_identity.Image) -> Iterator[tuple[Lab, Lab]]:
+    """Two owners."""
+    with make_lab(tmp_path_factory.mktemp("a"), image) as one, make_lab(tmp_path_factory.mktemp("b"), image) as other:
+        yield one, other
+
+
+@pytest.fixture(scope="module")
+def pair(labs: tuple[Lab, Lab]) -> Pair:
+    """The attacker, with every processor and Docker inside, and the victim."""
+    one, other = labs
+    if not one.target.probe_engine().runtime:
+        pytest.skip("the engine was not prepared by the role host_docker")
+    limits = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400}
+    return (
+        one.up(one.spec(one.repository("attacker"), docker="auto", **limits)),
+        other.up(other.spec(other.repository("victim"), docker="auto")),
+    )
+
+
+@pytest.fixture(scope="module")
+def words(labs: tuple[Lab, Lab], pair: Pair) -> dict[str, str]:
+    found = labs[1].inspect(pair[1].id)
+    network = found["NetworkSettings"]["Networks"]["spt-flow"]
+    gateway = network["Gateway"]
+    return {
+        "victim": network["IPAddress"],
+        "gateway": gateway,
+        "subnet": ".".join([*gateway.split(".")[:2], "255.255"]),
+        "host": subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True).stdout.split()[0],
+        "victim_port": pair[1].url.rsplit(":", 1)[1].strip("/"),
+        "victim_pid": str(found["State"]["Pid"]),
+        "victim_id": pair[1].id,
+        "victim_name": found["Name"].lstrip("/"),
+        "mac": network["MacAddress"],
+        "mark": f"mark{secrets.token_hex(6)}",
+    }
+
+
+def filled(script: str, words: dict[str, str]) -> str:
+    for name, value in words.items():
+        script = script.replace(f"{{{name}}}", value)
+    return script
+
+
+def run(lab: Lab, workspace: Workspace, script: str, user: str) -> tuple[int, str]:
+    done = lab.target.exec(workspace, ["bash", "-c", script], user=user, timeout=60)
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return done.status, said[-1][:80].replace("|", "/") if said else ""
+
+
+def tried(labs: tuple[Lab, Lab], pair: Pair, way: Way, words: dict[str, str], user: str) -> tuple[str, str]:
+    """What came of ``way``, and what the attacker was told."""
+    (one, other), (attacker, victim) = labs, pair
+    if way.before:
+        run(other, victim, filled(way.before, words), "0:0" if user == "0:0" else "1000:1000")
+    control, said = run(other, victim, filled(way.control, words), "0:0")
+    if control:
+        return f"no means ({control})", said
+    if not way.watch:
+        status, said = run(one, attacker, filled(way.attack, words), user)
+        return "SUCCEEDED" if status == 0 else "held", said
+    argv = ["docker", "exec", "-u", "0:0", victim.id, "bash", "-c", filled(way.watch, words)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:
+        subprocess.run(["sleep", "0.5"], check=True)
+        said = run(one, attacker, filled(way.attack, words), user)[1]
+        return "SUCCEEDED" if watching.wait(30) == 0 else "held", said
+
+
+def alive(lab: Lab, victim: Workspace, before: dict[str, object]) -> bool:
+    state = lab.inspect(victim.id)["State"]
+    noise_kit.by_ide(victim)
+    return (state["Running"], state["Pid"]) == (before["Running"], before["Pid"])
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[tuple[str, str, str, str, str]]]:
+    """Rows of the table, which is printed and kept when the module has run."""
+    found: list[tuple[str, str, str, str, str]] = []
+    yield found
+    counted = Counter(verdict for _kind, _name, _who, verdict, _said in found)
+    lines = [
+        f"{len({name for _kind, name, *_rest in found})} ways, {len(found)} tries: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counted.items())),
+        "",
+        "| To | Way | As | Verdict | It said |",
+        "| --- | --- | --- | --- | --- |",
+        *("| " + " | ".join(row) + " |" for row in found),
+    ]
+    ARTIFACT.parent.mkdir(exist_ok=True)
+    ARTIFACT.write_text("\n".join(lines) + "\n")
+    print("\n".join(["", *lines]))
+
+
+def test_there_are_enough_ways() -> None:
+    names = [way.name for way in WAYS] + [*noise_kit.NOISES, *NOISES]
+    assert len(names) >= 40 and len(set(names)) == len(names)
+    assert {way.kind for way in WAYS} == {"read", "divert", "slow", "stop"}
+
+
+def test_no_way_reaches_the_neighbour(
+    labs: tuple[Lab, Lab], pair: Pair, words: dict[str, str], rows: list[tuple[str, str, str, str, str]]
+) -> None:
+    before = labs[1].inspect(pair[1].id)["State"]
+    for way in WAYS:
+        for who, user in USERS.items():
+            rows.append((way.kind, way.name, who, *tried(labs, pair, way, words, user)))
+    assert [row for row in rows if row[3] != "held"] == []
+    assert alive(labs[1], pair[1], before)
+
+
+@pytest.mark.parametrize("name", [*noise_kit.NOISES, *NOISES])
+def test_noise_does_not_slow_or_stop_the_neighbour(
+    labs: tuple[Lab, Lab],
+    pair: Pair,
+    words: dict[str, str],
+    rows: list[tuple[str, str, str, str, str]],
+    name: str,
+) -> None:
+    program = filled({**noise_kit.NOISES, **NOISES}[name], words)
+    before = labs[1].inspect(pair[1].id)["State"]
+    ratios: list[float] = []
+    while not ratios or (ratios[-1] > SLOWER and len(ratios) < TRIES):
+        quiet = noise_kit.latencies(pair[1], 3.0)
+        with noise_kit.noise(pair[0], name, 5.0, program) as child:
+            beside = noise_kit.latencies(pair[1], 5.0, child)
+        ratios.append(max(statistics.median(beside[door]) / statistics.median(quiet[door]) for door in noise_kit.DOORS))
+    slowed = ratios[-1] > SLOWER
+    figures = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    rows.append(("slow", name, "coder", "SUCCEEDED" if slowed else "held", f"{figures} times the quiet time"))
+    assert alive(labs[1], pair[1], before)
+    assert not slowed, rows[-1]
