@@ -85,7 +85,8 @@ CALLS = call(39)
 BUFFER = "ctypes.byref(ctypes.create_string_buffer(128))"
 LISTENING = (
     "python3 -m http.server 9999 --bind 127.0.0.1 >/dev/null 2>&1 &"
-    " for i in $(seq 50); do bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999' && break; sleep 0.2; done; s=$?; kill $!; exit $s"
+    " for i in $(seq 50); do bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999' && break; sleep 0.2; done; s=$?;"
+    " kill $!; exit $s"
 )
 MOUNTS = (
     "[ $(id -u) = 0 ] && as='setpriv --reuid 1000 --regid 1000 --clear-groups';"
