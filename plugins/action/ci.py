@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import guard as ansible_guard
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
@@ -75,6 +76,7 @@ class ActionModule(ansible_action.FlowAction):
         if not folder.is_absolute():
             # Ansible may have changed the folder that it works in.
             folder = Path(os.environ.get("PWD") or os.getcwd()) / folder
+        ansible_guard.refuse_links_out_of_repository(values["repo"], folder)
         return ci_request.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
 
     def _kept(self) -> list[str]:

@@ -110,7 +110,7 @@ class ActionModule(ansible_action.FlowAction):
         # Ansible may have changed the folder that it works in.
         record = ci_record.load(Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser())
         target = ansible_open.target_name(self.values)
-        self.values.update(ci_record.values(record, self.values["repo"], target))
+        self.values.update(ci_record.values(record, self.values["repo"], target, self.values["docker"]))
         return record
 
     def _differences(self, run: dict[str, Any], spec: WorkspaceSpec, result: Result) -> list[str]:

@@ -326,6 +326,14 @@ def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
     assert not (tmp_path / ".devcontainer").exists()
 
 
+def test_results_are_not_written_through_a_link_of_the_repository(act: Any, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "work/spt-flow-ci").symlink_to(tmp_path / "elsewhere")
+    result = act("ci", repo=str(tmp_path / "work"), command="true", artifacts_dir=str(tmp_path / "work/spt-flow-ci/x"))
+    assert "leads out of the repository by a link" in result["msg"] and list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_the_author_does_not_come_from_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hostile.git(tmp_path, "init", "-q", str(tmp_path / "work"))
     hostile.git(tmp_path / "work", "config", "user.name", "Somebody Else")

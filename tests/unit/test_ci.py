@@ -427,6 +427,22 @@ def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_
                 ci_record.values(there, target=target)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"cpus": "many"}, {"memory": []}, {"docker": "unsafe"}, {"kvm": "x\x1b[2J"}, {"pids": 10**30}]
+)
+def test_a_record_is_not_trusted_with_its_settings(settings: dict[str, Any]) -> None:
+    """Somebody else may have written it."""
+    record = {"source": "https://example.com/o/r", "commit": COMMIT, "settings": settings}
+    with pytest.raises(InvalidInput) as caught:
+        ci_record.values(record)
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_a_user_may_trust_an_unsafe_record() -> None:
+    record = {"source": "https://example.com/o/r", "commit": COMMIT, "settings": {"docker": "unsafe"}}
+    assert ci_record.values(record, docker="unsafe")["docker"] == "unsafe"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": 1}', "\x00"])
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)

@@ -59,6 +59,13 @@ def test_a_file_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
         docker_devcontainer.changes(tmp_path, docker_devcontainer.files(Settings(), "image"))
 
 
+def test_a_folder_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".devcontainer").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Conflict, match="is a link"):
+        docker_devcontainer.changes(tmp_path / ".devcontainer", docker_devcontainer.files(Settings(), "image"))
+
+
 def test_other_values_replace_only_what_differs(tmp_path: Path) -> None:
     first = docker_devcontainer.files(Settings(docker="required"), "image")
     assert set(first) == {"devcontainer.json", "seccomp.json", "ci.env"}

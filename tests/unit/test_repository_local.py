@@ -97,6 +97,12 @@ def test_what_is_not_supported_is_said_with_a_remedy(tmp_path: Path) -> None:
     assert "its .git is a link" in refused(tmp_path / "link")
 
 
+def test_odd_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = repository(tmp_path / "work")
+    os.mkfifo(path / ".git/refs/heads/a\x1b[2J\u202egnp")
+    assert refused(path).isprintable()
+
+
 def test_a_link_to_the_folder_itself_is_the_users(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     (tmp_path / "alias").symlink_to(path)

@@ -58,3 +58,17 @@ def refuse_unheard_command(callbacks: Sequence[str]) -> None:
         f"Cannot run the command: Ansible's callback {CONNECT}, which runs it, is not enabled.",
         f"Enable it: export ANSIBLE_CONFIG={CONFIGURATION} (or ANSIBLE_CALLBACKS_ENABLED={CONNECT}).",
     )
+
+
+def refuse_links_out_of_repository(repo: str, folder: Path) -> None:
+    """Refuse to write into ``folder`` when it is in the local repository ``repo`` by name only, by way of its links."""
+    text = repo.strip(" ")
+    root = Path(os.path.abspath(os.path.expanduser(text)))
+    if not text.startswith(("/", ".", "~")) or not Path(os.path.abspath(folder)).is_relative_to(root):
+        return
+    real = Path(os.path.realpath(folder))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise InvalidInput(
+            f"The directory for results {folder} leads out of the repository by a link, to {real}.",
+            "Give another one: SPT_FLOW_ARTIFACTS_DIR",
+        )

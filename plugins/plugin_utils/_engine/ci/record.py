@@ -13,6 +13,7 @@ from typing import Any
 from ....module_utils._node.errors import InvalidInput
 from ..repository.address import Repository
 from ..settings.options import OPTIONS
+from ..settings.resolve import resolve
 
 FILE = "run.json"
 _EXAMPLE = "Name the folder of a run: -e from_run=spt-flow-ci/ci-demo-0a1b2c3d"
@@ -51,14 +52,23 @@ def source(repository: Repository) -> dict[str, str]:
     return {"source": repository.path, "origin": "" if found.kind == "local" else found.url}
 
 
-def values(record: Mapping[str, Any], repo: str = "", target: str = "docker") -> dict[str, Any]:
+def values(record: Mapping[str, Any], repo: str = "", target: str = "docker", docker: str = "") -> dict[str, Any]:
     """Values of ``spt.flow.workspace`` that make what the run had: repository, commit, settings.
 
     ``repo`` says where the commit is from instead. A folder of the run's machine may be none here, and is none on a
-    Coder server; then it is what that was cloned from. Raises ``InvalidInput`` when nobody knows.
+    Coder server; then it is what that was cloned from. ``docker`` is what the user asked for.
+
+    Raises ``InvalidInput`` for wrong settings and when nobody knows where the commit is.
     """
     settings = record["settings"]
-    chosen = {name: settings[name] for name in OPTIONS if OPTIONS[name].scope == "workspace" and name in settings}
+    named = {name: settings[name] for name in OPTIONS if OPTIONS[name].scope == "workspace" and name in settings}
+    checked = resolve({"the record of the run": named})
+    chosen = {name: checked[name] for name in named}
+    if chosen.get("docker") == "unsafe" and docker != "unsafe":
+        raise InvalidInput(
+            "from_run: the run had docker=unsafe, with which a workspace can become root on this machine.",
+            "If you trust the record, say so: -e docker=unsafe",
+        )
     folder = record["source"].startswith("/")
     if folder and (target == "coder" or not Path(record["source"]).is_dir()):
         repo = repo or str(record.get("origin") or "")

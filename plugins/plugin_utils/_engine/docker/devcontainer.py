@@ -145,6 +145,8 @@ def changes(folder: Path, wanted: Mapping[str, str]) -> dict[str, tuple[str, str
 
     Raises ``Conflict`` for a ``devcontainer.json`` that somebody else wrote.
     """
+    if folder.is_symlink():
+        raise Conflict(f"{folder} is a link, which may lead anywhere.", "Move it away, or name its folder's parent.")
     found = {}
     for name, text in {**dict.fromkeys(NAMES, ""), **wanted}.items():
         try:

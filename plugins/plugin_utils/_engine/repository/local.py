@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common import untrusted
+
 if TYPE_CHECKING:
     from .probe import Outcome, Runner
 
@@ -44,7 +46,14 @@ _CONFIGURATION = """\
 
 
 class Unreadable(Exception):
-    """Why a folder is not read as a repository: a sentence without its full stop."""
+    """Why a folder is not read as a repository: a printable sentence without its full stop."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(untrusted.line(sentence))
+
+
+class NotThere(Unreadable):
+    """There is no repository."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +127,13 @@ def locate(path: str, runner: Runner) -> Places:
     """Find the git directory of the folder ``path``, which the caller must own."""
     folder = os.path.realpath(path)
     if not os.path.isdir(folder):
-        raise Unreadable("there is no such folder")
+        raise NotThere("there is no such folder")
     entry = os.path.join(folder, ".git")
     kind = _kind(entry)
     if kind == "missing" and not _is_git(folder):
         above = any(os.path.lexists(os.path.join(parent, ".git")) for parent in _parents(folder))
         inside = "it is a folder inside a repository, not the repository itself"
-        raise Unreadable(inside if above else "it is not a git repository")
+        raise NotThere(inside if above else "it is not a git repository")
     if kind not in ("missing", "folder", "file"):
         raise Unreadable("its .git is a link; give the folder that the link points to")
     git = {"missing": folder, "folder": entry}.get(kind) or _follow(entry)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ....module_utils._node.errors import DeadlineExceeded, FlowError, NotFound, redact
+from ..common import untrusted
 from .address import _COMMIT, Repository
 from .names import validate_ref
 
@@ -27,7 +28,7 @@ BUNDLE_LIMIT = 1024**3
 
 @dataclass(frozen=True)
 class Probe:
-    """What a server says: ``state`` is open, needs-auth, not-found, host-key-unknown or unreachable.
+    """What a server says: ``state`` is open, needs-auth, not-found, host-key-unknown, unreachable or unreadable.
 
     ``detail`` is a sentence or the server's own words; ``head`` the commit that a clone would start on, where known.
     """
@@ -113,7 +114,7 @@ def _last_words(stderr: str) -> str:
     ]
     vague = ("fatal: could not read from remote", "and the repository exists", "please make sure")
     telling = [line for line in telling if not line.lower().startswith(vague)] or lines or [""]
-    return redact(telling[0])[:300]
+    return untrusted.line(redact(telling[0]), 300)
 
 
 @contextmanager
@@ -183,13 +184,13 @@ def probe(
 
 
 def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runner) -> Probe:
-    from .local import Unreadable, reading
+    from .local import NotThere, Unreadable, reading
 
     try:
         with reading(repository.path, runner) as git:
             return _probe_git(git, ref, timeout)
     except Unreadable as error:
-        return Probe("not-found", str(error))
+        return Probe("not-found" if isinstance(error, NotThere) else "unreadable", str(error))
     except FileNotFoundError:
         return Probe("unreachable", "git is not installed on this machine")
 
@@ -197,7 +198,7 @@ def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runne
 def _probe_git(git: LocalGit, ref: str, timeout: float) -> Probe:
     if git.shallow:
         return Probe(
-            "not-found", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
+            "unreadable", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
         )
     wanted = ref or "HEAD"
     outcome = git.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"], timeout)

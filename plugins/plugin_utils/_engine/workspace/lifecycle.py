@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ....module_utils._node.errors import AuthError, Conflict, FlowError, NotFound, Unhealthy
+from ....module_utils._node.errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from ..common import untrusted
 from ..common.progress import Progress
 from ..common.wait import Waiter
@@ -268,6 +268,8 @@ def judge(answer: Probe, repository: Repository, target: str) -> str:
         raise NotFound(
             f"{where}: it was not found{detail}.", "Check the address and the branch, and that you may read it."
         )
+    if answer.state == "unreadable":
+        raise InvalidInput(f"{where}: {answer.detail}.", "Give the top folder of a complete clone that has a commit.")
     if answer.state == "host-key-unknown":
         raise AuthError(
             f"{where}: the SSH host key of {repository.host} is not known or has changed{detail}.",
