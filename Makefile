@@ -10,7 +10,7 @@ export REPO
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: ## A workspace on this machine from nothing: REPO=<url>, without it a small repository made here
+quickstart: ## Set up this machine and start a workspace: REPO=<url>, by default a small sample repository
 	@tools/quickstart
 
 venv: ## Ansible for this checkout, as .venv/bin/ansible-playbook
@@ -31,10 +31,10 @@ unit: ## Unit tests on both ends of ansible-core
 integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks some
 	@tools/quickstart --engine-only && $(MAX) pytest -q -n 2 --dist loadfile $(or $(TESTS),tests/integration) -m "not full"
 
-molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify
-	@MOLECULE_GLOB='molecule/*/molecule.yml' $(MAX) molecule test --all
+molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify; SCENARIO=<name> for one
+	@MOLECULE_GLOB='molecule/*/molecule.yml' $(MAX) molecule test $(if $(SCENARIO),-s $(SCENARIO),--all)
 
-test-live: ## The life of a workspace on a real Coder server, where one is installed; else says what is missing
+test-live: ## Tests with a real Coder server, if one is installed; otherwise says what is missing
 	@$(MAX) pytest -q -rs tests/live
 
 sanity: ## ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (default), SANITY="--test <name> …"
@@ -43,7 +43,7 @@ sanity: ## ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (d
 bare: ## The tarball beside a bare ansible-core: every playbook loads, every name exists, the reset play runs
 	@$(MAX) tools/bare
 
-bench: ## The speed table, written to docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
+bench: ## Measure speed and write docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
 	@$(MAX) tests/bench/bench $(BENCH)
 
 docs: ## Update the generated tables of docs/reference and roles, and templates/devcontainer
@@ -52,30 +52,30 @@ docs: ## Update the generated tables of docs/reference and roles, and templates/
 docs-site: ## Build the documentation site into artifacts/docs-site/html; fails on a broken link
 	@$(MAX) tools/docs-site
 
-seccomp: ## Write image/seccomp.json anew
+seccomp: ## Update image/seccomp.json
 	@tools/seccomp
 
-devcontainer: ## Write .devcontainer/devcontainer.json from the values of workspaces: DIR=<repository>, IMAGE=<reference>, REPO=<url>
+devcontainer: ## Write .devcontainer/devcontainer.json from workspace settings: DIR=<repository>, IMAGE=<reference>, REPO=<url>
 	@SPT_FLOW_REPO="$(REPO)" $(RUN) ansible-playbook playbooks/devcontainer.yml -e devcontainer_path="$(abspath $(or $(DIR),.))" $(if $(IMAGE),-e devcontainer_image="$(IMAGE)")
 
-runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new folder>
+runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new directory>
 	@tools/runner-dir "$(DIR)"
 
 requirements: ## Write the hashes of the pinned Python packages after a version in requirements/*.txt was changed
 	@$(MAX) tools/requirements
 
-image: ## Build the workspace image if it is missing: PROFILE=fat, fat-ubuntu-24.04, fat-debian-13, fat-packages; slim by default
+image: ## Build the workspace image if it is missing: PROFILE=slim (default), fat, fat-ubuntu-24.04, fat-debian-13, fat-packages
 	@$(RUN) ansible-playbook playbooks/image.yml $(if $(PROFILE),-e profile=$(PROFILE))
 
-image-update: ## Find newer versions of what the image takes and write them into image/versions.yml, to be reviewed as a diff
+image-update: ## Write newer versions of the image's contents into image/versions.yml; review the diff
 	@$(RUN) tools/image-update
 
 build: ## Build the collection's tarball into artifacts/
 	@$(RUN) ansible-galaxy collection build --force --output-path artifacts
 
-install: build ## Install the tarball for this user: ansible-playbook spt.flow.up then works everywhere
+install: build ## Install the collection for this user, so that spt.flow.up works in every directory
 	@$(RUN) ansible-galaxy collection install --force --offline -p "$${ANSIBLE_HOME:-$$HOME/.ansible}/collections" $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
 
-clean: ## Stop the engine that quickstart started, remove environments and generated files; workspaces stay
+clean: ## Stop quickstart's engine, remove environments and generated files; keep workspaces
 	-@tools/quickstart --engine-stop
 	@rm -rf .venv artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis $${XDG_CACHE_HOME:-~/.cache}/spt-flow/venv
