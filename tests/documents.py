@@ -19,16 +19,34 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def commands(block: str) -> list[str]:
+    """The lines of a block that a reader types."""
+    lines: list[str] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            lines.append(line.removeprefix("$ "))
+        elif lines and lines[-1].endswith("\\"):
+            lines.append(line)
+    return lines
+
+
 def session(page: Path) -> str:
     """What a reader of ``page`` types, from its first block to its last one, as a shell's text."""
-    lines: list[str] = []
-    for block in blocks(page, "console"):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                lines.append(line.removeprefix("$ "))
-            elif lines and lines[-1].endswith("\\"):
-                lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(line for block in blocks(page, "console") for line in commands(block))
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The commands of each section of ``page`` that has any, by its heading."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for part in re.split(
+        r"^(#+ [^\n]*$|```\w*\n.*?^```$)", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    ):
+        if re.match(r"#+ ", part):
+            heading = part.lstrip("# ")
+        elif part.startswith("```console\n"):
+            found.setdefault(heading, []).extend(commands(part))
+    return {heading: "\n".join(lines) for heading, lines in found.items()}
 
 
 def github(page: Path, values: dict[str, str]) -> list[dict[str, Any]]:

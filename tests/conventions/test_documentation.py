@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options
+from ansible_collections.spt.flow.tests import documents
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
@@ -116,3 +118,82 @@ def test_only_documents_of_the_repository_are_cited() -> None:
 def test_cited_decisions_exist() -> None:
     cited = {name for _, text in texts() for name in re.findall(r"docs/decisions/([a-z-]+\.md)", text)}
     assert cited and {name for name in cited if not (CHECKOUT / "docs/decisions" / name).exists()} == set()
+
+
+# Commands
+
+JOBS = "tests/integration/test_hostile_checkout.py::test_what_a_reader_types"
+TYPED = "tests/integration/test_documented_commands.py::test_commands_for_developers_work_as_typed"
+TESTS = {
+    ("README.md", "spt.flow"): "tests/integration/test_doors.py::test_up_creates_a_workspace_with_an_open_ide",
+    ("README.md", "Quick start: this machine"): TYPED,
+    ("README.md", "Quick start: three machines"): "molecule/e2e/converge.yml",
+    ("README.md", "Quick start: CI"): JOBS,
+    ("README.md", "Install it for use anywhere"): (
+        "tests/integration/test_documented_commands.py::test_an_installed_user_types_one_line_of_setup"
+    ),
+    ("docs/ci.md", "*"): JOBS,
+    ("docs/tutorials/ci.md", "*"): JOBS,
+    ("docs/tutorials/developer.md", "*"): TYPED,
+    ("docs/tutorials/operator.md", "*"): "molecule/e2e/molecule.yml",
+    ("docs/nodes.md", "Run a workspace on another host"): (
+        "tests/integration/test_nodes.py::test_every_verb_works_on_a_node"
+    ),
+    ("docs/nodes.md", "Empty a host"): (
+        "tests/integration/test_nodes.py::test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing"
+    ),
+    ("docs/nodes.md", "Manage the workspaces of a team or a course"): (
+        "tests/integration/test_nodes.py::test_a_list_of_the_inventory_is_ensured_twice"
+    ),
+}
+"""The test that runs the commands of each section's ``console`` blocks. Examples that no test runs are ``text``."""
+
+
+def test_commands_are_run_by_a_test_or_are_examples() -> None:
+    used = set()
+    for page in pages():
+        name = str(page.relative_to(CHECKOUT))
+        for heading in documents.sections(page):
+            key = (name, "*") if (name, "*") in TESTS else (name, heading)
+            assert key in TESTS, f"{name}, {heading}: name the test that runs these commands, or make it a text block"
+            used.add(key)
+    assert used == set(TESTS)
+    for test in TESTS.values():
+        file, _, function = test.partition("::")
+        found = [path for path in (CHECKOUT / file, CHECKOUT / "extensions" / file) if path.exists()]
+        assert found and f"def {function}(" in found[0].read_text(encoding="utf-8") + "def (", test
+
+
+def shell_lines() -> Iterator[tuple[str, str]]:
+    """Every line of every command block, examples included, with the name of its page."""
+    for page in pages():
+        for block in documents.blocks(page, "(?:console|text|sh)"):
+            yield from ((str(page.relative_to(CHECKOUT)), line) for line in block.splitlines())
+
+
+def test_documented_commands_name_what_exists() -> None:
+    """Playbooks, their values, targets of make and settings, also in examples."""
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    headers = "\n".join(path.read_text(encoding="utf-8") for path in (CHECKOUT / "playbooks").glob("*.yml"))
+    wrong = []
+    for page, line in shell_lines():
+        words = line.partition("#")[0]
+        wrong += [
+            f"{page}: {name}"
+            for name in re.findall(r"ansible-playbook (?:\S+/)?(?:spt\.flow\.)?([a-z_]+)(?:\.yml)?", words)
+            if not (CHECKOUT / f"playbooks/{name}.yml").exists()
+        ]
+        wrong += [
+            f"{page}: -e {name}"
+            for name in re.findall(r"-e '?([a-z_]+)=", words)
+            if name not in options.OPTIONS and not re.search(rf"\b{name}\b", headers)
+        ]
+        wrong += [
+            f"{page}: SPT_FLOW_{name}"
+            for name in re.findall(r"SPT_FLOW_([A-Z_]+)=", words)
+            if name.lower() not in options.OPTIONS
+        ]
+        if made := re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*make ((?:[a-z-]+ ?)+)", words):
+            wrong += [f"{page}: make {name}" for name in made[1].split() if name not in targets]
+    assert wrong == []
