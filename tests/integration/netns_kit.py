@@ -49,13 +49,13 @@ except OSError as error:
     print(error)
     sys.exit(1)
 """
-_SEND = """
+SEND = """
 import socket, sys
 one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 one.bind(("eth0", 0))
 one.send(bytes.fromhex("ffffffffffff 02deadbeef01 88b5") + sys.argv[1].encode().ljust(60, b"."))
 """
-_HEAR = """
+HEAR = """
 import socket, sys
 one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88b5))
 one.bind(("eth0", 0x88b5))
@@ -92,10 +92,10 @@ class Network:
 
     def frame_passes(self, sender: str, receiver: str) -> bool:
         """Whether a broadcast Ethernet frame, which ARP and router advertisements are, gets from one to the other."""
-        argv = self.argv(receiver, sys.executable, "-c", _HEAR, "1")
+        argv = self.argv(receiver, sys.executable, "-c", HEAR, "1")
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as hearing:
             assert hearing.stdout and hearing.stdout.readline() == "ready\n"
-            self.run(sender, sys.executable, "-c", _SEND, "hello")
+            self.run(sender, sys.executable, "-c", SEND, "hello")
             heard = hearing.stdout.readline().strip()
         assert heard in ("hello", "silence"), heard
         return heard == "hello"

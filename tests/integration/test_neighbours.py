@@ -8,9 +8,11 @@ artifacts/neighbours.md.
 
 from __future__ import annotations
 
+import os
 import secrets
 import statistics
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils import _image_identity
 from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
-from ansible_collections.spt.flow.tests.integration import noise_kit
+from ansible_collections.spt.flow.tests.integration import netns_kit, noise_kit
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
 from ansible_collections.spt.flow.tests.integration.neighbours_kit import (
@@ -149,6 +151,19 @@ def test_no_way_reaches_the_neighbour(
             rows.append((way.kind, way.name, who, *tried(labs, pair, way, words, user)))
     assert [row for row in rows if row[3] != "held"] == []
     assert alive(labs[1], pair[1], before)
+
+
+def test_frames_that_get_onto_the_bridge_do_not_reach_the_neighbour(labs: tuple[Lab, Lab], pair: Pair) -> None:
+    """As if the attacker had raw sockets after all: its network is entered from the host, with every capability."""
+    if not Path("/sys/class/net/spt-flow0").exists() or os.geteuid() != 0:
+        pytest.skip("needs root on the engine's machine")
+    attacker, victim = (str(lab.inspect(one.id)["State"]["Pid"]) for lab, one in zip(labs, pair, strict=True))
+    enter = ["nsenter", "--net", "--target"]
+    hear = [*enter, victim, sys.executable, "-c", netns_kit.HEAR, "2"]
+    with subprocess.Popen(hear, stdout=subprocess.PIPE, text=True) as hearing:
+        assert hearing.stdout and hearing.stdout.readline() == "ready\n"
+        subprocess.run([*enter, attacker, sys.executable, "-c", netns_kit.SEND, "hello"], check=True, timeout=20)
+        assert hearing.stdout.readline().strip() == "silence"
 
 
 @pytest.mark.parametrize("name", [*noise_kit.NOISES, *NOISES])
