@@ -159,7 +159,7 @@ def neighbour_rows(samples: Samples) -> Iterator[Row]:
         quiet = samples[f"quiet, {name}"]
         share = statistics.median(a / b for a, b in zip(found, quiet, strict=True))
         figures = f"{statistics.median(found) * 1000:.0f} ms = {share:.2f} × quiet"
-        yield f"{door} of a workspace beside a {noise}", figures, "≤ 2 ×", "yes" if share <= 2 else "**no**"
+        yield f"{door} of a workspace next to a {noise}", figures, "≤ 2 ×", "yes" if share <= 2 else "**no**"
 
 
 # A node

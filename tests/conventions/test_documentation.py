@@ -120,6 +120,29 @@ def test_cited_decisions_exist() -> None:
     assert cited and {name for name in cited if not (CHECKOUT / "docs/decisions" / name).exists()} == set()
 
 
+# Language
+
+DIALECT = re.compile(
+    r"\b(anew|in vain|whoever|as wished|thereby|once more|nobody|somebody|beside|way back)\b", re.IGNORECASE
+)
+"""Words of the style that plain English replaces; see CONTRIBUTING.md."""
+
+
+def plain_texts() -> Iterator[tuple[str, str]]:
+    """Pages, headers of playbooks, argument specifications and the example inventory, by name."""
+    for page in pages():
+        if not page.is_relative_to(CHECKOUT / "tests"):
+            yield str(page.relative_to(CHECKOUT)), prose(page.read_text(encoding="utf-8"))
+    for pattern in ("playbooks/*.yml", "roles/*/meta/argument_specs.yml", "inventories/example/**/*.yml"):
+        for path in CHECKOUT.glob(pattern):
+            yield str(path.relative_to(CHECKOUT)), path.read_text(encoding="utf-8")
+
+
+def test_documents_are_in_plain_words() -> None:
+    found = {name: DIALECT.findall(text) for name, text in plain_texts()}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
 # Commands
 
 JOBS = "tests/integration/test_hostile_checkout.py::test_what_a_reader_types"

@@ -141,7 +141,7 @@ data "coder_parameter" "directory" {
   order        = 6
   validation {
     regex = "^(/home/coder/[a-z0-9][a-z0-9-]*)?$"
-    error = "The clone lies in a folder of /home/coder."
+    error = "The clone must be in a directory of /home/coder."
   }
 }
 
@@ -210,7 +210,7 @@ resource "coder_agent" "main" {
     timeout      = 5
   }
 
-  # Whoever wants their pipeline's state on the dashboard puts a program there that prints it in one line.
+  # Users can put a program there that prints the state of their pipeline in one line.
   metadata {
     key          = "ci"
     display_name = "CI"
@@ -232,7 +232,7 @@ resource "coder_agent" "main" {
   }
 }
 
-# Its lines are the start contract's record, which clients follow.
+# Its lines are the workspace agent's record, which clients follow.
 resource "coder_script" "start" {
   agent_id           = coder_agent.main.id
   display_name       = "spt.flow"
