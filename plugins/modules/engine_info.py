@@ -94,7 +94,7 @@ engine:
     info:
       description:
         - What the engine says, empty when it does not answer (version, remapped, security, runtimes, cgroup_driver,
-          live_restore, running, workspaces, network, content).
+          live_restore, running, workspaces, network, content, holes).
       type: dict
     content:
       description: Number of containers, images and volumes.

@@ -20,6 +20,7 @@ from ..errors import FlowError, InvalidInput
 from ..labels import LABEL
 from ..machine import facts as machine_facts
 from ..machine import files as machine_files
+from . import holes as docker_holes
 from .http import Engine
 
 LIBRARY = "usr/local/lib/spt-flow"
@@ -97,6 +98,7 @@ def _info() -> dict[str, Any]:
     engine = Engine("unix:///var/run/docker.sock")
     try:
         info = engine.get_json("/info", timeout=20)
+        versions = engine.get_json("/version", timeout=20)
         volumes = engine.get_json("/volumes", timeout=20)
         ours = {"all": True, "filters": {"label": [f"{LABEL}owner"]}}
         workspaces = engine.get_json("/containers/json", ours, timeout=20)
@@ -106,6 +108,7 @@ def _info() -> dict[str, Any]:
     options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]
     return {
         "version": info.get("ServerVersion", ""),
+        "holes": docker_holes.found(versions, "name=userns" in options),
         "remapped": "name=userns" in options,
         "security": options,
         "runtimes": sorted(info.get("Runtimes") or {}),

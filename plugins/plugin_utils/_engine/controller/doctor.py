@@ -49,7 +49,7 @@ def examine(target: str, kvm: str, template: str, engine: str, connect: Connect,
     found = [git(), ssh(), agent()]
     if target == "coder":
         return [*found, *server(template, connect, fetch)]
-    return [*found, docker(engine), *protection(engine), *([] if engine else [device(kvm)])]
+    return [*found, docker(engine), *holes(engine), *protection(engine), *([] if engine else [device(kvm)])]
 
 
 def missing(checks: Iterable[Check]) -> FlowError | None:
@@ -132,6 +132,28 @@ def docker(engine: str = "") -> Check:
         prepare = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
         return Check("docker", "missing", error.message, f"{error.hint}\n{prepare}".strip())
     return Check("docker", "ok", f"Docker {answer.get('Version', '')} answers.")
+
+
+def holes(engine: str = "") -> list[Check]:
+    """Known holes of the engine's programs, of which an open one lets a workspace reach the host."""
+    from ....module_utils._node.docker import holes as docker_holes
+    from ....module_utils._node.docker import http as docker_http
+
+    try:
+        client = docker_http.connect(engine)
+        options = client.get_json("/info", timeout=TIMEOUT).get("SecurityOptions") or []
+        versions = client.get_json("/version", timeout=TIMEOUT)
+    except FlowError:
+        return []
+    remapped = any(option.partition(",")[0] in ("name=userns", "name=rootless") for option in options)
+    hints = {
+        True: "Update it with the machine's package manager.",
+        False: "Update it as soon as your distribution has the fix.",
+    }
+    return [
+        Check(hole["program"], "missing" if hole["open"] else "note", hole["text"], hints[hole["open"]])
+        for hole in docker_holes.found(versions, remapped)
+    ]
 
 
 def protection(engine: str = "") -> list[Check]:
