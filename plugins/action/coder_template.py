@@ -83,7 +83,7 @@ class ActionModule(ansible_coder_action.CoderAction):
             self.task_vars.get("groups") or {}, self.task_vars.get("hostvars") or {}
         )
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
-        more |= {"image": image.tag, "image_hash": image.hash}
+        more |= {"image": image.tag, "image_hash": image.hash, "subdomain": str(bool(client.app_host())).lower()}
         lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:

@@ -146,6 +146,11 @@ def buildinfo(call: Call) -> Any:
     return views.buildinfo(call.state, call.url)
 
 
+@route("GET", "/applications/host")
+def app_host(call: Call) -> Any:
+    return {"host": call.state.app_host}
+
+
 @route("GET", "/debug/health")
 def debug_health(call: Call) -> Any:
     call.require()

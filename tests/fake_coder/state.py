@@ -149,6 +149,7 @@ class State(Accounts):
     def __init__(self, clock: Clock | None = None, version: str = VERSION) -> None:
         super().__init__(clock or Clock())
         self.build_version = version
+        self.app_host = ""
         self.behaviour = Behaviour()
         self.upcoming: dict[str, deque[dict[str, Any]]] = {}
         self.slots = [0.0, 0.0, 0.0]

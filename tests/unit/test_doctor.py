@@ -60,9 +60,19 @@ def play(verb: str, home: Path, *more: str, **environment: str) -> dict[str, Any
 
 def test_a_server_that_works_is_told_in_every_part(fake: Fake) -> None:
     found = doctor.server("spt-flow", connected(fake))
-    assert {check.name for check in found} == {"server", "token", "template", "coder"}
+    assert {check.name for check in found} == {"server", "token", "template", "apps", "coder"}
     assert states(found)["token"] == "ok"
     assert "ada's" in next(check.message for check in found if check.name == "token")
+
+
+def test_shared_origin_of_the_ide_is_noted_and_an_address_of_its_own_is_fine(fake: Fake) -> None:
+    def apps() -> doctor.Check:
+        return next(check for check in doctor.server("spt-flow", connected(fake)) if check.name == "apps")
+
+    assert apps().state == "note" and "act as you on the Coder server" in apps().message
+    assert "coder_server_wildcard" in apps().hint
+    fake.state.app_host = "*.apps.example.com"
+    assert apps().state == "ok" and "*.apps.example.com" in apps().message
 
 
 def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:

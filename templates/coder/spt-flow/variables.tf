@@ -74,6 +74,11 @@ variable "network" {
   description = "Bridge network of workspaces."
 }
 
+variable "subdomain" {
+  type        = bool
+  description = "Whether the IDE has an address of its own; takes a server with a wildcard access URL."
+}
+
 variable "tmpfs" {
   type        = string
   description = "JSON object: mount options of memory file systems by path."

@@ -45,6 +45,11 @@ class CoderClient:
         """``version`` (``v2.35.1+3ebe324``), ``dashboard_url``, ``deployment_id``, …; needs no token."""
         return self._object("GET", f"{API}/buildinfo")
 
+    def app_host(self) -> str:
+        """Address of subdomain apps (``*.apps.example.com``, with its port), empty where the server has none."""
+        found = self._maybe(f"{API}/applications/host")
+        return str((found or {}).get("host") or "")
+
     def me(self) -> Json:
         """Who the token belongs to: ``id``, ``username``, ``email``, ``status``, ``roles`` (``[{"name"}]``), …"""
         return self._object("GET", f"{API}/users/me")
@@ -286,6 +291,18 @@ def agents(workspace: Json) -> list[Json]:
     resources = workspace["latest_build"].get("resources") or []
     found = [agent for resource in resources for agent in resource.get("agents") or []]
     return [agent for agent in found if not agent.get("parent_id")]
+
+
+def app_url(url: str, host: Callable[[], str], workspace: Json, agent: Json, slug: str) -> str:
+    """Return the address of an app: its own where it is a subdomain app, else one below ``url``.
+
+    ``host`` tells where subdomain apps are. It is asked only for one.
+    """
+    app = next((one for one in agent.get("apps") or () if one.get("slug") == slug), {})
+    wildcard = host() if app.get("subdomain") and app.get("subdomain_name") else ""
+    if wildcard:
+        return f"{url.partition('://')[0]}://{wildcard.replace('*', app['subdomain_name'], 1)}/"
+    return f"{url}/@{workspace['owner_name']}/{workspace['name']}.{agent['name']}/apps/{slug}/"
 
 
 def is_deprecated(template: Json) -> str:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ....module_utils._node.errors import (
 )
 from ..common import untrusted
 from ..workspace.models import Life, Step, Workspace
-from .client import Json, agents, moment
+from .client import Json, agents, app_url, moment
 
 if TYPE_CHECKING:
     pass
@@ -30,7 +30,7 @@ ENDED_LIVES = frozenset({"start_error", "start_timeout", "shutting_down", "off",
 """States of an agent in which its start script says nothing more, without having been a success."""
 
 
-def from_json(found: Json, url: str, now: float) -> Workspace:
+def from_json(found: Json, url: str, now: float, app_host: Callable[[], str] = str) -> Workspace:
     """A workspace as the server tells of it; ``url`` is the server's own, ``now`` the time there."""
     build = found["latest_build"]
     about = metadata(found)
@@ -64,7 +64,7 @@ def from_json(found: Json, url: str, now: float) -> Workspace:
         life = replace(life, keepalive_until=stops, keepalive_by=f"{found['owner_name']} or an administrator")
     return replace(
         workspace,
-        url=f"{url}/@{found['owner_name']}/{found['name']}.{agent['name']}/apps/{APP}/" if agent else "",
+        url=app_url(url, app_host, found, agent, APP) if agent else "",
         steps=(Step("ide", "running"),) if agent and agent["lifecycle_state"] in ("created", "starting") else (),
         life=life,
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shlex
 import subprocess
@@ -71,6 +72,7 @@ class CoderTarget:
         self._template = template
         self._patience = patience
         self._read: dict[str, Json] = {}
+        self._app_host = functools.cache(client.app_host)
 
     # Reading
 
@@ -105,7 +107,7 @@ class CoderTarget:
     def _seen(self, found: Json) -> Workspace:
         self._read[found["id"]] = found
         http = self._client.http
-        workspace = from_json(found, http.config.url, http.server_clock)
+        workspace = from_json(found, http.config.url, http.server_clock, self._app_host)
         notes = (agent_note(found), release_note(found, release()))
         return replace(workspace, notes=(*workspace.notes, *filter(None, notes)))
 

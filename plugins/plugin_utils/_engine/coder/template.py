@@ -84,7 +84,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
 
     ``nodes`` are addresses of engines by the nodes' names; without any the server's own engine is used. ``lock`` is the
     server's lock file: which providers it has, with their sums, is nothing that the collection knows. ``more`` are
-    variables that differ from the usual (``network``, ``runtime``, ``apparmor``).
+    variables that differ from the usual (``network``, ``runtime``, ``apparmor``, ``subdomain``).
     """
     from ..docker import container as docker_container
     from ..image import identity as image_identity
@@ -99,6 +99,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
         "nodes": json.dumps(dict(sorted(nodes.items()))),
         "runtime": docker_container.RUNTIME,
         "apparmor": "",
+        "subdomain": "false",
         "network": docker_container.NETWORK,
         "ttl": str(CI_TTL),
         **more,

@@ -28,6 +28,10 @@ TIMEOUT = 20.0
 WORDS = {"ok": "ok", "missing": "MISSING", "note": "note"}
 SECTIONS = ("access_url", "database", "derp", "websocket", "workspace_proxy", "provisioner_daemons")
 
+SHARED_ORIGIN = (
+    "The IDE shares the dashboard's address, so a hostile program in your workspace can act as you on the Coder server."
+)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -209,7 +213,7 @@ def server(template: str, connect: Connect, fetch: bool = False) -> list[Check]:
     except FlowError as error:
         return [*found, Check("token", "missing", error.message, error.hint)]
     found.append(Check("token", "ok", f"It is {user['username']}'s, from {client.http.config.source}."))
-    return [*found, _template(client, template), *_health(client)]
+    return [*found, _template(client, template), _apps(client), *_health(client)]
 
 
 def _client(connect: Connect, anonymous: bool) -> CoderAdmin:
@@ -234,6 +238,19 @@ def _template(client: CoderAdmin, name: str) -> Check:
     if is_deprecated(template):
         return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
     return Check("template", "ok", f"Template {name} is there.")
+
+
+def _apps(client: CoderAdmin) -> Check:
+    """Whether programs of a workspace share the dashboard's origin."""
+    try:
+        host = client.app_host()
+    except FlowError as error:
+        return Check("apps", "note", error.message, error.hint)
+    if host:
+        return Check("apps", "ok", f"The IDE of each workspace has an address of its own ({host}).")
+    return Check(
+        "apps", "note", SHARED_ORIGIN, "The server's administrator sets coder_server_wildcard (docs/operations.md)."
+    )
 
 
 def _program(client: CoderAdmin, fetch: bool) -> Check:
