@@ -60,7 +60,17 @@ class ActionModule(ansible_action.FlowAction):
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
         result, session = self._session(target, spec, result, None if result.actions else ahead)
-        return self._enter(target, result, session)
+        return self._enter(target, result, self._narrowed(session, spec))
+
+    def _narrowed(self, session: Session, spec: WorkspaceSpec) -> Session:
+        """Forward only ports that the repository itself asks for, where it is a folder of this machine."""
+        repository = spec.repository
+        if not session.ports or repository is None or repository.kind != "local" or spec.ref:
+            return session
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import forwarding
+
+        ports, refused = forwarding.chosen(list(session.ports), forwarding.asked_in(Path(repository.path)))
+        return replace(session, ports=ports, refused_ports=(*session.refused_ports, *refused))
 
     def _ensure(self, target: Target, spec: WorkspaceSpec, check: bool = False) -> Result:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle

@@ -77,7 +77,7 @@ def run(
     outcome = ci_run.run(
         target, spec(settings), ci_request.Job(command, folder=folder / "runs", **job), lines=lines, enter=enter
     )
-    return outcome, shown, target
+    return outcome, [line for text in shown for line in text.split("\n")], target
 
 
 def test_a_run_that_passes(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pyt
 
     def slowly(text: str) -> None:
         time.sleep(0.05)
-        told.append(text)
+        told.extend(text.split("\n"))
 
     job = "for i in $(seq 60); do head -c 8000 /dev/zero | tr '\\0' x; echo; done; exit 3"
     argv = ["sh", "-c", ci_job.there("/")]

@@ -245,7 +245,8 @@ def said_by(script: str, *secrets: str) -> tuple[int | None, list[str]]:
     told: list[str] = []
     argv = ["sh", "-c", job.there("/")]
     stdin = job.payload(script, {})
-    return job.attend(argv, stdin, job.Mask(secrets), told.append, lambda: False).status, told
+    status = job.attend(argv, stdin, job.Mask(secrets), told.append, lambda: False).status
+    return status, [line for text in told for line in text.split("\n")]
 
 
 def test_output_of_a_job_is_cleaned() -> None:

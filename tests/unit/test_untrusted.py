@@ -8,16 +8,19 @@ import io
 import json
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import parse as coder_parse
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.jobs import last_lines
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import untrusted
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import child, untrusted
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines, Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.parse import from_container, with_events
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.session import to_session
@@ -337,6 +340,25 @@ def test_whatever_is_reported_ports_are_safe(value: Any) -> None:
         assert_clean(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ('// a\n{"forwardPorts": [3000, "localhost:3001", "db:3002", true, 1e400,], /* b */}', {3000, 3001}),
+        ("{}", set()),
+        ('{"forwardPorts": "3000"}', set()),
+        ("[" * 10_000, None),
+        ("x" * 300_000, None),
+        ("\ufeff{", None),
+    ],
+)
+def test_ports_of_a_local_repository_are_known(tmp_path: Path, text: str, asked: set[int] | None) -> None:
+    assert forwarding.asked_in(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    assert forwarding.asked_in(tmp_path) == set()
+    (tmp_path / ".devcontainer.json").write_text(text)
+    assert forwarding.asked_in(tmp_path) == asked
+
+
 # Where a report comes in
 
 
@@ -390,3 +412,60 @@ def test_lines_of_a_build_are_cleaned() -> None:
     line = {"output": "\x1b[31mError:\x1b]0;x\x07 no\u202e", "log_level": "error"}
     client = SimpleNamespace(http=SimpleNamespace(clean=lambda text: text))
     assert last_lines(client, [line], 5) == ["Error: no?"]
+
+
+def test_coder_workspace_that_cannot_be_read_is_listed_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {"template_name": "spt-flow", "id": "1", "name": "\x1b[2Jbad", "owner_name": "eve", "latest_build": "soon"}
+    client = SimpleNamespace(
+        http=SimpleNamespace(config=SimpleNamespace(url="https://coder.example.com"), server_clock=NOW),
+        workspaces=lambda query: [[bad, {"template_name": 7}, {**bad, "name": None}]],
+    )
+    found = CoderTarget(client).list()
+    assert [(w.name, w.owner, w.state) for w in found] == [("bad", "eve", "unknown"), ("?", "eve", "unknown")]
+    for text in report.status(found, 300, NOW):
+        assert_clean(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("yes", "printed more than 16 MiB"),
+        ("yes >&2", "printed more than 16 MiB"),
+        ("sleep 60", "did not end within 2 s"),
+        ("exec 2>&1; trap '' TERM; sleep 60", "did not end within 2 s"),
+    ],
+)
+def test_output_and_time_of_a_command_are_bounded(script: str, said: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(FlowError, match=said):
+        child.run(["bash", "-c", f"exec {script}" if script[0] in "ys" else script], b"", 2)
+    assert time.monotonic() - begun < 15
+    assert child.run(["sh", "-c", "cat; echo no >&2; exit 3"], b"x" * 100_000, 20) == (3, b"x" * 100_000, b"no\n")
+
+
+def test_docker_exec_that_never_stops_printing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = docker_http.connect("unix:///nowhere")
+    frame = b"\1\0\0\0" + (32768).to_bytes(4, "big") + b"x" * 32768
+    source = io.BufferedReader(Endless(frame))
+    answer = SimpleNamespace(status=200, read=source.read)
+    monkeypatch.setattr(engine, "request_json", lambda *args, **more: {"Id": "e1"})
+    monkeypatch.setattr(engine, "request", lambda *args, **more: (SimpleNamespace(close=lambda: None), answer))
+    with pytest.raises(FlowError, match="printed more than 16 MiB"):
+        engine.run("c1", ["cat"])
+
+
+class Endless(io.RawIOBase):
+    """Gives ``data`` again and again."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        self._rest = self._rest or self._data
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count

@@ -108,6 +108,7 @@ class FlowAction(ActionBase):
 
     def finish(self, result: dict[str, Any], block: list[str], connect: dict[str, Any] | None = None) -> dict[str, Any]:
         """``result`` with what the callbacks need at the end of the run; without them the block is shown here."""
+        block = [untrusted.text(line) for line in block]
         if C.DEFAULT_STDOUT_CALLBACK != OUTPUT_CALLBACK:
             for line in block:
                 self.say(line)

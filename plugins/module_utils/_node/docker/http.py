@@ -29,6 +29,8 @@ from ..errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
 
 API = "/v1.41"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+MOST_OUTPUT = 16 << 20
+"""Bytes of output of a command in a container."""
 NO_SPACE = "no space left on device"
 AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
@@ -263,7 +265,7 @@ class Engine:
     def run(
         self, container: str, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
     ) -> Ran:
-        """Run ``argv`` in ``container``, an id or a name."""
+        """Run ``argv`` in ``container``, an id or a name, for at most ``timeout`` seconds."""
         options = {
             "Cmd": list(argv),
             "User": user,
@@ -278,6 +280,7 @@ class Engine:
             "POST", f"{path}/start", body={"Detach": False}, timeout=timeout, headers=upgrade
         )
         output = {1: bytearray(), 2: bytearray()}
+        end = time.monotonic() + timeout
         try:
             stream = connection.sock if answer.status == 101 else None
             if stream is not None:
@@ -290,6 +293,10 @@ class Engine:
             while head := _exactly(source, _FRAME.size):
                 which, size = _FRAME.unpack(head)
                 output.setdefault(which, bytearray()).extend(_exactly(source, size) or b"")
+                if time.monotonic() > end:
+                    raise TimeoutError
+                if sum(map(len, output.values())) > MOST_OUTPUT:
+                    raise Unhealthy(f"A command in container {container} printed more than {MOST_OUTPUT >> 20} MiB.")
         except (OSError, http.client.HTTPException) as error:
             raise self._broken("POST", f"{path}/start", error) from None
         finally:

@@ -87,9 +87,9 @@ class Log:
         except OSError as error:
             raise Unhealthy(f"Cannot write {self._path} on this machine: {error.strerror}.", ROOM) from None
 
-    def add(self, line: str) -> bool:
-        """Take one line; whether it belongs to the beginning."""
-        data = f"{line}\n".encode()
+    def add(self, lines: str) -> bool:
+        """Take one or more lines; whether they belong to the beginning."""
+        data = f"{lines}\n".encode()
         if len(data) <= self._room and not self._last:
             self._room -= len(data)
             self._write(data)
@@ -138,7 +138,10 @@ def payload(command: str, variables: Mapping[str, str]) -> bytes:
 def attend(
     argv: Sequence[str], stdin: bytes, mask: Mask, tell: Callable[[str], None], enough: Callable[[], bool]
 ) -> Ended:
-    """Run ``argv``, tell each line of its output; ends it when ``enough`` says so (asked twice a second)."""
+    """Run ``argv`` and tell one or more lines of its output at a time.
+
+    It is ended when ``enough`` says so, which is asked twice a second.
+    """
     with subprocess.Popen(
         list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as child:
@@ -212,8 +215,7 @@ class _Reader:
     def _say(self, lines: Sequence[bytes]) -> None:
         # Masked twice: an escape sequence may stand within a value, and a value may hold what cleaning changes.
         said = b"\n".join(line.rstrip(b"\r") for line in lines).decode(errors="replace")
-        for line in self._mask(untrusted.text(self._mask(said))).split("\n"):
-            self._tell(line)
+        self._tell(self._mask(untrusted.text(self._mask(said))))
 
     def _take_err(self, data: bytes) -> None:
         self._err = (self._err + data)[-65536:]

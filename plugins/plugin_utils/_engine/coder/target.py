@@ -8,7 +8,6 @@ import contextlib
 import functools
 import math
 import shlex
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from ....module_utils._node.errors import (
     NotFound,
     Unhealthy,
 )
-from ..common import untrusted
+from ..common import child, untrusted
 from ..common.progress import Progress
 from ..common.version import release
 from ..common.wait import Waiter
@@ -116,8 +115,16 @@ class CoderTarget:
         templates = {self._template, self._template + CI_SUFFIX}
         query = search_query(owner=owner) if owner else ""
         pages = self._client.workspaces(query)
-        found = [self._seen(one) for page in pages for one in page if one["template_name"] in templates]
+        found = [self._shown(one) for page in pages for one in page if one.get("template_name") in templates]
         return [workspace for workspace in found if not kind or workspace.kind == kind]
+
+    def _shown(self, found: Json) -> Workspace:
+        """Return the workspace; one of unknown state when its report cannot be read, so that the others are listed."""
+        try:
+            return self._seen(found)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            owner, name = (untrusted.line(found.get(key), 64) or untrusted.UNKNOWN for key in ("owner_name", "name"))
+            return Workspace(owner, name, "", target=self.name)
 
     def _fresh(self, workspace: Workspace) -> Json:
         found = self._client.workspace_by_id(workspace.id)
@@ -415,12 +422,11 @@ class CoderTarget:
 
         if user:
             raise InvalidInput("A command on a Coder workspace runs as its own user.", "Use sudo inside.")
-        command = workspace_ssh.argv(workspace, shlex.join(argv))
         try:
-            done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error}.") from None
-        return ExecResult(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+            status, out, err = child.run(workspace_ssh.argv(workspace, shlex.join(argv)), stdin, timeout)
+        except FlowError as error:
+            raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error.message}") from None
+        return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
 
     def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
         """Have the program that workspaces are entered by; notes about it. After a first answer of the server."""

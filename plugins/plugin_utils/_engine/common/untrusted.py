@@ -65,9 +65,10 @@ def output(value: object) -> str:
 
 def text(value: str) -> str:
     """Return text of several lines, each cleaned like ``output``."""
-    if value.replace("\n", "").isprintable() and len(value) <= LONGEST_LINE:
+    lines = value.split("\n")
+    if value.replace("\n", "").isprintable() and max(map(len, lines)) <= LONGEST_LINE:
         return value
-    return "\n".join(map(output, value.split("\n")))
+    return "\n".join(map(output, lines))
 
 
 def word(value: object, pattern: str | Collection[str], default: str = "") -> str:

@@ -9,7 +9,9 @@ Ports that web applications commonly use (3000, 5000, 8000, 8080 …) are not in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..common import untrusted
 
@@ -18,6 +20,13 @@ MOST_PORTS = 32
 """Ports that one workspace may have here."""
 MOST_TOLD = 10
 """Refused ports that are named."""
+
+PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
+LARGEST = 262_144
+
+_PORT = r"(?:localhost:|127\.0\.0\.1:)?(\d{1,5})"
+_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[\]}])', re.DOTALL)
 
 WELL_KNOWN: dict[str, tuple[tuple[int, int], ...]] = {
     "a proxy": ((1080, 1080), (3128, 3128), (8118, 8118), (9050, 9051), (9150, 9151)),
@@ -92,6 +101,28 @@ def chosen(reported: object, asked: Iterable[int] | None = None) -> tuple[tuple[
             found.append(entry)
     more = len(refused) - MOST_TOLD
     return tuple(found), (*refused[:MOST_TOLD], *([f"{more} more"] if more > 0 else []))
+
+
+def asked_in(folder: Path) -> set[int] | None:
+    """Return the ports of the devcontainer.json in a clone; ``None`` when there is no clone or the file is damaged."""
+    if not (folder / ".git").exists():
+        return None
+    for name in PLACES:
+        place = folder / name
+        if not place.is_file():
+            continue
+        try:
+            with place.open("rb") as file:
+                text = file.read(LARGEST + 1).decode("utf-8-sig")
+            text = _COMMENT.sub(lambda found: found[0] if found[0].startswith('"') else " ", text)
+            text = _COMMA.sub(lambda found: found[0] if found[0].startswith('"') else "", text)
+            data = untrusted.record(untrusted.parse(text, LARGEST))
+        except (OSError, ValueError):
+            return None
+        entries = untrusted.items(data.get("forwardPorts"))
+        words = (re.fullmatch(_PORT, str(entry), re.ASCII) for entry in entries if isinstance(entry, (int, str)))
+        return {int(word[1]) for word in words if word}
+    return set()
 
 
 def _is_port(entry: object) -> bool:
