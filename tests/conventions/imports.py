@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 COLLECTION = "ansible_collections.spt.flow."
@@ -57,6 +58,12 @@ def imports(path: Path, root: Path) -> list[Import]:
 
     ``from . import x`` and ``from ..package import x`` are resolved to the file of ``x`` where it is a module.
     """
+    return _imports(path, root, path.stat().st_size)
+
+
+@cache
+def _imports(path: Path, root: Path, size: int) -> list[Import]:
+    """``size`` makes a changed file another one for the cache."""
     found = []
     for node, top in statements(path):
         if isinstance(node, ast.Import):

@@ -42,7 +42,7 @@ CLIENTS = {
         NODE / "reaper/coder.py",
     ),
     "urllib.request": (ENGINE / "image/download.py", NODE / "reaper/coder.py"),
-    "urllib3": (ENGINE / "coder/http.py",),
+    "urllib3": (ENGINE / "coder",),
     "requests": (),
     "defusedxml": (ENGINE / "ci/artifacts.py",),
     "xml": (ENGINE / "ci/artifacts.py", NODE / "acceptance/report.py"),
@@ -50,7 +50,7 @@ CLIENTS = {
 }
 """Modules that reach servers or parse foreign text, and the files that may import them."""
 STANDARD = sys.stdlib_module_names
-LONGEST_FILE, LONGEST_FUNCTION = 650, 50
+LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 Rule = Callable[[Path], list[str]]
 
@@ -192,13 +192,23 @@ def test_checkout_keeps_the_rule(rule: Rule) -> None:
     assert rule(CHECKOUT) == []
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copy")
+    shutil.copytree(CHECKOUT / "plugins", root / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
 @pytest.mark.parametrize("rule", BREAKS, ids=lambda rule: rule.__name__)
-def test_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
-    shutil.copytree(CHECKOUT / "plugins", tmp_path / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+def test_rule_finds_what_breaks_it(rule: Rule, copied: Path) -> None:
     name, addition = BREAKS[rule]
-    path = tmp_path / name
-    path.write_text(path.read_text(encoding="utf-8") + addition, encoding="utf-8")
-    assert any(name in line for line in rule(tmp_path))
+    path = copied / name
+    kept = path.read_text(encoding="utf-8")
+    path.write_text(kept + addition, encoding="utf-8")
+    try:
+        assert any(name in line for line in rule(copied))
+    finally:
+        path.write_text(kept, encoding="utf-8")
 
 
 def test_module_utils_and_plugin_utils_hold_only_the_two_trees() -> None:

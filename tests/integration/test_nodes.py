@@ -22,7 +22,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowE
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import creation as docker_creation
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration import doors_kit, node_kit
@@ -165,7 +165,7 @@ def test_a_node_without_kvm_gets_the_workspace_and_a_note(
 @pytest.fixture
 def alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
     """A target whose engine seems to have the laboratory's workspaces only, and a mark of its own."""
-    monkeypatch.setattr(docker_target, "DRAINED", f"spt-flow-drained-{lab.owner}")
+    monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{lab.owner}")
     everybody = DockerTarget.list
     monkeypatch.setattr(
         DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or lab.owner, **more)

@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node import errors as er
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import admin as coder_admin
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import client as coder_client
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import Unsure
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.retry import Unsure
 from ansible_collections.spt.flow.tests.fake_coder import samples
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Clock
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node import errors
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import http as coder_http
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import retry as coder_retry
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
 
 pytest.importorskip("urllib3", reason="the client's own library")
@@ -122,7 +123,7 @@ def test_what_may_be_asked_again_is(server: Server, method: str, trouble: Any) -
 @pytest.mark.parametrize("trouble", [error(500), error(502), None, (200, JSON, b"{")])
 def test_a_post_that_may_have_been_carried_out_is_not_sent_twice(server: Server, trouble: Any) -> None:
     server.script = [trouble]
-    with pytest.raises(coder_http.Unsure, match="may have been carried out"):
+    with pytest.raises(coder_retry.Unsure, match="may have been carried out"):
         client(server).request("POST", "/x", body={})
     assert len(server.seen) == 1
 
@@ -143,7 +144,7 @@ def test_a_server_that_answers_wrongly_is_given_up_soon(server: Server) -> None:
     server.script = [error(500)] * 20
     with pytest.raises(errors.Unhealthy, match="status 500"):
         client(server, clock).request("GET", "/x", timeout=60)
-    assert len(server.seen) == coder_http.BROKEN_TRIES and clock.now < 10
+    assert len(server.seen) == coder_retry.BROKEN_TRIES and clock.now < 10
     server.script = [error(429, headers={"Retry-After": "1"})] * 9 + [error(500)] * 3
     assert client(server, Clock()).request("GET", "/x", timeout=60).status == 200
 

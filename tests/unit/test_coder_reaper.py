@@ -22,7 +22,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper.coder import Api
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper.engine import Memory, Report
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import builds as coder_builds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import CoderClient
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import Answer, CoderHttp
@@ -275,7 +275,7 @@ def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
     clock = minutes.clock
     keeper = coder_kit.connect(still)
     minutes.then = lambda: keeper.extend(person, datetime.fromtimestamp(clock() + 7200, UTC))
-    monkeypatch.setattr(coder_target, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
+    monkeypatch.setattr(coder_builds, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
     for number in range(runs):
         name, ttl = f"ci-{number}", chance.randrange(60, 1800)
         http = Mortal(CoderConfig(still.url, coder_house.TOKEN, "the test"), clock=clock, sleep=minutes.sleep)

@@ -20,7 +20,8 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     NotFound,
     Unhealthy,
 )
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import builds as coder_builds
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import reading as coder_reading
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.parse import seconds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
@@ -166,7 +167,7 @@ def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake:
 
 
 def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coder_target, "RECONNECT", 0.5)
+    monkeypatch.setattr(coder_reading, "RECONNECT", 0.5)
     said: list[str] = []
     client = coder_house.client(fake)
     client.http.say = said.append
@@ -224,7 +225,7 @@ def test_an_interrupted_build_goes_on_and_it_is_said_how_to_come_back(
     def interrupt(*_arguments: Any, **_more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(coder_target, "follow", interrupt)
+    monkeypatch.setattr(coder_builds, "follow", interrupt)
     with pytest.raises(Cancelled, match="interrupted while Coder was to start workspace demo") as stopped:
         ensure(target)
     assert "spt.flow.up -e workspace=demo" in stopped.value.hint
@@ -410,7 +411,7 @@ def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
     ensure(CoderTarget(coder_house.client(fake)))
     for made in fake.state.versions.values():
         made.name = version
-    monkeypatch.setattr(coder_target, "release", lambda: ours)
+    monkeypatch.setattr(coder_reading, "release", lambda: ours)
     client = coder_house.client(fake)
     target = CoderTarget(client)
     if refused:
@@ -434,7 +435,7 @@ def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
     for made in fake.state.versions.values():
         made.name = "1.9.0-abcdefabcdef"
     fake.state.promote(template, coder_house.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
-    monkeypatch.setattr(coder_target, "release", lambda: "2.0.0")
+    monkeypatch.setattr(coder_reading, "release", lambda: "2.0.0")
     assert "older" in target.find(NAMED).notes[0]  # type: ignore[union-attr]
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
 

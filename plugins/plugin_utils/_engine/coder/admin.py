@@ -13,7 +13,7 @@ from typing import Any
 
 from ....module_utils._node.errors import FlowError, InvalidInput, NotFound, Unhealthy
 from .client import API, PAGE, CoderClient, Json, _part, _values
-from .http import BROKEN_TRIES, Unsure
+from .retry import BROKEN_TRIES, Unsure
 
 TAR = "application/x-tar"
 _SECOND = 1_000_000_000

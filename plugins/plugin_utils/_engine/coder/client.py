@@ -17,7 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ....module_utils._node.errors import Conflict, InvalidInput, NotFound
-from .http import BROKEN_TRIES, Answer, CoderHttp, Unsure
+from .http import Answer, CoderHttp
+from .retry import BROKEN_TRIES, Unsure
 
 Json = dict[str, Any]
 

@@ -10,11 +10,9 @@ raised, and the caller has to look whether its request was carried out. Knows no
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -28,7 +26,10 @@ from ....module_utils._node.errors import (
     Unhealthy,
 )
 from ..common.wait import Waiter
+from . import pool
+from .answers import ErrorBody, innermost, read_body, retry_after
 from .config import CoderConfig
+from .retry import Retry, Trouble
 
 if TYPE_CHECKING:
     import urllib3
@@ -39,17 +40,8 @@ NOT_PROCESSED = frozenset({429, 503})
 AGAIN = frozenset({500, 502, 504})
 OUTAGE = 30.0
 """Seconds that a server which cannot be reached is waited for: a restart takes less, a wrong URL should be told."""
-BROKEN_TRIES = 6
-"""How often a server that answers, but wrongly (500, truncated JSON), is asked: seven seconds in all."""
 CONNECT_TIMEOUT = 10.0
-SLOWEST = 5.0
-MAX_ANSWER = 64 << 20
 VERSION_HEADER = "X-Coder-Build-Version"
-_CREATED_OR_NOT = "It may have been carried out all the same."
-
-
-class Unsure(Unhealthy):
-    """The answer to a request that must not be sent twice got lost: look before asking again."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +51,6 @@ class Answer:
     status: int
     data: Any
     headers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """Why an attempt brought nothing. ``sent``: it may have been carried out. ``after``: what ``Retry-After`` says.
-
-    ``outage``: the server is not there (it may come back); otherwise it is there and answers wrongly.
-    """
-
-    error: FlowError
-    sent: bool = False
-    outage: bool = False
-    after: float | None = None
 
 
 class CoderHttp:
@@ -96,7 +75,6 @@ class CoderHttp:
         self._clock = clock
         self._sleep = sleep
         self._pool: urllib3.PoolManager | None = None
-        self._random = SystemRandom()
 
     def __repr__(self) -> str:
         return f"CoderHttp({self.config.url!r})"
@@ -138,7 +116,7 @@ class CoderHttp:
         waiter = self.waiter(self.timeout if timeout is None else timeout)
         words = {name: _word(value) for name, value in (query or {}).items() if value is not None}
         target = path + (f"?{urlencode(words)}" if words else "")
-        retry = _Retry(self, method, path, waiter, repeat or method in SAFE)
+        retry = Retry(f"{method} {path}", waiter, repeat or method in SAFE, self.outage, self.say)
         while True:
             outcome = self._attempt(method, target, path, body, content_type, waiter)
             if isinstance(outcome, Answer):
@@ -176,14 +154,14 @@ class CoderHttp:
             finally:
                 response.close()
         except (HTTPError, OSError) as error:
-            reason = getattr(_cause(error), "strerror", None) or type(_cause(error)).__name__
+            reason = getattr(innermost(error), "strerror", None) or type(innermost(error)).__name__
             raise Unhealthy(f"{self.config.url}{path} could not be fetched ({reason}).") from None
         if not size:
             raise Unhealthy(f"{self.config.url}{path} is empty.")
 
     def _attempt(
         self, method: str, target: str, path: str, body: Any, content_type: str, waiter: Waiter
-    ) -> Answer | _Trouble:
+    ) -> Answer | Trouble:
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
 
@@ -208,7 +186,7 @@ class CoderHttp:
                 preload_content=False,
             )
             try:
-                content = _content(response, waiter)
+                content = read_body(response, waiter)
             finally:
                 response.release_conn()
         except (HTTPError, OSError, ValueError) as error:
@@ -216,49 +194,12 @@ class CoderHttp:
         return self._judge(method, path, response, content)
 
     def _connections(self) -> urllib3.PoolManager:
-        """The pool, made at the first request: importing urllib3 takes a tenth of a second."""
+        """The pool, made at the first request."""
         if self._pool is None:
-            import urllib3
-
-            options = self._tls() if self.config.url.startswith("https:") else {}
-            if self.config.proxy:
-                self._pool = urllib3.ProxyManager(
-                    _without_user(self.config.proxy), maxsize=4, **options, **self._proxy()
-                )
-            else:
-                self._pool = urllib3.PoolManager(maxsize=4, **options)
+            self._pool = pool.connect(self.config)
         return self._pool
 
-    def _proxy(self) -> dict[str, Any]:
-        from urllib.parse import unquote
-
-        from urllib3 import make_headers
-
-        parts = urlsplit(self.config.proxy)
-        if not parts.username:
-            return {}
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return {"proxy_headers": make_headers(proxy_basic_auth=user)}
-
-    def _tls(self) -> dict[str, Any]:
-        import ssl
-
-        context = ssl.create_default_context()
-        try:
-            if self.config.ca_file:
-                context.load_verify_locations(os.path.expanduser(self.config.ca_file))
-            if self.config.cert_file:
-                context.load_cert_chain(
-                    os.path.expanduser(self.config.cert_file), os.path.expanduser(self.config.key_file) or None
-                )
-        except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"A certificate or key of {self.config.ca_file or self.config.cert_file} cannot be read ({error}).",
-                "See CODER_CLIENT_TLS_CA_FILE, CODER_CLIENT_TLS_CERT_FILE and CODER_CLIENT_TLS_KEY_FILE.",
-            ) from None
-        return {"ssl_context": context}
-
-    def _judge(self, method: str, path: str, response: urllib3.BaseHTTPResponse, content: bytes) -> Answer | _Trouble:
+    def _judge(self, method: str, path: str, response: urllib3.BaseHTTPResponse, content: bytes) -> Answer | Trouble:
         """What a complete answer means. Raises for what no second try can mend."""
         status = response.status
         self.server_version = response.headers.get(VERSION_HEADER, "") or self.server_version
@@ -266,15 +207,15 @@ class CoderHttp:
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if 300 <= status < 400 and status != 304:
             raise self._redirected(response.headers.get("Location", ""))
-        said = _Said.of(content)
+        said = ErrorBody.of(content)
         if status in NOT_PROCESSED | AGAIN:
             error = Unhealthy(
                 self._sentence(method, path, ": ".join(filter(None, (f"status {status}", said.text)))),
                 "",
                 said.details(status),
             )
-            after = _retry_after(response.headers.get("Retry-After", ""))
-            return _Trouble(error, status in AGAIN, status in (502, 503, 504), after)
+            after = retry_after(response.headers.get("Retry-After", ""))
+            return Trouble(error, status in AGAIN, status in (502, 503, 504), after)
         if status >= 400:
             raise self._refused(method, path, status, said, VERSION_HEADER in response.headers)
         if kind == "text/html":
@@ -284,7 +225,7 @@ class CoderHttp:
         try:
             return Answer(status, json.loads(content), response.headers)
         except ValueError:
-            return _Trouble(Unhealthy(self._sentence(method, path, "its answer is broken off JSON")), sent=True)
+            return Trouble(Unhealthy(self._sentence(method, path, "its answer is broken off JSON")), sent=True)
 
     # Sentences
 
@@ -297,7 +238,7 @@ class CoderHttp:
     def _sentence(self, method: str, path: str, what: str) -> str:
         return self.clean(f"The Coder server {self.config.url} did not carry out {method} {path}: {what}.")
 
-    def _refused(self, method: str, path: str, status: int, said: _Said, coder: bool) -> FlowError:
+    def _refused(self, method: str, path: str, status: int, said: ErrorBody, coder: bool) -> FlowError:
         details = {
             key: self.clean(text) if isinstance(text, str) else text for key, text in said.details(status).items()
         }
@@ -332,13 +273,13 @@ class CoderHttp:
             f"If that is the server's own URL: export CODER_URL={base}" if parts.netloc else "",
         )
 
-    def _broken(self, method: str, path: str, error: Exception) -> _Trouble:
+    def _broken(self, method: str, path: str, error: Exception) -> Trouble:
         """What went wrong below HTTP. Raises where asking again cannot help."""
         import ssl
 
         from urllib3 import exceptions
 
-        cause = _cause(error)
+        cause = innermost(error)
         reason = self.clean(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             raise self._untrusted(cause, reason)
@@ -349,7 +290,7 @@ class CoderHttp:
             )
         if isinstance(error, exceptions.ReadTimeoutError) or isinstance(cause, DeadlineExceeded):
             slow = f"The Coder server {self.config.url} did not answer {method} {path} in time."
-            return _Trouble(DeadlineExceeded(slow, "See whether it is overloaded."), sent=True)
+            return Trouble(DeadlineExceeded(slow, "See whether it is overloaded."), sent=True)
         away = isinstance(error, (exceptions.ConnectTimeoutError, exceptions.ProxyError)) or isinstance(
             cause, ConnectionRefusedError
         )
@@ -358,7 +299,7 @@ class CoderHttp:
             f"The Coder server {self.config.url} {what} ({reason}).",
             "See whether it runs, and whether CODER_URL is right.",
         )
-        return _Trouble(told, sent=not away, outage=True)
+        return Trouble(told, sent=not away, outage=True)
 
     def _untrusted(self, cause: Exception, reason: str) -> FlowError:
         reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or reason
@@ -368,124 +309,5 @@ class CoderHttp:
         )
 
 
-class _Retry:
-    """The tries of one request."""
-
-    def __init__(self, http: CoderHttp, method: str, path: str, waiter: Waiter, repeat: bool) -> None:
-        self._http = http
-        self._request = f"{method} {path}"
-        self._waiter = waiter
-        self._repeat = repeat
-        self._tries = 0
-        self._broken = 0
-        self._away: float | None = None
-
-    def pause(self, trouble: _Trouble) -> None:
-        """Sleep until the next try. Raises what is wrong when there is none."""
-        error = trouble.error
-        if trouble.sent and not self._repeat:
-            raise Unsure(f"{error.message} {_CREATED_OR_NOT}", error.hint, {**error.details, "unsure": True})
-        self._tries += 1
-        left = self._waiter.remaining
-        if trouble.outage:
-            self._away = left if self._away is None else self._away
-            left = min(left, self._http.outage - (self._away - left))
-        elif trouble.after is None:
-            self._broken += 1
-            if self._broken >= BROKEN_TRIES:
-                raise error
-        pause = min(0.2 * 2.0 ** min(self._tries - 1, 8), SLOWEST) * self._http._random.uniform(0.5, 1.0)
-        if trouble.after is not None:
-            # A little later than told, so that all who were told the same do not come back at once.
-            pause = trouble.after + self._http._random.uniform(0.0, 0.1 * trouble.after + 0.1)
-        if pause >= left:
-            raise self._given_up(trouble)
-        if self._tries == 1 or pause >= 1:
-            self._http.say(f"{error.message} Trying again in {pause:.1f} s.")
-        self._waiter.pause(pause)
-
-    def _given_up(self, trouble: _Trouble) -> FlowError:
-        error = trouble.error
-        if trouble.after is not None:
-            return DeadlineExceeded(
-                f"{error.message} It asks to come back in {trouble.after:g} s, after the end of the "
-                f"{self._waiter.timeout:g} s for {self._request}.",
-                "Run the command again later.",
-                error.details,
-            )
-        if trouble.outage:
-            waited = self._waiter.timeout - self._waiter.remaining
-            return Unhealthy(
-                f"{error.message} It was asked {self._tries} times in {waited:.0f} s.", error.hint, error.details
-            )
-        return error
-
-
-@dataclass(frozen=True)
-class _Said:
-    """An error's body: ``{"message", "detail"?, "validations"?: [{"field", "detail"}]}``, or text of something else."""
-
-    text: str
-    validations: tuple[tuple[str, str], ...] = ()
-    json: bool = False
-
-    @classmethod
-    def of(cls, content: bytes) -> _Said:
-        try:
-            data = json.loads(content)
-            message = str(data["message"])
-        except (ValueError, KeyError, TypeError):
-            return cls("" if content.lstrip()[:1] == b"<" else content[:200].decode(errors="replace").strip())
-        listed = data.get("validations") or []
-        found = tuple((str(v.get("field", "")), str(v.get("detail", ""))) for v in listed if isinstance(v, dict))
-        parts = [message, str(data.get("detail") or ""), *(f"{name}: {text}" for name, text in found)]
-        return cls("; ".join(part.strip().rstrip(".") for part in parts if part.strip()), found, True)
-
-    def details(self, status: int) -> dict[str, Any]:
-        return {"status": status, "said": self.text, "fields": [name for name, _text in self.validations]}
-
-
-def _content(response: urllib3.BaseHTTPResponse, waiter: Waiter) -> bytes:
-    """The whole body; a server that dribbles does not outlast the deadline."""
-    parts, size = [], 0
-    while block := response.read1(1 << 16):
-        parts.append(block)
-        size += len(block)
-        if size > MAX_ANSWER:
-            raise ValueError(f"its answer is longer than {MAX_ANSWER >> 20} MiB")
-        if waiter.expired:
-            raise TimeoutError("the answer takes too long")
-    return b"".join(parts)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The innermost reason: urllib3 wraps the operating system's."""
-    for _level in range(8):
-        inner = error.__cause__ or next((part for part in error.args if isinstance(part, BaseException)), None)
-        if inner is None:
-            return error
-        error = inner
-    return error
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds of a ``Retry-After`` header, which is a number or a date."""
-    if not text:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _without_user(proxy: str) -> str:
-    parts = urlsplit(proxy)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

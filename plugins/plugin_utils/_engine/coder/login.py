@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ....module_utils._node.errors import Conflict, FlowError, InvalidInput
 from ..common.progress import Progress
 from .admin import CoderAdmin
-from .http import Unsure
+from .retry import Unsure
 
 LONGEST_PASSWORD = 64
 _NAME = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")

@@ -19,7 +19,7 @@ from ..common.wait import Waiter
 from .models import ENDING, STATES, STEPS, Life, Step, Workspace
 
 if TYPE_CHECKING:
-    from .target import Target
+    from .target import Readable
 
 FINAL = ("ok", "failed", "skipped", "needs-auth")
 LAST_LINES = 5
@@ -50,13 +50,13 @@ def event(line: str) -> dict[str, Any] | None:
     }
 
 
-def boots(target: Target, workspace: Workspace) -> frozenset[str]:
+def boots(target: Readable, workspace: Workspace) -> frozenset[str]:
     """Ids of the starts that the log already holds."""
     events = (event(line) for line in target.logs(workspace))
     return frozenset(e["boot"] for e in events if e and e["event"] == "start")
 
 
-def clone_failed(target: Target, workspace: Workspace) -> bool:
+def clone_failed(target: Readable, workspace: Workspace) -> bool:
     """Whether the newest start could not clone."""
     watch = Watch(Progress())
     for line in target.logs(workspace):
@@ -147,7 +147,7 @@ def step_of(data: dict[str, Any]) -> Step | None:
 
 
 def wait_ready(
-    target: Target, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
+    target: Readable, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
 ) -> Workspace:
     """Follow the log until the IDE answers and the clone is done or given up; the workspace with its steps and life.
 
@@ -202,7 +202,7 @@ def ending(events: Sequence[dict[str, Any]]) -> bool:
 
 
 def outlast(
-    target: Target,
+    target: Readable,
     workspace: Workspace,
     progress: Progress,
     waiter: Waiter,
@@ -241,7 +241,7 @@ def _log_hint(watch: Watch, workspace: Workspace) -> str:
     return "\n".join([f"The last lines of its log ({command}):", *watch.tail])
 
 
-def _followed(target: Target, workspace: Workspace, waiter: Waiter) -> Iterator[str | None]:
+def _followed(target: Readable, workspace: Workspace, waiter: Waiter) -> Iterator[str | None]:
     """Lines of the log as they come; ``None`` once, at the end of the log or of the time.
 
     Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.

@@ -45,7 +45,14 @@ class ExecResult:
     stderr: str
 
 
-class Target(Protocol):
+class Readable(Protocol):
+    """What waiting for a workspace needs of a target: its log."""
+
+    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
+        """Lines of the workspace's log; with ``follow`` until it stops or the caller closes the iterator."""
+
+
+class Target(Readable, Protocol):
     """The verbs of a target. All raise children of ``FlowError``; none prints."""
 
     name: str
@@ -91,9 +98,6 @@ class Target(Protocol):
 
     def session(self, workspace: Workspace) -> Session:
         """IDE address and password, host key, directory of the clone."""
-
-    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
-        """Lines of the workspace's log; with ``follow`` until it stops or the caller closes the iterator."""
 
     def exec(
         self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read what a Coder server answers: bodies, error messages and the cause of a broken connection."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..common.wait import Waiter
+
+if TYPE_CHECKING:
+    import urllib3
+
+MAX_ANSWER = 64 << 20
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """An error's body: ``{"message", "detail"?, "validations"?: [{"field", "detail"}]}``, or text of something else."""
+
+    text: str
+    validations: tuple[tuple[str, str], ...] = ()
+    json: bool = False
+
+    @classmethod
+    def of(cls, content: bytes) -> ErrorBody:
+        try:
+            data = json.loads(content)
+            message = str(data["message"])
+        except (ValueError, KeyError, TypeError):
+            return cls("" if content.lstrip()[:1] == b"<" else content[:200].decode(errors="replace").strip())
+        listed = data.get("validations") or []
+        found = tuple((str(v.get("field", "")), str(v.get("detail", ""))) for v in listed if isinstance(v, dict))
+        parts = [message, str(data.get("detail") or ""), *(f"{name}: {text}" for name, text in found)]
+        return cls("; ".join(part.strip().rstrip(".") for part in parts if part.strip()), found, True)
+
+    def details(self, status: int) -> dict[str, Any]:
+        return {"status": status, "said": self.text, "fields": [name for name, _text in self.validations]}
+
+
+def read_body(response: urllib3.BaseHTTPResponse, waiter: Waiter) -> bytes:
+    """The whole body; a server that dribbles does not outlast the deadline."""
+    parts, size = [], 0
+    while block := response.read1(1 << 16):
+        parts.append(block)
+        size += len(block)
+        if size > MAX_ANSWER:
+            raise ValueError(f"its answer is longer than {MAX_ANSWER >> 20} MiB")
+        if waiter.expired:
+            raise TimeoutError("the answer takes too long")
+    return b"".join(parts)
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The innermost reason: urllib3 wraps the operating system's."""
+    for _level in range(8):
+        inner = error.__cause__ or next((part for part in error.args if isinstance(part, BaseException)), None)
+        if inner is None:
+            return error
+        error = inner
+    return error
+
+
+def retry_after(text: str) -> float | None:
+    """Seconds of a ``Retry-After`` header, which is a number or a date."""
+    if not text:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

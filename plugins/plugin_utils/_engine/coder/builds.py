@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wait for the builds of workspaces on a Coder server, and say why one failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....module_utils._node.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Unhealthy,
+)
+from ..common import untrusted
+from ..common.progress import Progress
+from ..common.wait import Waiter
+from ..workspace.models import Workspace
+from .client import Json
+from .jobs import ENDED, follow, last_lines
+
+if TYPE_CHECKING:
+    pass
+from .reading import CoderReader
+
+LAST_LINES = 5
+ADVICE = {
+    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status shows yours), or ask for more.",
+    "no space left on device": "The node's disk is full: whoever runs it makes room there, then run the command again.",
+}
+"""What helps, by words of a build that failed."""
+
+
+class Builder(CoderReader):
+    """Starts builds of workspaces one after the other and waits for each."""
+
+    def _settled(self, workspace: Workspace, timeout: float | None = None) -> Json:
+        """The workspace once nobody builds it any more. Raises ``NotFound`` when it is deleted meanwhile."""
+        found = self._fresh(workspace)
+        while found["latest_build"]["job"]["status"] not in ENDED:
+            self._ended(found["latest_build"], Progress(), timeout)
+            found = self._fresh(workspace)
+        return found
+
+    def _change(
+        self,
+        found: Json,
+        transition: str,
+        progress: Progress | None = None,
+        version: str = "",
+        values: dict[str, str] | None = None,
+    ) -> Json:
+        build = self._client.create_build(found, transition, version, values)
+        self._built(found, build, progress or Progress())
+        return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
+
+    def _built(self, workspace: Json, build: Json, progress: Progress, timeout: float | None = None) -> None:
+        """Wait for a build. Raises ``Unhealthy`` with its last lines when it failed."""
+        ended = self._ended(build, progress, timeout)
+        job = ended["job"]
+        if job["status"] == "succeeded":
+            return
+        last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
+        reason = untrusted.line(job.get("error") or job["status"])
+        hints = [advice for words, advice in ADVICE.items() if words in "\n".join([reason, *last]).lower()]
+        hints += ["The last lines of its build:", *last] if last else ["See the build on the server's dashboard."]
+        raise Unhealthy(
+            f"Coder could not {ended['transition']} workspace {workspace['name']}: {reason.rstrip('.')}.",
+            "\n".join(hints),
+            {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
+        )
+
+    def _ended(self, build: Json, progress: Progress, timeout: float | None = None) -> Json:
+        """The build once its job has ended; that nobody waits any more does not end it."""
+        waiter = Waiter(min(self._patience, timeout or self._patience))
+        what = f"{build['transition']} workspace {build['workspace_name']}"
+        again = (
+            f"Come back to it: ansible-playbook spt.flow.up -e workspace={build['workspace_name']}"
+            if build["transition"] == "start"
+            else "Run the command again to wait on."
+        )
+        hint = f"The server goes on with it. {again}"
+        try:
+            return follow(
+                "build",
+                waiter,
+                lambda: self._client.build(build["id"]),
+                lambda after: self._client.build_logs(build["id"], after),
+                progress,
+            )
+        except DeadlineExceeded as error:
+            message = f"Coder did not {what} within {waiter.timeout:g} s."
+            raise DeadlineExceeded(message, f"{error.hint} {hint}".strip(), error.details) from None
+        except KeyboardInterrupt:
+            raise Cancelled(f"The run was interrupted while Coder was to {what}.", hint) from None

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read workspaces from a Coder server, and reach inside them."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ....module_utils._node.errors import (
+    DeadlineExceeded,
+    FlowError,
+    InvalidInput,
+    NotFound,
+    Unhealthy,
+)
+from ..common import child, untrusted
+from ..common.progress import Progress
+from ..common.version import release
+from ..common.wait import Waiter
+from ..workspace.models import Session, Workspace, WorkspaceSpec
+from .client import CoderClient, Json, agents, search_query
+from .compatibility import refuse_old_server, refuse_other_release, release_note
+from .parse import CI_SUFFIX, ENDED_LIVES, _identity, agent_note, from_json, metadata, seconds
+
+if TYPE_CHECKING:
+    from ..workspace.target import ExecResult
+
+Workspaces = list[Workspace]
+Words = list[str]
+TEMPLATE = "spt-flow"
+HOME = "/home/coder"
+BUILD_TIMEOUT = 1200.0
+"""Seconds for which a build of Coder's is waited for; it goes on when nobody waits any more."""
+RECONNECT = 30.0
+"""Seconds for which an agent is waited for that has lost its server."""
+
+
+class CoderReader:
+    """Workspaces of one server; ``template`` is our template, ``patience`` the seconds that a build may take."""
+
+    def __init__(self, client: CoderClient, template: str = TEMPLATE, patience: float = BUILD_TIMEOUT) -> None:
+        self._client = client
+        self._template = template
+        self._patience = patience
+        self._read: dict[str, Json] = {}
+        self._app_host = functools.cache(client.app_host)
+
+    def find(self, spec: WorkspaceSpec) -> Workspace | None:
+        if spec.name:
+            return self._one(spec.name, spec.owner)
+        if spec.repository is None:
+            return None
+        for name in (spec.repository.slug, spec.repository.slug_with_suffix()):
+            found = self._one(name, spec.owner)
+            if found is None or found.repo == spec.repository.identity:
+                return found
+        return None
+
+    def _one(self, name: str, owner: str) -> Workspace | None:
+        found = self._client.workspace(name, owner or "me")
+        if found is None:
+            return None
+        refuse_old_server(self._client.http.server_version, self._client.http.config.url)
+        workspace = self._seen(found)
+        refuse_other_release(found, release())
+        if not metadata(found):
+            # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
+            asked = self._client.build_parameters(found["latest_build"]["id"])
+            ends = seconds(asked.get("deadline"))
+            workspace = replace(workspace, repo=_identity(asked.get("repo", "")), deadline=int(ends) if ends else None)
+        return workspace
+
+    def _seen(self, found: Json) -> Workspace:
+        self._read[found["id"]] = found
+        http = self._client.http
+        workspace = from_json(found, http.config.url, http.server_clock, self._app_host)
+        notes = (agent_note(found), release_note(found, release()))
+        return replace(workspace, notes=(*workspace.notes, *filter(None, notes)))
+
+    def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
+        """Of our templates only. ``details`` and ``sizes`` are not asked for: the list holds what the server knows."""
+        templates = {self._template, self._template + CI_SUFFIX}
+        query = search_query(owner=owner) if owner else ""
+        pages = self._client.workspaces(query)
+        found = [self._shown(one) for page in pages for one in page if one.get("template_name") in templates]
+        return [workspace for workspace in found if not kind or workspace.kind == kind]
+
+    def _fresh(self, workspace: Workspace) -> Json:
+        found = self._client.workspace_by_id(workspace.id)
+        if found is None:
+            raise NotFound(f"Workspace {workspace.name} is not there any more.", "Run the command again.")
+        self._read[workspace.id] = found
+        return found
+
+    def session(self, workspace: Workspace) -> Session:
+        found = self._read.get(workspace.id) or self._fresh(workspace)
+        directory = untrusted.path(metadata(found).get("directory")) or f"{HOME}/{workspace.name}"
+        if workspace.state != "running":
+            return Session(workspace.url, "", "", directory)
+        self._connected(workspace, next(iter(agents(found)), None))
+        from ..workspace.readiness import Watch
+
+        watch = Watch(Progress())
+        for line in self.logs(workspace):
+            watch.feed(line)
+        return Session(workspace.url, "", "", directory, watch.state("clone"), dotfiles=watch.state("dotfiles"))
+
+    def _connected(self, workspace: Workspace, agent: Json | None) -> None:
+        """Wait for an agent that has lost the server, as after a restart of that; without it nobody gets in."""
+        if agent is None or agent["status"] != "disconnected":
+            return
+        http = self._client.http
+        http.say(f"The agent of workspace {workspace.name} has lost the server; waiting up to {RECONNECT:g} s for it.")
+        waiter = Waiter(min(RECONNECT, self._patience))
+        try:
+            waiter.until(
+                "the agent", lambda: (self._client.agent(agent["id"]) or {}).get("status") == "connected" or None
+            )
+        except DeadlineExceeded:
+            raise Unhealthy(
+                f"Workspace {workspace.name} cannot be entered: its agent lost {http.config.url}"
+                f" ({agent.get('disconnected_at') or 'nobody knows when'}) and did not come back.",
+                "Its container may have ended, or its node be away. Start it anew:"
+                f" ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+            ) from None
+
+    def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
+        found = self._read.get(workspace.id) or self._fresh(workspace)
+        agent = next(iter(agents(found)), None)
+        if agent is None:
+            return
+        lines = self._client.agent_logs(agent["id"])
+        for line in lines[-tail:] if tail else lines:
+            yield untrusted.output(line["output"])
+        after = lines[-1]["id"] if lines else 0
+        pause = 0.1
+        while follow:
+            # In this order, so that what an agent says before it ends is read as well.
+            going = self._going(workspace, agent["id"])
+            lines = self._client.agent_logs(agent["id"], after)
+            for line in lines:
+                yield untrusted.output(line["output"])
+            if not (going or lines):
+                return
+            after = lines[-1]["id"] if lines else after
+            time.sleep(pause)
+            pause = 0.1 if lines else min(pause * 1.2, 2.0)
+
+    def _going(self, workspace: Workspace, agent_id: str) -> bool:
+        """Whether the agent may still say something. Raises ``Unhealthy`` when it never came."""
+        agent = self._client.agent(agent_id)
+        if agent is None or agent["lifecycle_state"] in ENDED_LIVES:
+            return False
+        if agent["status"] == "timeout":
+            raise Unhealthy(
+                f"The agent of workspace {workspace.name} has not connected to {self._client.http.config.url}.",
+                "Its container cannot reach the server, or could not fetch the agent: see its log on the node "
+                f"(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
+            )
+        return True
+
+    def exec(
+        self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
+    ) -> ExecResult:
+        from ..workspace import ssh as workspace_ssh
+        from ..workspace.target import ExecResult
+
+        if user:
+            raise InvalidInput("A command on a Coder workspace runs as its own user.", "Use sudo inside.")
+        try:
+            status, out, err = child.run(workspace_ssh.argv(workspace, shlex.join(argv)), stdin, timeout)
+        except FlowError as error:
+            raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error.message}") from None
+        return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
+
+    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
+        """Have the program that workspaces are entered by; notes about it. After a first answer of the server."""
+        from . import cli as coder_cli
+
+        return coder_cli.ready(self._client.http, progress, needed)

@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decide whether and when a request to a Coder server is sent again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import SystemRandom
+
+from ....module_utils._node.errors import DeadlineExceeded, FlowError, Unhealthy
+from ..common.wait import Waiter
+
+BROKEN_TRIES = 6
+"""How often a server that answers, but wrongly (500, truncated JSON), is asked: seven seconds in all."""
+SLOWEST = 5.0
+UNSURE = "It may have been carried out all the same."
+_RANDOM = SystemRandom()
+
+
+class Unsure(Unhealthy):
+    """The answer to a request that must not be sent twice got lost: look before asking again."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why an attempt brought nothing. ``sent``: it may have been carried out. ``after``: what ``Retry-After`` says.
+
+    ``outage``: the server is not there (it may come back); otherwise it is there and answers wrongly.
+    """
+
+    error: FlowError
+    sent: bool = False
+    outage: bool = False
+    after: float | None = None
+
+
+class Retry:
+    """The tries of one request."""
+
+    def __init__(self, request: str, waiter: Waiter, repeat: bool, outage: float, say: Callable[[str], None]) -> None:
+        self._request = request
+        self._outage = outage
+        self._say = say
+        self._waiter = waiter
+        self._repeat = repeat
+        self._tries = 0
+        self._broken = 0
+        self._away: float | None = None
+
+    def pause(self, trouble: Trouble) -> None:
+        """Sleep until the next try. Raises what is wrong when there is none."""
+        error = trouble.error
+        if trouble.sent and not self._repeat:
+            raise Unsure(f"{error.message} {UNSURE}", error.hint, {**error.details, "unsure": True})
+        self._tries += 1
+        left = self._waiter.remaining
+        if trouble.outage:
+            self._away = left if self._away is None else self._away
+            left = min(left, self._outage - (self._away - left))
+        elif trouble.after is None:
+            self._broken += 1
+            if self._broken >= BROKEN_TRIES:
+                raise error
+        pause = min(0.2 * 2.0 ** min(self._tries - 1, 8), SLOWEST) * _RANDOM.uniform(0.5, 1.0)
+        if trouble.after is not None:
+            # A little later than told, so that all who were told the same do not come back at once.
+            pause = trouble.after + _RANDOM.uniform(0.0, 0.1 * trouble.after + 0.1)
+        if pause >= left:
+            raise self._given_up(trouble)
+        if self._tries == 1 or pause >= 1:
+            self._say(f"{error.message} Trying again in {pause:.1f} s.")
+        self._waiter.pause(pause)
+
+    def _given_up(self, trouble: Trouble) -> FlowError:
+        error = trouble.error
+        if trouble.after is not None:
+            return DeadlineExceeded(
+                f"{error.message} It asks to come back in {trouble.after:g} s, after the end of the "
+                f"{self._waiter.timeout:g} s for {self._request}.",
+                "Run the command again later.",
+                error.details,
+            )
+        if trouble.outage:
+            waited = self._waiter.timeout - self._waiter.remaining
+            return Unhealthy(
+                f"{error.message} It was asked {self._tries} times in {waited:.0f} s.", error.hint, error.details
+            )
+        return error
