@@ -299,7 +299,7 @@ def app_url(url: str, host: Callable[[], str], workspace: Json, agent: Json, slu
 
     ``host`` tells where subdomain apps are. It is asked only for one.
     """
-    app = next((one for one in agent.get("apps") or () if one.get("slug") == slug), {})
+    app: Json = next((one for one in agent.get("apps") or () if one.get("slug") == slug), {})
     wildcard = host() if app.get("subdomain") and app.get("subdomain_name") else ""
     if wildcard:
         return f"{url.partition('://')[0]}://{wildcard.replace('*', app['subdomain_name'], 1)}/"

@@ -43,6 +43,8 @@ RECONNECT = 30.0
 class CoderReader:
     """Workspaces of one server; ``template`` is our template, ``patience`` the seconds that a build may take."""
 
+    name = "coder"
+
     def __init__(self, client: CoderClient, template: str = TEMPLATE, patience: float = BUILD_TIMEOUT) -> None:
         self._client = client
         self._template = template
@@ -89,6 +91,14 @@ class CoderReader:
         pages = self._client.workspaces(query)
         found = [self._shown(one) for page in pages for one in page if one.get("template_name") in templates]
         return [workspace for workspace in found if not kind or workspace.kind == kind]
+
+    def _shown(self, found: Json) -> Workspace:
+        """Return the workspace; one of unknown state when its report cannot be read, so that the others are listed."""
+        try:
+            return self._seen(found)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            owner, name = (untrusted.line(found.get(key), 64) or untrusted.UNKNOWN for key in ("owner_name", "name"))
+            return Workspace(owner, name, "", target=self.name)
 
     def _fresh(self, workspace: Workspace) -> Json:
         found = self._client.workspace_by_id(workspace.id)

@@ -39,18 +39,8 @@ LEAST_EXTENSION = 1800.0
 class CoderTarget(Builder):
     """Implements ``Target`` on one server."""
 
-    name = "coder"
-
     def probe_engine(self) -> EngineFacts:
         raise InvalidInput("A Coder server has no engine of its own to look at.", "Look at its nodes: spt.flow.verify")
-
-    def _shown(self, found: Json) -> Workspace:
-        """Return the workspace; one of unknown state when its report cannot be read, so that the others are listed."""
-        try:
-            return self._seen(found)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            owner, name = (untrusted.line(found.get(key), 64) or untrusted.UNKNOWN for key in ("owner_name", "name"))
-            return Workspace(owner, name, "", target=self.name)
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse what a Coder workspace cannot be made for."""
