@@ -74,7 +74,7 @@ build: ## Build the collection's tarball into artifacts/
 	@$(RUN) ansible-galaxy collection build --force --output-path artifacts
 
 install: build ## Install the collection for this user, so that spt.flow.up works in every directory
-	@$(RUN) ansible-galaxy collection install --force --offline -p "$${ANSIBLE_HOME:-$$HOME/.ansible}/collections" $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
+	@ANSIBLE_CONFIG=$(CURDIR)/playbooks/ansible.cfg $(RUN) ansible-galaxy collection install --force --offline -p "$${ANSIBLE_HOME:-$$HOME/.ansible}/collections" $$(ls -t artifacts/spt-flow-*.tar.gz | head -n 1)
 
 clean: ## Stop quickstart's engine, remove environments and generated files; keep workspaces
 	-@tools/quickstart --engine-stop
