@@ -220,3 +220,17 @@ def test_documented_commands_name_what_exists() -> None:
         if made := re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*make ((?:[a-z-]+ ?)+)", words):
             wrong += [f"{page}: make {name}" for name in made[1].split() if name not in targets]
     assert wrong == []
+
+
+def test_quoted_messages_exist() -> None:
+    """Code in the first column of docs/troubleshooting.md is what the programs really print."""
+    paths = [*CHECKOUT.glob("plugins/**/*.py"), *CHECKOUT.glob("tools/*"), CHECKOUT / "image/rootfs"]
+    source = " ".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+    # A sentence may be split over several lines of a program.
+    joined = re.sub(r'"\s*\n?\s*f?"', "", source)
+    page = (CHECKOUT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        words for row in re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE) for words in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(quoted) > 15
+    assert [words for words in quoted if words not in joined] == []
