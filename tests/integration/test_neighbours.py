@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.plugins.module_utils import _image_identity
-from ansible_collections.spt.flow.plugins.module_utils._workspace import Workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.integration import netns_kit, noise_kit
 from ansible_collections.spt.flow.tests.integration.lab import Lab
 from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
@@ -43,7 +43,7 @@ Pair = tuple[Workspace, Workspace]
 
 
 @pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory, image: _image_identity.Image) -> Iterator[tuple[Lab, Lab]]:
+def labs(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[tuple[Lab, Lab]]:
     """Two owners."""
     with make_lab(tmp_path_factory.mktemp("a"), image) as one, make_lab(tmp_path_factory.mktemp("b"), image) as other:
         yield one, other
