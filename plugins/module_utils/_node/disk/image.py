@@ -16,9 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,6 +96,8 @@ def attach(data: Path, size: int) -> bool:
 
 def _tidy(data: Path) -> None:
     """Remove what a migration that was killed has left; ``data`` is whole at each of its steps."""
+    import shutil
+
     folder = data.parent
     if (folder / NEXT).exists():
         if not marked(data):
@@ -113,6 +113,8 @@ def _tidy(data: Path) -> None:
 
 def _migrate(data: Path, size: int) -> None:
     """Make the file system, copy what ``data`` holds, and let it take the place of the directory in one step."""
+    import shutil
+
     folder = data.parent
     if in_use(data):
         raise Conflict(
@@ -139,10 +141,10 @@ def _migrate(data: Path, size: int) -> None:
     shutil.copystat(data, following)
     step("prepared")
     os.rename(folder / FRESH, folder / IMAGE)
-    kernel.sync(folder)
+    kernel.keep(folder)
     step("named")
     kernel.exchange(following, data)
-    kernel.sync(folder)
+    kernel.keep(folder)
     step("exchanged")
     shutil.rmtree(following)
     (folder / STAGING).rmdir()
@@ -175,7 +177,8 @@ def usage(data: Path) -> tuple[int, int]:
 
 
 def need(folder: Path, wanted: int) -> None:
-    free = shutil.disk_usage(folder).free
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
     if free < wanted + SLACK:
         raise Unhealthy(
             f"Cannot give {folder.name} a file system of its own: {(wanted + SLACK) >> 20} MiB are needed at {folder}, "
@@ -186,11 +189,14 @@ def need(folder: Path, wanted: int) -> None:
 
 def make(image: Path, size: int, count: int = 0) -> None:
     """An empty file system in a sparse file; what can be initialised later is."""
+    import subprocess
+
     size -= size % kernel.BLOCK
     with open(image, "wb", opener=_private) as file:
         file.truncate(size)
     ratio = max(1024, min(16384, size // (2 * count + 1)))
-    extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+    # Room to grow 16 times: the usual reserve is most of what is written here.
+    extended = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,resize={min(size // kernel.BLOCK * 16, 2**32 - 1)}"
     argv = [
         "mkfs.ext4",
         "-q",
@@ -228,15 +234,13 @@ def _copied(data: Path, image: Path, staging: Path) -> None:
         copy(f"{data}/.", staging)
         kernel.sync(staging)
         kernel.unmount(staging)
-    descriptor = os.open(image, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    kernel.keep(image)
 
 
 def copy(source: str, target: Path, *options: str) -> None:
     """Copy with owners, modes, times, links, holes and attributes."""
+    import subprocess
+
     argv = ["cp", "-a", "--sparse=auto", *options, "--", source, str(target)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
@@ -262,10 +266,17 @@ def _mount(image: Path, data: Path, size: int) -> None:
             kernel.refresh(device)
             kernel.mount(device, data, "ext4", OPTIONS)
             if _blocks(image) < image.stat().st_size // kernel.BLOCK:
-                subprocess.run(["resize2fs", device], capture_output=True, check=False)
+                _grow(device)
         _take_in(below, data)
     finally:
         os.close(below)
+
+
+def _grow(device: str) -> None:
+    """Let the mounted file system fill its device; where that is not possible it stays as large as it was."""
+    import subprocess
+
+    subprocess.run(["resize2fs", device], capture_output=True, check=False)
 
 
 def _blocks(image: Path) -> int:
@@ -280,6 +291,8 @@ def _take_in(below: int, data: Path) -> None:
 
     What does not fit stays below and is tried again at the next start.
     """
+    import shutil
+
     # By a path that the program that copies can open as well.
     folder = Path(f"/proc/{os.getpid()}/fd/{below}")
     for name in os.listdir(below):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Mounts and loop devices (private to the collection; also installed on nodes): the few system calls that Python lacks.
 
-Standard library only, and no other program is started, since a container waits for this.
+Standard library only, of which little is imported, and no other program is started, since a container waits for this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 RDONLY, REC, PRIVATE = 1, 16384, 1 << 18
@@ -43,15 +42,11 @@ def check(status: int, doing: str, path: object) -> None:
         raise OSError(number, f"{doing}: {os.strerror(number)}", str(path))
 
 
-@dataclass(frozen=True)
 class Mount:
     """One line of the mount table."""
 
-    point: str
-    root: str
-    kind: str
-    source: str
-    options: str
+    def __init__(self, point: str, root: str, kind: str, source: str, options: str) -> None:
+        self.point, self.root, self.kind, self.source, self.options = point, root, kind, source, options
 
 
 def mounts(process: str = "self") -> list[Mount]:
@@ -102,6 +97,15 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         check(libc.syncfs(descriptor), "sync", path)
+    finally:
+        os.close(descriptor)
+
+
+def keep(path: Path) -> None:
+    """Write a file, or the names in a directory, to the disk; what others have written there does not wait for it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

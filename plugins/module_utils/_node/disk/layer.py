@@ -10,7 +10,6 @@ container.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -58,9 +57,10 @@ def _copied(file: str, stage: Path) -> str:
     copy = stage / os.path.basename(file)
     with suppress(FileNotFoundError):
         copy.unlink()
-    shutil.copy2(file, copy)
+    copy.write_bytes(Path(file).read_bytes())
     found = os.stat(file)
     os.chown(copy, found.st_uid, found.st_gid)
+    copy.chmod(found.st_mode & 0o7777)
     return str(copy)
 
 

@@ -14,12 +14,14 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import FlowError
 from . import image, layer, quota
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RECORDS = "/run/spt-flow/disk"
 SIZES = {"/home/coder": "SPT_FLOW_DISK", "/var/lib/spt-flow-docker": "SPT_FLOW_DOCKER_DISK"}
@@ -29,13 +31,11 @@ VOLUME = re.compile(r"/.*/volumes/spt-flow-[a-zA-Z0-9_.-]+/_data")
 STATE = "/run/runc"
 
 
-@dataclass(frozen=True)
 class Disk:
     """A volume's directory, or a container's root file system, and its size in bytes (0 for no limit)."""
 
-    path: str
-    size: int
-    volume: bool
+    def __init__(self, path: str, size: int, volume: bool) -> None:
+        self.path, self.size, self.volume = path, size, volume
 
 
 def wanted(config: dict[str, Any]) -> list[Disk]:

@@ -22,6 +22,8 @@ from .creation import Creator
 
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL (docs/decisions/docker-inside-storage.md)."""
+START = 3600.0
+"""Seconds that a start may take: a home that gets a file system of its own is copied before."""
 NOT_MODIFIED = 304
 
 
@@ -45,11 +47,11 @@ class Starter(Creator):
         if not old:
             return workspace
         self._rename(old, name)
-        return replace(workspace, id=old)
+        return replace(workspace, id=self._under_runtime(old, name))
 
     def _start(self, workspace: Workspace) -> Workspace:
         try:
-            connection, answer = self._engine.request("POST", f"/containers/{workspace.id}/start")
+            connection, answer = self._engine.request("POST", f"/containers/{workspace.id}/start", timeout=START)
             connection.close()
         except FlowError as error:
             if self._lacks_kvm(error):
@@ -162,7 +164,23 @@ class Starter(Creator):
                 self._remove(made)
             if old:
                 self._rename(identifier, name)
-            self._engine.request_json("POST", f"/containers/{identifier}/start")
+                identifier = self._under_runtime(identifier, name)
+            self._engine.request_json("POST", f"/containers/{identifier}/start", timeout=START)
+
+    def _under_runtime(self, identifier: str, name: str) -> str:
+        """The container, made again where it runs without the runtime ``spt-flow``; its id.
+
+        The restart may have moved its home to a file system of its own, which only that runtime mounts.
+        """
+        from . import container
+
+        found = self._engine.get_json(f"/containers/{identifier}/json")
+        facts = self.probe_engine()
+        if found["HostConfig"].get("Runtime") == container.RUNTIME or not (facts.runtime and facts.remapped):
+            return identifier
+        body = {**found["Config"], "HostConfig": {**found["HostConfig"], "Runtime": container.RUNTIME}}
+        self._remove(identifier)
+        return str(self._engine.request_json("POST", "/containers/create", {"name": name}, body)["Id"])
 
     def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
         from ..common.wait import Waiter
