@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.tests.integration import engine_kit
 from ansible_collections.spt.flow.tests.integration.engine_kit import SecondEngine
+from ansible_collections.spt.flow.tests.integration.test_snapshots import Node
 
 MIB = 1 << 20
 SIZES = {"SPT_FLOW_DISK": 400 * MIB, "SPT_FLOW_DOCKER_DISK": 300 * MIB}
@@ -340,3 +341,62 @@ def test_a_larger_limit_is_taken_over_and_no_limit_keeps_the_home(box: Box) -> N
     box.engine.docker("rm", "--force", box.name)
     box.up(sizes={"SPT_FLOW_DISK": 0})
     assert box.run("cat ~/file") == "kept\n"
+
+
+@pytest.mark.skipif(shutil.which("restic") is None, reason="needs restic (apt-get install restic)")
+def test_a_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
+    """Running, stopped, unchanged; one path, and the whole home over itself."""
+    engine, home = box.engine, f"{box.name}-home"
+    engine.docker("volume", "create", "--label", "spt.flow.owner=box", home)
+    node = Node(tmp_path, data_root=engine.data, engine=True, socket=str(engine.socket))
+    node.ok("setup")
+    box.up()
+    box.run("echo first >~/file; mkdir ~/folder; echo kept >~/folder/kept")
+    running = node.ok("run")["volumes"][home]
+    assert running["files"] >= 3 and not running["error"]
+    box.run("echo second >~/file")
+    engine.docker("stop", "--time", "1", box.name)
+    stopped = node.ok("run")["volumes"][home]
+    assert stopped["files"] == running["files"] and stopped["last_id"] != running["last_id"]
+    assert all("/dev/loop" not in line for line in traces(engine)), "nothing stays mounted"
+    assert node.ok("run")["volumes"][home]["last_id"] == stopped["last_id"], "unchanged, whatever its device"
+    assert node.ok("verify")["ok"]
+    # One path into the stopped home, which is another file system than the staging directory.
+    node.ok("restore", home, "--snapshot", running["last_id"][:8], "--path", "folder/kept")
+    engine.docker("start", box.name)
+    assert box.run("cat ~/file ~/restored-*/kept; stat -c %u ~/restored-*") == "second\nkept\n1000\n"
+    assert node.ok("run")["volumes"][home]["files"] == running["files"] + 1
+    # The whole home.
+    refused = node("restore", home, "--snapshot", running["last_id"][:8], "--into", home, "--over", "--confirm", home)
+    assert refused.returncode and "in use" in refused.stderr
+    engine.docker("stop", "--time", "1", box.name)
+    node.ok("restore", home, "--snapshot", running["last_id"][:8], "--into", home, "--over", "--confirm", home)
+    engine.docker("start", box.name)
+    assert box.run("cat ~/file ~/folder/kept; ls ~") == "first\nkept\nfile\nfolder\n"
+    assert "/dev/loop" in box.run("df /home/coder")
+
+
+def test_a_snapshot_that_is_killed_leaves_nothing_mounted_and_holds_up_no_start(box: Box, tmp_path: Path) -> None:
+    box.up()
+    box.run("echo kept >~/file")
+    engine = box.engine
+    engine.docker("stop", "--time", "1", box.name)
+    script = (
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from spt_flow_node.disk import image\n"
+        "with image.opened(Path(sys.argv[2])):\n"
+        "    print(Path(sys.argv[2], 'file').read_text(), end='', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", script, str(engine.folder / "lib"), str(box.data())]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None and reader.stdout.readline() == "kept\n"
+        assert not os.path.ismount(box.data())
+        engine.docker("start", box.name)
+        box.run("echo more >>~/file; sync")
+        used = subprocess.run(["losetup", "--associated", box.images()[0]], capture_output=True, text=True, check=True)
+        assert len(used.stdout.splitlines()) == 1, "one file behind two devices is destroyed"
+        engine.docker("stop", "--time", "1", box.name)
+        reader.kill()
+    engine.docker("start", box.name)
+    assert box.run("cat ~/file") == "kept\nmore\n"
+    engine.docker("rm", "--force", box.name)

@@ -297,3 +297,32 @@ def test_what_is_swept_is_decided_by_the_engines_clock_alone(skew, client):
     )
     assert list(docker.sweep()) == ["over"]
     assert docker._engine.removed == ["/containers/over"]
+
+
+class PutBack:
+    """An engine with one container that a restart has set aside."""
+
+    def __init__(self, runtime):
+        self.runtime, self.did = runtime, []
+
+    def get_json(self, path, query=None, timeout=0.0):
+        if path == "/info":
+            return {"SecurityOptions": ["name=userns"], "Runtimes": {"spt-flow": {}}, "DockerRootDir": "/d/1000.1000"}
+        return {"Name": "/spt-flow-ada-demo-old", "Config": {"Image": "i"}, "HostConfig": {"Runtime": self.runtime}}
+
+    local = False
+
+    def request_json(self, method, path, query=None, body=None, timeout=0.0):
+        self.did.append((method, path, (body or {}).get("HostConfig")))
+        return {"Id": "fresh"}
+
+
+@pytest.mark.parametrize(("runtime", "started"), [("spt-flow", "old"), ("runc", "fresh"), ("", "fresh")])
+def test_a_container_that_is_put_back_finds_a_home_that_was_moved_meanwhile(runtime, started):
+    """Only the runtime of today mounts such a home; under any other it would look empty."""
+    target = docker_target.DockerTarget()
+    target._engine = engine = PutBack(runtime)
+    target._put_back("old", "spt-flow-ada-demo", "")
+    assert engine.did[-1][:2] == ("POST", f"/containers/{started}/start")
+    if started == "fresh":
+        assert ("POST", "/containers/create", {"Runtime": "spt-flow"}) in engine.did

@@ -44,6 +44,8 @@ class Runtime:
             "PATH=/usr/local/sbin:": f"PATH={folder}:/usr/local/sbin:",
             "/etc/spt-flow/runtime.env": str(self.environment),
             "/usr/local/lib/spt-flow/audit-id.sh": str(self.audit),
+            "/usr/local/lib/spt-flow/spt-flow-disk": str(folder / "disk"),
+            "/run/spt-flow/disk": str(folder / "disks"),
             "/proc/$holder/": f"{folder}/proc/$holder/",
             "/sys/class/net/spt-flow0/": f"{folder}/",
         }.items():
@@ -280,3 +282,94 @@ def test_terminals_and_open_files_have_the_nodes_limits(runtime: Runtime) -> Non
     assert said.read_text().split() == ["99"] * 4
     assert runtime.content()["mounts"][0]["options"] == ["nosuid", "newinstance", "max=7", "mode=0620"]
     assert runtime.content()["process"]["env"] == ['X="newinstance",']
+
+
+# Sizes of volumes
+
+
+class Sized:
+    """The runtime beside a program for disks and a runc that both note their calls."""
+
+    def __init__(self, runtime: Runtime, attach: str = "exit 0") -> None:
+        self.runtime, self.calls = runtime, runtime.folder / "calls"
+        runtime._write(
+            runtime.folder / "disk",
+            f'#!/bin/sh\necho "disk $*" >>{self.calls}\n[ "$1" != attach ] || {{ {attach}; }}\n',
+        )
+        self.runc()
+
+    def runc(self, status: int = 0) -> None:
+        self.runtime._write(self.runtime.folder / "runc", f'#!/bin/sh\necho "runc $*" >>{self.calls}\nexit {status}\n')
+
+    def volumes(self) -> None:
+        self.runtime.config()
+        path = self.runtime.bundle / "config.json"
+        config = json.loads(path.read_text())
+        config["mounts"] = [
+            {"destination": "/home/coder", "type": "bind", "source": "/x/volumes/spt-flow-a-home/_data"}
+        ]
+        path.write_text(json.dumps(config, separators=(",", ":")))
+
+    def create(self) -> int:
+        return self.runtime.run(*CREATE, str(self.runtime.bundle), "x1").returncode
+
+    def called(self) -> list[str]:
+        """Which programs were called with which of their words, in order."""
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        return [" ".join(word for word in line.split() if word in VERBS) for line in lines]
+
+
+VERBS = ("disk", "runc", "attach", "detach", "create", "delete", "x1")
+
+
+def test_sizes_are_set_before_runc_and_stay_with_the_container(runtime: Runtime) -> None:
+    sized = Sized(runtime)
+    sized.volumes()
+    assert sized.create() == 0
+    assert sized.called() == ["disk attach x1 create x1", "runc create x1"]
+    assert str(runtime.bundle) in sized.calls.read_text()
+
+
+@pytest.mark.parametrize("env", [("SPT_FLOW_DISK=1000",), ("A=1", "SPT_FLOW_DISK=1000")])
+def test_a_container_without_volumes_is_sized_by_its_environment(runtime: Runtime, env: tuple[str, ...]) -> None:
+    sized = Sized(runtime)
+    runtime.config(env=env)
+    assert sized.create() == 0
+    assert sized.called()[0] == "disk attach x1 create x1"
+    assert runtime.linux()["maskedPaths"] == [], "the rest of the bundle is edited as well"
+
+
+@pytest.mark.parametrize("env", [(), ("SPT_FLOW_DISK=0",), ('A="SPT_FLOW_DISK=1000',), ("XSPT_FLOW_DISK=1000",)])
+def test_other_containers_start_no_further_program(runtime: Runtime, env: tuple[str, ...]) -> None:
+    sized = Sized(runtime)
+    runtime.config(env=env)
+    assert sized.create() == 0 and sized.called() == ["runc create x1"]
+    assert runtime.run("delete", "x1").returncode == 0 and sized.called()[1:] == ["runc delete x1"]
+
+
+def test_a_container_that_cannot_be_created_keeps_nothing_mounted(runtime: Runtime) -> None:
+    sized = Sized(runtime)
+    sized.runc(3)
+    sized.volumes()
+    assert sized.create() == 3, "runc's own status"
+    assert sized.called() == ["disk attach x1 create x1", "runc create x1", "disk detach x1"]
+
+
+def test_a_limit_that_cannot_be_set_is_told_to_the_engine(runtime: Runtime, tmp_path: Path) -> None:
+    sized = Sized(runtime, attach="echo The disk is full. >&2; exit 1")
+    sized.volumes()
+    log = tmp_path / "log.json"
+    done = runtime.run("--log", str(log), *CREATE, str(runtime.bundle), "x1")
+    assert done.returncode == 1 and "The disk is full." in done.stderr
+    assert json.loads(log.read_text())["msg"] == "spt-flow: The disk is full."
+    assert sized.called() == ["disk attach x1 create x1"], "runc was not called"
+
+
+def test_what_is_mounted_goes_after_runc_has_deleted_the_container(runtime: Runtime) -> None:
+    sized = Sized(runtime)
+    (runtime.folder / "disks").mkdir()
+    (runtime.folder / "disks/x1").touch()
+    assert runtime.run("--root", "/run/x", "delete", "--force", "x1").returncode == 0
+    assert sized.called() == ["runc delete x1", "disk detach x1"]
+    sized.runc(1)
+    assert runtime.run("delete", "x1").returncode == 1
