@@ -418,6 +418,7 @@ def test_coder_workspace_that_cannot_be_read_is_listed_as_unknown(monkeypatch: p
     bad = {"template_name": "spt-flow", "id": "1", "name": "\x1b[2Jbad", "owner_name": "eve", "latest_build": "soon"}
     client = SimpleNamespace(
         http=SimpleNamespace(config=SimpleNamespace(url="https://coder.example.com"), server_clock=NOW),
+        app_host=lambda: "",
         workspaces=lambda query: [[bad, {"template_name": 7}, {**bad, "name": None}]],
     )
     found = CoderTarget(client).list()
