@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The real server and Terraform's real provider behind the proxy of role coder_node: what works, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Result, WorkspaceSpec
+from ansible_collections.spt.flow.tests.live.conftest import House
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", wait_timeout=600)
+SENTENCE = "spt.flow refuses POST /containers/create on this node"
+
+
+@dataclass
+class Proxied:
+    """A proxy that runs as on a node. ``journal`` is what it writes for the journal."""
+
+    socket: Path
+    journal: Path
+
+    def refused(self) -> list[str]:
+        return [line for line in self.journal.read_text().splitlines() if "refused: " in line]
+
+
+@pytest.fixture(scope="module")
+def proxied(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    folder = tmp_path_factory.mktemp("proxy")
+    (folder / "spt_flow_node").symlink_to(CHECKOUT / "plugins/module_utils/_node")
+    (folder / "seccomp").mkdir()
+    (folder / "seccomp/current.json").write_bytes(docker_container.SECCOMP.read_bytes())
+    settings = {"runtime": "spt-flow", "apparmor": "spt-flow-workspace", "networks": ["bridge"]}
+    (folder / "proxy.json").write_text(json.dumps({**settings, "seccomp": str(folder / "seccomp")}))
+    made = Proxied(folder / "engine.sock", folder / "journal")
+    program = CHECKOUT / "roles/coder_node/files/spt-flow-engine-proxy"
+    with open(made.journal, "wb") as journal:
+        process = subprocess.Popen(
+            [sys.executable, str(program), str(folder / "proxy.json"), str(made.socket)],
+            env={"SPT_FLOW_LIB": str(folder)},
+            stderr=journal,
+        )
+    end = time.monotonic() + 30
+    while not made.socket.exists():
+        assert process.poll() is None and time.monotonic() < end, made.journal.read_text()
+        time.sleep(0.1)
+    yield made
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def wanted(proxied: Proxied, settings: Settings, name: str, old: str = "", new: str = "") -> coder_template.Wanted:
+    """The collection's template behind the proxy, with ``new`` for ``old`` in it."""
+    nodes = {"node1": f"unix://{proxied.socket}"}
+    made = coder_template.ours(settings, "dev", name, nodes, network="bridge")
+    if not old:
+        return made
+    files = {path.name: path.read_bytes() for path in coder_template.FOLDER.iterdir() if path.is_file()}
+    text = files["main.tf"].decode()
+    assert text.count(old) == 1
+    files["main.tf"] = text.replace(old, new).encode()
+    files["seccomp.json"] = docker_container.SECCOMP.read_bytes()
+    return replace(made, archive=coder_template.pack(coder_template.FOLDER, files))
+
+
+def ensure(house: House, template: str, name: str, state: str) -> Result:
+    target = CoderTarget(house.client(house.token), template)
+    spec = WorkspaceSpec("me", SETTINGS, name)
+    return lifecycle.ensure(target, spec, state, probe=lambda *_: Probe("open"))
+
+
+def containers(workspace_id: str) -> list[str]:
+    argv = ["docker", "ps", "--all", "--quiet", "--filter", f"label=spt.flow.coder={workspace_id}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_whole_life_of_a_workspace_passes_the_proxy(house: House, proxied: Proxied) -> None:
+    """Create, stop, start, update and delete, by the real provider; the proxy refuses nothing of it."""
+    assert house.admin is not None
+    coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "proxied"))
+    made = ensure(house, "proxied", "behind", "started").workspace
+    assert made is not None and made.step("ide").state == "ok"
+    try:
+        assert len(containers(made.id)) == 1
+        assert ensure(house, "proxied", "behind", "stopped").changed
+        assert containers(made.id) == []
+        assert ensure(house, "proxied", "behind", "started").changed
+        coder_template.roll_out(house.admin, wanted(proxied, replace(SETTINGS, memory=1536 << 20), "proxied"))
+        updated = ensure(house, "proxied", "behind", "restarted").workspace
+        assert updated is not None and updated.outdated == ()
+    finally:
+        assert ensure(house, "proxied", "behind", "absent").changed
+    assert containers(made.id) == []
+    assert proxied.refused() == []
+
+
+IMAGE = "  image    = data.docker_image.workspace.id\n"
+VOLUME = '  volumes {\n    volume_name    = "spt-flow-snapshots"\n'
+NETWORK = "  networks_advanced {\n    name = var.network\n  }\n"
+SOCKET = "/var/run/docker.sock"
+HOSTILE = {
+    "privileged": (IMAGE, f"{IMAGE}  privileged = true\n", "Privileged"),
+    "root of the node": (
+        VOLUME,
+        f'  volumes {{\n    host_path = "/"\n    container_path = "/host"\n  }}\n{VOLUME}',
+        "Volumes",
+    ),
+    "mount of the root": (
+        VOLUME,
+        f'  mounts {{\n    type = "bind"\n    source = "/"\n    target = "/host"\n  }}\n{VOLUME}',
+        "Mounts",
+    ),
+    "socket of the engine": (
+        VOLUME,
+        f'  mounts {{\n    type = "bind"\n    source = "{SOCKET}"\n    target = "/d.sock"\n  }}\n{VOLUME}',
+        "Mounts",
+    ),
+    "processes of the node": (IMAGE, f'{IMAGE}  pid_mode = "host"\n', "PidMode"),
+    "network of the node": (NETWORK, '  network_mode = "host"\n', "NetworkMode"),
+    "no user namespace": (IMAGE, f'{IMAGE}  userns_mode = "host"\n', "UsernsMode"),
+    "other runtime": ("  runtime  = var.runtime\n", '  runtime  = "runc"\n', "Runtime"),
+    "other image": (IMAGE, '  image    = "spt-flow/base:bookworm"\n', "Image"),
+    "capability": ('    drop = ["CAP_MKNOD"', '    add  = ["CAP_SYS_ADMIN"]\n    drop = ["CAP_MKNOD"', "CapAdd"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "named"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_template_is_refused_with_a_sentence(
+    old: str, new: str, named: str, house: House, proxied: Proxied
+) -> None:
+    """The user reads why in the build's log, the journal has one line, and the engine has no container."""
+    assert house.admin is not None
+    before = proxied.refused()
+    name = f"hostile-{named.lower()}-{len(before)}"
+    coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "hostile", old, new))
+    try:
+        with pytest.raises(FlowError) as caught:
+            ensure(house, "hostile", name, "started")
+        said = f"{caught.value.message}\n{caught.value.hint}"
+        if named != "Image":
+            # The provider pulls an image before it asks for a container of it.
+            assert SENTENCE in said and named in said, said
+        else:
+            assert "spt.flow refuses" in said, said
+        assert len(proxied.refused()) == len(before) + 1, proxied.refused()
+        found = house.client(house.token).workspace(name)
+        assert found is not None
+        assert containers(found["id"]) == []
+    finally:
+        ensure(house, "hostile", name, "absent")
