@@ -205,6 +205,7 @@ def test_container_of_the_template_is_created_with_the_image_by_its_id(served: S
 def test_body_of_target_docker_has_what_the_proxy_asks_for() -> None:
     """So that the template, which follows it, is not refused by its own proxy."""
     assert set(docker_container.DROPPED) >= bodies.DROPPED
+    assert dict(docker_container.SYSCTLS) == bodies.SYSCTLS
     assert docker_container.RUNTIME == "spt-flow" and docker_container.APPARMOR == "spt-flow-workspace"
 
 
@@ -278,6 +279,7 @@ HOST: dict[str, dict[str, Any]] = {
     "devices by rule": {"DeviceCgroupRules": ["a *:* rwm"]},
     "graphics card": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]},
     "kernel setting": {"Sysctls": {"net.ipv4.ip_forward": "1"}},
+    "kernel setting beside ours": {"Sysctls": {**bodies.SYSCTLS, "net.ipv4.ip_forward": "1"}},
     "kernel setting without a value": {"Sysctls": {"kernel.shm_rmid_forced": ""}},
     "published port": {"PortBindings": {"8080/tcp": [{"HostPort": "443"}]}},
     "port published anywhere": {"PortBindings": {"8080/tcp": []}},

@@ -25,6 +25,8 @@ OWNER = "spt.flow.coder"
 LABELS = re.compile(r"(?:spt\.flow|coder)\.[a-z_.]+")
 DROPPED = frozenset({"MKNOD", "NET_RAW", "SETFCAP"})
 DEVICES = frozenset({"/dev/kvm", "/dev/fuse", "/dev/net/tun"})
+SYSCTLS = {"net.ipv4.ping_group_range": "0 65535"}
+"""ping without a capability; of the workspace's own network namespace."""
 LEAST_MEMORY = 64 << 20
 MOUNTS = {"home": "/home/coder:rw", "docker": "/var/lib/spt-flow-docker:rw"}
 SNAPSHOTS = "spt-flow-snapshots:/var/lib/spt-flow-snapshots:ro"
@@ -76,7 +78,6 @@ HOST_EMPTY = [
     "StorageOpt",
     "UTSMode",
     "UsernsMode",
-    "Sysctls",
     "Isolation",
     "CpuShares",
     "CgroupParent",
@@ -208,6 +209,7 @@ def _host(given: Any, name: str, node: Node) -> None:
         IpcMode=_one_of("", "private"),
         ExtraHosts=lambda value: value is None or (texts(value) and set(value) <= {HOSTS}),
         SecurityOpt=lambda value: _security(value, node),
+        Sysctls=lambda value: empty(value) or value == SYSCTLS,
         Tmpfs=_tmpfs,
         Runtime=_one_of(node.runtime),
         Memory=_number(LEAST_MEMORY),
