@@ -306,6 +306,15 @@ def test_a_run_configured_by_its_repository_is_refused(
         assert "a file of the repository" in result["msg"] and "playbooks/ansible.cfg" in result["error"]["hint"]
 
 
+def test_a_list_with_a_repository_that_configures_the_run_is_refused(
+    act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(tmp_path / "work/ansible.cfg"))
+    result = act("workspaces", {"workspaces": [{"repo": str(tmp_path / "work")}]})
+    assert result["failed"] and act.target.writes == []
+    assert "a file of the repository" in result["workspaces"][0]["msg"]
+
+
 def test_other_configurations_are_not_refused(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     for file, repo in (

@@ -40,6 +40,9 @@ _CONFIGURATION = """\
 \tfsmonitor = false
 \tcommitGraph = false
 \tmultiPackIndex = false
+\tbigFileThreshold = 64m
+[pack]
+\twindowMemory = 256m
 [protocol]
 \tallow = never
 """
