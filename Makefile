@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Every target sets up what it needs; environments and other slow things are kept in ~/.cache/spt-flow.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bare bench docs docs-site seccomp devcontainer runner-dir requirements image image-update build install clean
+.PHONY: help quickstart venv test test-full lint unit integration molecule test-live sanity bare importer bench docs docs-site seccomp devcontainer runner-dir requirements image image-update build install clean
 MAX = tools/venv --dev --end max --
 RUN = tools/venv --
 export REPO
@@ -42,6 +42,9 @@ sanity: ## ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (d
 
 bare: ## The tarball beside a bare ansible-core: every playbook loads, every name exists, the reset play runs
 	@$(MAX) tools/bare
+
+importer: ## Galaxy's own importer reads the tarball
+	@$(MAX) tools/importer
 
 bench: ## Measure speed and write docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
 	@$(MAX) tests/bench/bench $(BENCH)

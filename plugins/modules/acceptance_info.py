@@ -14,6 +14,8 @@ author:
 description:
   - Reads virtualisation, the Docker engine, the firewall, the audit trail and the snapshots of a host.
   - What the host cannot have, such as timers without systemd, gets the verdict V(impossible) instead of V(failed).
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.info

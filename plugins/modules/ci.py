@@ -29,6 +29,10 @@ description:
   - >-
     Variables reach the command by standard input only; their values are hidden in what it prints. Under ansible-runner
     use O(env_file), since the runner writes its whole environment to a file.
+requirements:
+  - python >= 3.11 on the controller
+  - docker >= 7.0 (Python package) where an image is built, loaded or pulled
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -15,6 +15,9 @@ author:
 description:
   - Asks the server to look at itself, and tells each section's severity with Coder's own codes.
   - Fails where a section is in error that no administrator has dismissed. Owners only.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -18,6 +18,9 @@ description:
   - A version becomes active only when its import succeeded. Workspaces keep the version that they were built with until
     their user restarts them.
   - Limits, image and nodes come from the inventory; developers choose only what is cloned.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -20,6 +20,9 @@ description:
   - >-
     The new token is tried and written before the old one is deleted. It goes from memory to the standard input of
     a command on the host; it is in no result, in no argument, and on the disk of no other machine.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

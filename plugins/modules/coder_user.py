@@ -20,6 +20,9 @@ description:
     Whoever leaves is suspended, which refuses every session and token of theirs; their roles go, their tokens are
     revoked and their workspaces stopped. Their homes stay, and so does the user, whose name nobody else gets.
   - Users who are not in the list are left alone.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -20,6 +20,8 @@ description:
   - Such a file is read on engines that nobody has looked at. It asks for C(/dev/kvm) with O(kvm=required) only, and for
     Docker inside with O(docker=required), which needs an engine as the role P(spt.flow.host_docker#role) makes it, or
     with O(docker=unsafe).
+requirements:
+  - python >= 3.11 on the controller
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

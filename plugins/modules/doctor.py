@@ -17,6 +17,9 @@ description:
     server with its token, our template, the program C(coder) and, for those whom the server tells it, its own health.
   - Says for each what is missing and how to get it. Fails with exit status 8 when something needed is missing.
   - Changes nothing unless O(write=true).
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -13,6 +13,8 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - All that the role P(spt.flow.host_docker#role) decides by; a task for each would cost half a second.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.info

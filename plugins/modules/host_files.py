@@ -14,6 +14,8 @@ author:
 description:
   - Compares content, mode and owner, writes only what differs, each file whole or not at all.
   - The owner is the user who runs the task. A symbolic link in a file's place is replaced, not followed.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 options:

@@ -13,6 +13,8 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Release, start system, packages, units and room; gathering facts and a task for each would cost half a second each.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.info

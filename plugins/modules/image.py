@@ -20,6 +20,9 @@ description:
   - A release verifies the image in a container of its own, lists its packages (SPDX), publishes it, and records it in
     one file that nodes, templates and C(up) read. An image that fails its verification is neither published nor
     recorded.
+requirements:
+  - python >= 3.11 on the controller
+  - docker >= 7.0 (Python package) where an image is built, loaded or pulled
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -14,6 +14,8 @@ author:
 description:
   - An image counts as there when its tag is and its label C(spt.flow.image) holds the wanted identity.
   - Without O(archive) and O(reference) it is only looked for.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 options:

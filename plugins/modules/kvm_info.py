@@ -14,6 +14,8 @@ author:
 description:
   - Opens the device as the task's user, creates a virtual machine with a processor and runs a few bytes of guest code
     to their C(HLT). What flags and modules say is reported beside it, but does not decide; a para-virtual KVM has none.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.info

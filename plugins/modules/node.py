@@ -17,6 +17,8 @@ description:
     With O(state=drained), marks the engine of a workspace host, so that no workspace is placed or started there any
     more, and stops everybody's workspaces cleanly; their homes stay. CI workspaces are deleted when they stop.
   - The mark is the empty volume C(spt-flow-drained) of the engine, so it outlives restarts and every client sees it.
+requirements:
+  - python >= 3.11 on the controller
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

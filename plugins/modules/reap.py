@@ -17,6 +17,8 @@ description:
     and volumes and networks whose workspace has been gone for an hour.
   - Nothing without the labels of spt.flow goes, nor the home of a person's workspace.
   - In check mode it only tells what would go.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 attributes:

@@ -17,6 +17,9 @@ description:
     Writes one block that serves every workspace of this machine's engine to C(~/.config/spt-flow/ssh_config) and one
     C(Include) line to the top of C(~/.ssh/config). C(ssh), C(scp), C(rsync) and VS Code Desktop's Remote-SSH use it.
   - V(absent) removes both again and leaves everything else in C(~/.ssh/config) as it is.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

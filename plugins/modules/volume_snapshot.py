@@ -16,6 +16,8 @@ description:
   - Snapshots a node's home volumes now, or brings back one path or a whole volume.
   - Settings are those of the role P(spt.flow.host_snapshots#role).
   - A whole volume is restored under its own name when it is gone, otherwise into a new volume.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 attributes:

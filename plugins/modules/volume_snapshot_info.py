@@ -14,6 +14,8 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Lists snapshots and tells how old each home volume's last good one is.
+requirements:
+  - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.info

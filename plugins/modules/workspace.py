@@ -17,6 +17,10 @@ description:
   - >-
     A workspace of the same owner and repository is found whatever it is called; only O(state=restarted) applies changed
     settings or a newer image to one that exists.
+requirements:
+  - python >= 3.11 on the controller
+  - docker >= 7.0 (Python package) where an image is built, loaded or pulled
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

@@ -15,6 +15,9 @@ author:
 description:
   - Runs one command in a running workspace, as its user and in its clone, and shows its output line by line.
   - For people at a terminal there is C(ansible-playbook spt.flow.ssh) with C(command).
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

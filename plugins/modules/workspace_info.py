@@ -14,6 +14,9 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Reads one workspace, or all of an owner's when neither O(workspace) nor O(repo) is given, or what one has written.
+requirements:
+  - python >= 3.11 on the controller
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

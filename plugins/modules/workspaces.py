@@ -17,6 +17,10 @@ description:
   - >-
     The whole list is checked before anything is done; all mistakes are told at once. A workspace that fails does not
     keep the others from theirs; the task then fails at its end and names it.
+requirements:
+  - python >= 3.11 on the controller
+  - docker >= 7.0 (Python package) where an image is built, loaded or pulled
+  - urllib3 >= 2.0 (Python package) for Coder servers
 extends_documentation_fragment:
   - spt.flow.attributes
   - spt.flow.attributes.action

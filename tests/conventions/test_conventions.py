@@ -29,7 +29,9 @@ CLIENTS = {"docker", "coder"}
 CLIENT_CALLS = {("roles/host_docker/tasks/configure.yml", "docker network create")}
 """Exceptions: the bridge that Coder's template refers to is made once, before any client is there to make it."""
 NO_COMMENTS = {".json", ".log", ".md5", ".png", ".svg", ".patch", ".pub"}
-NO_HEADER = {"LICENSE", "motd", "CHANGELOG.md", ".gitignore", "changelog.yaml", "ignore-2.21.txt"}
+NO_HEADER = {"LICENSE", "GPL-3.0-or-later.txt", "motd", "CHANGELOG.md", ".gitignore", "changelog.yaml"}
+NO_HEADER |= {"ignore-2.19.txt", "ignore-2.20.txt", "ignore-2.21.txt", "ignore-2.22.txt"}
+LICENCE = b"SPDX-%s-Identifier: GPL-3.0-or-later" % b"License"
 
 
 def tracked() -> list[Path]:
@@ -130,6 +132,7 @@ def test_module_is_documented(module: Path) -> None:
     assert any(f"spt.flow.{module.stem}" in task for task in examples), "no example calls the module by its full name"
     assert yaml.safe_load(texts["RETURN"])
     assert {"check_mode", "diff_mode", "idempotent", "action_group"} <= set(document["attributes"])
+    assert document["requirements"][0].startswith("python >= 3.")
     assert all(text.get("description") for text in document["options"].values())
 
 
@@ -266,7 +269,7 @@ def test_every_file_names_its_licence() -> None:
         if path.suffix in NO_COMMENTS or path.name in NO_HEADER or path.stat().st_size == 0:
             continue
         head = path.read_bytes()[:600]
-        if b"\0" not in head and b"SPDX-License-Identifier: GPL-3.0-or-later" not in head:
+        if b"\0" not in head and LICENCE not in head:
             missing.append(relative(path))
     assert missing == []
 
