@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,10 +30,10 @@ from ansible_collections.spt.flow.tests.integration.test_contract import ROOTFS
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/host_audit/files"
 BASE = 1_000_000
-IMAGE = "spt-flow-audit-test"
+IMAGE = "spt-flow-audit-test:2"
 DOCKERFILE = """\
 FROM {base}
-RUN apt-get update && apt-get install -y --no-install-recommends sudo && apt-get clean \
+RUN apt-get update && apt-get install -y --no-install-recommends sudo python3 libcap2-bin && apt-get clean \
  && useradd -m -u 1000 coder && echo 'coder ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/coder
 """
 
@@ -50,6 +51,7 @@ def docker(*words: str, **more: object) -> str:
 def render(name: str, **values: object) -> str:
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     environment.filters["comment"] = lambda text: f"# {text}"
+    environment.filters["regex_replace"] = lambda text, old, new: re.sub(old, new, text, count=1)
     return environment.from_string((ROOT / "roles/host_audit/templates" / name).read_text()).render(values)
 
 
@@ -59,7 +61,7 @@ class Trail:
     def __init__(self, root: Path, space_left: tuple[int, int] = (75, 50)) -> None:
         """``space_left`` is what the role's two limits are, in MiB."""
         self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
-        for folder in ("log", "etc", "registry/ids", "registry/containers"):
+        for folder in ("log", "etc", "registry/ids", "registry/keys", "registry/containers", "shares"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         shutil.copytree(ROOT / "plugins/module_utils/_node", root / "lib/spt_flow_node", dirs_exist_ok=True)
         values = {
@@ -67,6 +69,7 @@ class Trail:
             "host_audit_backlog": 65536,
             "host_audit_backlog_wait": 60000,
             "host_audit_remap_base": BASE,
+            "host_audit_remap_size": 1_048_576,
         }
         (root / "etc/rules").write_text(render("rules.j2", **values).replace("-w /var/lib", "#"))
         settings = f"local_events = yes\nwrite_logs = yes\nlog_file = {self.log}\nlog_format = RAW\nmax_log_file = 64\n"
@@ -99,14 +102,38 @@ class Trail:
         self.daemon.wait(20)
 
     def program(self, *words: str) -> subprocess.CompletedProcess[str]:
-        argv = [str(FILES / "spt-flow-audit"), "--log", str(self.log), "--registry", str(self.registry), *words]
-        return run("/usr/bin/python3", *argv, env={**os.environ, "SPT_FLOW_LIB": str(self.root / "lib")})
+        return run(*self.argv(*words), env=self.environment)
 
-    def rows(self, since: float, **filters: str) -> list[dict]:
-        words = [word for name, value in filters.items() for word in (f"--{name}", value)]
+    def argv(self, *words: str) -> list[str]:
+        places = ["--log", str(self.log), "--registry", str(self.registry), "--shares", str(self.root / "shares")]
+        return ["/usr/bin/python3", str(FILES / "spt-flow-audit"), *places, *words]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SPT_FLOW_LIB": str(self.root / "lib")}
+
+    @contextlib.contextmanager
+    def watched(self, mib: int) -> Iterator[None]:
+        """The watcher of shares at work; its rules and its memory are gone afterwards."""
+        with subprocess.Popen(
+            self.argv("watch", "--mib", str(mib)), env=self.environment, stdout=subprocess.PIPE
+        ) as child:
+            try:
+                yield
+            finally:
+                child.terminate()
+                child.wait(10)
+                run("auditctl", "-D")
+                run("auditctl", "-R", str(self.root / "etc/rules"))
+                for file in (self.root / "shares").iterdir():
+                    file.unlink()
+
+    def rows(self, since: float, *more: str, **filters: str) -> list[dict]:
+        words = [*more, *(word for name, value in filters.items() for word in (f"--{name}", value))]
         done = self.program("report", "--json", "--since", str(since), *words)
         assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        return [row for row in found if "gap" not in row]
 
     def lost(self) -> int:
         return int(run("auditctl", "-s").stdout.partition("lost ")[2].split()[0])
@@ -172,8 +199,8 @@ class Workspace:
     def number(self) -> int:
         return int((self.trail.registry / "containers" / self.container).read_text())
 
-    def rows(self, since: float) -> list[dict]:
-        return self.trail.rows(since, owner=self.owner, workspace=self.name)
+    def rows(self, since: float, *more: str) -> list[dict]:
+        return self.trail.rows(since, *more, owner=self.owner, workspace=self.name)
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +267,118 @@ def test_every_way_of_being_root_is_recorded_under_the_workspace(workspace: Work
     raise AssertionError(f"missing: {[words for words in expected if words not in text]}; found:\n{text[:2000]}")
 
 
+PYTHON = "sudo python3 -c 'import os, time; {}'"
+EVASIONS = {
+    "another user id": (
+        "sudo setpriv --reuid 5 bash -c '/bin/echo by-5; /usr/bin/env true by-5'",
+        ["/bin/echo by-5", "true by-5"],
+    ),
+    "another user id by a program": (
+        PYTHON.format('os.setuid(5); os.system("/bin/echo by-program")'),
+        ["/bin/echo by-program"],
+    ),
+    "a user id beyond the nested ones": (
+        "sudo setpriv --reuid 200000 /bin/echo from-beyond",
+        ["/bin/echo from-beyond"],
+    ),
+    "root as the real user id only": (
+        PYTHON.format('os.setresuid(0, 1000, 1000); os.execv("/bin/echo", ["/bin/echo", "half-root"])'),
+        ["/bin/echo half-root"],
+    ),
+    "the effective user id only": (
+        PYTHON.format('os.seteuid(7); os.execv("/bin/echo", ["/bin/echo", "half-7"])'),
+        ["/bin/echo half-7"],
+    ),
+    "sudo to another user": ("sudo -u daemon /bin/echo as-daemon", ["/bin/echo as-daemon"]),
+}
+
+
+@pytest.mark.parametrize("way", EVASIONS)
+def test_powers_that_coder_does_not_have_are_recorded_under_any_user_id(workspace: Workspace, way: str) -> None:
+    script, expected = EVASIONS[way]
+    began = since()
+    done = workspace(script)
+    assert done.returncode == 0, done.stderr
+    text = eventually(lambda: commands(workspace.rows(began)), expected)
+    assert [words for words in expected if words not in text] == [], text[:2000]
+
+
+CHANGES = {
+    "setuid": "os.setuid(5)",
+    "setuid back to root": "os.seteuid(7); os.setreuid(0, 0)",
+    "capabilities kept over a change": "import ctypes; ctypes.CDLL(None).prctl(8, 1); os.setuid(1000)",
+    "file system id": "import ctypes; ctypes.CDLL(None).setfsuid(9)",
+    "capset": "import ctypes; l = ctypes.CDLL(None); h = (ctypes.c_uint32 * 2)(0x20080522);"
+    " d = (ctypes.c_uint32 * 6)(); l.capget(h, d); l.capset(h, d)",
+}
+CALLED = {"setuid": "setuid", "setuid back to root": "setreuid", "file system id": "setfsuid", "capset": "capset"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_ids_and_capabilities_are_recorded_without_a_command(workspace: Workspace, change: str) -> None:
+    began, mark = since(), f"mark-{secrets.token_hex(4)}"
+    done = workspace(f"sudo python3 -c '\"{mark}\"; import os; {CHANGES[change]}'")
+    assert done.returncode == 0, done.stderr
+    call = f"[{CALLED.get(change, 'prctl')}]"
+    text = eventually(lambda: commands(workspace.rows(began, "--ids")), [call])
+    assert any(line.startswith(call) and mark in line for line in text.splitlines()), text[:2000]
+
+
+def test_commands_get_no_capabilities_under_coders_id(workspace: Workspace) -> None:
+    """Neither from the file nor from the process that starts them, in a container as workspaces are."""
+    filter_ = f"seccomp={ROOT / 'image/seccomp.json'}"
+    options = ["--rm", "--network=none", "--cap-drop=SETFCAP", "--cap-drop=MKNOD", f"--security-opt={filter_}"]
+    script = (
+        "cp /bin/cat /tmp/cat; setcap cap_dac_override=ep /tmp/cat 2>/dev/null && echo a file got capabilities;"
+        " setpriv --reuid 1000 --inh-caps +dac_override --ambient-caps +dac_override cat /etc/shadow 2>/dev/null"
+        " && echo a command got capabilities; setpriv --reuid 1000 grep CapEff /proc/self/status"
+    )
+    said = docker("run", *options, "--user=0", IMAGE, "bash", "-c", script).split()
+    assert said == ["CapEff:", "0000000000000000"]
+
+
+def test_one_workspace_cannot_fill_the_trail(trail: Trail, workspace: Workspace) -> None:
+    other = Workspace(trail, "bob", "thrifty")
+    big = "sudo bash -c 'for i in 1 2 3 4 5 6 7 8; do /bin/true mark-$i $(seq -s. 20000); done'"
+    try:
+        with trail.watched(mib=1):
+            assert trail.program("status").returncode is not None
+            began = since()
+            for _ in range(2):
+                assert workspace(big).returncode == 0
+            told = eventually(lambda: trail.program("status").stdout, ["alice/demo is"])
+            assert "alice/demo is" in told
+            size = trail.log.stat().st_size
+            for number in range(30):
+                workspace(big)
+                assert other(f"sudo /bin/echo of-bob-{number}").returncode == 0
+                if "twice its share" in trail.program("status").stdout:
+                    break
+            grown = trail.log.stat().st_size - size
+            assert grown < 12 << 20, "8 times 110 kB of arguments, 30 times, would be 100 MB and more"
+            text = eventually(lambda: commands(other.rows(began)), ["of-bob-0"])
+            assert "of-bob-0" in text
+            done = trail.program("status")
+            assert (done.returncode, "alice/demo is" in done.stdout, "bob" in done.stdout) == (8, True, False)
+            report = trail.program("report", "--since", str(began), "--owner", "alice").stdout
+            assert re.search(r"Gap: alice/demo is (over|at twice) its share", report)
+            print(f"the log grew by {grown / 1e6:.1f} MB; {done.stdout.strip()}")
+        assert workspace("sudo /bin/echo recorded-again").returncode == 0
+        assert "recorded-again" in eventually(lambda: commands(workspace.rows(began)), ["recorded-again"])
+    finally:
+        run("docker", "rm", "-f", other.container)
+
+
+def eventually(read: Callable[[], str], words: Sequence[str], seconds: float = 10) -> str:
+    """What ``read`` gives once it has all ``words``, or at the end of the time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        text = read()
+        if all(word in text for word in words) or time.monotonic() > deadline:
+            return text
+        time.sleep(0.2)
+
+
 def test_what_the_user_runs_without_root_is_not_recorded(workspace: Workspace) -> None:
     began = since()
     workspace("/bin/echo private")
@@ -278,11 +417,11 @@ def test_two_workspaces_are_told_apart_and_one_keeps_its_number(trail: Trail, wo
                 run("docker", "rm", "-f", left.container)
 
 
-def test_numbers_never_collide_even_at_once(trail: Trail, tmp_path: Path) -> None:
-    (tmp_path / "ids").mkdir()
+def test_numbers_never_collide_even_at_once(tmp_path: Path) -> None:
+    for folder in ("ids", "keys", "containers"):
+        (tmp_path / folder).mkdir()
     env = {**os.environ, "SPT_FLOW_AUDIT_REGISTRY": str(tmp_path)}
-    # A checksum that points everybody to the same number makes every allocation a collision.
-    one = f'. "{FILES}/audit-id.sh"; cksum() {{ echo 5 1; }}; key=o/w$1; spt_flow_audit_allocate && echo "$key $number"'
+    one = f'. "{FILES}/audit-id.sh"; key=o/w$1; spt_flow_audit_allocate && echo "$key $number"'
     crowd = [
         subprocess.Popen(["sh", "-c", one, "sh", str(n % 20)], env=env, stdout=subprocess.PIPE, text=True)
         for n in range(40)
@@ -290,11 +429,6 @@ def test_numbers_never_collide_even_at_once(trail: Trail, tmp_path: Path) -> Non
     pairs = {tuple(process.communicate()[0].split()) for process in crowd}
     assert len(pairs) == 20
     assert len({number for _key, number in pairs}) == 20
-    mine, other = dict(pairs)["o/w1"], dict(pairs)["o/w2"]
-    for wrong in (other, "700001", "nonsense", ""):
-        (tmp_path / "keys/o.w1").write_text(f"{wrong}\n")
-        done = run("sh", "-c", one, "sh", "1", env=env)
-        assert done.stdout.split() == ["o/w1", mine], f"what ids/ says counts, not {wrong!r} in keys/"
 
 
 @pytest.mark.parametrize(
@@ -486,6 +620,7 @@ def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "audit.rules").write_text("-D\n-b 8192\n-f 1\n")
     values = {"host_audit_backlog": 65536, "host_audit_backlog_wait": 60000, "host_audit_remap_base": BASE}
+    values["host_audit_remap_size"] = 1_048_576
     (folder / "spt-flow.rules").write_text(render("rules.j2", ansible_managed="test", **values))
     for locked, last in ((True, "-e 2"), (False, "-e 1")):
         (folder / "spt-flow-lock.rules").write_text(content.render(host_audit_immutable=locked))
@@ -494,7 +629,7 @@ def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
         lines = [line for line in (tmp_path / "audit/audit.rules").read_text().splitlines() if line]
         assert done.returncode == 0, done.stderr
         assert (lines[1], lines[2], lines[-1]) == ("-D", "-b 65536", last)
-        assert sum("spt-flow-priv" in line for line in lines) == 2
+        assert sum("spt-flow-priv" in line for line in lines) == 8
 
 
 def test_locked_rules_are_pending_and_no_failure(tmp_path: Path) -> None:

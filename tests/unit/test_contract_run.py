@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import ENDING
@@ -215,6 +216,14 @@ def test_unknown_commands_exit_2_with_the_usage(machine, words):
 def test_status_answers_before_anything_has_started(machine):
     status = machine.status()
     assert status["steps"]["ide"]["state"] == "pending" and status["boot"] == "" and status["host_key"] == ""
+
+
+@pytest.mark.parametrize("told", ["on", ""])
+def test_a_workspace_says_that_its_commands_are_recorded_only_where_the_node_does(machine, told):
+    machine.start(SPT_FLOW_AUDIT=told)
+    machine.wait("home", "ok")
+    assert machine.status()["audited"] is (told == "on")
+    assert "logged" not in (Path(__file__).parents[2] / "image/rootfs/etc/motd").read_text()
 
 
 def test_messages_to_the_supervisor_that_make_no_sense_change_nothing(machine):

@@ -373,3 +373,20 @@ def test_what_is_mounted_goes_after_runc_has_deleted_the_container(runtime: Runt
     assert sized.called() == ["runc delete x1", "disk detach x1"]
     sized.runc(1)
     assert runtime.run("delete", "x1").returncode == 1
+
+
+def test_a_workspace_learns_whether_the_node_records_its_commands(runtime: Runtime) -> None:
+    calls = "spt_flow_audit_create() { return 0; }\n"
+    for active, expected in (("return 0", ["SPT_FLOW_AUDIT=on"]), ("return 1", [])):
+        runtime.audit.write_text(f"{calls}spt_flow_audit_active() {{ {active}; }}\n")
+        env = ["A=1", "SPT_FLOW_OWNER=ada", 'X="env":[']
+        runtime.config(env=tuple(env))
+        assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 7
+        assert runtime.content()["process"]["env"] == [*expected, *env]
+    runtime.audit.write_text(calls)
+    runtime.config(env=("SPT_FLOW_OWNER=ada",))
+    assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 7, "an older program does not say it"
+    runtime.audit.write_text(f"{calls}spt_flow_audit_active() {{ return 0; }}\n")
+    runtime.config()
+    runtime.run(*CREATE, str(runtime.bundle), "x1")
+    assert runtime.content()["process"]["env"] == [], "another container than a workspace stays as it is"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -22,16 +21,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import FlowError, InvalidInput, NotFound, Unhealthy
+from . import audit_registry, audit_share
+from .audit_registry import UNSET, Registry, name
 
-FIRST, LAST = 700_000, 799_999
-UNSET = 4_294_967_295
-REGISTRY = "/var/lib/spt-flow/audit/registry"
+REGISTRY = audit_registry.PLACE
 LOG = "/var/log/audit/audit.log"
 WINDOW = 5_000
 KEYS = ("spt-flow-priv", "spt-flow-host", "spt-flow-root")
+IDS = "spt-flow-ids"
+CALLS = {
+    (arch, str(number)): name
+    for arch, numbers in {
+        "c000003e": {105: "setuid", 113: "setreuid", 117: "setresuid", 122: "setfsuid", 126: "capset", 157: "prctl"},
+        "c00000b7": {145: "setreuid", 146: "setuid", 147: "setresuid", 151: "setfsuid", 91: "capset", 167: "prctl"},
+    }.items()
+    for number, name in numbers.items()
+}
+"""Calls that change ids or capabilities, by the kernel's names of the processor and numbers."""
 
 _HEAD = re.compile(r"^(?:node=\S+ )?type=(?P<type>\S+) msg=audit\((?P<time>\d+\.\d+):(?P<serial>\d+)\): ?(?P<rest>.*)$")
 _FIELD = re.compile(r'(?P<name>[\w\[\]-]+)=(?P<value>"[^"]*"|\'[^\']*\'|\S*)')
@@ -40,7 +49,10 @@ _PIECE = re.compile(r"a(?P<number>\d+)(?:\[(?P<piece>\d+)\])?$")
 
 @dataclass
 class Event:
-    """One command. ``time`` in epoch seconds; ``auid`` is a workspace's number, a uid of the host or UNSET."""
+    """One command or one change of ids.
+
+    ``time`` is in epoch seconds; ``auid`` is a workspace's number, a uid of the host or UNSET.
+    """
 
     time: float
     serial: int
@@ -56,7 +68,17 @@ class Event:
     @property
     def command(self) -> str:
         """The command as it was given, each argument readable and on one line."""
-        return " ".join(_shown(word) for word in self.argv) if self.argv else self.title or self.text("comm")
+        if self.keys & {IDS}:
+            call = CALLS.get((self.fields.get("arch", ""), self.fields.get("syscall", "")), "ids changed")
+            return f"[{call}] {_shown(self.title or self.text('comm'))}"
+        if self.argv:
+            return " ".join(_shown(word) for word in self.argv)
+        return f"{_shown(self.text('exe') or self.text('comm'))} (arguments not kept)"
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of the rules that recorded it."""
+        return set(self.text("key").split("\x01"))
 
     def text(self, name: str) -> str:
         return decode(self.fields.get(name, ""))
@@ -80,7 +102,7 @@ def _shown(word: str) -> str:
 
 
 def events(lines: Iterable[str]) -> Iterator[Event]:
-    """Commands (events with an EXECVE record) in the order in which they began.
+    """Commands and changes of ids in the order in which they began.
 
     Lines of several events may be mixed, and under load a record may come after the one that ends its event, so an
     event stays open
@@ -115,37 +137,12 @@ def _take(event: Event, pieces: dict[int, dict[int, str]], kind: str, rest: str)
 
 
 def _complete(event: Event, pieces: dict[int, dict[int, str]]) -> Iterator[Event]:
-    if pieces:
+    if pieces or event.keys & {*KEYS, IDS}:
         for _number, parts in sorted(pieces.items()):
             ordered = [parts[piece] for piece in sorted(parts)]
             # Pieces of a long argument are cut anywhere, also within a character: join first, decode then.
             event.argv.append(decode("".join(ordered)) if len(ordered) > 1 else decode(ordered[0]))
         yield event
-
-
-# Who
-
-
-def registry(path: str = REGISTRY) -> dict[int, str]:
-    """Key (``owner/workspace``, or ``container/<id>``) by number."""
-    found = {}
-    for file in Path(path, "ids").glob("[0-9]*"):
-        words = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)
-        found[int(file.name)] = words[0]
-    return found
-
-
-def name(auid: int, keys: dict[int, str]) -> tuple[str, str]:
-    """(owner, workspace); on the host the login name and ``-``, ``?`` where nobody is known."""
-    if FIRST <= auid <= LAST:
-        owner, _slash, workspace = keys.get(auid, f"?/{auid}").partition("/")
-        return owner, workspace
-    if auid == UNSET:
-        return "?", "-"
-    try:
-        return pwd.getpwuid(auid).pw_name, "-"
-    except KeyError:
-        return str(auid), "-"
 
 
 # Reading the trail
@@ -167,15 +164,21 @@ def read(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def report(
-    owner: str = "", workspace: str = "", since: float = 0, log: str = LOG, registry_path: str = REGISTRY
+    owner: str = "",
+    workspace: str = "",
+    since: float = 0,
+    log: str = LOG,
+    registry_path: str = REGISTRY,
+    ids: bool = False,
 ) -> list[dict[str, Any]]:
     """Commands as plain data: time, owner, workspace, command, exe, cwd, uid, euid, tty, pid, ok; filtered, in order
-    of time."""
+    of time. With ``ids`` also changes of user ids and capabilities."""
     if not Path(log).exists():
         raise NotFound(f"There is no audit log {log} on this node.", "Run the role host_audit.")
-    keys, found = registry(registry_path), []
+    keys, found = Registry(registry_path), []
+    wanted = {*KEYS, IDS} if ids else {*KEYS}
     for event in events(read(files(log, since))):
-        if event.time < since or not set(event.text("key").split("\x01")) & set(KEYS):
+        if event.time < since or not event.keys & wanted:
             continue
         who = name(event.auid, keys)
         if owner in ("", who[0]) and workspace in ("", who[1]):
@@ -228,15 +231,18 @@ def problems(status: dict[str, int], rules: str, known_lost: int, log: str = LOG
     lost = status.get("lost", 0)
     if lost > known_lost:
         found.append(f"{lost - known_lost} audit records were lost since the last check.")
-    if not all(key in rules for key in KEYS):
-        found.append("Rules are missing: " + ", ".join(key for key in KEYS if key not in rules) + ".")
+    missing = [key for key in (*KEYS, IDS) if key not in rules]
+    if missing:
+        found.append(f"Rules are missing: {', '.join(missing)}.")
     usage = shutil.disk_usage(Path(log).parent)
     if usage.free < 0.05 * usage.total:
         found.append(f"{usage.free >> 20} MiB are free for the trail at {Path(log).parent}.")
     return found
 
 
-def health(state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str = LOG) -> list[str]:
+def health(
+    state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str = LOG, shares: str = audit_share.STATE
+) -> list[str]:
     """Problems now; remembers how many records were lost, so that each loss is told once, and writes metrics."""
     status = kernel()
     rules = subprocess.run(["auditctl", "-l"], text=True, capture_output=True, check=False).stdout
@@ -246,10 +252,15 @@ def health(state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str 
     found = problems(status, rules, known if known <= status.get("lost", 0) else 0, log)
     if status.get("enabled") and status.get("pid") and not written(log):
         found.append("The audit daemon does not write what it is given: make room, then pkill -USR2 -x auditd.")
+    over = audit_share.current(shares)
+    found += [audit_share.sentence(entry) for entry in over]
+    if not audit_share.alive(shares):
+        found.append("Nothing holds workspaces to their share of the trail: systemctl status spt-flow-audit-share.")
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(f"{status.get('lost', 0)}\n")
     if textfile:
         lines = [f"spt_flow_audit_{key} {status.get(key, 0)}" for key in ("lost", "backlog", "enabled")]
+        lines.append(f"spt_flow_audit_over_share {len(over)}")
         fresh = Path(textfile, f".spt_flow_audit.{os.getpid()}")
         fresh.write_text("\n".join([*lines, f"spt_flow_audit_ok {int(not found)}"]) + "\n")
         fresh.replace(Path(textfile, "spt_flow_audit.prom"))
@@ -294,7 +305,8 @@ def archive(days: int, log: str = LOG, now: float | None = None) -> tuple[int, i
         target = folder / f"audit-{moment:.0f}-{path.stat().st_ino}.log.gz"
         fresh = target.with_suffix(".new")
         with path.open("rb") as source, gzip.open(fresh, "wb", compresslevel=6) as sink:
-            shutil.copyfileobj(source, sink)
+            numbers = audit_registry.numbers(_copied(source, sink))
+        _numbers_of(target).write_text(" ".join(map(str, sorted(numbers))) + "\n", encoding="utf-8")
         fresh.chmod(0o600)
         os.utime(fresh, (moment, moment))
         fresh.replace(target)
@@ -302,9 +314,34 @@ def archive(days: int, log: str = LOG, now: float | None = None) -> tuple[int, i
         packed += 1
     for path in folder.glob("audit-*.log.gz"):
         if now - path.stat().st_mtime > days * 86400:
+            _numbers_of(path).unlink(missing_ok=True)
             path.unlink()
             dropped += 1
     return packed, dropped
+
+
+def _numbers_of(packed: Path) -> Path:
+    """Where the numbers of workspaces in a packed log stand, so that nobody has to unpack it for them."""
+    return packed.with_suffix(".numbers")
+
+
+def _copied(source: IO[bytes], sink: IO[bytes]) -> Iterator[bytes]:
+    for line in source:
+        sink.write(line)
+        yield line
+
+
+def free_numbers(log: str = LOG, registry_path: str = REGISTRY, now: float | None = None) -> int:
+    """Free the numbers of workspaces that neither a container nor a log has."""
+    found: set[int] = set()
+    for path in files(log):
+        known = _numbers_of(path)
+        if path.suffix == ".gz" and known.exists():
+            found |= {int(number) for number in known.read_text(encoding="utf-8").split()}
+            continue
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            found |= audit_registry.numbers(file)
+    return audit_registry.free(found, registry_path, now)
 
 
 def rotate(log: str = LOG) -> None:
@@ -320,15 +357,3 @@ def rotate(log: str = LOG) -> None:
             return
         time.sleep(0.05)
     raise FlowError("The audit daemon did not begin a new log within 10 s.", "See its journal.")
-
-
-def prune_registry(days: int, path: str = REGISTRY, now: float | None = None) -> int:
-    """Drop container entries whose last start is older than the trail; numbers stay with their keys for ever."""
-    now = time.time() if now is None else now
-    old = [p for p in Path(path, "containers").glob("*") if now - p.stat().st_mtime > days * 86400]
-    live = {p.name for p in Path("/run/containerd/io.containerd.runtime.v2.task/moby").glob("*")}
-    live |= {p.name for p in Path("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby").glob("*")}
-    gone = [p for p in old if p.name not in live]
-    for entry in gone:
-        entry.unlink()
-    return len(gone)

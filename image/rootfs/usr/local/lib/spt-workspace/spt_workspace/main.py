@@ -54,6 +54,7 @@ def status(paths: Paths, environ: Mapping[str, str]) -> dict[str, Any]:
         "host_key": access.host_key(paths),
         "directory": contract.directory,
         "kvm": os.access(paths.root / "dev/kvm", os.R_OK | os.W_OK),
+        "audited": (paths.run / "audited").exists(),
         "notes": [*record.get("notes", []), *shortages(contract, paths)],
     }
 

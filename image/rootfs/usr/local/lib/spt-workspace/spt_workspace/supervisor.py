@@ -16,11 +16,14 @@ from pathlib import Path
 
 from . import access, beside, devcontainer, home, hooks, life, services
 from .clone import Cloner
-from .contract import Contract, Failure, Paths, reason
+from .contract import Contract, Failure, Paths, reason, write_file
 from .dotfiles import Dotfiles
 from .granting import Granting
 from .processes import Children, Service
 from .record import Journal, hear
+
+AUDITED = "SPT_FLOW_AUDIT"
+"""The node's runtime says by this variable that commands with root's powers are recorded."""
 
 
 class Supervisor:
@@ -78,6 +81,8 @@ class Supervisor:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.journal.start()
         self.contract.save(self.paths)
+        if self._environ.get(AUDITED) == "on":
+            write_file(self.paths.run / "audited", "")
         place = self.paths.run / "control.sock"
         place.unlink(missing_ok=True)
         control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
