@@ -11,6 +11,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import Drainable
 
 ROUNDS = 3
 """How often what was being started while the host was marked is looked for."""
@@ -29,8 +30,14 @@ class ActionModule(ansible_action.FlowAction):
                 "There is no workspace host named.",
                 "Say which: ansible-playbook spt.flow.drain -i <inventory> -e node=name",
             )
-        self._target = ansible_open.open_target(self.values)
-        mark = self._target.drained()
+        target = ansible_open.open_target(self.values)
+        if not isinstance(target, Drainable):
+            raise InvalidInput(
+                f"Cannot drain target {target.name}: it has no machine of its own.",
+                "Drain a host of the inventory: -e target=docker -e node=name",
+            )
+        self._target: Any = target
+        mark = target.drained()
         if self.own["state"] == "open":
             return self._open(mark)
         running = self._running()

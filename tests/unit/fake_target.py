@@ -47,6 +47,10 @@ class FakeTarget:
     """
 
     name = "docker"
+    client_prepares = True
+    same_network = True
+    seed_follows = False
+    clone_path_known = True
 
     def __init__(self, script: Callable[[Any, str], list[str]] | None = None, read_only: bool = False) -> None:
         self.workspaces: dict[tuple[str, str], workspace_models.Workspace] = {}

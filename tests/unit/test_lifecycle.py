@@ -227,7 +227,7 @@ def test_needs_auth_goes_on_with_a_note():
 
 def test_unreachable_from_here_is_a_note_where_the_workspace_is_elsewhere():
     target = FakeTarget()
-    target.name = "coder"
+    target.same_network = False
     assert any("will try by itself" in note for note in ensure(target, probe=says("unreachable")).notes)
 
 

@@ -152,7 +152,7 @@ class Furnished:
         from .._engine.image import build as image_build
         from .._engine.image import identity as image_identity
 
-        if self._target.name == "coder" or self._values.get("engine"):
+        if not self._target.client_prepares or self._values.get("engine"):
             return
         image = image_identity.current(self._values["profile"], self._values["image_release"])
         if self._values["image_release"]:
@@ -163,8 +163,8 @@ class Furnished:
         image_build.ensure(image, image_options(self._values), progress)
 
     def _furnish(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
-        if self._target.name == "coder":
-            return spec  # the server knows who its user is
+        if not self._target.client_prepares:
+            return spec
         self.prepare(progress)
         author = git_identity(self._values)
         return replace(spec, git_name=author["name"], git_email=author["email"])

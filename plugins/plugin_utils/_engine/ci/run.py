@@ -174,16 +174,16 @@ class _Run:
     def _refused_clone(self, state: str, detail: str) -> None:
         what = f"The clone of {self.spec.repository.identity if self.spec.repository else ''}"
         if state == "needs-auth":
-            hint = "Give the folder of the pipeline's own checkout: SPT_FLOW_REPO=$PWD"
-            if self.target.name != "docker":
-                hint = "Run the job on target=docker, from the pipeline's own checkout."
-            raise AuthError(f"{what} needs credentials that a CI workspace does not have.", hint)
+            raise AuthError(
+                f"{what} needs credentials that a CI workspace does not have.",
+                "Give the directory of the pipeline's own checkout: SPT_FLOW_REPO=$PWD",
+            )
         if "has no branch, tag or commit" in detail:
             raise NotFound(f"{what} failed: {detail}", "Is the commit pushed, and in the history that was fetched?")
         raise Unhealthy(f"{what} is {state}{': ' if detail else ''}{detail}.".replace("..", "."))
 
     def _directory(self, workspace: Workspace) -> str:
-        if self.spec.repository is None or self.target.name == "coder":
+        if self.spec.repository is None or not self.target.clone_path_known:
             return self.target.session(workspace).directory
         return self.spec.repository.directory
 

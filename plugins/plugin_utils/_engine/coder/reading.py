@@ -44,6 +44,10 @@ class CoderReader:
     """Workspaces of one server; ``template`` is our template, ``patience`` the seconds that a build may take."""
 
     name = "coder"
+    client_prepares = False
+    same_network = False
+    seed_follows = True
+    clone_path_known = False
 
     def __init__(self, client: CoderClient, template: str = TEMPLATE, patience: float = BUILD_TIMEOUT) -> None:
         self._client = client

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from ....module_utils._node.errors import (
     AuthError,
@@ -21,14 +20,11 @@ from ....module_utils._node.errors import (
 from ..common import untrusted
 from ..common.progress import Progress
 from ..workspace.models import Workspace, WorkspaceSpec
+from .builds import Builder
 from .client import Json, is_deprecated
 from .compatibility import refuse_old_server
 from .jobs import ENDED
 from .parse import CI_SUFFIX
-
-if TYPE_CHECKING:
-    from ..workspace.target import EngineFacts
-from .builds import Builder
 
 DELETE_TIMEOUT = 90.0
 """Seconds that the end of a CI run waits for what stands in the way of a deletion, and then for the deletion itself."""
@@ -39,9 +35,6 @@ LEAST_EXTENSION = 1800.0
 class CoderTarget(Builder):
     """Implements ``Target`` on one server."""
 
-    def probe_engine(self) -> EngineFacts:
-        raise InvalidInput("A Coder server has no engine of its own to look at.", "Look at its nodes: spt.flow.verify")
-
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse what a Coder workspace cannot be made for."""
         local = spec.repository is not None and spec.repository.kind == "local"
@@ -50,15 +43,6 @@ class CoderTarget(Builder):
                 f"A workspace on a Coder server cannot clone {spec.repository.path}: nobody there sees this folder.",
                 "Push it somewhere that the workspace can reach, or use target=docker.",
             )
-
-    def drained(self) -> str:
-        return ""
-
-    def drain(self, by: str) -> None:
-        raise InvalidInput("A Coder server cannot be drained.", "Drain a node of its inventory: -e node=name")
-
-    def undrain(self) -> None:
-        raise InvalidInput("A Coder server cannot be drained.", "Open a node of its inventory: -e node=name")
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         template = self._open_template(spec.kind)

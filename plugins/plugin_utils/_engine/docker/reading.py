@@ -32,6 +32,12 @@ READERS = 16
 class EngineReader:
     """Workspaces of the engine that ``host`` (or ``DOCKER_HOST``) names; ``node`` is its name in the inventory."""
 
+    name = "docker"
+    client_prepares = True
+    same_network = True
+    seed_follows = False
+    clone_path_known = True
+
     def __init__(self, host: str = "", node: str = "") -> None:
         self._engine = docker_http.connect(host)
         self._place = {"node": node, "engine": host} if node else {}

@@ -33,8 +33,6 @@ LEFTOVER_AGE = 600.0
 class DockerTarget(Starter):
     """Implements ``Target`` and ``Drainable`` on one engine."""
 
-    name = "docker"
-
     def delete(self, workspace: Workspace) -> None:
         """Container, then inner Docker's volume, then the home, which is the record that there is anything (C7)."""
         name = container_name(workspace.owner, workspace.name)

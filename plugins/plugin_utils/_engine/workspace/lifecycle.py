@@ -139,7 +139,7 @@ class _Run:
         if "create" not in planned.verbs or not new or repository is None or self._admitted:
             return
         self.progress.note(f"repository: asking {repository.host if repository.kind != 'local' else 'the folder'}")
-        note = judge(self.probe(repository, self.spec.ref), repository, self.target.name)
+        note = judge(self.probe(repository, self.spec.ref), repository, self.target.same_network)
         if note:
             self.notes.append(note)
         self._admitted = True
@@ -175,7 +175,7 @@ class _Run:
             self.actions.append(action.verb)
         if workspace is not None and {"start", "restart"} & set(planned.verbs):
             workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
-            return self._delivered(workspace) if self.target.name == "coder" and self._bundle else workspace
+            return self._delivered(workspace) if self.target.seed_follows and self._bundle else workspace
         if workspace is not None and not planned.actions:
             return readiness.wait_ready(self.target, workspace, self.progress, self.waiter, None)
         return workspace
@@ -251,7 +251,7 @@ class _Run:
         return Result(bool(self.actions), msg, workspace, self.actions, planned.diff, list(self.progress.stages), notes)
 
 
-def judge(answer: Probe, repository: Repository, target: str) -> str:
+def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
     """A note, or nothing, where a workspace may be created after ``answer``; raises where it may not."""
     where = f"Cannot create a workspace for {repository.identity}"
     detail = f" ({answer.detail})" if answer.detail else ""
@@ -262,7 +262,7 @@ def judge(answer: Probe, repository: Repository, target: str) -> str:
             f"{repository.host} asks for credentials{detail}; the clone is finished in your session, "
             "with your SSH agent or git credential helper."
         )
-    if answer.state == "unreachable" and target != "docker":
+    if answer.state == "unreachable" and not same_network:
         return f"{repository.host} could not be asked from here{detail}; the workspace will try by itself."
     if answer.state == "not-found":
         raise NotFound(

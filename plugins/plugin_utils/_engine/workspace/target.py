@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..common.progress import Progress
 from .models import Session, Workspace, WorkspaceSpec
@@ -53,12 +53,20 @@ class Readable(Protocol):
 
 
 class Target(Readable, Protocol):
-    """The verbs of a target. All raise children of ``FlowError``; none prints."""
+    """The verbs of a target. All raise children of ``FlowError``; none prints.
+
+    The attributes say in what targets differ, so that no other code compares their names.
+    """
 
     name: str
-
-    def probe_engine(self) -> EngineFacts:
-        """Facts of the engine; the first call asks, later ones remember."""
+    client_prepares: bool
+    """Whether the client brings the image and names the author of commits; a Coder server has both."""
+    same_network: bool
+    """Whether a repository that this machine cannot reach is out of the workspace's reach, too."""
+    seed_follows: bool
+    """Whether a local repository can be copied only once the workspace runs."""
+    clone_path_known: bool
+    """Whether the directory of a clone follows from its repository, without asking the workspace."""
 
     def find(self, spec: WorkspaceSpec) -> Workspace | None:
         """The owner's workspace by name, else by repository identity; one read. ``None`` when there is none."""
@@ -68,15 +76,6 @@ class Target(Readable, Protocol):
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Raise where nothing may be started or, with ``fresh``, made; not with an error that is worth a second try."""
-
-    def drained(self) -> str:
-        """Since when and by whom nothing may start here, in words; nothing when it may."""
-
-    def drain(self, by: str) -> None:
-        """Let nothing start here any more; what runs goes on."""
-
-    def undrain(self) -> None:
-        """Let workspaces start here again."""
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Claim the identity and create what is missing, not started. Safe to repeat and to run concurrently."""
@@ -112,3 +111,17 @@ class Target(Readable, Protocol):
 
     def sweep(self) -> Iterable[str]:
         """Delete what is ``kind=ci`` and past its time by the clock of the engine; the names of what went."""
+
+
+@runtime_checkable
+class Drainable(Protocol):
+    """A target whose machine can be closed to new workspaces."""
+
+    def drained(self) -> str:
+        """Since when and by whom nothing may start here, in words; nothing when it may."""
+
+    def drain(self, by: str) -> None:
+        """Let nothing start here any more; what runs goes on."""
+
+    def undrain(self) -> None:
+        """Let workspaces start here again."""
