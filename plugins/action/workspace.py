@@ -91,7 +91,8 @@ class ActionModule(ansible_action.FlowAction):
     ) -> tuple[Result, Session]:
         """How to enter. What was told to stop just before, and its engine still called running, is started again."""
         workspace = result.workspace
-        assert workspace is not None
+        if workspace is None:
+            raise AssertionError("workspace is set by now")
         try:
             session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
             if not session.ending:
@@ -103,7 +104,8 @@ class ActionModule(ansible_action.FlowAction):
         except Conflict:
             self.progress.note(f"{workspace.name} has just ended")
         result = self._ensure(target, spec)
-        assert result.workspace is not None
+        if result.workspace is None:
+            raise AssertionError("result.workspace is set by now")
         return result, target.session(result.workspace)
 
     def _run_to_repeat(self, state: str) -> dict[str, Any]:
@@ -194,7 +196,8 @@ class ActionModule(ansible_action.FlowAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
-        assert result.workspace is not None
+        if result.workspace is None:
+            raise AssertionError("result.workspace is set by now")
         workspace = result.workspace = with_steps(result.workspace, session)
         needed = bool(self.values["connect"] and self.values["command"])
         result.notes += target.ready_to_enter(self.progress, needed)

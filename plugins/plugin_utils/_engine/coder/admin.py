@@ -252,7 +252,8 @@ class CoderAdmin(CoderClient):
             lost = self.token(name, user)
             if lost is not None:
                 self.delete_token(lost["id"], user)
-        assert unsure is not None
+        if unsure is None:
+            raise AssertionError("unsure is set by now")
         raise unsure
 
     def delete_token(self, key_id: str, user: str = "me") -> None:

@@ -283,7 +283,8 @@ class CoderClient:
             found = look()
             if found is not None:
                 return found
-        assert unsure is not None
+        if unsure is None:
+            raise AssertionError("unsure is set by now")
         raise unsure
 
 

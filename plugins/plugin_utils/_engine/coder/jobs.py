@@ -58,7 +58,8 @@ def follow(
             f"Until the end {NOBODY}: see ansible-playbook spt.flow.doctor, as an owner of the server." if idle else ""
         )
         raise DeadlineExceeded(error.message, hint) from None
-    assert ended is not None
+    if ended is None:
+        raise AssertionError("ended is set by now")
     return ended
 
 

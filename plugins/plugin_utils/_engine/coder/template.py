@@ -183,7 +183,8 @@ def roll_out(client: CoderAdmin, wanted: Wanted, check: bool = False, progress: 
             template = client.create_template(wanted.name, version["id"], settings)
         else:
             client.promote(template["id"], version["id"])
-    assert template is not None
+    if template is None:
+        raise AssertionError("template is set by now")
     changes = {name: value for name, value in wanted.settings.items() if template.get(name) != value}
     if changes:
         template = client.patch_template(template["id"], changes)
