@@ -699,6 +699,19 @@ def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Pa
         run("docker", "rm", "-f", container)
 
 
+def test_a_workspace_without_docker_inside_is_numbered_and_says_that_it_is_audited(
+    runtime: Path, trail: Trail, tmp_path: Path
+) -> None:
+    began = since()
+    with contract_kit.workspace(tmp_path, docker="disabled") as inside:
+        assert (runtime / "containers" / inside.workspace.id).exists()
+        inside.wait("home", "ok", seconds=60)
+        assert json.loads(inside.sh("spt-workspace status"))["audited"] is True
+        inside.sh("sudo /bin/echo without-docker")
+        text = eventually(lambda: commands(reported(trail, runtime, began, inside.owner)), ["without-docker"])
+        assert "/bin/echo without-docker" in text
+
+
 def reported(trail: Trail, registry: Path, began: float, owner: str) -> list[dict]:
     done = trail.program("--registry", str(registry), "report", "--json", "--since", str(began), "--owner", owner)
     assert done.returncode == 0, done.stderr
