@@ -24,6 +24,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspac
 from ansible_collections.spt.flow.tests.live.conftest import House
 from ansible_collections.spt.flow.tests.live.test_doors import CHECKOUT, Doors
 
+BEGINS = 300.0
+"""Seconds in which a job begins on a busy machine."""
 GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 
 
@@ -31,7 +33,8 @@ GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 def doors(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     assert house.admin is not None
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
-    coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
+    for kind, name in (("dev", "spt-flow"), ("ci", "spt-flow-ci")):
+        coder_template.roll_out(house.admin, house.wanted(settings, kind, name))
     yield Doors(house, tmp_path_factory.mktemp("ci"))
 
 
@@ -47,12 +50,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def left(house: House) -> tuple[list[str], list[str]]:
-    """CI workspaces that the server still has, and containers and volumes of them on its engine."""
+    """CI workspaces that this server still has, and containers and volumes of them on the engine."""
     client = house.client(house.token)
     names = [w["name"] for page in client.workspaces() for w in page if w["template_name"] == "spt-flow-ci"]
     things = []
     for words in (["ps", "--all", "--format", "{{.Names}}"], ["volume", "ls", "--format", "{{.Name}}"]):
-        argv = ["docker", *words, "--filter", "label=spt.flow.coder", "--filter", "label=spt.flow.kind=ci"]
+        ours = ["--filter", f"label=coder.owner_id={client.me()['id']}", "--filter", "label=spt.flow.kind=ci"]
+        argv = ["docker", *words, *ours]
         things += subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
     return sorted(names), things
 
@@ -104,7 +108,7 @@ def test_a_cancelled_run_is_gone(doors: Doors, source: Path, tmp_path: Path, hou
         stderr=subprocess.STDOUT,
         text=True,
     )
-    until(lambda: any("begun" in log.read_text() for log in tmp_path.glob("*/job.log")), 90)
+    until(lambda: any("begun" in log.read_text() for log in tmp_path.glob("*/job.log")), BEGINS)
     process.send_signal(signal.SIGTERM)
     said, _none = process.communicate(timeout=120)
     assert process.returncode == 143, said
@@ -194,7 +198,7 @@ class Run:
         self.created = time.time()
 
     def begun(self) -> None:
-        until(lambda: any("begun" in log.read_text() for log in self.folder.glob("*/job.log")), 90)
+        until(lambda: any("begun" in log.read_text() for log in self.folder.glob("*/job.log")), BEGINS)
         self.name = next(self.folder.iterdir()).name
 
     def kill(self) -> None:
@@ -216,19 +220,20 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
     doors: Doors, source: Path, tmp_path: Path, house: House, reaped: bool
 ) -> None:
     """Client killed, server restarted, agent dead, kept busy by an open session, its own end taken away."""
-    runs = [Run(doors, source, tmp_path / str(number)) for number in range(5)]
-    for run_ in runs:
-        run_.begun()
     client = house.client(house.token)
-    found = {run_.name: client.workspace(run_.name) for run_ in runs}
-    person = subprocess.Popen(
-        ["coder", "ssh", "--wait=no", runs[3].name, "sleep 900"],
-        env={**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    runs = [Run(doors, source, tmp_path / str(number)) for number in range(5)]
+    person: subprocess.Popen[bytes] | None = None
     try:
+        for run_ in runs:
+            run_.begun()
+        found = {run_.name: client.workspace(run_.name) for run_ in runs}
+        person = subprocess.Popen(
+            ["coder", "ssh", "--wait=no", runs[3].name, "sleep 900"],
+            env={**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         for run_ in runs:
             run_.kill()
         for number, words in ((2, ["pkill", "-KILL", "coder"]), (4, ["pkill", "-STOP", "-f", "spt-workspace"])):
@@ -252,8 +257,11 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
         late = sorted(gone[run_.name] - run_.created - 60 for run_ in runs)
         print("seconds after the TTL until nothing costs any more:", [round(one) for one in late])
     finally:
-        person.kill()
-        person.wait()
+        for run_ in runs:
+            run_.kill()
+        if person is not None:
+            person.kill()
+            person.wait()
         time.sleep(5)
         for name in left(house)[0]:
             workspace = client.workspace(name)
