@@ -164,6 +164,7 @@ def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
         (error(400, "Bad.", validations=[{"field": "name", "detail": "too long"}]), errors.InvalidInput, "name: too"),
         (error(401, "Signed out."), errors.AuthError, "token from the test"),
         (error(403, "Forbidden.", detail="no role"), errors.AuthError, "no role"),
+        (error(500, "Internal error.", detail="insert: rbac: forbidden"), errors.AuthError, "rbac: forbidden"),
         (error(404, "Gone."), errors.NotFound, "Gone"),
         (error(406, "Hidden."), errors.Conflict, "Hidden"),
         (error(409, "Busy."), errors.Conflict, "Busy"),

@@ -208,6 +208,8 @@ class CoderHttp:
         if 300 <= status < 400 and status != 304:
             raise self._redirected(response.headers.get("Location", ""))
         said = ErrorBody.of(content)
+        if status == 500 and "rbac: forbidden" in said.text:
+            status = 403  # some calls of Coder (v2.35.1) report a missing role as a failure of the server
         if status in NOT_PROCESSED | AGAIN:
             error = Unhealthy(
                 self._sentence(method, path, ": ".join(filter(None, (f"status {status}", said.text)))),
