@@ -16,11 +16,10 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Result, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.tests.live.conftest import House
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -78,19 +77,8 @@ def wanted(proxied: Proxied, settings: Settings, name: str, old: str = "", new: 
     return replace(made, archive=coder_template.pack(coder_template.FOLDER, files))
 
 
-def create(house: House, template: str, name: str) -> Result:
-    """A workspace with no value given, as from the dashboard; returns when its IDE answers."""
-    client = house.client(house.token)
-    found = client.template(template)
-    assert found is not None
-    client.create_workspace(name, found["id"])
-    return ensure(house, template, name, "started")
-
-
-def ensure(house: House, template: str, name: str, state: str) -> Result:
-    target = CoderTarget(house.client(house.token), template)
-    spec = WorkspaceSpec("me", SETTINGS, name)
-    return lifecycle.ensure(target, spec, state, probe=lambda *_: Probe("open"))
+def target(house: House, template: str) -> CoderTarget:
+    return CoderTarget(house.client(house.token), template)
 
 
 def containers(workspace_id: str) -> list[str]:
@@ -102,18 +90,18 @@ def test_whole_life_of_a_workspace_passes_the_proxy(house: House, proxied: Proxi
     """Create, stop, start, update and delete, by the real provider; the proxy refuses nothing of it."""
     assert house.admin is not None
     coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "proxied"))
-    made = create(house, "proxied", "behind").workspace
-    assert made is not None and made.step("ide").state == "ok"
+    spec, reached = WorkspaceSpec("me", SETTINGS, "behind"), target(house, "proxied")
+    made = reached.create(spec, Progress())
     try:
-        assert len(containers(made.id)) == 1
-        assert ensure(house, "proxied", "behind", "stopped").changed
-        assert containers(made.id) == []
-        assert ensure(house, "proxied", "behind", "started").changed
-        coder_template.roll_out(house.admin, wanted(proxied, replace(SETTINGS, memory=1536 << 20), "proxied"))
-        updated = ensure(house, "proxied", "behind", "restarted").workspace
-        assert updated is not None and updated.outdated == ()
+        assert made.state == "running" and len(containers(made.id)) == 1
+        assert reached.stop(made).state == "stopped" and containers(made.id) == []
+        assert reached.start(made).state == "running" and len(containers(made.id)) == 1
+        larger = replace(SETTINGS, memory=1536 << 20)
+        coder_template.roll_out(house.admin, wanted(proxied, larger, "proxied"))
+        updated = reached.restart(made, spec, Progress())
+        assert (updated.outdated, updated.settings_hash) == ((), larger.hash())
     finally:
-        assert ensure(house, "proxied", "behind", "absent").changed
+        reached.delete(made)
     assert containers(made.id) == []
     assert proxied.refused() == []
 
@@ -159,7 +147,7 @@ def test_hostile_template_is_refused_with_a_sentence(
     coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "hostile", old, new))
     try:
         with pytest.raises(FlowError) as caught:
-            create(house, "hostile", name)
+            target(house, "hostile").create(WorkspaceSpec("me", SETTINGS, name), Progress())
         said = f"{caught.value.message}\n{caught.value.hint}"
         if named != "Image":
             # The provider pulls an image before it asks for a container of it.
@@ -168,7 +156,9 @@ def test_hostile_template_is_refused_with_a_sentence(
             assert "spt.flow refuses" in said, said
         assert len(proxied.refused()) == len(before) + 1, proxied.refused()
         found = house.client(house.token).workspace(name)
-        assert found is not None
-        assert containers(found["id"]) == []
+        assert found is not None and containers(found["id"]) == []
     finally:
-        ensure(house, "hostile", name, "absent")
+        client = house.client(house.token)
+        left = client.workspace(name)
+        if left is not None:
+            client.create_build(left, "delete")
