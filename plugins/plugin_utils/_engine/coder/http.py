@@ -137,7 +137,7 @@ class CoderHttp:
         size = 0
         self.requests += 1
         try:
-            response = self._connections().urlopen(
+            response = self._connections().request(
                 "GET", self.config.url + path, headers=headers, timeout=limit, retries=False, redirect=False,
                 preload_content=False,
             )  # fmt: skip
@@ -175,7 +175,7 @@ class CoderHttp:
         limit = Timeout(connect=min(CONNECT_TIMEOUT, left), read=left)
         self.requests += 1
         try:
-            response = self._connections().urlopen(
+            response = self._connections().request(
                 method,
                 self.config.url + target,
                 body=data,

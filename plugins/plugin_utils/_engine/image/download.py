@@ -67,7 +67,8 @@ def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str
     length = 0
     try:
         context = ssl.create_default_context(cafile=ca_bundle or None)
-        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as answer, open(path, "wb") as out:
+        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
+        with opener.open(url, timeout=_TIMEOUT) as answer, open(path, "wb") as out:
             wanted = answer.headers.get("Content-Length", "")
             try:
                 while block := answer.read(BLOCK):
@@ -91,7 +92,7 @@ def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
+        with urllib.request.build_opener().open(urllib.request.Request(url, method="HEAD"), timeout=5):
             return True
     except (OSError, urllib.error.URLError):
         return False
