@@ -21,10 +21,9 @@ SETPRIV = """#!/bin/sh
 # Instead of a holder in a user namespace: a process whose files below /proc are ordinary ones.
 [ ! -e {folder}/refused ] || exit 1
 echo "$*" >>{folder}/setpriv.called
-sleep 60 </dev/null >/dev/null 2>&1 &
-mkdir -p {folder}/proc/$!/ns
-: >{folder}/proc/$!/ns/user
-echo $!
+mkdir -p {folder}/proc/$$/ns
+: >{folder}/proc/$$/ns/user
+exec sleep 60
 """
 
 
