@@ -69,7 +69,7 @@ OWN = re.compile(
 @pytest.fixture(scope="module")
 def workspace(shared_lab: Lab) -> Workspace:
     """With Docker inside, so that nothing of /proc is masked."""
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("sweep"), docker="auto"))
+    return shared_lab.up(shared_lab.spec(shared_lab.repository("sweep"), docker="auto", wait_timeout=300))
 
 
 @pytest.fixture(scope="module")

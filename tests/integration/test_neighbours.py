@@ -55,10 +55,10 @@ def pair(labs: tuple[Lab, Lab]) -> Pair:
     one, other = labs
     if not one.target.probe_engine().runtime:
         pytest.skip("the engine was not prepared by the role host_docker")
-    limits = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400}
+    limits = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400, "wait_timeout": 300}
     return (
         one.up(one.spec(one.repository("attacker"), docker="auto", **limits)),
-        other.up(other.spec(other.repository("victim"), docker="auto")),
+        other.up(other.spec(other.repository("victim"), docker="auto", wait_timeout=300)),
     )
 
 

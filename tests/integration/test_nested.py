@@ -121,7 +121,7 @@ for name, script in cases.items():
 
 @pytest.fixture(scope="module")
 def workspace(shared_lab: Lab) -> Workspace:
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("nested"), docker="auto"))
+    return shared_lab.up(shared_lab.spec(shared_lab.repository("nested"), docker="auto", wait_timeout=300))
 
 
 def run(lab: Lab, workspace: Workspace, user: str, prefix: list[str], cases: dict[str, str]) -> list[list[str]]:

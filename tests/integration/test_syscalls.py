@@ -102,7 +102,7 @@ def probes() -> Iterator[tuple[str, str, int, list[Any]]]:
 
 @pytest.fixture(scope="module")
 def workspace(shared_lab: Lab) -> Workspace:
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("calls"), docker="auto"))
+    return shared_lab.up(shared_lab.spec(shared_lab.repository("calls"), docker="auto", wait_timeout=300))
 
 
 def ask(lab: Lab, workspace: Workspace, rows: list[tuple[str, int, list[Any]]], user: str) -> list[str]:
