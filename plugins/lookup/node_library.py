@@ -1,5 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Lookup `node_library`: the collection's library for nodes as entries for the module host_files."""
 
 from __future__ import annotations
