@@ -136,6 +136,11 @@ def command(workflow: str, job: str, checkout: Path) -> tuple[str, dict[str, str
 
 def pipeline(house: Doors, workflow: str, job: str, inventory: Path) -> subprocess.CompletedProcess[str]:
     line, variables = command(workflow, job, house.cwd)
+    # tools/venv, which the pipeline calls, links the checkout as a collection.
+    link = house.cwd / ".ansible/collections/ansible_collections/spt/flow"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to("../../../..")
     environment = house.environment(**variables | {"INVENTORY": os.path.relpath(inventory, house.cwd)})
     return subprocess.run(
         ["sh", "-ec", line], cwd=house.cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
