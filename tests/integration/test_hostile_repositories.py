@@ -137,7 +137,7 @@ def tasks(made: hostile_repositories.Repository) -> list[dict[str, Any]]:
     return [
         {"name": f"{verb} {name}", f"spt.flow.{action}": args, "ignore_errors": True, "register": verb}
         for verb, (action, args) in calls.items()
-    ] + [{"name": f"Count {name}", "ansible.builtin.debug": {"msg": "COUNTED {{ up is success }}"}}]
+    ] + [{"name": f"Count {name}", "ansible.builtin.debug": {"msg": "COUNTED {{ command is success }}"}}]
 
 
 @pytest.mark.full
@@ -152,5 +152,6 @@ def test_a_hundred_hostile_repositories_stay_in_their_workspaces(house: Doors, t
     run(house, [str(play)], made[0].place.folder, tally, f"seed {SEED}: {'; '.join(map(title_of, made))}")
     for one in made:
         check_canary(one, tally)
-    print(f"seed {SEED}, tens {tens}: {len(made)} repositories, {tally.started} started, {len(tally.wrong)} wrong")
+    wrong = len(tally.wrong)
+    print(f"seed {SEED}, tens {tens}: {len(made)} repositories, {tally.started} with a workspace, {wrong} wrong")
     assert tally.wrong == [], "\n".join(tally.wrong)
