@@ -176,7 +176,7 @@ class Workspace:
             f"--name=spt-flow-audittest-{os.getpid()}-{name}",
             IMAGE,
             "sleep",
-            "600",
+            "3600",
         )
         self.pid = docker("inspect", "-f", "{{.State.Pid}}", self.container)
         bundle = trail.root / self.container
