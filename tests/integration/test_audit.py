@@ -704,7 +704,7 @@ def test_a_workspace_without_docker_inside_is_numbered_and_says_that_it_is_audit
 ) -> None:
     began = since()
     with contract_kit.workspace(tmp_path, docker="disabled") as inside:
-        assert (runtime / "containers" / inside.workspace.id).exists()
+        assert inside.workspace and (runtime / "containers" / inside.workspace.id).exists()
         inside.wait("home", "ok", seconds=60)
         assert json.loads(inside.sh("spt-workspace status"))["audited"] is True
         inside.sh("sudo /bin/echo without-docker")
@@ -731,6 +731,7 @@ def login_uid(marker: str) -> tuple[int, int, str]:
 def test_the_number_goes_into_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
     began, marker = since(), f"nested-{os.getpid()}"
     with contract_kit.workspace(tmp_path, docker="auto") as inside:
+        assert inside.workspace
         number = (runtime / "containers" / inside.workspace.id).read_text().strip()
         inside.wait("docker", "ok", seconds=60)
         inside.sh(ROOTFS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput, NotFound
-from ansible_collections.spt.flow.plugins.module_utils._node.machine import audit
+from ansible_collections.spt.flow.plugins.module_utils._node.machine import audit, audit_registry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,12 +127,12 @@ def test_several_keys_of_one_event_are_understood(node: tuple[str, str]) -> None
         (771206, ("alice", "demo")),
         (700000, ("?", "700000")),
         (0, ("root", "-")),
-        (audit.UNSET, ("?", "-")),
+        (audit_registry.UNSET, ("?", "-")),
         (4242424, ("4242424", "-")),
     ],
 )
 def test_names(auid: int, who: tuple[str, str]) -> None:
-    assert audit.name(auid, {771206: "alice/demo"}) == who  # type: ignore[arg-type]
+    assert audit_registry.name(auid, {771206: "alice/demo"}) == who
 
 
 def test_times_are_understood() -> None:

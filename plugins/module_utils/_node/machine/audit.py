@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import FlowError, InvalidInput, NotFound, Unhealthy
 from . import audit_registry, audit_share
@@ -325,7 +325,7 @@ def _numbers_of(packed: Path) -> Path:
     return packed.with_suffix(".numbers")
 
 
-def _copied(source: IO[bytes], sink: IO[bytes]) -> Iterator[bytes]:
+def _copied(source: Iterable[bytes], sink: gzip.GzipFile) -> Iterator[bytes]:
     for line in source:
         sink.write(line)
         yield line

@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FIRST, LAST = 700_000, 799_999
@@ -48,7 +48,7 @@ class Registry:
             return None
 
 
-def name(auid: int, keys: Registry) -> tuple[str, str]:
+def name(auid: int, keys: Registry | Mapping[int, str]) -> tuple[str, str]:
     """(owner, workspace); on the host the login name and ``-``, ``?`` where nobody is known."""
     if FIRST <= auid <= LAST:
         owner, _slash, workspace = keys.get(auid, f"?/{auid}").partition("/")
