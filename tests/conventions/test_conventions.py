@@ -410,6 +410,13 @@ def test_promise_without_a_test_is_found(row: str) -> None:
     assert len(broken_promises([row])) == 1
 
 
+def test_plugins_do_not_assert() -> None:
+    """ansible-test refuses the statement, because Python can leave it out."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (CHECKOUT / "plugins").rglob("*.py")}
+    found = [relative(path) for path, tree in trees.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))]
+    assert found == []
+
+
 def refused_ignores(text: str) -> list[str]:
     """Entries of an ignore file without a reason, or that the inclusion checklist does not allow."""
     entry = re.compile(r"(?P<path>\S+) (?P<test>\S+)  # \S.*")

@@ -240,7 +240,8 @@ class Tail:
         return found
 
     def _replaced(self) -> bool:
-        assert self.file is not None
+        if self.file is None:
+            raise AssertionError("self.file is set by now")
         try:
             here = os.stat(self.log)
         except FileNotFoundError:
