@@ -271,7 +271,7 @@ PYTHON = "sudo python3 -c 'import os, time; {}'"
 EVASIONS = {
     "another user id": (
         "sudo setpriv --reuid 5 bash -c '/bin/echo by-5; /usr/bin/env true by-5'",
-        ["/bin/echo by-5", "true by-5"],
+        ["/bin/echo by-5", "/usr/bin/env true by-5"],
     ),
     "another user id by a program": (
         PYTHON.format('os.setuid(5); os.system("/bin/echo by-program")'),
@@ -299,8 +299,9 @@ def test_powers_that_coder_does_not_have_are_recorded_under_any_user_id(workspac
     began = since()
     done = workspace(script)
     assert done.returncode == 0, done.stderr
-    text = eventually(lambda: commands(workspace.rows(began)), expected)
-    assert [words for words in expected if words not in text] == [], text[:2000]
+    # A whole line: the command that gave the powers names the one that uses them, and was always recorded.
+    text = eventually(lambda: f"\n{commands(workspace.rows(began))}\n", [f"\n{words}\n" for words in expected])
+    assert [words for words in expected if f"\n{words}\n" not in text] == [], text[:2000]
 
 
 CHANGES = {
@@ -335,6 +336,24 @@ def test_commands_get_no_capabilities_under_coders_id(workspace: Workspace) -> N
     )
     said = docker("run", *options, "--user=0", IMAGE, "bash", "-c", script).split()
     assert said == ["CapEff:", "0000000000000000"]
+
+
+def test_a_workspace_over_its_share_is_recorded_without_arguments_and_counted(
+    trail: Trail, workspace: Workspace
+) -> None:
+    with trail.watched(mib=1):
+        began = since()
+        for _ in range(12):
+            assert workspace("sudo bash -c '/bin/true $(seq -s. 20000)'").returncode == 0
+            time.sleep(1)
+            if "alice/demo is over its share" in trail.program("status").stdout:
+                break
+        workspace("sudo /usr/bin/env true secret-words")
+        text = eventually(lambda: commands(workspace.rows(began)), ["/usr/bin/env (arguments not kept)"])
+        assert "/usr/bin/env (arguments not kept)" in text and "secret-words" not in text
+        counted = re.compile(r"alice/demo is over its share: ([2-9]|\d\d+) commands without arguments")
+        said = eventually(lambda: "".join(counted.findall(trail.program("status").stdout)) and "counted", ["counted"])
+        assert said == "counted", trail.program("status").stdout
 
 
 def test_one_workspace_cannot_fill_the_trail(trail: Trail, workspace: Workspace) -> None:

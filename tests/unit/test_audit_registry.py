@@ -165,3 +165,16 @@ def test_numbers_in_packed_logs_stay_taken_without_unpacking(node: Node, tmp_pat
     audit.archive(30, str(log))
     assert audit.free_numbers(str(log), str(node.place), time.time() + LATER) == 1
     assert list((tmp_path / "archive").iterdir()) == []
+
+
+def test_a_registry_that_fills_is_freed_before_the_day_ends(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MANY", 3)
+    monkeypatch.setattr(audit_registry, "GRACE", 0)
+    log = tmp_path / "audit.log"
+    log.touch()
+    for part, taken in ((3, 3), (1, 0)):
+        node.shell("n=0; while [ $n -lt $1 ]; do n=$((n+1)); key=a/w$1-$n; spt_flow_audit_allocate; done", str(part))
+        audit.free_when_many(str(log), str(node.place))
+        assert len(node.taken) == taken

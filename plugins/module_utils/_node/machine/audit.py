@@ -331,6 +331,16 @@ def _copied(source: Iterable[bytes], sink: gzip.GzipFile) -> Iterator[bytes]:
         yield line
 
 
+MANY = 50_000
+"""Numbers in use, of 100,000, above which they are freed without waiting for the day's archive."""
+
+
+def free_when_many(log: str = LOG, registry_path: str = REGISTRY) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if len(os.listdir(Path(registry_path, "ids"))) > MANY:
+            free_numbers(log, registry_path)
+
+
 def free_numbers(log: str = LOG, registry_path: str = REGISTRY, now: float | None = None) -> int:
     """Free the numbers of workspaces that neither a container nor a log has."""
     found: set[int] = set()
