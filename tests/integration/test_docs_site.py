@@ -35,6 +35,8 @@ def test_the_site_has_every_playbook_role_plugin_and_setting() -> None:
     for role in (CHECKOUT / "roles").iterdir():
         assert (site / f"collection/{role.name}_role.html").exists(), role.name
         assert (site / f"roles/{role.name}/README.html").exists(), role.name
+    module = (site / "collection/workspace_module.html").read_text(encoding="utf-8")
+    assert "make install" in module and "collection install spt.flow" not in module, "it is not on Galaxy"
     playbooks = (site / "docs/reference/playbooks.html").read_text(encoding="utf-8")
     for playbook in (CHECKOUT / "playbooks").glob("*.yml"):
         assert f"spt.flow.{playbook.stem}" in re.sub(r"<[^>]+>", "", html.unescape(playbooks))
