@@ -26,6 +26,11 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(TOOL))["main"].__globals__
 
 
+def words(page: Path) -> str:
+    """What a reader sees on a page of the site."""
+    return re.sub(r"<[^>]+>", "", html.unescape(page.read_text(encoding="utf-8")))
+
+
 def test_the_site_has_every_playbook_role_plugin_and_setting() -> None:
     done = subprocess.run([sys.executable, TOOL], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
@@ -35,11 +40,11 @@ def test_the_site_has_every_playbook_role_plugin_and_setting() -> None:
     for role in (CHECKOUT / "roles").iterdir():
         assert (site / f"collection/{role.name}_role.html").exists(), role.name
         assert (site / f"roles/{role.name}/README.html").exists(), role.name
-    module = (site / "collection/workspace_module.html").read_text(encoding="utf-8")
+    module = words(site / "collection/workspace_module.html")
     assert "make install" in module and "collection install spt.flow" not in module, "it is not on Galaxy"
-    playbooks = (site / "docs/reference/playbooks.html").read_text(encoding="utf-8")
+    playbooks = words(site / "docs/reference/playbooks.html")
     for playbook in (CHECKOUT / "playbooks").glob("*.yml"):
-        assert f"spt.flow.{playbook.stem}" in re.sub(r"<[^>]+>", "", html.unescape(playbooks))
+        assert f"spt.flow.{playbook.stem}" in playbooks
     for picture in ("overview.svg", "workspace.png"):
         assert (site / "_images" / picture).exists()
 
