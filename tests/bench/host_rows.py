@@ -136,6 +136,44 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
     return "with the audit number" if NUMBERED.exists() else "without the audit number (host_audit is not here)"
 
 
+# Volumes
+
+WORK = (
+    'cd "$1" && rm -rf source clone && git init -q source && python3 - source <<"EOF"\n'
+    "import pathlib, random, sys\n"
+    "source = random.Random(1)\n"
+    "for number in range(1500):\n"
+    "    path = pathlib.Path(sys.argv[1], f'd{number // 100}', f'f{number}.py')\n"
+    "    path.parent.mkdir(exist_ok=True)\n"
+    "    path.write_text('x = 1\\n' * source.randrange(50, 1500))\n"
+    "EOF\n"
+    "git -C source add . && git -C source -c user.name=b -c user.email=b@example.com commit -q -m b"
+    " && git clone -q source clone && python3 -m compileall -q clone && sync -f . && rm -rf source clone"
+)
+
+
+def volumes(image: str, owner: str, samples: Samples, rounds: int) -> str:
+    """Commit, clone and build in a volume with a file system of its own and in a plain one, in turns."""
+    if not Path("/usr/local/lib/spt-flow/spt-flow-disk").exists():
+        return "volumes: not measured, the engine's runtime does not limit disk"
+    names = {"sized": f"spt-flow-{owner}-bench-home", "plain": f"spt-flow-{owner}-plain"}
+    common = ["docker", "run", "-d", "--runtime=spt-flow", "--network=none", f"--label=spt-flow.bench={owner}"]
+    common += ["--user=1000", "--entrypoint=sleep", "-e", f"SPT_FLOW_DISK={20 << 30}"]
+    mounts = ["-v", f"{names['sized']}:/home/coder", "-v", f"{names['plain']}:/plain"]
+    identifier = call(*common, *mounts, image, "7200").strip()
+    try:
+        call("docker", "exec", "--user=0", identifier, "chown", "1000:1000", "/plain")
+        for number in range(rounds):
+            places = (("sized", "/home/coder"), ("plain", "/plain"))
+            for name, path in places if number % 2 else reversed(places):
+                argv = ["docker", "exec", identifier, "sh", "-c", WORK, "sh", path]
+                note(samples, f"volume {name}", call, *argv, sync=True)
+    finally:
+        subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=120)
+        subprocess.run(["docker", "volume", "rm", *names.values()], capture_output=True, timeout=120)
+    return "volumes: commit, clone and byte-compile 1500 files"
+
+
 # Neighbours
 
 
@@ -242,6 +280,10 @@ def rows(samples: Samples) -> Iterator[Row]:
             share = ratio(f"{name} spt-flow", f"{name} runc")
             measured = f"{m(f'{name} spt-flow') * 1000:.0f} ms = {share:.3f} × runc's {m(f'{name} runc') * 1000:.0f} ms"
             yield f"{what} by the runtime `spt-flow`", measured, "≤ 1.05 ×", verdict(share <= 1.05)
+    if "volume sized" in samples:
+        share = ratio("volume plain", "volume sized")
+        measured = f"{m('volume sized'):.1f} s = {share:.2f} × as fast as a plain volume's {m('volume plain'):.1f} s"
+        yield "commit, clone and build in a volume with a limit", measured, "≥ 0.9 ×", verdict(share >= 0.9)
     yield from neighbour_rows(samples)
     if "site" in samples:
         share = ratio("site", "site empty")

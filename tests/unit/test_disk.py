@@ -203,3 +203,14 @@ def test_names_in_the_mount_table_are_read_as_they_are(monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "read_text", lambda self, **words: line)
     (found,) = kernel.mounts()
     assert (found.point, found.root, found.kind, found.source) == ("/mnt/c\\d e", "/a b", "ext4", "/dev/loop0")
+
+
+def test_a_quota_that_the_kernel_refuses_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The volume gets a file system of its own then, and the start does not fail."""
+
+    def refused(*words: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(quota, "available", lambda path: True)
+    monkeypatch.setattr(quota, "apply", refused)
+    assert quota.attempt([tmp_path], 1000) is False

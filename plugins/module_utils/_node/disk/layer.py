@@ -35,9 +35,7 @@ def attach(root: Path, size: int, files: Sequence[str] = ()) -> dict[str, str] |
     stage = upper.parent / STAGE
     try:
         if upper.parent.name != STAGE:
-            if quota.available(upper) and not stage.exists():
-                quota.apply([upper, work], size)
-                quota.join(upper, files)
+            if not stage.exists() and quota.attempt([upper, work], size, files):
                 return None
             with image.locked(upper.parent):
                 _stage(upper, stage, size)

@@ -90,8 +90,7 @@ def _attach(disk: Disk, config: dict[str, Any]) -> bool:
     """Whether something was mounted; ``config`` learns of files that others take the place of."""
     path = Path(os.path.realpath(disk.path))
     if disk.volume:
-        if quota.available(path) and not image.marked(path) and not image.is_attached(path):
-            quota.apply([path], disk.size)
+        if not image.marked(path) and not image.is_attached(path) and quota.attempt([path], disk.size):
             return False
         return image.attach(path, disk.size)
     mounts = [mount for mount in config.get("mounts") or [] if mount.get("destination") in FILES]

@@ -38,6 +38,19 @@ def available(path: Path) -> bool:
     return found.kind in ("ext4", "xfs") and not {"prjquota", "pquota"}.isdisjoint(found.options.split(","))
 
 
+def attempt(folders: Sequence[Path], size: int, files: Sequence[str] = ()) -> bool:
+    """Limit ``folders`` and ``files`` together where the file system lets projects be limited; whether it did."""
+    if not available(folders[0]):
+        return False
+    try:
+        apply(folders, size)
+        join(folders[0], files)
+    except OSError:
+        # Mounted with quotas by a kernel that cannot set them.
+        return False
+    return True
+
+
 def apply(folders: Sequence[Path], size: int) -> None:
     """Limit all of ``folders`` together to ``size`` bytes; 0 takes the limit away. The same call again adds nothing.
 
