@@ -77,3 +77,16 @@ def test_every_installation_step_requires_hashes_and_fetches_no_build_tools(venv
     assert all("--require-hashes" in step and "--no-deps" in step for step in pip)
     assert all("--only-binary" in step or "--no-build-isolation" in step for step in pip)
     assert [str(file) for file in files] == [word for step in pip for before, word in pairwise(step) if before == "-r"]
+
+
+def test_packages_are_byte_compiled_but_for_seldom_used_ones(venv: ModuleType, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    (place / "bin").mkdir(parents=True)
+    (place / "bin/python").symlink_to(sys.executable)
+    used, seldom, broken = (place / "lib" / name for name in ("used.py", "ansible_collections/a/b/c.py", "broken.py"))
+    seldom.parent.mkdir(parents=True)
+    for path, text in ((used, "x = 1\n"), (seldom, "x = 1\n"), (broken, "print 'python 2'\n")):
+        path.write_text(text)
+    venv.byte_compile(place)
+    assert [path.parent.name for path in place.rglob("*.pyc")] == ["__pycache__"]
+    assert next(place.rglob("*.pyc")).name.startswith("used.")
