@@ -48,7 +48,7 @@ class ActionModule(ansible_action.FlowAction):
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": "Check mode: the job would run in a workspace of its own."}, [])
         # Before the TTL begins: an image is made once, and may take minutes.
-        furnished = ansible_open.Furnished(target, values)
+        furnished = ansible_open.PreparedTarget(target, values)
         furnished.prepare(self.progress)
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)

@@ -37,7 +37,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         client = self.anonymous()
         check = bool(self._task.check_mode)
         secret, mode = self.read_secret(self.own["dest"])
-        at_hand = coder_tokens.AtHand("there is none")
+        at_hand = coder_tokens.TokenState("there is none")
         if secret:
             at_hand = coder_tokens.verify(self._holder(client, secret), wish)
         if at_hand.good:
@@ -50,7 +50,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         with self._minter(client, own) as minter:
             return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _of_me(wish), at_hand)
 
-    def _wish(self) -> coder_tokens.Wish:
+    def _wish(self) -> coder_tokens.TokenRequest:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
 
         lifetime = settings_values.parse_duration(self.own["lifetime"], "lifetime")
@@ -60,7 +60,7 @@ class ActionModule(ansible_coder_action.CoderAction):
                 f"A token that lives {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} before.",
                 "lifetime is at least 1h, and longer than rotate_before.",
             )
-        return coder_tokens.Wish(self.own["name"], self.own["user"], lifetime, before)
+        return coder_tokens.TokenRequest(self.own["name"], self.own["user"], lifetime, before)
 
     def _holder(self, client: CoderAdmin, secret: str) -> CoderAdmin:
         """Whoever has the token that lies on the host."""
@@ -76,7 +76,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         with self.operator(client) as signed:
             yield signed
 
-    def _kept(self, at_hand: coder_tokens.AtHand, secret: str, mode: str, check: bool) -> dict[str, Any]:
+    def _kept(self, at_hand: coder_tokens.TokenState, secret: str, mode: str, check: bool) -> dict[str, Any]:
         """The token is good; that only its owner reads its file is seen to."""
         name, ends = at_hand.key["token_name"], at_hand.key["expires_at"]
         if mode == "600":
@@ -87,7 +87,11 @@ class ActionModule(ansible_coder_action.CoderAction):
         return self._answer(True, f"Check mode: {msg}" if check else msg, {"mode": mode}, name, ends)
 
     def _replaced(
-        self, minter: CoderAdmin, anonymous: CoderAdmin, wish: coder_tokens.Wish, at_hand: coder_tokens.AtHand
+        self,
+        minter: CoderAdmin,
+        anonymous: CoderAdmin,
+        wish: coder_tokens.TokenRequest,
+        at_hand: coder_tokens.TokenState,
     ) -> dict[str, Any]:
         """Made, tried, written, and only then the old ones deleted: a run that is killed leaves one that works."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
@@ -120,7 +124,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         return self.finish({"changed": changed, "msg": msg, "token": about, "diff": diff}, ["", msg])
 
 
-def _of_me(wish: coder_tokens.Wish) -> coder_tokens.Wish:
+def _of_me(wish: coder_tokens.TokenRequest) -> coder_tokens.TokenRequest:
     """The same wish by the user themselves, who needs no role for it."""
     from dataclasses import replace
 

@@ -48,7 +48,7 @@ class ActionModule(ansible_action.FlowAction):
         run = self._run_to_repeat(state)
         self._refuse(state)
         check = bool(self._task.check_mode)
-        ahead = ansible_prefetch.Ahead(self.values) if state == "started" and not check else None
+        ahead = ansible_prefetch.SessionPrefetch(self.values) if state == "started" and not check else None
         target = ansible_open.open_target(self.values)
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
@@ -76,7 +76,7 @@ class ActionModule(ansible_action.FlowAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
         return lifecycle.ensure(
-            ansible_open.Furnished(target, self.values),
+            ansible_open.PreparedTarget(target, self.values),
             spec,
             self.own["state"],
             check,
@@ -87,7 +87,7 @@ class ActionModule(ansible_action.FlowAction):
         )
 
     def _session(
-        self, target: Target, spec: WorkspaceSpec, result: Result, ahead: ansible_prefetch.Ahead | None
+        self, target: Target, spec: WorkspaceSpec, result: Result, ahead: ansible_prefetch.SessionPrefetch | None
     ) -> tuple[Result, Session]:
         """How to enter. What was told to stop just before, and its engine still called running, is started again."""
         workspace = result.workspace
@@ -214,7 +214,7 @@ class ActionModule(ansible_action.FlowAction):
             "ssh": enter,
         }
         connect = self.values["connect"]
-        ports = workspace_ssh.free(session.ports) if connect and not self.values["command"] else []
+        ports = workspace_ssh.unused_ports(session.ports) if connect and not self.values["command"] else []
         block = workspace_report.closing(
             result, session, enter, workspace_ssh.alias(workspace), self.progress.elapsed, time.time(), ports
         )

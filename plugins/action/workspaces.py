@@ -92,7 +92,7 @@ class ActionModule(ansible_action.FlowAction):
         target = self._targets[place(entry.values)]
         spec = ansible_open.make_spec(entry.values)
         result = lifecycle.ensure(
-            ansible_open.Furnished(target, entry.values),
+            ansible_open.PreparedTarget(target, entry.values),
             spec,
             entry.state,
             check or unconfirmed,

@@ -90,7 +90,7 @@ def main() -> None:
     module = AnsibleModule(spec, supports_check_mode=True)
     values = {**module.params, "archive": module.params["archive"] or ""}
     try:
-        outcome = docker_images.look_after(docker_images.Wanted(**values), module.check_mode)
+        outcome = docker_images.reconcile(docker_images.Wanted(**values), module.check_mode)
     except FlowError as error:
         module.fail_json(msg=str(error), error=error.to_dict())
     module.exit_json(changed=outcome.changed, present=outcome.present, removed=outcome.removed)

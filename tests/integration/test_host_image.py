@@ -120,14 +120,14 @@ def test_an_image_comes_by_its_digest_and_its_successor_leaves_nothing_of_it(
     registry: Registry, repository: str
 ) -> None:
     first = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("one"), keep=0)
-    assert cache.look_after(first, check=True).changed
+    assert cache.reconcile(first, check=True).changed
     assert not cache.has(connect(), first)
-    assert cache.look_after(first).changed
+    assert cache.reconcile(first).changed
     assert cache.has(connect(), first)
-    assert not cache.look_after(first).changed
+    assert not cache.reconcile(first).changed
 
     second = replace(first, tag=f"{repository}:slim-2", hash="two", reference=registry.offer("two"))
-    outcome = cache.look_after(second)
+    outcome = cache.reconcile(second)
     assert outcome.removed == [first.reference, first.tag]
     assert len(ids(repository)) == 1
     assert ids(repository) == ids(f"{registry.address}/team/workspace")
@@ -136,23 +136,23 @@ def test_an_image_comes_by_its_digest_and_its_successor_leaves_nothing_of_it(
 def test_a_used_and_a_referenced_image_stay_until_nothing_needs_them(registry: Registry, repository: str) -> None:
     made = [cache.Wanted(f"{repository}:{n}", n, reference=registry.offer(n)) for n in ("one", "two", "three")]
     for wanted in made:
-        cache.look_after(wanted)
+        cache.reconcile(wanted)
     container = docker("create", made[0].tag)
     try:
         newest = replace(made[2], keep=0, in_use=["two"])
-        assert not cache.look_after(newest).changed
-        assert cache.look_after(replace(newest, in_use=())).removed == [made[1].reference, made[1].tag]
+        assert not cache.reconcile(newest).changed
+        assert cache.reconcile(replace(newest, in_use=())).removed == [made[1].reference, made[1].tag]
         assert cache.has(connect(), made[0])
     finally:
         docker("rm", container)
-    assert cache.look_after(newest).removed == [made[0].reference, made[0].tag]
+    assert cache.reconcile(newest).removed == [made[0].reference, made[0].tag]
     assert len(ids(repository)) == 1
 
 
 def test_a_digest_of_something_else_is_refused(registry: Registry, repository: str) -> None:
     wanted = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("another"))
     with pytest.raises(FlowError, match="does not hold the image"):
-        cache.look_after(wanted)
+        cache.reconcile(wanted)
     assert not cache.has(connect(), wanted)
 
 
@@ -161,7 +161,7 @@ def test_a_registry_that_does_not_have_it_is_told(registry: Registry, repository
         f"{repository}:slim-1", "one", reference=f"{registry.address}/team/workspace@sha256:{'0' * 64}"
     )
     with pytest.raises(FlowError, match="docker pull .* failed"):
-        cache.look_after(wanted)
+        cache.reconcile(wanted)
 
 
 def test_an_archive_is_loaded(repository: str, tmp_path: Path) -> None:
@@ -177,5 +177,5 @@ def test_an_archive_is_loaded(repository: str, tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    assert cache.look_after(wanted).changed
-    assert not cache.look_after(wanted).changed
+    assert cache.reconcile(wanted).changed
+    assert not cache.reconcile(wanted).changed

@@ -187,7 +187,7 @@ def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Pa
     # A node that has neither gets what is recorded.
     wanted = docker_images.Wanted(second["tag"], second["hash"], reference=second["reference"])
     subprocess.run(["docker", "rmi", "--force", second["tag"]], capture_output=True, timeout=120, check=True)
-    assert docker_images.look_after(wanted).changed
+    assert docker_images.reconcile(wanted).changed
     assert _gh(second["tag"]) == b"gh version 1.1\n"
     subprocess.run(["docker", "rmi", second["reference"]], capture_output=True, timeout=120, check=False)
 

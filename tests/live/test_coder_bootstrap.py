@@ -46,11 +46,11 @@ def test_the_bots_token_rolls_out_templates_and_does_no_more(house: House) -> No
 
 def test_a_token_that_still_works_makes_its_successor(house: House) -> None:
     bot = house.client((house.folder / "etc/coder.token").read_text().strip())
-    made = coder_tokens.mint(bot, coder_tokens.Wish("other", "me"))
-    wish = coder_tokens.Wish("other", "flow-bot")
+    made = coder_tokens.mint(bot, coder_tokens.TokenRequest("other", "me"))
+    wish = coder_tokens.TokenRequest("other", "flow-bot")
     fresh = house.client(made.token)
     assert coder_tokens.verify(fresh, wish).good
-    again = coder_tokens.mint(fresh, coder_tokens.Wish("other", "me"))
+    again = coder_tokens.mint(fresh, coder_tokens.TokenRequest("other", "me"))
     assert again.name == "other-2"
     last = house.client(again.token)
     coder_tokens.forget(last, "me", again.stale)
@@ -61,7 +61,7 @@ def test_a_token_that_still_works_makes_its_successor(house: House) -> None:
 
 def test_an_owners_token_is_capped_at_a_week(house: House) -> None:
     assert house.admin is not None
-    assert coder_tokens.lifetime_of(house.admin, coder_tokens.Wish("x")) == (7 * 86400.0, 7 * 86400.0)
+    assert coder_tokens.lifetime_of(house.admin, coder_tokens.TokenRequest("x")) == (7 * 86400.0, 7 * 86400.0)
 
 
 def test_a_weak_password_is_refused_with_its_reason(house: House) -> None:

@@ -209,7 +209,7 @@ def test_users_under_faults_are_made_once(fake: Fake) -> None:
 # Tokens
 
 
-WISH = coder_tokens.Wish("spt-flow", "ada", 30 * coder_tokens.DAY, 10 * coder_tokens.DAY)
+WISH = coder_tokens.TokenRequest("spt-flow", "ada", 30 * coder_tokens.DAY, 10 * coder_tokens.DAY)
 
 
 def test_a_token_is_made_verified_and_kept(fake: Fake) -> None:
@@ -258,11 +258,11 @@ def test_an_expired_token_is_one_that_has_expired(fake: Fake) -> None:
 
 def test_a_session_is_no_token_to_keep(fake: Fake) -> None:
     session = client(fake, "").login("admin@example.com", PASSWORD)
-    assert "session" in coder_tokens.verify(client(fake, session), coder_tokens.Wish("x"), now(fake)).reason
+    assert "session" in coder_tokens.verify(client(fake, session), coder_tokens.TokenRequest("x"), now(fake)).reason
 
 
 def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake) -> None:
-    wish = coder_tokens.Wish("spt-flow", "admin")
+    wish = coder_tokens.TokenRequest("spt-flow", "admin")
     made = coder_tokens.mint(client(fake), wish)
     assert made.capped == made.lifetime == 7 * coder_tokens.DAY
     assert "7 days at most" in coder_tokens.cap_sentence("admin", made.capped, wish.lifetime)
@@ -273,7 +273,7 @@ def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake
 
 def test_only_an_owner_makes_tokens_for_others(fake: Fake) -> None:
     with pytest.raises(FlowError) as refused:
-        coder_tokens.mint(client(fake, coder_house.TOKEN), coder_tokens.Wish("spt-flow", "admin"))
+        coder_tokens.mint(client(fake, coder_house.TOKEN), coder_tokens.TokenRequest("spt-flow", "admin"))
     assert refused.value.kind in ("auth", "not_found")
 
 

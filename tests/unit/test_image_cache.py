@@ -73,9 +73,9 @@ def old(*numbers: int) -> dict[str, tuple[str, int]]:
 
 
 def test_a_tag_counts_only_with_its_content() -> None:
-    assert cache.look_after(WANTED, engine=FakeEngine({TAG: ("hash", 9)})).present
-    assert not cache.look_after(WANTED, engine=FakeEngine({TAG: ("another", 9)})).present
-    assert not cache.look_after(WANTED, engine=FakeEngine({})).present
+    assert cache.reconcile(WANTED, engine=FakeEngine({TAG: ("hash", 9)})).present
+    assert not cache.reconcile(WANTED, engine=FakeEngine({TAG: ("another", 9)})).present
+    assert not cache.reconcile(WANTED, engine=FakeEngine({})).present
 
 
 @pytest.mark.parametrize(("keep", "gone"), [(-1, []), (0, [3, 2, 1]), (1, [2, 1]), (5, [])])
@@ -83,7 +83,7 @@ def test_a_tag_counts_only_with_its_content() -> None:
 def test_old_images_go_but_the_newest_ones(keep: int, gone: list[int], check: bool) -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2, 3)})
     wanted = cache.Wanted(TAG, "hash", keep=keep)
-    outcome = cache.look_after(wanted, check, engine)
+    outcome = cache.reconcile(wanted, check, engine)
     assert outcome.removed == [f"spt-flow/workspace:slim-{number}" for number in gone]
     assert outcome.changed is bool(gone)
     assert len(engine.images) == (4 if check else 4 - len(gone))
@@ -91,20 +91,20 @@ def test_old_images_go_but_the_newest_ones(keep: int, gone: list[int], check: bo
 
 def test_an_image_that_any_container_uses_stays() -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, {"spt-flow/workspace:slim-1"})
-    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine)
+    outcome = cache.reconcile(cache.Wanted(TAG, "hash", keep=0), engine=engine)
     assert outcome.removed == ["spt-flow/workspace:slim-2"]
 
 
 def test_nothing_goes_while_the_wanted_one_is_missing() -> None:
     engine = FakeEngine(old(1, 2))
-    assert cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine).removed == []
+    assert cache.reconcile(cache.Wanted(TAG, "hash", keep=0), engine=engine).removed == []
     assert len(engine.images) == 2
 
 
 @pytest.mark.parametrize("named", ["spt-flow/workspace:slim-1", "1"], ids=["by tag", "by identity"])
 def test_what_a_template_refers_to_stays(named: str) -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)})
-    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0, in_use=[named]), engine=engine)  # type: ignore[arg-type]
+    outcome = cache.reconcile(cache.Wanted(TAG, "hash", keep=0, in_use=[named]), engine=engine)  # type: ignore[arg-type]
     assert outcome.removed == ["spt-flow/workspace:slim-2"]
 
 
@@ -112,7 +112,7 @@ def test_a_pulled_image_goes_whole_but_not_what_somebody_else_tagged() -> None:
     one, two = old(1, 2)
     names = {one: ["registry/w@sha256:1"], two: ["registry/w@sha256:2", "somebody/else:kept"]}
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, names=names)
-    outcome = cache.look_after(cache.Wanted(TAG, "hash", keep=0), engine=engine)  # type: ignore[arg-type]
+    outcome = cache.reconcile(cache.Wanted(TAG, "hash", keep=0), engine=engine)  # type: ignore[arg-type]
     assert engine.deleted == outcome.removed == [two, "registry/w@sha256:1", one]
 
 
@@ -127,9 +127,9 @@ def test_an_archive_is_loaded_and_looked_at(tmp_path: Path, monkeypatch: pytest.
     program(tmp_path, monkeypatch, f'echo "$*" > {tmp_path}/said')
     wanted = cache.Wanted(TAG, "hash", archive="/srv/image.tar")
     with pytest.raises(FlowError, match="/srv/image.tar: it does not hold the image"):
-        cache.look_after(wanted, engine=engine)  # type: ignore[arg-type]
+        cache.reconcile(wanted, engine=engine)  # type: ignore[arg-type]
     assert (tmp_path / "said").read_text() == "load --quiet --input /srv/image.tar\n"
-    outcome = cache.look_after(wanted, check=True, engine=engine)  # type: ignore[arg-type]
+    outcome = cache.reconcile(wanted, check=True, engine=engine)  # type: ignore[arg-type]
     assert outcome.present
     assert outcome.changed
 
@@ -137,13 +137,13 @@ def test_an_archive_is_loaded_and_looked_at(tmp_path: Path, monkeypatch: pytest.
 def test_what_docker_says_reaches_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, monkeypatch, "echo first >&2; echo 'no space left on device' >&2; exit 1")
     with pytest.raises(FlowError, match="no space left on device"):
-        cache.look_after(cache.Wanted(TAG, "hash", archive="/a"), engine=FakeEngine({}))  # type: ignore[arg-type]
+        cache.reconcile(cache.Wanted(TAG, "hash", archive="/a"), engine=FakeEngine({}))  # type: ignore[arg-type]
 
 
 def test_a_registry_without_a_digest_is_refused_before_anything_runs() -> None:
     wanted = cache.Wanted(TAG, "hash", reference="registry.example.com/spt-flow/workspace:latest")
     with pytest.raises(InvalidInput, match="has no digest"):
-        cache.look_after(wanted, engine=FakeEngine({}))  # type: ignore[arg-type]
+        cache.reconcile(wanted, engine=FakeEngine({}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def _open_coder(values: Mapping[str, Any]) -> Target:
     return CoderTarget(CoderClient(coder_http()), values["template"], values["wait_timeout"])
 
 
-class Furnished:
+class PreparedTarget:
     """A target that sees to what only a created or restarted workspace needs: the image, and who writes its commits."""
 
     def __init__(self, target: Target, values: Mapping[str, Any]) -> None:
@@ -184,7 +184,7 @@ def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
         identity = spec.repository.identity if spec.repository else ""
         found = [w for w in found if (w.name == spec.name if spec.name else w.repo == identity)]
         if not found:
-            raise NotFound(f"There is no workspace {spec.title}{spec.of_whom}.", EXAMPLE_UP)
+            raise NotFound(f"There is no workspace {spec.title}{spec.owner_phrase}.", EXAMPLE_UP)
     wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
     return [replace(w, outdated=differing(w, wanted)) for w in sorted(found, key=lambda w: w.name)]
 
@@ -207,16 +207,16 @@ def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
         found = target.find(spec)
         if found is None:
             raise NotFound(
-                f"There is no workspace {spec.title}{spec.of_whom}.",
+                f"There is no workspace {spec.title}{spec.owner_phrase}.",
                 "See what there is: ansible-playbook spt.flow.status",
             )
         return found
     mine = target.list(spec.owner)
     if not mine:
-        raise NotFound(f"There is no workspace{spec.of_whom}.", EXAMPLE_UP)
+        raise NotFound(f"There is no workspace{spec.owner_phrase}.", EXAMPLE_UP)
     if len(mine) > 1:
         names = ", ".join(sorted(w.name for w in mine))
         raise InvalidInput(
-            f"There are {len(mine)} workspaces{spec.of_whom}: {names}.", f"Say which: -e workspace={mine[0].name}"
+            f"There are {len(mine)} workspaces{spec.owner_phrase}: {names}.", f"Say which: -e workspace={mine[0].name}"
         )
     return mine[0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .._engine.workspace.models import Session, Workspace
 
 
-class Ahead:
+class SessionPrefetch:
     """Reads how to enter a running workspace while the run is still being prepared, half of the time of `up` (B1).
 
     Only where the container's name can be told beforehand, on the engine of this machine.

@@ -51,7 +51,7 @@ class Outcome:
         return self.brought or bool(self.removed)
 
 
-def look_after(wanted: Wanted, check: bool = False, engine: Engine | None = None) -> Outcome:
+def reconcile(wanted: Wanted, check: bool = False, engine: Engine | None = None) -> Outcome:
     """Bring the image where it is missing, then drop old ones. Raises ``FlowError``."""
     engine = engine or connect()
     outcome = Outcome(has(engine, wanted))

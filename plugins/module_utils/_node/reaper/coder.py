@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ..errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
-from .engine import LONGEST, Doomed, Memory, Report, alone
+from .engine import LONGEST, Expired, Memory, Report, alone
 
 STATE = "/run/spt-flow/coder-reaper.json"
 METRICS = "spt_flow_coder_reaper"
@@ -175,7 +175,7 @@ def judge(workspace: Json, deadline: str, now: float) -> Verdict:
     return Verdict("it has ended" if job["status"] == "succeeded" else "its start failed")
 
 
-def _plan(api: Api, template: str) -> list[tuple[Json, Doomed]]:
+def _plan(api: Api, template: str) -> list[tuple[Json, Expired]]:
     listed = list(api.workspaces(template))
     now = api.clock if listed else 0.0
     doomed = []
@@ -183,11 +183,11 @@ def _plan(api: Api, template: str) -> list[tuple[Json, Doomed]]:
         verdict = judge(workspace, shown_deadline(workspace) or api.asked_for(workspace), now)
         if verdict.why:
             name = f"{workspace['owner_name']}/{workspace['name']}"
-            doomed.append((workspace, Doomed("workspace", workspace["id"], name, verdict.why, verdict.overdue)))
+            doomed.append((workspace, Expired("workspace", workspace["id"], name, verdict.why, verdict.overdue)))
     return doomed
 
 
-def _planned(api: Api, template: str, sleep: Callable[[float], None]) -> list[tuple[Json, Doomed]]:
+def _planned(api: Api, template: str, sleep: Callable[[float], None]) -> list[tuple[Json, Expired]]:
     for _try in range(TRIES - 1):
         with contextlib.suppress(Unhealthy):
             return _plan(api, template)

@@ -41,7 +41,7 @@ _WARN = 'for t in /dev/pts/[0-9]*; do test -w "$t" && printf "\\r\\n%s\\r\\n" "$
 
 
 @dataclass(frozen=True)
-class Doomed:
+class Expired:
     """One thing that goes. ``part``: container, volume or network; ``overdue`` is in seconds."""
 
     part: str
@@ -102,7 +102,7 @@ class Report:
     ``capped`` are people's workspaces whose stop was further away than it may be, and was brought nearer.
     """
 
-    doomed: list[Doomed] = field(default_factory=list)
+    doomed: list[Expired] = field(default_factory=list)
     reaped: list[str] = field(default_factory=list)
     capped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Report:
 # Deciding
 
 
-def plan(listed: Listed, memory: Memory, boot: float, wall: float) -> list[Doomed]:
+def plan(listed: Listed, memory: Memory, boot: float, wall: float) -> list[Expired]:
     """What goes now; ``memory`` learns what is there and forgets what is not.
 
     How long a container may live is the difference of its labels, both of the clock of whoever made it; how long it has
@@ -126,11 +126,11 @@ def plan(listed: Listed, memory: Memory, boot: float, wall: float) -> list[Doome
     for entry in orphans:
         left = boot - memory.lost[entry.id] - GRACE
         if left >= 0:
-            doomed.append(Doomed(entry.part, entry.id, entry.name, entry.why, left, created=entry.created))
+            doomed.append(Expired(entry.part, entry.id, entry.name, entry.why, left, created=entry.created))
     return doomed
 
 
-def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: float, wall: float) -> Iterator[Doomed]:
+def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: float, wall: float) -> Iterator[Expired]:
     born = {}
     for entry in entries:
         labels, state = entry.get("Labels") or {}, str(entry.get("State", ""))
@@ -143,11 +143,11 @@ def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: floa
         allowed = lifetime(labels)
         name = entry["Names"][0].lstrip("/")
         if lived >= allowed:
-            yield Doomed("container", identifier, name, "its TTL is over", lived - allowed, state == "running")
+            yield Expired("container", identifier, name, "its TTL is over", lived - allowed, state == "running")
         elif state == "created" and lived >= UNSTARTED:
-            yield Doomed("container", identifier, name, "it was never started", lived - UNSTARTED)
+            yield Expired("container", identifier, name, "it was never started", lived - UNSTARTED)
         elif state in ("dead", "exited"):
-            yield Doomed("container", identifier, name, "it has ended", 0.0)
+            yield Expired("container", identifier, name, "it has ended", 0.0)
     memory.born = born
 
 
@@ -184,7 +184,7 @@ def _is_part(entry: Mapping[str, Any], part: str) -> bool:
     return bool(key) and labels.get(f"{LABEL}part") == part and entry.get("Name") == f"{PREFIX}{key}-{part}"
 
 
-def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Doomed]:
+def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Expired]:
     """Volumes of CI workspaces that are gone, and inner Docker's data without the home that it belonged to."""
     homes = {_labelled(entry) for entry in entries if _is_part(entry, "home")}
     for entry in entries:
@@ -195,17 +195,17 @@ def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[
             continue
         if kind == "ci" or (kind == "dev" and _is_part(entry, "docker") and key not in homes):
             name, created = str(entry["Name"]), str(entry.get("CreatedAt", ""))
-            yield Doomed("volume", f"volume {name} {created}", name, "its workspace is gone", 0.0, created=created)
+            yield Expired("volume", f"volume {name} {created}", name, "its workspace is gone", 0.0, created=created)
 
 
-def _networks(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Doomed]:
+def _networks(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Expired]:
     """Networks that were made for one CI workspace; the one that all share carries no workspace."""
     for entry in entries:
         labels = entry.get("Labels") or {}
         key = _labelled(entry)
         named = key and str(entry.get("Name", "")).startswith(PREFIX + key)
         if named and labels.get(f"{LABEL}kind") == "ci" and key not in alive:
-            yield Doomed("network", str(entry["Id"]), str(entry["Name"]), "its workspace is gone", 0.0)
+            yield Expired("network", str(entry["Id"]), str(entry["Name"]), "its workspace is gone", 0.0)
 
 
 # Doing
@@ -266,7 +266,7 @@ def alone(path: str, dry: bool) -> Iterator[None]:
         yield
 
 
-def _delete(engine: Engine, entry: Doomed) -> str:
+def _delete(engine: Engine, entry: Expired) -> str:
     """Delete one thing if it is still the one that was meant; what went wrong, or nothing."""
     try:
         if entry.part == "container":

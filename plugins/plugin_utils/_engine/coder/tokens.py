@@ -17,7 +17,7 @@ DAY = 86400.0
 
 
 @dataclass(frozen=True)
-class Wish:
+class TokenRequest:
     """A token that is to be at hand: ``lifetime`` of a new one and the time before its end to replace it, in seconds.
 
     Tokens of ours are called ``name``, ``name-2``, ``name-3`` …, as a name is taken until the old token is deleted,
@@ -34,7 +34,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class AtHand:
+class TokenState:
     """What became of looking at a token. ``reason``: why it is to be replaced; empty when it is good."""
 
     reason: str
@@ -46,39 +46,39 @@ class AtHand:
         return not self.reason
 
 
-def verify(client: CoderAdmin, wish: Wish, now: datetime | None = None) -> AtHand:
+def verify(client: CoderAdmin, wish: TokenRequest, now: datetime | None = None) -> TokenState:
     """Whether the token of ``client``'s configuration works, is the wished user's and lasts.
 
     Raises what keeps the server from saying so: nothing is replaced because a server was away.
     """
     if not client.http.config.token:
-        return AtHand("there is none")
+        return TokenState("there is none")
     try:
         who = client.me()
     except AuthError as error:
         if error.details.get("status") != 401:
             raise
         said = str(error.details.get("said", ""))
-        return AtHand("it has expired" if "expired at" in said else "the server does not know it")
+        return TokenState("it has expired" if "expired at" in said else "the server does not know it")
     username = str(who["username"])
     if wish.user != "me" and username.lower() != wish.user.lower():
-        return AtHand(f"it belongs to {username}, not to {wish.user}")
+        return TokenState(f"it belongs to {username}, not to {wish.user}")
     key_id = client.http.config.token.partition("-")[0]
     key = next((one for one in client.tokens() if one["id"] == key_id), None)
     if key is None:
-        return AtHand("it is no long-lived token, but a session", username=username)
+        return TokenState("it is no long-lived token, but a session", username=username)
     if not wish.ours(str(key.get("token_name", ""))):
-        return AtHand(f"it is called {key.get('token_name')}, not {wish.name}", key, username)
+        return TokenState(f"it is called {key.get('token_name')}, not {wish.name}", key, username)
     left = (moment(key["expires_at"]) - (now or datetime.now(UTC))).total_seconds()
     total = (moment(key["expires_at"]) - moment(key["created_at"])).total_seconds()
     # A server's cap may be shorter than the wished margin, and a token must not be replaced at every run.
     if left <= min(wish.rotate_before, total / 2):
-        return AtHand(f"it expires in {max(left, 0) / DAY:.1f} days", key, username)
-    return AtHand("", key, username)
+        return TokenState(f"it expires in {max(left, 0) / DAY:.1f} days", key, username)
+    return TokenState("", key, username)
 
 
 @dataclass(frozen=True)
-class Minted:
+class NewToken:
     """A new token. ``capped``: the seconds that it was cut to, 0 when it was not; ``stale``: ids to delete later."""
 
     token: str = field(repr=False)
@@ -88,7 +88,7 @@ class Minted:
     stale: tuple[str, ...]
 
 
-def mint(client: CoderAdmin, wish: Wish) -> Minted:
+def mint(client: CoderAdmin, wish: TokenRequest) -> NewToken:
     """A new token beside those that are there; they are deleted by ``forget`` once the new one lies where it should."""
     lifetime, capped = lifetime_of(client, wish)
     old = [one for one in client.tokens(wish.user, include_expired=True) if wish.ours(str(one.get("token_name", "")))]
@@ -96,10 +96,10 @@ def mint(client: CoderAdmin, wish: Wish) -> Minted:
     numbers = (wish.name if number == 1 else f"{wish.name}-{number}" for number in range(1, len(taken) + 2))
     name = next(one for one in numbers if one not in taken)
     token = client.create_token(name, lifetime, wish.user)
-    return Minted(token, name, lifetime, capped, tuple(str(one["id"]) for one in old))
+    return NewToken(token, name, lifetime, capped, tuple(str(one["id"]) for one in old))
 
 
-def lifetime_of(client: CoderAdmin, wish: Wish) -> tuple[float, float]:
+def lifetime_of(client: CoderAdmin, wish: TokenRequest) -> tuple[float, float]:
     """(seconds that a new token of the user gets, the cap that made it so or 0)."""
     cap = client.max_token_lifetime(wish.user)
     return (cap, cap) if wish.lifetime > cap else (wish.lifetime, 0.0)

@@ -118,7 +118,7 @@ def taken(image: Image, progress: Progress) -> bool:
     if wanted.archive or wanted.reference:
         if not image_engine.present(image):
             with progress.stage("image", f"{image.tag} comes from {image.reference or image.archive}"):
-                docker_images.look_after(wanted)
+                docker_images.reconcile(wanted)
         return True
     if image_engine.present(image) or image.hash == image_identity.identity(image.profile).hash:
         return False
@@ -345,7 +345,7 @@ def _prune(image: Image, order: Order, check: bool) -> list[str]:
     """Drop older images from the engine and their files from the folder; what a profile has as current stays."""
     current = [str(entry["hash"]) for entry in image_identity.recorded(order.file).values()]
     wanted = docker_images.Wanted(image.tag, image.hash, keep=order.keep, in_use=[*current, *order.in_use])
-    removed = docker_images.look_after(wanted, check).removed
+    removed = docker_images.reconcile(wanted, check).removed
     spared = {f"{profile}-{entry['hash'][:12]}" for profile, entry in image_identity.recorded(order.file).items()}
     files: dict[str, list[Path]] = {}
     for path in order.file.parent.glob("*"):

@@ -49,7 +49,7 @@ class WorkspaceSpec:
         return self.name or (self.repository.identity if self.repository else "")
 
     @property
-    def of_whom(self) -> str:
+    def owner_phrase(self) -> str:
         """`` of`` the owner, for sentences; nothing when the caller is meant (a Coder server knows who asks)."""
         return f" of {self.owner}" if self.owner != "me" else ""
 

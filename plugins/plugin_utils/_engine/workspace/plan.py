@@ -101,7 +101,7 @@ def _plan_nothing(spec: WorkspaceSpec, state: str, create: bool, name: str) -> P
         actions = (Action("create", "there is none for the repository"), Action("start", "it is new"))
         return Plan(actions, gone, after, f"Workspace {name} created for {spec.repository.identity} and started.")
     raise NotFound(
-        f"There is no workspace {title}{spec.of_whom}.",
+        f"There is no workspace {title}{spec.owner_phrase}.",
         "See what there is: ansible-playbook spt.flow.status. "
         "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git",
         {"owner": spec.owner, "workspace": spec.name},

@@ -44,7 +44,7 @@ def argv(workspace: Workspace, command: str = "", terminal: bool = False, ports:
     return ["ssh", *options, *(["--", alias(workspace), command] if command else [alias(workspace)])]
 
 
-def free(ports: Iterable[int]) -> list[int]:
+def unused_ports(ports: Iterable[int]) -> list[int]:
     """Those of ``ports`` that nobody listens on here; an earlier session of the same workspace has them already."""
     import socket
 
