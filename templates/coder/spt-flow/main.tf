@@ -256,8 +256,8 @@ resource "coder_app" "ide" {
   icon         = "/icon/code.svg"
   url          = "http://127.0.0.1:8080/?folder=${urlencode(local.directory)}"
   # With an address of its own the IDE cannot act as its user on the dashboard.
-  subdomain    = var.subdomain
-  share        = "owner"
+  subdomain = var.subdomain
+  share     = "owner"
   healthcheck {
     url       = "http://127.0.0.1:8080/healthz"
     interval  = 5
