@@ -78,7 +78,17 @@ class SecondEngine:
             self.run / "exec/containerd/containerd.sock",
         ):
             left.unlink(missing_ok=True)
-        argv = ["dockerd", "--config-file", self.folder / "daemon.json", "--data-root", self.data]
+        # A network of its own: an engine without a bridge removes the usual engine's docker0.
+        argv = [
+            "unshare",
+            "--net",
+            "--",
+            "dockerd",
+            "--config-file",
+            self.folder / "daemon.json",
+            "--data-root",
+            self.data,
+        ]
         argv += ["--exec-root", self.run / "exec", "--pidfile", pidfile, "--host", f"unix://{self.socket}"]
         argv += ["--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
         with (self.folder / "log").open("ab") as log:
