@@ -73,8 +73,8 @@ def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytes
         raise Unhealthy("The Docker engine does not answer.")
 
     monkeypatch.setattr(acceptance_checks.Engine, "call", refuse)
-    monkeypatch.setattr(acceptance_checks._audit, "kernel", refuse)
-    monkeypatch.setattr(acceptance_checks._snapshots.Config, "load", refuse)
+    monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", refuse)
+    monkeypatch.setattr(acceptance_checks.snapshots_config.Config, "load", refuse)
     monkeypatch.setattr(acceptance_checks, "LIBRARY", "/nonexistent")
     rows = {row.requirement: row for row in acceptance_checks.collect()}
     assert rows["Docker engine"].verdict == rows["firewall"].verdict == "failed"
@@ -103,15 +103,15 @@ def test_the_row_of_the_image_names_node_and_image(
 def test_audit_and_timers_are_impossible_only_without_systemd(
     systemd: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceptance_checks._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(acceptance_checks._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (3, "inactive"))
     assert {row.verdict for row in acceptance_checks.audit(systemd, container=False)} == {verdict}
 
 
 def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance_checks._audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(acceptance_checks._audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
+    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (0, "active"))
     verdicts = {row.requirement: row.verdict for row in acceptance_checks.audit(True, container=True)}
     assert verdicts["audit trail"] == verdicts["audit records lost"] == "impossible"
@@ -119,7 +119,7 @@ def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPat
 
 
 def test_kvm_is_a_failure_only_where_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    none = acceptance_checks._kvm.verdict(str(tmp_path / "kvm"))
-    monkeypatch.setattr(acceptance_checks._kvm, "verdict", lambda: none)
+    none = acceptance_checks.kvm_probe.verdict(str(tmp_path / "kvm"))
+    monkeypatch.setattr(acceptance_checks.kvm_probe, "verdict", lambda: none)
     assert [row.verdict for row in acceptance_checks.kvm(True)] == ["failed"]
     assert [row.verdict for row in acceptance_checks.kvm(False)] == ["impossible"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import FlowError
 from ..kvm import probe as kvm_probe
-from ..machine import audit as audit_module
+from ..machine import audit as machine_audit
 from ..machine import facts as machine_facts
 from ..snapshots import config as snapshots_config
 from ..snapshots import status as snapshots_status
@@ -117,8 +117,8 @@ def audit(systemd: bool, container: bool) -> list[Row]:
     """
     possible = systemd and not container
     try:
-        status = audit_module.kernel()
-        found = audit_module.problems(status, _run("auditctl", "-l")[1], status.get("lost", 0))
+        status = machine_audit.kernel()
+        found = machine_audit.problems(status, _run("auditctl", "-l")[1], status.get("lost", 0))
     except (FlowError, OSError) as error:
         found, status = [getattr(error, "message", str(error))], {}
     on = bool(status.get("enabled"))
