@@ -104,14 +104,18 @@ def test_audit_and_timers_are_impossible_only_without_systemd(
     systemd: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(
+        acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."]
+    )
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (3, "inactive"))
     assert {row.verdict for row in acceptance_checks.audit(systemd, container=False)} == {verdict}
 
 
 def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."])
+    monkeypatch.setattr(
+        acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."]
+    )
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (0, "active"))
     verdicts = {row.requirement: row.verdict for row in acceptance_checks.audit(True, container=True)}
     assert verdicts["audit trail"] == verdicts["audit records lost"] == "impossible"
