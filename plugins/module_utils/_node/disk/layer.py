@@ -17,6 +17,8 @@ from pathlib import Path
 from ..errors import Unhealthy
 from . import image, kernel, quota
 
+LATE = "resolv.conf"
+"""The engine names its resolver in this file only once the container has a network; a copy would be too early."""
 STAGE = ".spt-flow-layer"
 LONGEST = 4000
 """Bytes of options that the kernel takes."""
@@ -42,7 +44,7 @@ def attach(root: Path, size: int, files: Sequence[str] = ()) -> dict[str, str] |
                 _stack(root, options, stage)
         else:
             stage = upper.parent
-        return {file: _copied(file, stage) for file in files}
+        return {file: _copied(file, stage) for file in files if os.path.basename(file) != LATE}
     except OSError as error:
         raise Unhealthy(
             f"Cannot limit the disk of the container at {root}: {error.strerror or error}.",

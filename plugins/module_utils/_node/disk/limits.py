@@ -95,9 +95,14 @@ def _attach(disk: Disk, config: dict[str, Any]) -> bool:
         return image.attach(path, disk.size)
     mounts = [mount for mount in config.get("mounts") or [] if mount.get("destination") in FILES]
     copies = layer.attach(path, disk.size, [mount["source"] for mount in mounts])
+    if copies is None:
+        return False
     for mount in mounts:
-        mount["source"] = (copies or {}).get(mount["source"], mount["source"])
-    return copies is not None
+        if mount["source"] in copies:
+            mount["source"] = copies[mount["source"]]
+        else:
+            mount["options"] = [*(word for word in mount.get("options") or [] if word != "rw"), "ro"]
+    return True
 
 
 def detach(container: str) -> None:
