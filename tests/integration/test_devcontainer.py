@@ -190,7 +190,7 @@ def test_a_repositorys_own_file_in_a_workspace(lab: Lab) -> None:
     wishes = {
         "image": "something/else",
         "forwardPorts": [3999],
-        "containerEnv": {"COLOUR": "red", "LD_PRELOAD": "./evil.so"},
+        "containerEnv": {"COLOUR": "red", "NODE_ENV": "test"},
         "customizations": {"vscode": {"extensions": ["spt-flow.nowhere"]}},
         "postCreateCommand": "echo $COLOUR > ~/ran",
     }
@@ -206,16 +206,15 @@ def test_a_repositorys_own_file_in_a_workspace(lab: Lab) -> None:
         return found if found["state"] in ("ok", "failed") else {}
 
     told = wait_for(step, 240, lambda: lab.inside(workspace, "spt-workspace status"))
-    assert "ignored: image, containerEnv LD_PRELOAD" in told["detail"]
+    assert "ignored: image" in told["detail"] and "variables that need your consent: COLOUR," in told["detail"]
     assert "with your consent it does: spt-workspace trust" in told["detail"]
     # No gallery is reached from here: the extension is missed, and nothing else fails for it.
     assert told["state"] == "failed" and "Not installed: spt-flow.nowhere" in told["detail"]
     assert lab.inside(workspace, "ls ~/ran 2>/dev/null; ls ~/.config/code-server 2>/dev/null; true") == ""
-    assert lab.inside(workspace, "bash -lc 'echo $COLOUR'; bash -ic 'echo $COLOUR' 2>/dev/null").split() == [
-        "red",
-        "red",
-    ]
+    shells = "bash -lc 'echo $NODE_ENV $COLOUR'; bash -ic 'echo $NODE_ENV $COLOUR' 2>/dev/null"
+    assert lab.inside(workspace, shells).split() == ["test", "test"]
     lab.inside(workspace, "spt-workspace trust")
+    assert lab.inside(workspace, shells).split() == ["test", "red", "test", "red"]
     assert lab.inside(workspace, "cat ~/ran") == "red"
     restarted = lab.ensure(lab.spec(source), "restarted").workspace
     assert (

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,10 @@ SESSIONS = [CHECKOUT / "README.md", CI, CHECKOUT / "docs/tutorials/ci.md"]
 WANTED = {"SPT_FLOW_COMMAND": "cat hello.txt", "SPT_FLOW_PROFILE": "slim", "SPT_FLOW_MEMORY": "1g"}
 
 
+SHORT = Path(f"/tmp/spt-{os.getpid()}")
+"""A short name of the home: Ansible puts a socket into the folder for temporary files, whose path may have 107 bytes."""
+
+
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[Doors]:
     """A checkout full of lures, and the collection installed for the user who runs commands in it."""
@@ -36,7 +41,11 @@ def house(tmp_path: Path) -> Iterator[Doors]:
         git("add", "--all", cwd=made.repository)
         git("commit", "--quiet", "-m", "lures", cwd=made.repository)
         made.cwd = made.repository
-        yield made
+        SHORT.symlink_to(made.home)
+        try:
+            yield made
+        finally:
+            SHORT.unlink()
 
 
 def script(house: Doors) -> Path:
@@ -48,7 +57,7 @@ def canary(house: Doors) -> Path:
 
 
 def run(house: Doors, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {"TMPDIR": str(house.home), "TOKEN": "t", **environment}
+    environment = {"TMPDIR": str(SHORT), "TOKEN": "t", **environment}
     done = subprocess.run(
         argv,
         cwd=house.cwd,
