@@ -84,7 +84,7 @@ def checked(image: str) -> str:
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", image):
         raise InvalidInput(
-            f"The image {common_text.shown(image)!r} is no reference of an image.",
+            f"The image {common_text.shown(image)!r} is not a reference of an image.",
             "Use the one of your registry, such as registry.example.org/spt-flow/workspace@sha256:…",
         )
     return image

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A target in memory with the semantics of ``_target.Target`` and hooks for faults; for unit tests only."""
+"""A target in memory with the semantics of ``Target`` and hooks for faults; for unit tests only."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def refuse_stray_words(texts: Iterable[Any]) -> None:
 def user_layers(
     args: Mapping[str, Any], task_vars: Mapping[str, Any], templar: Any, loader: Any
 ) -> dict[str, dict[str, Any]]:
-    """Where values come from, strongest first, in the shape that ``_settings.resolve`` takes."""
+    """Where values come from, strongest first, in the shape that ``settings.resolve`` takes."""
     refuse_stray_words(context.CLIARGS.get("extra_vars") or ())
     extra = extra_values(loader)
     refuse_templates(extra)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file system of limited size for a volume (private to the collection; also installed on nodes).
+"""A file system of limited size for a volume.
 
 Beside the volume's directory ``_data`` lies a sparse file with the file system, so that whoever removes the volume
 removes it too. It is mounted over ``_data`` while a container of the volume exists. The directory below holds one file,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mounts and loop devices (private to the collection; also installed on nodes): the few system calls that Python lacks.
+"""Mounts and loop devices: the few system calls that Python lacks.
 
 Standard library only, of which little is imported, and no other program is started, since a container waits for this.
 """

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A limit for what a container writes outside its volumes (private to the collection; also installed on nodes).
+"""A limit for what a container writes outside its volumes.
 
 With project quotas the directories that the engine's overlay writes to get one. Elsewhere a second overlay, whose files
 lie in a file system of limited size beside them, is put on top of the engine's; the engine removes all of it with the

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Limits of a workspace's disk, for the node's runtime (private to the collection; also installed on nodes).
+"""Limits of a workspace's disk, for the node's runtime.
 
 Before runc creates a container, ``attach`` gives its volumes and its own files the sizes that its environment names;
 once runc has deleted it, ``detach`` unmounts what that has mounted. A file of ``RECORDS`` tells which that is; it is

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Project quotas of ext4 and XFS for directories (private to the collection; also installed on nodes).
+"""Project quotas of ext4 and XFS for directories.
 
 A directory's project is a number that all below it inherits and that nobody inside a user namespace can change. The
 limit is the file system's own, so the data stays where it is.

@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The audit trail of a node, read for people (private to the collection; also installed on hosts as
-``spt-flow-audit``).
+"""The audit trail of a node, read for people.
 
 The kernel writes one event as several lines with one serial number; arguments with unusual characters are
 hexadecimal and long ones come

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Are two trees the same, file by file? (private to the collection; also installed on hosts)"""
+"""Are two trees the same, file by file?"""
 
 from __future__ import annotations
 

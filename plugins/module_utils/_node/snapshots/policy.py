@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which snapshots go: the retention policy as pure functions (private to the collection; also installed on hosts).
+"""Which snapshots go: the retention policy as pure functions.
 
 A day is a step of at least ``DAY`` seconds between two snapshots, never a calendar date, so that time zones,
 daylight saving and

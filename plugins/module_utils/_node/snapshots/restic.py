@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The restic program behind a small seam (private to the collection; also installed on hosts).
+"""The restic program behind a small seam.
 
 The password reaches restic by the name of a root-only file, never by argument or environment.
 """

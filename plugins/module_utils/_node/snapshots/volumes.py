@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Home volumes of a node and an unmoving view of each (private to the collection; also installed on hosts)."""
+"""Home volumes of a node and an unmoving view of each."""
 
 from __future__ import annotations
 

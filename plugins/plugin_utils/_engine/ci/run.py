@@ -256,7 +256,7 @@ class _Run:
         if ended.status is not None:
             outcome.kind, outcome.status, outcome.ran = "job", ended.status, True
             outcome.reason = "failed" if ended.status else "passed"
-            outcome.msg = f"The job ended with status {ended.status}." if ended.status else "The job ended well."
+            outcome.msg = f"The job ended with status {ended.status}." if ended.status else "The job succeeded."
         elif self.now() >= until:
             outcome.kind, outcome.reason, outcome.status = "job", "ttl", OUT_OF_TIME
             outcome.msg = f"The job was ended: it had not finished when its TTL of {self.job.ttl} s was over."

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clean and type everything that a workspace reports (private to the collection).
+"""Clean and type everything that a workspace reports.
 
 Any process in a workspace can write any bytes into its log and its files. A value from there passes one of these
 functions before it is printed, compared or stored. None of them raises for a bad value, except ``parse`` and

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Identity of the workspace image: a hash of its inputs (docs/decisions/image-identity.md).
 
-Apart from ``_image``, because every ``up`` asks for the identity and hardly any builds. An identity is made of what its
+Apart from ``build``, because every ``up`` asks for the identity and hardly any builds. An identity is made of what its
 profile uses: another profile's tool that moves leaves it alone.
 """
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which ports of a workspace may be opened on the user's own loopback (private to the collection).
+"""Which ports of a workspace may be opened on the user's own loopback.
 
 A workspace names the ports itself, so a hostile one may name a port on which a program of the user expects its own
 database or Docker engine, and read what that program sends. Ports of well-known services are therefore never taken.

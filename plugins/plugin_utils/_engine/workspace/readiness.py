@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """When a started workspace can be used, read from what the start contract logs.
 
-Apart from ``_lifecycle``, because `up` on what runs follows no log.
+Apart from ``lifecycle``, because `up` on what runs follows no log.
 """
 
 from __future__ import annotations
