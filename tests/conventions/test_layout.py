@@ -38,7 +38,6 @@ CLIENTS = {
         ENGINE / "image/download.py",
         NODE / "docker/http.py",
         NODE / "proxy/server.py",
-        NODE / "snapshots/volumes.py",
         NODE / "reaper/coder.py",
     ),
     "urllib.request": (ENGINE / "image/download.py", NODE / "reaper/coder.py"),

@@ -72,7 +72,7 @@ def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytes
     def refuse(*_: Any) -> Any:
         raise Unhealthy("The Docker engine does not answer.")
 
-    monkeypatch.setattr(acceptance_checks.Engine, "call", refuse)
+    monkeypatch.setattr(acceptance_checks.Engine, "get_json", refuse)
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", refuse)
     monkeypatch.setattr(acceptance_checks.snapshots_config.Config, "load", refuse)
     monkeypatch.setattr(acceptance_checks, "LIBRARY", "/nonexistent")

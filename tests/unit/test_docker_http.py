@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import versions as docker_versions
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     Conflict,
     DeadlineExceeded,
@@ -80,6 +81,57 @@ def test_json_and_query(tmp_path):
     assert found == {"a": [1]}
     line = asked[0].split(b"\r\n")[0].decode()
     assert line == "GET /v1.41/containers/json?all=true&filters=%7B%22label%22%3A+%5B%22x%3Dy%22%5D%7D&tail=3 HTTP/1.1"
+
+
+def versioned(oldest: str, newest: str) -> Answer:
+    """An engine that supports these versions of the API, and refuses others with Docker's sentences."""
+
+    def answer(client: socket.socket, request: bytes) -> None:
+        spoken = request.split(b" ")[1].decode().removeprefix("/v").partition("/")[0]
+        minor = int(spoken.partition(".")[2])
+        refusal = ""
+        if minor < int(oldest.partition(".")[2]):
+            refusal = f"client version {spoken} is too old. Minimum supported API version is {oldest}, please upgrade"
+        elif minor > int(newest.partition(".")[2]):
+            refusal = f"client version {spoken} is too new. Maximum supported API version is {newest}"
+        body = json.dumps({"message": refusal} if refusal else {"spoken": spoken})
+        status = "400 Bad Request" if refusal else "200 OK"
+        head = f"HTTP/1.1 {status}\r\nApi-Version: {newest}\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body.encode())
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest", "spoken", "requests"),
+    [
+        pytest.param("1.12", "1.41", "1.41", 2, id="docker-20.10"),
+        pytest.param("1.24", "1.51", "1.41", 2, id="docker-28"),
+        pytest.param("1.44", "1.52", "1.44", 3, id="docker-29"),
+        pytest.param("1.60", "1.63", "1.63", 4, id="later"),
+    ],
+)
+def test_version_of_the_api_is_negotiated_without_a_question(tmp_path, oldest, newest, spoken, requests):
+    with engine(tmp_path, versioned(oldest, newest)) as (client, asked):
+        assert client.request_json("POST", "/containers/create", body={"Image": "x"}) == {"spoken": spoken}
+        assert client.get_json("/info") == {"spoken": spoken}
+    assert len(asked) == requests
+    assert all(b'{"Image": "x"}' in request for request in asked[:-1]), "the body is sent again"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "newest"),
+    [
+        (400, "client version 1.41 is too new. Maximum supported API version is 1.40", "1.40"),
+        (400, "client version 1.41 is too old.", ""),
+        (400, "client version 1.41 is too old.", "a.b"),
+        (400, "client version 1.41 is too old.", "1.41"),
+        (400, "invalid reference format", "1.52"),
+        (500, "client version 1.41 is too old.", "1.52"),
+    ],
+)
+def test_other_refusals_change_no_version(status, said, newest):
+    assert docker_versions.after_refusal("1.41", status, said, newest) == ""
 
 
 def test_body_is_json_or_a_tar(tmp_path):

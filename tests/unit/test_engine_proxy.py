@@ -540,6 +540,34 @@ def test_engine_that_does_not_answer_is_a_sentence(tmp_path: Path) -> None:
     assert status == 502 and "The engine of this node does not answer" in text
 
 
+def test_lookup_works_on_an_engine_that_refuses_old_versions(tmp_path: Path) -> None:
+    class New(_Engine):
+        def answer(self) -> None:
+            if self.path.startswith("/v1.44/"):
+                self.path = self.path.replace("/v1.44", "/v1.41")
+                super().answer()
+                return
+            data = json.dumps({"message": "client version 1.41 is too old."}).encode()
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Api-Version", "1.52")
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = answer
+
+    engine = _Unix(str(tmp_path / "engine.sock"), New)
+    engine.calls = []
+    threading.Thread(target=engine.serve_forever, args=(0.05,), daemon=True).start()
+    upstream = proxies.Engine(str(tmp_path / "engine.sock"))
+    path = f"/containers/{CONTAINER}/json"
+    assert upstream.lookup(path) == EXISTS[path]
+    assert upstream.lookup(f"/containers/{'9' * 64}/json") is None
+    assert [call[1] for call in engine.calls] == [path, f"/containers/{'9' * 64}/json"], "negotiated once"
+    engine.shutdown()
+    engine.server_close()
+
+
 def test_socket_is_only_for_its_owner_and_group(tmp_path: Path) -> None:
     with proxies.listening(str(tmp_path / "proxy.sock")):
         assert (tmp_path / "proxy.sock").stat().st_mode & 0o777 == 0o660

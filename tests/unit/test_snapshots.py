@@ -234,14 +234,14 @@ def test_unknown_settings_are_named(tmp_path) -> None:  # type: ignore[no-untype
 def test_the_dashboard_of_a_coder_workspace_tells_its_last_snapshot_and_nobody_elses_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Engine:
+    class Volumes:
         def __init__(self, socket: str) -> None:
             pass
 
         def create(self, name: str, labels: dict[str, str]) -> Volume:
             return Volume(name, str(tmp_path))
 
-    monkeypatch.setattr(snapshots_run, "Engine", Engine)
+    monkeypatch.setattr(snapshots_run, "Volumes", Volumes)
     (tmp_path / "spt-flow-gone-home").write_text("2020-01-01\n")
     volumes = {
         "spt-flow-1234-home": {"labels": {"spt.flow.coder": "1234"}, "last_good": 1_800_000_000.0},

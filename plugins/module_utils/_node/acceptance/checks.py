@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..docker.http import Engine
 from ..errors import FlowError
 from ..kvm import probe as kvm_probe
 from ..machine import audit as machine_audit
 from ..machine import facts as machine_facts
 from ..snapshots import config as snapshots_config
 from ..snapshots import status as snapshots_status
-from ..snapshots.volumes import Engine
 from .report import Row, judge
 
 LIBRARY = "/usr/local/lib/spt-flow"
@@ -60,7 +60,7 @@ def kvm(required: bool) -> list[Row]:
 def engine(min_free_gib: int) -> list[Row]:
     """What the engine says of itself."""
     try:
-        info: dict[str, Any] = Engine().call("GET", "/info")
+        info: dict[str, Any] = Engine("unix:///var/run/docker.sock").get_json("/info")
     except FlowError as error:
         return [judge("Docker engine", error.message, "answers", False)]
     options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]

@@ -3,10 +3,9 @@
 """A small client of the Docker Engine API, standard library only.
 
 The Docker SDK costs 0.4 s to import, this 0.05 s (docs/decisions/docker-api-client.md).
-Paths and shapes are those of Docker's API reference,
-version 1.41, which every engine from 20.10 on speaks. Knows ``DOCKER_HOST`` as unix://, tcp:// (TLS by
-``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``) and ssh:// (through ``docker system dial-stdio``, as Docker's own
-client does).
+Paths and shapes are those of Docker's API reference; ``versions`` chooses the version of the API. ``DOCKER_HOST`` may
+be unix://, tcp:// (TLS by ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``) or ssh:// (through
+``docker system dial-stdio``, as Docker's own client does).
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from ..errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
+from .versions import SPOKEN, after_refusal
 
-API = "/v1.41"
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 MOST_OUTPUT = 16 << 20
 """Bytes of output of a command in a container."""
@@ -118,6 +117,7 @@ class Engine:
         self._idle: list[_Connection] = []
         self._door = threading.Semaphore(AT_THE_DOOR)
         self._date = ""
+        self._version = SPOKEN[0]
 
     @property
     def clock(self) -> float:
@@ -155,10 +155,7 @@ class Engine:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._broken(method, path, error) from None
-        if self._far and not answer.will_close:
-            self._idle.append(connection)
-        else:
-            connection.close()
+        self._release(connection, answer)
         if not data:
             return None
         try:
@@ -175,7 +172,31 @@ class Engine:
         timeout: float | None = 60.0,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[_Connection, http.client.HTTPResponse]:
-        """Send a request; connection (the caller closes it) and answer with a good status."""
+        """Send a request. Return the connection, which the caller closes, and an answer with a good status."""
+        while True:
+            version = self._version
+            connection, answer, refusal = self._send(version, method, path, query, body, timeout, headers)
+            if answer.status < 400:
+                return connection, answer
+            # The engine compares versions before it acts, so a request that it refused for that can be sent again.
+            better = after_refusal(version, answer.status, _message(refusal), answer.headers.get("Api-Version", ""))
+            if not better:
+                connection.close()
+                raise self._refused(method, path, answer.status, _message(refusal))
+            self._release(connection, answer)
+            self._version = better
+
+    def _send(
+        self,
+        version: str,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: Any,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[_Connection, http.client.HTTPResponse, bytes]:
+        """Return connection, answer and, when the engine refused the request, the body of the answer."""
         connection = self._connection(timeout)
         data, kind = (
             (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
@@ -183,18 +204,20 @@ class Engine:
         send = {"Content-Type": kind, **(headers or {})} if body is not None else dict(headers or {})
         try:
             with contextlib.nullcontext() if connection.sock or not self._far else self._door:
-                connection.request(method, _url(path, query), data if body is not None else None, send)
+                connection.request(method, _url(version, path, query), data if body is not None else None, send)
                 answer = connection.getresponse()
             self._date = answer.headers.get("Date", "")
-            if answer.status >= 400:
-                raise self._refused(method, path, answer.status, answer.read())
-        except FlowError:
-            connection.close()
-            raise
+            return connection, answer, answer.read() if answer.status >= 400 else b""
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._broken(method, path, error, connection.complaint) from None
-        return connection, answer
+
+    def _release(self, connection: _Connection, answer: http.client.HTTPResponse) -> None:
+        """Keep a connection whose answer was read whole for the next request, where a new one is slow."""
+        if self._far and not answer.will_close:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def _connection(self, timeout: float | None) -> _Connection:
         """One that is idle, else a new one, not connected yet."""
@@ -205,11 +228,8 @@ class Engine:
         connection.sock.settimeout(timeout)
         return connection
 
-    def _refused(self, method: str, path: str, status: int, body: bytes) -> FlowError:
-        try:
-            said = str(json.loads(body)["message"])
-        except (ValueError, KeyError, TypeError):
-            said = body[:200].decode(errors="replace") or f"status {status}"
+    def _refused(self, method: str, path: str, status: int, message: str) -> FlowError:
+        said = message or f"status {status}"
         details = {"status": status, "said": said}
         if NO_SPACE in said:
             return Unhealthy(
@@ -319,7 +339,15 @@ def _exactly(source: Any, size: int) -> bytes | None:
     return parts
 
 
-def _url(path: str, query: Mapping[str, Any] | None) -> str:
+def _message(body: bytes) -> str:
+    """Return what the engine says in the body of a refusal."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")
+
+
+def _url(version: str, path: str, query: Mapping[str, Any] | None) -> str:
     words = {
         name: json.dumps(value)
         if isinstance(value, (dict, list))
@@ -328,7 +356,7 @@ def _url(path: str, query: Mapping[str, Any] | None) -> str:
         else value
         for name, value in (query or {}).items()
     }
-    return f"{API}{path}" + (f"?{urlencode(words)}" if words else "")
+    return f"/v{version}{path}" + (f"?{urlencode(words)}" if words else "")
 
 
 def connect(host: str = "") -> Engine:

@@ -18,7 +18,7 @@ from . import body as bodies
 from .http import Refused, Request, canonical, strict_json
 
 OLDEST_API = 40
-"""Before 1.40 other bodies were read; every engine that we support speaks 1.41."""
+"""Oldest minor version of the API whose bodies the rules know; every supported engine has a newer one."""
 LONGEST_STOP = 600
 _ID = r"(?P<id>[0-9a-f]{12,64}|spt-flow-[0-9a-f-]{36})"
 _IMAGE = rf"(?P<image>{bodies.IMAGE.pattern})"

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
+from ..docker import http as docker_http
+from ..errors import FlowError, NotFound
 from .body import Node, fingerprint
 from .http import PASSED_BACK, Malformed, Refused, Request, answer_head, read_request
 from .rules import Call, Rules
 
 ENGINE = "/var/run/docker.sock"
-API = "/v1.41"
 MOST_CONNECTIONS = 128
 IDLE, ANSWER, LONG = 600.0, 900.0, 120.0
 """Seconds for which a client may be silent, and for which the engine may be: for a call, and for a wait."""
@@ -62,10 +63,14 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Engine:
-    """The engine behind ``path``; a connection per call."""
+    """The engine behind ``path``; a connection per call.
+
+    Calls of the Coder server go on with the version of the API that they name; lookups use the shared client.
+    """
 
     def __init__(self, path: str = ENGINE) -> None:
         self.path = path
+        self._client = docker_http.Engine(f"unix://{path}")
 
     def send(self, call: Call) -> tuple[_Connection, http.client.HTTPResponse]:
         """The connection, which the caller closes, and the answer. Raises ``OSError`` or ``HTTPException``."""
@@ -80,15 +85,13 @@ class Engine:
             raise
 
     def lookup(self, path: str) -> Any:
-        """What the engine says about a thing, ``None`` where it does not know it. Raises ``OSError``."""
-        connection, answer = self.send(Call("GET", API + path))
-        with contextlib.closing(connection):
-            data = answer.read()
-        if answer.status == http.client.NOT_FOUND:
+        """Return what the engine says about an object, ``None`` where there is none. Raises ``OSError``."""
+        try:
+            return self._client.get_json(path, timeout=ANSWER)
+        except NotFound:
             return None
-        if answer.status != http.client.OK:
-            raise OSError(f"the engine answered {answer.status}")
-        return json.loads(data)
+        except FlowError as error:
+            raise OSError(error.message) from None
 
 
 def note(text: str, level: int = 4) -> None:

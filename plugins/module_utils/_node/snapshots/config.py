@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import AuthError, Conflict, InvalidInput
 from .restic import Restic
-from .volumes import Engine, Volume, by_name, discover
+from .volumes import Volume, Volumes, by_name, discover
 
 CONFIG = "/etc/spt-flow/snapshots.json"
 
@@ -64,7 +64,7 @@ class Config:
     def volumes(self) -> tuple[list[Volume], str]:
         if not self.engine:
             return by_name(self.data_root), ""
-        return discover(Engine(self.socket), self.data_root)
+        return discover(Volumes(self.socket), self.data_root)
 
 
 def set_password(config: Config, given: str = "") -> bool:

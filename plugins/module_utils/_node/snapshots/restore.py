@@ -18,7 +18,7 @@ from ..errors import Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from .config import Config
 from .policy import Snapshot, newest_good
 from .run import run
-from .volumes import SKIP, VOLUME_NAME, Engine, Volume
+from .volumes import SKIP, VOLUME_NAME, Volume, Volumes
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,28 @@ def restore(config: Config, what: Restore, plan_only: bool = False) -> dict[str,
     inside = inner_path(what.path) if what.path else ""
     if not VOLUME_NAME.fullmatch(what.volume) or (what.into and not VOLUME_NAME.fullmatch(what.into)):
         raise InvalidInput(f"{what.into or what.volume} is not the name of a volume.")
-    engine = Engine(config.socket)
+    volumes = Volumes(config.socket)
     snapshot = choose(config, what.volume, what.snapshot, time.time())
     if inside:
-        return _restore_path(config, engine, what, snapshot, inside, plan_only)
+        return _restore_path(config, volumes, what, snapshot, inside, plan_only)
     into = what.into or (
-        what.volume if _lookup(engine, what.volume) is None else f"{what.volume}-restored-{snapshot.id}"
+        what.volume if _lookup(volumes, what.volume) is None else f"{what.volume}-restored-{snapshot.id}"
     )
-    exists = _lookup(engine, into)
+    exists = _lookup(volumes, into)
     if exists is not None and not (what.over and what.confirm == into):
         raise Conflict(
             f"Volume {into} exists; a snapshot is never restored over it unless that is asked for twice.",
             f"Leave the target out for a new volume, or pass over=true and confirm={into}.",
         )
-    _refuse_running(engine, into, exists)
+    _refuse_running(volumes, into, exists)
     result = {"volume": what.volume, "snapshot": snapshot.id, "into": into, "path": "", "created": exists is None}
     if not plan_only:
-        _restore_volume(config, engine, snapshot, into, exists)
+        _restore_volume(config, volumes, snapshot, into, exists)
     return result
 
 
-def _refuse_running(engine: Engine, name: str, volume: Volume | None) -> None:
-    users = engine.users(name) if volume else []
+def _refuse_running(volumes: Volumes, name: str, volume: Volume | None) -> None:
+    users = volumes.users(name) if volume else []
     if users:
         raise Conflict(
             f"Volume {name} is in use by {', '.join(users)}.",
@@ -99,7 +99,7 @@ def _refuse_running(engine: Engine, name: str, volume: Volume | None) -> None:
         )
 
 
-def _restore_volume(config: Config, engine: Engine, snapshot: Snapshot, into: str, exists: Volume | None) -> None:
+def _restore_volume(config: Config, volumes: Volumes, snapshot: Snapshot, into: str, exists: Volume | None) -> None:
     labels = (
         dict(snapshot.labels)
         if into == snapshot.volume
@@ -107,12 +107,12 @@ def _restore_volume(config: Config, engine: Engine, snapshot: Snapshot, into: st
     )
     if exists is not None:
         run(config, (into,))
-    volume = exists or engine.create(into, labels)
+    volume = exists or volumes.create(into, labels)
     try:
         _swap(config, snapshot, volume)
     except (FlowError, OSError):
         if exists is None:
-            engine.remove(into)
+            volumes.remove(into)
         raise
 
 
@@ -141,10 +141,10 @@ def _swap(config: Config, snapshot: Snapshot, volume: Volume) -> None:
 
 
 def _restore_path(
-    config: Config, engine: Engine, what: Restore, snapshot: Snapshot, inside: str, plan_only: bool
+    config: Config, volumes: Volumes, what: Restore, snapshot: Snapshot, inside: str, plan_only: bool
 ) -> dict[str, Any]:
     """Put one path of the snapshot into a new directory ``restored-<snapshot>`` of the volume, owned as the home is."""
-    volume = _lookup(engine, what.into or what.volume)
+    volume = _lookup(volumes, what.into or what.volume)
     if volume is None:
         raise NotFound(
             f"There is no volume {what.into or what.volume} to put {inside} into.", "Restore the whole volume instead."
@@ -231,9 +231,9 @@ def inner_path(path: str) -> str:
     return "/".join(parts)
 
 
-def _lookup(engine: Engine, name: str) -> Volume | None:
+def _lookup(volumes: Volumes, name: str) -> Volume | None:
     try:
-        return engine.volume(name)
+        return volumes.get(name)
     except NotFound:
         return None
 

@@ -17,7 +17,7 @@ from .config import Config, exclusive, write
 from .policy import Snapshot, expired, newest_good, orphaned
 from .restic import label_tag
 from .status import HOUR, read_status, write_status
-from .volumes import Engine, Volume, fingerprint, frozen
+from .volumes import Volume, Volumes, fingerprint, frozen
 
 MARKS = "spt-flow-snapshots"
 """Volume that Coder workspaces of a node see; the template names it as well."""
@@ -165,7 +165,7 @@ def publish(config: Config, status: dict[str, Any]) -> None:
     if not config.engine:
         return
     with suppress(FlowError, OSError):
-        folder = Path(Engine(config.socket).create(MARKS, {"spt.flow.marks": "1"}).path)
+        folder = Path(Volumes(config.socket).create(MARKS, {"spt.flow.marks": "1"}).path)
         for name, record in status["volumes"].items():
             if "spt.flow.coder" in record.get("labels", {}) and record.get("last_good"):
                 stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["last_good"]))

@@ -1,17 +1,15 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Home volumes of a node and an unmoving view of each."""
+"""Home volumes of a node, and a frozen view of each."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,10 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import Conflict, FlowError, NotFound, Unhealthy
+from ..docker.http import Engine
+from ..errors import DeadlineExceeded, Unhealthy
+from ..labels import LABEL
 
-OWNER = "spt.flow.owner"
-SKIP = "spt.flow.snapshot"
+OWNER = f"{LABEL}owner"
+SKIP = f"{LABEL}snapshot"
 FROZEN = ".spt-flow-frozen"
 SUBVOLUME_INODE = 256
 FICLONE = 0x40049409
@@ -47,59 +47,38 @@ class Volume:
         return OWNER in self.labels and self.labels.get(SKIP) != "no"
 
 
-class Engine:
-    """The few words of the Docker API that snapshots need, over the engine's socket."""
+class Volumes:
+    """The volumes of the engine behind a Unix socket."""
 
-    def __init__(self, path: str = "/var/run/docker.sock") -> None:
-        self.path = path
+    def __init__(self, socket: str = "/var/run/docker.sock") -> None:
+        self._engine = Engine(f"unix://{socket}")
 
-    def call(self, method: str, url: str, body: Any = None) -> Any:
-        """One request; the decoded answer. Raises NotFound on 404, Conflict on 409, Unhealthy when nothing answers."""
-        connection = http.client.HTTPConnection("localhost", timeout=30)
-        try:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(30)
-            connection.sock.connect(self.path)
-            data = None if body is None else json.dumps(body)
-            connection.request(method, url, data, {"Content-Type": "application/json", "Host": "docker"})
-            answer = connection.getresponse()
-            text = answer.read().decode("utf-8", "replace")
-        except OSError as error:
-            raise Unhealthy(
-                f"The Docker engine at {self.path} does not answer: {error}.", "Start it and run again."
-            ) from error
-        finally:
-            connection.close()
-        if answer.status >= 400:
-            kind = {404: NotFound, 409: Conflict}.get(answer.status, FlowError)
-            raise kind(f"The Docker engine refused {method} {url}: {text.strip()}")
-        return json.loads(text) if text.strip() else None
-
-    def volumes(self) -> list[Volume]:
-        """Every volume with a label of ours."""
-        found = self.call("GET", "/volumes?filters=" + quote(json.dumps({"label": [OWNER]})))
+    def all(self) -> list[Volume]:
+        """Return every volume with a label of spt.flow."""
+        found = self._engine.get_json("/volumes", {"filters": {"label": [OWNER]}})
         return [_volume(item) for item in found.get("Volumes") or []]
 
-    def volume(self, name: str) -> Volume:
-        return _volume(self.call("GET", f"/volumes/{quote(name)}"))
+    def get(self, name: str) -> Volume:
+        return _volume(self._engine.get_json(f"/volumes/{quote(name)}"))
 
     def create(self, name: str, labels: dict[str, str]) -> Volume:
-        return _volume(self.call("POST", "/volumes/create", {"Name": name, "Labels": labels}))
+        return _volume(self._engine.request_json("POST", "/volumes/create", body={"Name": name, "Labels": labels}))
 
     def remove(self, name: str) -> None:
-        self.call("DELETE", f"/volumes/{quote(name)}")
+        self._engine.request_json("DELETE", f"/volumes/{quote(name)}")
 
     def users(self, name: str) -> list[str]:
-        """Names of the running containers that use volume ``name``."""
-        filters = quote(json.dumps({"volume": [name], "status": ["running", "paused", "restarting"]}))
-        return [item["Names"][0].lstrip("/") for item in self.call("GET", f"/containers/json?filters={filters}")]
+        """Return the names of the running containers that use volume ``name``."""
+        filters = {"volume": [name], "status": ["running", "paused", "restarting"]}
+        found = self._engine.get_json("/containers/json", {"filters": filters})
+        return [item["Names"][0].lstrip("/") for item in found]
 
 
-def discover(engine: Engine, data_root: str) -> tuple[list[Volume], str]:
-    """The volumes to snapshot, and a note when the engine is silent: then its data root tells, by our names."""
+def discover(engine: Volumes, data_root: str) -> tuple[list[Volume], str]:
+    """Return the volumes to snapshot; with a note when the engine does not answer and names in its data root decide."""
     try:
-        return [v for v in engine.volumes() if v.wanted], ""
-    except Unhealthy as error:
+        return [v for v in engine.all() if v.wanted], ""
+    except (DeadlineExceeded, Unhealthy) as error:
         volumes = by_name(data_root)
         if not volumes:
             raise
