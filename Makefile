@@ -46,7 +46,7 @@ bare: ## The tarball beside a bare ansible-core: every playbook loads, every nam
 importer: ## Galaxy's own importer reads the tarball
 	@$(MAX) tools/importer
 
-bench: ## Measure speed and write docs/benchmarks.md; BENCH=--quickstart measures make quickstart too
+bench: ## Measure speed and write docs/benchmarks.md; each row as it is measured; BENCH="PART …" for some
 	@$(MAX) tests/bench/bench $(BENCH)
 
 docs: ## Update the generated tables of docs/reference and roles, and templates/devcontainer

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Samples = dict[str, list[float]]
+from common import Failed, Row, Samples, median, note, verdict
+
 Play = Callable[..., Any]
 MANY, EXPIRED = 1000, 100
 TOKEN = "benchbench-aaaaaaaaaaaaaaaaaaaaaa"
@@ -28,7 +29,7 @@ COMMAND = "git rev-parse HEAD"
 BY_HAND = "cat >/tmp/b && git clone -q /tmp/b r && cd r && " + COMMAND
 
 
-def overhead(playbook: Play, image: str, repository: Path, folder: Path, samples: Samples, rounds: int) -> None:
+def overhead(playbook: Play, image: str, repository: Path, folder: Path, samples: Samples, rounds: int) -> str:
     """A command by `ci.yml`, in turns with an empty play and the same command in a container that is started by hand.
 
     ``playbook(verb, **values)`` runs one and returns its seconds.
@@ -46,9 +47,10 @@ def overhead(playbook: Play, image: str, repository: Path, folder: Path, samples
         with bundle.open("rb") as stdin:
             subprocess.run(hand, stdin=stdin, stdout=subprocess.DEVNULL, check=True)
         note(samples, "ci by hand", time.monotonic() - begun)
+    return ""
 
 
-def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: int) -> None:
+def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: int) -> str:
     """The program of the timer, a pass over many workspaces of a fake server, of which a part has expired.
 
     ``run(argv, environment, memory)`` returns seconds and memory of a process.
@@ -75,8 +77,9 @@ def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: in
             note(samples, "reaper memory" if memory else "reaper", done.memory if memory else done.seconds)
             note(samples, "reaper requests", len(fake.seen) - before)
             if done.output.count("deleted workspace") != EXPIRED:
-                sys.exit(f"bench: the reaper did not delete {EXPIRED}:\n{done.output}")
+                raise Failed(f"the reaper did not delete {EXPIRED} workspaces:\n{done.output}")
             fake.state.clock.advance(60)
+    return ""
 
 
 def fill(fake: Any, many: int, ttl: float) -> None:
@@ -97,7 +100,7 @@ def fill(fake: Any, many: int, ttl: float) -> None:
 
 def deletion(
     client: Any, start: Callable[..., subprocess.Popen[bytes]], owner: str, samples: Samples, runs: int
-) -> None:
+) -> str:
     """Seconds from the TTL to the end of a workspace whose client was killed; nothing but itself ends it.
 
     ``start(number)`` begins a run of ``TTL`` seconds whose command goes on for ever.
@@ -107,21 +110,28 @@ def deletion(
         process = start(number)
         found = None
         while found is None and process.poll() is None:
-            listed = client.containers.list(filters={"label": [f"spt.flow.owner={owner}", "spt.flow.kind=ci"]})
-            found = next((one for one in listed if one.id not in waiting), None)
+            listed = containers(client, f"spt.flow.owner={owner}", "spt.flow.kind=ci")
+            found = next((one for one in listed if one["Id"] not in waiting), None)
             time.sleep(0.1)
         if found is None:
-            sys.exit("bench: a CI run ended by itself")
-        waiting[found.id] = float(found.labels["spt.flow.deadline"])
+            raise Failed("a CI run ended before its client was killed")
+        waiting[found["Id"]] = float(found["Labels"]["spt.flow.deadline"])
         for pid in family(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
     while waiting:
-        there = {one.id for one in client.containers.list(all=True, filters={"label": f"spt.flow.owner={owner}"})}
-        for gone in set(waiting) - there:
+        present = {one["Id"] for one in containers(client, f"spt.flow.owner={owner}")}
+        for gone in set(waiting) - present:
             note(samples, "after the TTL", max(0.0, time.time() - waiting.pop(gone)))
         time.sleep(0.2)
+    return ""
+
+
+def containers(client: Any, *labels: str) -> list[dict[str, Any]]:
+    """The engine's list by labels in one request: one request per container fails when it vanishes in between."""
+    found: list[dict[str, Any]] = client.api.containers(all=True, filters={"label": list(labels)})
+    return found
 
 
 def family(pid: int) -> list[int]:
@@ -136,34 +146,25 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def note(samples: Samples, name: str, value: float) -> None:
-    samples.setdefault(name, []).append(value)
+def overhead_rows(samples: Samples) -> Iterator[Row]:
+    ours, hand, empty = (median(samples, name) for name in ("ci", "ci by hand", "ci empty"))
+    measured = f"{ours:.2f} s; by hand {hand:.2f} s, empty play {empty:.2f} s"
+    holds = verdict(ours <= 2 * empty + hand)
+    yield "a command by `ci.yml`, with its workspace", measured, "≤ by hand + 2 × empty", holds
 
 
-def rows(samples: Samples, median: Callable[[str], float]) -> Iterator[tuple[str, str, str, str]]:
-    """(what, measured, bound, whether it holds) of what was measured."""
-    if "ci" in samples:
-        bound = 2 * median("ci empty") + median("ci by hand")
-        measured = f"{median('ci'):.2f} s; by hand {median('ci by hand'):.2f} s, empty play {median('ci empty'):.2f} s"
-        yield "a command by `ci.yml`, with its workspace", measured, "≤ by hand + 2 × empty", yes(median("ci") <= bound)
-    if "reaper" in samples:
-        seconds, memory = median("reaper"), max(samples["reaper memory"]) / 2**20
-        asked, most = max(samples["reaper requests"]), MANY / 100 + 2 + EXPIRED
-        measured = f"{seconds:.2f} s, {memory:.0f} MiB, {asked:.0f} requests"
-        holds = yes(seconds <= 5 and memory <= 100 and asked <= most)
-        what = f"a pass of the reaper over {MANY:,} Coder workspaces, {EXPIRED} expired"
-        yield what, measured, f"≤ 5 s, ≤ 100 MiB, ≤ {most:.0f} requests", holds
-    if "after the TTL" in samples:
-        times = samples["after the TTL"]
-        late = statistics.quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
-        measured = f"p95 {late:.1f} s, at most {max(times):.1f} s, of {len(times)}"
-        yield (
-            "from the TTL to nothing, client killed",
-            measured,
-            "≤ 75 s, ≤ 2 min",
-            yes(late <= 75 and max(times) <= 120),
-        )
+def reaper_rows(samples: Samples) -> Iterator[Row]:
+    seconds, memory = median(samples, "reaper"), max(samples["reaper memory"]) / 2**20
+    asked, most = max(samples["reaper requests"]), MANY / 100 + 2 + EXPIRED
+    measured = f"{seconds:.2f} s, {memory:.0f} MiB, {asked:.0f} requests"
+    holds = verdict(seconds <= 5 and memory <= 100 and asked <= most)
+    what = f"a pass of the reaper over {MANY:,} Coder workspaces, {EXPIRED} expired"
+    yield what, measured, f"≤ 5 s, ≤ 100 MiB, ≤ {most:.0f} requests", holds
 
 
-def yes(holds: bool) -> str:
-    return "yes" if holds else "**no**"
+def deletion_rows(samples: Samples) -> Iterator[Row]:
+    times = samples["after the TTL"]
+    late = statistics.quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+    measured = f"p95 {late:.1f} s, at most {max(times):.1f} s, of {len(times)}"
+    holds = verdict(late <= 75 and max(times) <= 120)
+    yield "from the TTL to nothing, client killed", measured, "≤ 75 s, ≤ 2 min", holds

@@ -12,17 +12,14 @@ import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Samples = dict[str, list[float]]
-Row = tuple[str, str, str, str]
+from common import Failed, Row, Samples, median, note, ratio, verdict
 
 FILES = 50_000
 BYTES = 600_000_000
@@ -33,20 +30,20 @@ STARTS_PER_ROUND, EXECS_PER_ROUND = 6, 20
 TIMEOUT = 1800.0
 
 
-def note(samples: Samples, name: str, action: Callable[..., object], *words: Any, sync: bool = False) -> None:
-    """One sample; with ``sync`` what others have yet to write to the disk is written first."""
+def timed(samples: Samples, name: str, action: Callable[..., object], *words: Any, sync: bool = False) -> None:
+    """Take one sample; with ``sync`` what others have yet to write to the disk is written first."""
     if sync:
         os.sync()
     begun = time.monotonic()
     action(*words)
-    samples.setdefault(name, []).append(time.monotonic() - begun)
+    note(samples, name, time.monotonic() - begun)
 
 
 def call(*argv: str, cwd: Path | None = None) -> str:
     """A command's output; its failure ends the bench with its words."""
     done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode != 0:
-        sys.exit(f"bench: '{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Failed(f"'{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
@@ -96,21 +93,34 @@ def snapshots(place: Path, samples: Samples, rounds: int) -> str:
         snapshots_config.set_password(config)
         snapshots_config.init(config)
         archive, copy = here / "home.tar.zst", here / "copy"
-        note(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name, sync=True)
-        note(samples, "cp", call, "cp", "-a", "--", str(home), str(copy), sync=True)
-        note(samples, "first", snapshots_run.run, config, sync=True)
-        note(samples, "unchanged", snapshots_run.run, config, sync=True)
+        timed(samples, "tar", call, "tar", "--zstd", "-cf", str(archive), "-C", str(home.parent), home.name, sync=True)
+        timed(samples, "cp", call, "cp", "-a", "--", str(home), str(copy), sync=True)
+        timed(samples, "first", snapshots_run.run, config, sync=True)
+        timed(samples, "unchanged", snapshots_run.run, config, sync=True)
         shutil.rmtree(copy)
         for name in ("restored", "untarred"):
             (here / name).mkdir()
-        note(samples, "untar", call, "tar", "--zstd", "-xf", str(archive), "-C", str(here / "untarred"), sync=True)
-        note(samples, "restore", config.restic().restore, "latest", str(here / "restored"), sync=True)
+        timed(samples, "untar", call, "tar", "--zstd", "-xf", str(archive), "-C", str(here / "untarred"), sync=True)
+        timed(samples, "restore", config.restic().restore, "latest", str(here / "restored"), sync=True)
         found = sum(1 for folder in (here / "restored" / home.name).iterdir() for _ in folder.iterdir())
         if found != FILES:
-            sys.exit(f"bench: {found} of {FILES} files came back")
+            raise Failed(f"{found} of {FILES} files came back")
         shutil.rmtree(here)
     shutil.rmtree(place / "docker")
     return f"{FILES} files, {total / 1e6:.0f} MB, half of it incompressible, kind of source: live"
+
+
+def snapshot_rows(samples: Samples) -> Iterator[Row]:
+    if "first" not in samples:
+        return
+    first, tar, copy = (median(samples, name) for name in ("first", "tar", "cp"))
+    yield f"snapshot of {FILES} files, first", f"{first:.1f} s; `tar --zstd` {tar:.1f} s, `cp -a` {copy:.1f} s", "", ""
+    share = ratio(samples, "unchanged", "first")
+    measured = f"{median(samples, 'unchanged'):.2f} s = {share:.2f} × first"
+    yield "snapshot, unchanged", measured, "≤ 0.2 × first", verdict(share <= 0.2)
+    restore, untar = median(samples, "restore"), median(samples, "untar")
+    measured = f"{restore:.1f} s; `tar --zstd` {untar:.1f} s, `cp -a` {copy:.1f} s"
+    yield "restore, all read back and verified", measured, "", ""
 
 
 # The runtime
@@ -127,13 +137,22 @@ def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
     try:
         for number in range(rounds * EXECS_PER_ROUND):
             for name in RUNTIMES if number % 2 else reversed(RUNTIMES):
-                note(samples, f"exec {name}", call, "docker", "exec", running[name], "true")
+                timed(samples, f"exec {name}", call, "docker", "exec", running[name], "true")
                 if number % EXECS_PER_ROUND < STARTS_PER_ROUND:
-                    note(samples, f"start {name}", call, *common, f"--runtime={name}", image, "0")
+                    timed(samples, f"start {name}", call, *common, f"--runtime={name}", image, "0")
     finally:
         for identifier in running.values():
             subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=60)
     return "with the audit number" if NUMBERED.exists() else "without the audit number (host_audit is not here)"
+
+
+def runtime_rows(samples: Samples) -> Iterator[Row]:
+    for what, name in (("container start", "start"), ("`docker exec`", "exec")):
+        if f"{name} runc" in samples:
+            share = ratio(samples, f"{name} spt-flow", f"{name} runc")
+            ours, plain = (median(samples, f"{name} {runtime}") * 1000 for runtime in ("spt-flow", "runc"))
+            measured = f"{ours:.0f} ms = {share:.3f} × runc's {plain:.0f} ms"
+            yield f"{what} by the runtime `spt-flow`", measured, "≤ 1.05 ×", verdict(share <= 1.05)
 
 
 # Volumes
@@ -167,11 +186,19 @@ def volumes(image: str, owner: str, samples: Samples, rounds: int) -> str:
             places = (("sized", "/home/coder"), ("plain", "/plain"))
             for name, path in places if number % 2 else reversed(places):
                 argv = ["docker", "exec", identifier, "sh", "-c", WORK, "sh", path]
-                note(samples, f"volume {name}", call, *argv, sync=True)
+                timed(samples, f"volume {name}", call, *argv, sync=True)
     finally:
         subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=120)
         subprocess.run(["docker", "volume", "rm", *names.values()], capture_output=True, timeout=120)
     return "volumes: commit, clone and byte-compile 1500 files"
+
+
+def volume_rows(samples: Samples) -> Iterator[Row]:
+    if "volume sized" in samples:
+        share = ratio(samples, "volume plain", "volume sized")
+        sized, plain = median(samples, "volume sized"), median(samples, "volume plain")
+        measured = f"{sized:.1f} s = {share:.2f} × as fast as a plain volume's {plain:.1f} s"
+        yield "commit, clone and build in a volume with a limit", measured, "≥ 0.9 ×", verdict(share >= 0.9)
 
 
 # Neighbours
@@ -190,14 +217,13 @@ def neighbours(place: Path, samples: Samples, rounds: int) -> str:
 
 
 def neighbour_rows(samples: Samples) -> Iterator[Row]:
-    for name, found in samples.items():
+    for name in samples:
         noise, _, door = name.partition(": ")
         if not door or noise.startswith("quiet, "):
             continue
-        quiet = samples[f"quiet, {name}"]
-        share = statistics.median(a / b for a, b in zip(found, quiet, strict=True))
-        figures = f"{statistics.median(found) * 1000:.0f} ms = {share:.2f} × quiet"
-        yield f"{door} of a workspace next to a {noise}", figures, "≤ 2 ×", "yes" if share <= 2 else "**no**"
+        share = ratio(samples, name, f"quiet, {name}")
+        figures = f"{median(samples, name) * 1000:.0f} ms = {share:.2f} × quiet"
+        yield f"{door} of a workspace next to a {noise}", figures, "≤ 2 ×", verdict(share <= 2)
 
 
 # A node
@@ -225,13 +251,13 @@ def site(inventory: str, checkout: Path, env: dict[str, str], samples: Samples, 
         argv = ["ansible-playbook", path, "-i", inventory]
         done = subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, timeout=TIMEOUT)
         if failed(done.stdout):
-            sys.exit(f"bench: '{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr}")
+            raise Failed(f"'{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr}")
         return done.stdout
 
     play("site.yml")
     for _ in range(rounds):
-        note(samples, "site empty", play, "tests/bench/empty.yml")
-        note(samples, "site", lambda: unchanged(play("site.yml")))
+        timed(samples, "site empty", play, "tests/bench/empty.yml")
+        timed(samples, "site", lambda: unchanged(play("site.yml")))
     return "the node of site.yml is a systemd container" if inventory.endswith("hosts.json") else ""
 
 
@@ -248,44 +274,11 @@ def failed(output: str) -> bool:
 
 def unchanged(output: str) -> None:
     if not all("changed=0" in line for line in recap(output)):
-        sys.exit(f"bench: the second run of site.yml changed something:\n{output}")
+        raise Failed(f"the second run of site.yml changed something:\n{output}")
 
 
-# The table
-
-
-def rows(samples: Samples) -> Iterator[Row]:
-    """(what, measured, bound, whether it holds) of what was measured."""
-
-    def m(name: str) -> float:
-        return statistics.median(samples[name])
-
-    def ratio(above: str, below: str) -> float:
-        """Median of the ratios of neighbours in time, which noise moves less than a ratio of medians."""
-        return statistics.median(a / b for a, b in zip(samples[above], samples[below], strict=True))
-
-    def verdict(holds: bool) -> str:
-        return "yes" if holds else "**no**"
-
-    if "first" in samples:
-        beside = f"`tar --zstd` {m('tar'):.1f} s, `cp -a` {m('cp'):.1f} s"
-        yield f"snapshot of {FILES} files, first", f"{m('first'):.1f} s; {beside}", "", ""
-        share = ratio("unchanged", "first")
-        measured = f"{m('unchanged'):.2f} s = {share:.2f} × first"
-        yield "snapshot, unchanged", measured, "≤ 0.2 × first", verdict(share <= 0.2)
-        beside = f"`tar --zstd` {m('untar'):.1f} s, `cp -a` {m('cp'):.1f} s"
-        yield "restore, all read back and verified", f"{m('restore'):.1f} s; {beside}", "", ""
-    for what, name in (("container start", "start"), ("`docker exec`", "exec")):
-        if f"{name} runc" in samples:
-            share = ratio(f"{name} spt-flow", f"{name} runc")
-            measured = f"{m(f'{name} spt-flow') * 1000:.0f} ms = {share:.3f} × runc's {m(f'{name} runc') * 1000:.0f} ms"
-            yield f"{what} by the runtime `spt-flow`", measured, "≤ 1.05 ×", verdict(share <= 1.05)
-    if "volume sized" in samples:
-        share = ratio("volume plain", "volume sized")
-        measured = f"{m('volume sized'):.1f} s = {share:.2f} × as fast as a plain volume's {m('volume plain'):.1f} s"
-        yield "commit, clone and build in a volume with a limit", measured, "≥ 0.9 ×", verdict(share >= 0.9)
-    yield from neighbour_rows(samples)
+def site_rows(samples: Samples) -> Iterator[Row]:
     if "site" in samples:
-        share = ratio("site", "site empty")
-        measured = f"{m('site'):.1f} s = {share:.1f} × empty"
+        share = ratio(samples, "site", "site empty")
+        measured = f"{median(samples, 'site'):.1f} s = {share:.1f} × empty"
         yield "`site.yml` on a converged node", measured, "≤ 15 ×", verdict(share <= 15)

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import reference_build
+from common import Failed, Row, Samples, note, verdict
 
-Samples = dict[str, list[float]]
 Play = Callable[..., Any]
 PROFILE = "fat-packages"
 BUILD = "sh build.sh"
@@ -36,14 +35,10 @@ def measure(play: Play, samples: Samples, rounds: int, place: Path) -> str:
     return f"the fat image: {PROFILE}"
 
 
-def note(samples: Samples, name: str, value: float) -> None:
-    samples.setdefault(name, []).append(value)
-
-
 def docker(*words: str) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     if done.returncode:
-        sys.exit(f"bench: 'docker {' '.join(words)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Failed(f"'docker {' '.join(words)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
 
 
@@ -53,7 +48,7 @@ def again(play: Play, samples: Samples, rounds: int, tag: str) -> None:
     for _round in range(rounds):
         note(samples, "image again", play("image", profile=PROFILE).seconds)
     if docker("image", "inspect", "-f", "{{.Id}}", tag) != before:
-        sys.exit("bench: building the image again made another one")
+        raise Failed("building the image again made another one")
 
 
 def share(samples: Samples, place: Path, tag: str) -> None:
@@ -95,12 +90,12 @@ def reference(play: Play, samples: Samples, place: Path, tag: str) -> None:
         docker("rm", "-f", "-v", container)
     built = play("up", repo=str(folder), profile=PROFILE, command=BUILD, docker="disabled")
     if built.output.split()[-1:] != ["built"]:
-        sys.exit(f"bench: the reference build failed:\n{built.output}")
+        raise Failed(f"the reference build failed:\n{built.output}")
     note(samples, "reference", built.seconds)
     play("delete", repo=str(folder), confirm="true")
 
 
-def rows(samples: Samples) -> Iterator[tuple[str, str, str, str]]:
+def rows(samples: Samples) -> Iterator[Row]:
     """(what, measured, bound, whether it holds) of what was measured."""
     if "image again" not in samples:
         return
@@ -110,18 +105,14 @@ def rows(samples: Samples) -> Iterator[tuple[str, str, str, str]]:
         f"`make image PROFILE={PROFILE}`, nothing changed",
         f"{seconds:.2f} s, the same image",
         "≤ 2 s",
-        yes(seconds <= 2),
+        verdict(seconds <= 2),
     )
     measured = f"{m['image moved']:.1f} s, {m['image reused']:.1%} of the bytes reused"
-    yield "the same after one tool moved", measured, "≥ 80 %", yes(m["image reused"] >= 0.8)
+    yield "the same after one tool moved", measured, "≥ 80 %", verdict(m["image reused"] >= 0.8)
     ratio = m[f"start {PROFILE}"] / m["start slim"]
     measured = f"{m[f'start {PROFILE}']:.2f} s = {ratio:.2f} × slim"
-    yield f"new workspace of `{PROFILE}`", measured, "≤ 1.1 ×", yes(ratio <= 1.1)
+    yield f"new workspace of `{PROFILE}`", measured, "≤ 1.1 ×", verdict(ratio <= 1.1)
     ratio = m["reference"] / m["reference bare"]
     measured = f"{m['reference']:.0f} s = {ratio:.2f} × in a bare container"
     what = "`up` to a finished build of Go, Rust, wasm and npm"
-    yield what, measured, "≤ 300 s, ≤ 1.10 ×", yes(m["reference"] <= 300 and ratio <= 1.1)
-
-
-def yes(holds: bool) -> str:
-    return "yes" if holds else "**no**"
+    yield what, measured, "≤ 300 s, ≤ 1.10 ×", verdict(m["reference"] <= 300 and ratio <= 1.1)

@@ -22,6 +22,8 @@ from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, 
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
+FAST = {"SPT_FLOW_TICK": "60"}
+"""A clock of a workspace on which a second counts as a minute."""
 # A file system of one program and its library: images for Docker inside must not come from a network.
 ROOTFS = "tar -C / -ch bin/dash lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6 | docker import - tiny"
 
@@ -254,14 +256,14 @@ def test_killed_workspace_starts_again_as_if_nothing_had_been(folder):
 
 
 def test_idle_workspace_ends_by_itself_with_status_0(folder):
-    with workspace(folder, "idle", idle_stop=240, tick=60.0) as inside:
+    with workspace(folder, "idle", idle_stop=240, environment=FAST) as inside:
         wait_for(lambda: not inside.state()[0], 40)
         assert inside.state() == (False, 0)
         assert [e["reason"] for e in inside.events() if e["event"] == "life"][-1] == "idle for too long"
 
 
 def test_session_holds_the_idle_stop_off_and_its_end_lets_it_come(folder):
-    with workspace(folder, "held", idle_stop=240, tick=60.0) as inside:
+    with workspace(folder, "held", idle_stop=240, environment=FAST) as inside:
         inside.wait("home", "ok")
         began = time.monotonic()
         assert inside.ssh("sleep 9").returncode == 0
@@ -270,7 +272,7 @@ def test_session_holds_the_idle_stop_off_and_its_end_lets_it_come(folder):
 
 
 def test_keepalive_survives_a_restart_and_ends(folder):
-    with workspace(folder, "kept", idle_stop=240, tick=60.0) as inside:
+    with workspace(folder, "kept", idle_stop=240, environment=FAST) as inside:
         inside.wait("home", "ok")
         said = json.loads(inside.exec("spt-workspace", "keepalive", "0.5", "me"))  # 30 s on this clock
         inside.again("restart")

@@ -149,7 +149,7 @@ def log_in(browser: Browser, inside: Inside) -> None:
 @pytest.mark.full
 def test_a_tab_that_nobody_touches_does_not_keep_the_workspace(tmp_path, browser):
     """Longer than code-server's heartbeat of a minute, which goes on for an open tab."""
-    with workspace(tmp_path, "tab", tick=60.0, idle_stop=90 * 60) as inside:
+    with workspace(tmp_path, "tab", environment={"SPT_FLOW_TICK": "60"}, idle_stop=90 * 60) as inside:
         inside.wait("ide", "ok")
         log_in(browser, inside)
         wait_for(lambda: inside.status()["life"]["reason"] == "the IDE is in use", 10)

@@ -409,8 +409,6 @@ VALUES = [
     ("hours", "nan"),
     ("hours", "a day"),
     ("tail", "-5"),
-    ("tick", "0"),
-    ("tick", "-1"),
     ("disk", "10"),
     ("wait_timeout", "0"),
     ("wait_timeout", "2d"),

@@ -208,7 +208,6 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
         "SPT_FLOW_DEADLINE": str(spec.deadline or ""),
         "SPT_FLOW_DOCKER": "on" if plan.docker else "off",
         "SPT_FLOW_DOCKER_REASON": plan.docker_reason,
-        "SPT_FLOW_TICK": f"{settings.tick:g}",
     }
 
 

@@ -191,7 +191,6 @@ OPTIONS: dict[str, Option] = {
         Option(
             "clone_cache", "bool", False, "Share git objects between clones in a cache on the machine.", "workspace"
         ),
-        Option("tick", "float", 1.0, "Speed of a workspace's clock, for tests.", "workspace", low=0.01, high=100_000),
         Option(
             "disk",
             "size",

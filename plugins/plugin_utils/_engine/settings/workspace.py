@@ -30,7 +30,6 @@ class Settings:
     submodules: bool = False
     lfs: bool = True
     clone_cache: bool = False
-    tick: float = 1.0
     disk: int = 20 * GIBIBYTE
     docker_disk: int = 20 * GIBIBYTE
     known_hosts: str = ""
