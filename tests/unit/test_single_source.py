@@ -230,6 +230,7 @@ def test_unsafe_is_said_in_so_many_words_only() -> None:
 
 
 ELSEWHERE = {
+    "SPT_FLOW_TICK": "only tests set it",
     "SPT_FLOW_OWNER": "a label on target docker and on Coder; the contract does not read it",
     "SPT_FLOW_IDE_AUTH": "Coder asks who it is before the IDE is reached",
     "SPT_FLOW_DISK": "the node's runtime reads it",
@@ -241,7 +242,6 @@ LEFT_OUT = {
         "SPT_FLOW_CLONE_CACHE": "only target docker has one",
         "SPT_FLOW_IDE_PORT": "the default",
         "SPT_FLOW_DOCKER_REASON": "only an engine that was asked gives one",
-        "SPT_FLOW_TICK": "for tests",
     },
     "devcontainer.json": {
         "SPT_FLOW_OWNER": "whoever opens the file",
@@ -251,7 +251,6 @@ LEFT_OUT = {
         "SPT_FLOW_GIT_NAME": "personal",
         "SPT_FLOW_GIT_EMAIL": "personal",
         "SPT_FLOW_DEADLINE": "CI only",
-        "SPT_FLOW_TICK": "for tests",
     },
 }
 
