@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible import constants as C
-from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, Cancelled, Conflict, InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import Cancelled, Conflict, InvalidInput
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import guard as ansible_guard
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import prefetch as ansible_prefetch
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import (
@@ -193,18 +194,20 @@ class ActionModule(ansible_action.FlowAction):
 
     def _enter(self, target: Target, result: Result, session: Session) -> dict[str, Any]:
         """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import clone as workspace_clone
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         if result.workspace is None:
             raise AssertionError("result.workspace is set by now")
         workspace = result.workspace = with_steps(result.workspace, session)
-        needed = bool(self.values["connect"] and self.values["command"])
-        result.notes += target.ready_to_enter(self.progress, needed)
-        answer = self._data(result)
-        if not self.values["connect"] and workspace.step("clone").state == "needs-auth":
-            answer |= self._finish_clone(result, workspace)
-        if self.values["trust"]:
+        connect, shell = self.values["connect"], self._opens_shell()
+        result.notes += target.ready_to_enter(self.progress, bool(connect and self.values["command"]))
+        if not shell and workspace.step("clone").state == "needs-auth" and (self.own["create"] or not connect):
+            workspace = self._finish_clone(result, workspace)
+        error = workspace_clone.missing(workspace)
+        answer = self._data(result) | ({"error": error.to_dict()} if error and not shell else {})
+        if self.values["trust"] and not error:
             answer |= self._trust(result, workspace)
         enter = shlex.join(workspace_ssh.argv(workspace))
         answer["session"] = {
@@ -213,12 +216,23 @@ class ActionModule(ansible_action.FlowAction):
             "directory": session.directory,
             "ssh": enter,
         }
-        connect = self.values["connect"]
         ports = workspace_ssh.unused_ports(session.ports) if connect and not self.values["command"] else []
         block = workspace_report.closing(
             result, session, enter, workspace_ssh.alias(workspace), self.progress.elapsed, time.time(), ports
         )
+        in_shell = shell and workspace.step("clone").state == "needs-auth"
+        if error and self.own["create"] and not in_shell:
+            for line in block:
+                self.say(line)
+            kept = {name: value for name, value in answer.items() if name not in ("msg", "error")}
+            return ansible_results.failed(error, **kept)
         return self.finish(answer, block, self._connect(workspace, session, ports) if connect else None)
+
+    def _opens_shell(self) -> bool:
+        """Whether this run ends in a shell, in which a clone can be finished with its user's keys."""
+        heard = ansible_guard.CONNECT in C.CALLBACKS_ENABLED
+        asked = self.values["connect"] and not self.values["command"] and self.screen == "text"
+        return bool(asked and heard and ansible_action.at_terminal())
 
     def _connect(self, workspace: Workspace, session: Session, ports: list[int]) -> dict[str, Any]:
         """What the run ends in: the command, else a shell, which first finishes what needs credentials."""
@@ -249,30 +263,33 @@ class ActionModule(ansible_action.FlowAction):
         result.notes += said[-1:] or ([f"spt-workspace trust ended with exit status {status}."] if status else [])
         return {"changed": result.changed or any("ran; log:" in line for line in said), "notes": result.notes}
 
-    def _finish_clone(self, result: Result, workspace: Workspace) -> dict[str, Any]:
-        """Clone with the caller's SSH agent; return changed keys of the result (docs/decisions/entering-by-ssh.md)."""
+    def _finish_clone(self, result: Result, workspace: Workspace) -> Workspace:
+        """Clone with the caller's SSH agent, where there is one (docs/decisions/entering-by-ssh.md)."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
-        hint = f"Finish it by entering: ansible-playbook spt.flow.ssh -e workspace={workspace.name}"
-        result.notes = [note for note in result.notes if "spt-workspace clone" not in note]
-        if not os.environ.get("SSH_AUTH_SOCK"):
-            error = AuthError(
-                "The clone needs credentials and there is no SSH agent here; the workspace is kept.", hint
-            )
-        else:
+        said = ["there is no SSH agent on this machine"]
+        state = "needs-auth"
+        if os.environ.get("SSH_AUTH_SOCK"):
+
+            def tell(line: str) -> None:
+                said.append(line)
+                self.say(line)
+
             with self.progress.stage("clone", "with your SSH agent"):
-                status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace clone"), self.say)
-            if status == 0:
-                steps = tuple(replace(s, state="ok", detail="") if s.name == "clone" else s for s in workspace.steps)
-                result.workspace = replace(workspace, steps=steps)
-                return {"changed": True, "notes": result.notes, "workspace": result.workspace.to_dict()}
-            error = AuthError("The clone did not work with the keys of your SSH agent; the workspace is kept.", hint)
-        result.notes.append(str(error))
-        return {"notes": result.notes, "error": error.to_dict()}
+                status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace clone"), tell)
+            state = "needs-auth" if status else "ok"
+        step = replace(workspace.step("clone"), state=state, detail="" if state == "ok" else said[-1])
+        workspace = replace(workspace, steps=(*(s for s in workspace.steps if s.name != "clone"), step))
+        result.notes = [note for note in result.notes if "spt-workspace clone" not in note]
+        result.changed = result.changed or state == "ok"
+        result.workspace = workspace
+        return workspace
 
 
 def with_steps(workspace: Workspace, session: Session) -> Workspace:
     """``workspace`` with what ``session`` knows of its steps, also when it ran already and nobody followed its log."""
     known = {name: state for name, state in (("clone", session.clone), ("dotfiles", session.dotfiles)) if state}
+    details = {"clone": session.clone_detail}
     steps = [replace(step, state=known.pop(step.name, step.state)) for step in workspace.steps]
-    return replace(workspace, steps=(*steps, *(Step(name, state) for name, state in known.items())))
+    more = (Step(name, state, detail=details.get(name, "")) for name, state in known.items())
+    return replace(workspace, steps=(*steps, *more))

@@ -85,6 +85,7 @@ class ActionModule(ansible_action.FlowAction):
         return {**row, "msg": str(found), "error": found.to_dict()}
 
     def _ensure(self, entry: Any) -> Mapping[str, Any]:
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import clone as workspace_clone
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
         check = bool(self._task.check_mode)
@@ -100,14 +101,17 @@ class ActionModule(ansible_action.FlowAction):
         )
         if unconfirmed and result.changed and not check:
             raise Cancelled(f"Workspace {entry.title} was not deleted: it was not confirmed.", "Use -e confirm=true.")
+        made = result.workspace
+        error = workspace_clone.missing(made) if made and made.step("clone").state == "failed" else None
         return {
-            "name": result.workspace.name if result.workspace else entry.title,
+            "name": made.name if made else entry.title,
             "changed": result.changed,
-            "msg": f"Check mode: {result.msg}" if check and result.changed else result.msg,
-            "workspace": result.workspace.to_dict() if result.workspace else None,
+            "msg": str(error) if error else f"Check mode: {result.msg}" if check and result.changed else result.msg,
+            "workspace": made.to_dict() if made else None,
             "actions": result.actions,
             "notes": result.notes,
             "diff": result.diff,
+            **({"error": error.to_dict()} if error else {}),
         }
 
     def _tell(self, line: str) -> None:

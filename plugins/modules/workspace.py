@@ -77,7 +77,7 @@ options:
   connect:
     description:
       - Whether the run ends in a shell of the workspace where there is a terminal; see P(spt.flow.connect#callback).
-      - With V(false), a clone that needs credentials is tried once with the caller's SSH agent.
+      - Without a shell, a clone that needs credentials is tried once with the caller's SSH agent.
     type: bool
     default: true
   command:
@@ -214,12 +214,12 @@ ask:
   returned: with O(state=absent)
   sample: true
 error:
-  description: What went wrong; without a failure, that the clone still needs the caller's credentials.
+  description: What went wrong. With O(create=false), a clone that failed or needs credentials is not a failure.
   type: dict
-  returned: failure, or when the clone needs credentials that are not at hand
+  returned: failure, or when there is no clone
   contains:
     code:
-      description: 1 failed, 2 cancelled, 4 no access, 5 timeout, 6 not found, 7 conflict, 8 unhealthy.
+      description: 1 failed, 2 cancelled, 4 no access, 5 timeout, 6 not found, 7 conflict, 8 unhealthy, 9 no clone.
       type: int
       returned: failure
       sample: 6

@@ -372,9 +372,11 @@ def test_a_clone_without_access_and_without_an_agent_is_kept_with_code_4(
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
-    assert "failed" not in result and result["error"]["code"] == 4
-    assert "spt.flow.ssh -e workspace=demo" in result["notes"][-1]
-    assert act.target.workspaces
+    assert result["failed"] and result["changed"] and result["error"]["code"] == 4
+    assert "without your credentials: there is no SSH agent on this machine" in result["msg"]
+    assert "spt.flow.ssh -e workspace=demo" in result["error"]["hint"]
+    assert result["workspace"]["state"] == "running" and act.target.workspaces
+    assert any("IDE" in line for line in act.said)
 
 
 @pytest.mark.parametrize(("program", "state"), [("true", "ok"), ("false", "needs-auth")])
@@ -387,10 +389,54 @@ def test_a_clone_without_access_is_tried_with_the_agent(
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
     clone = next(step for step in result["workspace"]["steps"] if step["name"] == "clone")
     assert clone["state"] == state
-    assert ("error" in result) == (state != "ok")
+    assert ("error" in result) == ("failed" in result) == (state != "ok")
 
 
-def test_a_shell_first_finishes_the_clone(act: Any) -> None:
+@pytest.mark.parametrize("connect", ["true", "false"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_up_fails_when_the_clone_failed(
+    act: Any, monkeypatch: pytest.MonkeyPatch, connect: str, terminal: bool
+) -> None:
+    monkeypatch.setattr(ansible_action, "at_terminal", lambda: terminal)
+    detail = "host.example has no branch, tag or commit nope."
+    failed = step_event("clone", "failed", detail=detail)
+    act.target._script = lambda workspace, boot: [*ready_lines(boot)[:-2], failed]
+    result = act("workspace", repo="https://host.example/o/demo", connect=connect)
+    assert result["failed"] and (result["error"]["code"], result["error"]["kind"]) == (9, "clone")
+    assert f"Cannot clone host.example/o/demo into workspace demo: {detail}" in result["msg"]
+    assert "spt.flow.restart -e workspace=demo" in result["error"]["hint"]
+    assert result["workspace"]["state"] == "running" and result["session"]["url"]
+    restarted = act("workspace", {"state": "restarted"}, workspace="demo")
+    assert restarted["failed"] and restarted["error"]["code"] == 9
+
+
+def test_up_again_fails_while_the_clone_is_missing(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    steps = '{"steps": {"clone": {"state": "failed", "detail": "No space is left."}}}'
+    session = to_session("", f'{{"ide": {{}}, "directory": "/home/coder/demo"}}\n{steps}')
+    monkeypatch.setattr(act.target, "session", lambda workspace: session)
+    result = act("workspace", repo="https://example.com/o/demo")
+    assert result["error"]["code"] == 9 and "demo: No space is left." in result["msg"] and not result["changed"]
+    entered = act("workspace", {"create": False}, workspace="demo")
+    assert "failed" not in entered and entered["error"]["code"] == 9 and left(entered)["connect"]
+
+
+def test_a_command_is_not_run_without_its_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(ansible_action, "at_terminal", lambda: True)
+    act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
+    result = act("workspace", repo="git@example.com:o/demo", command="make")
+    assert result["failed"] and result["error"]["code"] == 4 and "ansible_stats" not in result
+
+
+def test_one_of_a_list_fails_when_its_clone_failed(act: Any) -> None:
+    act.target._script = lambda workspace, boot: ready_lines(boot, clone="failed")
+    result = act("workspaces", {"workspaces": [{"repo": "https://example.com/o/demo"}]})
+    assert result["failed"] and result["workspaces"][0]["error"]["code"] == 9
+
+
+def test_a_shell_first_finishes_the_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ansible_action, "at_terminal", lambda: True)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo")
     assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; cd -- ")
@@ -402,6 +448,7 @@ def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeyp
         "", '{"ide": {}, "directory": "/home/coder/demo"}\n{"steps": {"clone": {"state": "needs-auth"}}}'
     )
     monkeypatch.setattr(act.target, "session", lambda workspace: waiting)
+    monkeypatch.setattr(ansible_action, "at_terminal", lambda: True)
     assert left(act("workspace", workspace="demo"))["connect"]["argv"][-1].startswith("spt-workspace clone; ")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     assert act("workspace", connect="false")["error"]["code"] == 4

@@ -17,6 +17,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node import errors
         (errors.NotFound, 6, "not_found"),
         (errors.Conflict, 7, "conflict"),
         (errors.Unhealthy, 8, "unhealthy"),
+        (errors.CloneFailed, 9, "clone"),
     ],
 )
 def test_codes_are_the_documented_ones(error, code, kind):

@@ -94,3 +94,10 @@ class Unhealthy(FlowError):
 
     code = 8
     kind = "unhealthy"
+
+
+class CloneFailed(FlowError):
+    """The workspace runs, but its repository is not cloned."""
+
+    code = 9
+    kind = "clone"

@@ -42,6 +42,7 @@ def to_session(url: str, text: str) -> Session:
         dotfiles=_state(steps, "dotfiles"),
         ports=ports,
         refused_ports=refused,
+        clone_detail=untrusted.line(untrusted.record(steps.get("clone")).get("detail")),
     )
 
 

@@ -130,7 +130,8 @@ class Workspace:
 class Session:
     """What a client needs to enter a running workspace; read by exec, kept in memory only.
 
-    ``clone`` and ``dotfiles`` are the states of the steps of these names; empty when they are not known. ``ports`` are
+    ``clone`` and ``dotfiles`` are the states of the steps of these names; empty when they are not known, and
+    ``clone_detail`` is what the clone's step reports. ``ports`` are
     those that the repository's devcontainer.json wants here, ``refused_ports`` those that are not forwarded, each with
     the reason. ``ending``: the workspace is about to stop.
     """
@@ -144,6 +145,7 @@ class Session:
     dotfiles: str = ""
     ports: tuple[int, ...] = ()
     refused_ports: tuple[str, ...] = ()
+    clone_detail: str = ""
 
 
 @dataclass

@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Say why a running workspace has no clone of its repository."""
+
+from __future__ import annotations
+
+from ....module_utils._node.errors import AuthError, CloneFailed, FlowError
+from .models import Workspace
+
+
+def missing(workspace: Workspace) -> FlowError | None:
+    """Return the error of a clone that failed or needs credentials; ``None`` when there is no such problem."""
+    step = workspace.step("clone")
+    what = f"{workspace.repo or 'the repository'} into workspace {workspace.name}"
+    reason = f": {step.detail.rstrip('.')}" if step.detail else ""
+    enter = f"ansible-playbook spt.flow.ssh -e workspace={workspace.name}"
+    if step.state == "failed":
+        return CloneFailed(
+            f"Cannot clone {what}{reason}. The workspace is kept and runs.",
+            f"Remove the cause, then clone again: ansible-playbook spt.flow.restart -e workspace={workspace.name}\n"
+            f"To enter it without the clone: {enter}",
+        )
+    if step.state == "needs-auth":
+        return AuthError(
+            f"Cannot clone {what} without your credentials{reason}. The workspace is kept and runs.",
+            f"Load your key into an SSH agent (ssh-add), then finish the clone in a session: {enter}",
+        )
+    return None
