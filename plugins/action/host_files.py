@@ -22,7 +22,7 @@ class ActionModule(ActionBase):
         values = dict(self._task.args)
         seen = values.pop("seen", None)
         if seen and _as_wished(values.get("files"), seen):
-            return {**result, "changed": False, "paths": [], "diff": [], "msg": "all as wished"}
+            return {**result, "changed": False, "paths": [], "diff": [], "msg": "already up to date"}
         if self._connection.transport == "local" and not self._connection.become:
             return {**result, **self._here()}
         return {**result, **self._execute_module(module_args=values, task_vars=task_vars)}

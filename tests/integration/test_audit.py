@@ -351,7 +351,7 @@ def test_a_workspace_over_its_share_is_recorded_without_arguments_and_counted(
         workspace("sudo /usr/bin/env true secret-words")
         text = eventually(lambda: commands(workspace.rows(began)), ["/usr/bin/env (arguments not kept)"])
         assert "/usr/bin/env (arguments not kept)" in text and "secret-words" not in text
-        counted = re.compile(r"alice/demo is over its share: ([2-9]|\d\d+) commands without arguments")
+        counted = re.compile(r"alice/demo is over its share: ([2-9]|\d\d+) commands recorded without arguments")
         said = eventually(lambda: "".join(counted.findall(trail.program("status").stdout)) and "counted", ["counted"])
         assert said == "counted", trail.program("status").stdout
 

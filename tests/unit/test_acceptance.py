@@ -45,8 +45,8 @@ def test_the_table_names_every_host_wraps_long_cells_and_counts() -> None:
     assert next(line for line in lines if line.startswith("firewall")).endswith("failed")
 
 
-def test_a_host_that_was_left_out_is_a_row_and_a_failure() -> None:
-    assert "left out" in acceptance_report.failures(acceptance_report.gather({"node1": {}}))[0]
+def test_a_host_that_was_skipped_is_a_row_and_a_failure() -> None:
+    assert "skipped" in acceptance_report.failures(acceptance_report.gather({"node1": {}}))[0]
 
 
 def test_json_holds_rows_and_failures() -> None:
@@ -104,18 +104,14 @@ def test_audit_and_timers_are_impossible_only_without_systemd(
     systemd: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(
-        acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."]
-    )
+    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is disabled in the kernel."])
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (3, "inactive"))
     assert {row.verdict for row in acceptance_checks.audit(systemd, container=False)} == {verdict}
 
 
 def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
-    monkeypatch.setattr(
-        acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is switched off in the kernel."]
-    )
+    monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is disabled in the kernel."])
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (0, "active"))
     verdicts = {row.requirement: row.verdict for row in acceptance_checks.audit(True, container=True)}
     assert verdicts["audit trail"] == verdicts["audit records lost"] == "impossible"

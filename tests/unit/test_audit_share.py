@@ -130,7 +130,7 @@ def test_locked_rules_are_said(shares: Shares, kernel: Kernel, tmp_path: Path) -
     kernel.locked = True
     shares.count(event(1, ALICE, 11_000))
     shares.act(MORNING)
-    assert "locked: nothing bounds it" in audit_share.sentence(audit_share.current(str(tmp_path))[0])
+    assert "locked, so it is not limited" in audit_share.sentence(audit_share.current(str(tmp_path))[0])
 
 
 def test_the_tail_follows_the_log_over_its_rotation(tmp_path: Path) -> None:

@@ -347,6 +347,6 @@ def test_reap_yml_with_check_is_a_report(still: Fake, tmp_path: Path) -> None:
     env = {**os.environ, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "would delete workspace ada/over: its time is over" in done.stdout
+    assert "would delete workspace ada/over: its deadline has passed" in done.stdout
     assert "ci-of-a-person" not in done.stdout and alive(still) == {"over", "ci-of-a-person"}
     assert ADMIN not in done.stdout + done.stderr

@@ -75,7 +75,7 @@ def test_a_folder_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
 
 def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(FlowError, match=f"Cannot bring {tmp_path}/taken into its state file"):
+    with pytest.raises(FlowError, match=f"Cannot apply the state file to {tmp_path}/taken"):
         machine_files.apply([Entry(f"{tmp_path}/taken", content="x")])
     assert os.listdir(tmp_path) == ["taken"]
     with pytest.raises(FlowError, match="octal"):
@@ -131,6 +131,9 @@ def test_files_of_the_controller_are_written_and_wrong_options_refused(tmp_path:
     assert "CHANGED" in ad_hoc(entry).stdout
     assert ((tmp_path / "new").read_text(), (tmp_path / "new").stat().st_mode & 0o777) == ("text", 0o640)
     assert "SUCCESS" in ad_hoc(entry).stdout
-    for wrong, words in (({"state": "there"}, "state must be one of"), ({"path": "/dev/null/x"}, "Cannot bring /dev")):
+    for wrong, words in (
+        ({"state": "there"}, "state must be one of"),
+        ({"path": "/dev/null/x"}, "Cannot apply the state file to /dev"),
+    ):
         done = ad_hoc({**entry, **wrong})
         assert (done.returncode, words in done.stdout + done.stderr) == (2, True)

@@ -11,7 +11,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as
 def test_no_device(tmp_path):
     verdict = kvm_probe.verdict(str(tmp_path / "kvm"), str(tmp_path))
     assert (verdict.state, verdict.works, verdict.guest_ran) == ("absent", False, False)
-    assert f"there is no {tmp_path / 'kvm'}" in verdict.message
+    assert f"{tmp_path / 'kvm'} does not exist" in verdict.message
 
 
 def test_a_device_that_is_not_kvm():

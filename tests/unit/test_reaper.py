@@ -204,7 +204,7 @@ def test_a_pass_deletes_by_id_and_warns_who_is_there(tmp_path: Path) -> None:
 def test_a_dry_pass_touches_nothing(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([container("a")]))
     report = sweep(engine, tmp_path, dry=True)
-    assert reaper_engine.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL is over"]
+    assert reaper_engine.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL has expired"]
     assert engine.deleted == [] and list(tmp_path.iterdir()) == []
 
 

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one family of errors of spt.flow.
+"""The errors of spt.flow.
 
-Every error is a sentence for a person (``message``: what was attempted, on what, what happened),
-what to do next (``hint``), facts for a program (``details``) and a documented ``code``.
-Codes follow ``gh`` where it has one (1 failed, 2 cancelled, 4 auth).
+Each error has a ``message`` (what failed and why), a ``hint`` (what to do), ``details`` for programs and a documented
+``code``. Codes follow ``gh`` where it defines one (1 failed, 2 cancelled, 4 auth).
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ _CREDENTIALS = re.compile(
 
 
 def redact(text: str) -> str:
-    """Replace the user part of every URL in ``text`` by ``***`` (the user of ``ssh://user@host`` is no secret)."""
+    """Replace the user part of every URL in ``text`` with ``***``, except in ``ssh://user@host``, where it is not
+    secret.
+    """
     return _CREDENTIALS.sub(lambda match: f"{match['scheme'] or match['other']}***@", text)
 
 
 class FlowError(Exception):
-    """Something failed. ``code`` is the exit status that plugins report (docs/decisions/exit-status.md)."""
+    """Base class of all errors. ``code`` is the exit status that plugins report (docs/decisions/exit-status.md)."""
 
     code = 1
     kind = "failed"
@@ -38,7 +39,7 @@ class FlowError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
     def to_dict(self) -> dict[str, Any]:
-        """Shape of ``error`` in results and in JSON output."""
+        """Return the value of ``error`` in results and JSON output."""
         return {
             "code": self.code,
             "kind": self.kind,
@@ -49,48 +50,48 @@ class FlowError(Exception):
 
 
 class InvalidInput(FlowError):
-    """A value was refused before anything was started."""
+    """A value was rejected before anything was started."""
 
     kind = "invalid_input"
 
 
 class Cancelled(FlowError):
-    """The user or the surrounding job ended the run."""
+    """The user or the calling job cancelled the run."""
 
     code = 2
     kind = "cancelled"
 
 
 class AuthError(FlowError):
-    """Credentials are missing, wrong or not allowed to do this."""
+    """Credentials are missing, wrong or lack a permission."""
 
     code = 4
     kind = "auth"
 
 
 class DeadlineExceeded(FlowError):
-    """Something did not happen in the time it was given."""
+    """An operation did not finish within its time limit."""
 
     code = 5
     kind = "timeout"
 
 
 class NotFound(FlowError):
-    """The named thing does not exist."""
+    """The named object does not exist."""
 
     code = 6
     kind = "not_found"
 
 
 class Conflict(FlowError):
-    """Something else holds the name, the port or the lock."""
+    """Another user or process has the name, the port or the lock."""
 
     code = 7
     kind = "conflict"
 
 
 class Unhealthy(FlowError):
-    """A needed service answers wrongly or not at all (engine, server, workspace)."""
+    """A required service (engine, server, workspace) returns errors or does not answer."""
 
     code = 8
     kind = "unhealthy"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is required of a workspace host, measured on it without changing anything."""
+"""Check the requirements of a workspace host. Read-only."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ TIMERS = (
 
 
 def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int = 5) -> list[Row]:
-    """Every requirement, in the order in which the roles bring it about."""
+    """Return all requirements, in the order in which the roles fulfil them."""
     systemd = Path("/run/systemd/system").is_dir()
     return [
-        judge("systemd", "yes" if systemd else "process 1 is something else", "yes", systemd, possible=False),
+        judge("systemd", "yes" if systemd else "process 1 is not systemd", "yes", systemd, possible=False),
         *kvm(kvm_required),
         *engine(min_free_gib),
         *images(systemd),
@@ -47,7 +47,7 @@ def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int
 
 
 def kvm(required: bool) -> list[Row]:
-    """The functional verdict; a host without KVM is accepted where nobody requires it."""
+    """Check that KVM runs guest code. A host without KVM passes unless KVM is required."""
     verdict = kvm_probe.verdict()
     limit = "works" if required else "works, or emulation"
     rows = [judge("virtual machines (KVM)", f"{verdict.state}: {verdict.message}", limit, verdict.works, required)]
@@ -58,7 +58,7 @@ def kvm(required: bool) -> list[Row]:
 
 
 def engine(min_free_gib: int) -> list[Row]:
-    """What the engine says of itself."""
+    """Check the settings that the engine reports."""
     try:
         info: dict[str, Any] = Engine("unix:///var/run/docker.sock").get_json("/info")
     except FlowError as error:
@@ -90,13 +90,16 @@ def engine(min_free_gib: int) -> list[Row]:
             bool(info.get("LiveRestoreEnabled")),
         ),
         judge(
-            "room for workspaces", f"{free} GiB free at {root}", f"at least {min_free_gib} GiB", free >= min_free_gib
+            "free space for workspaces",
+            f"{free} GiB free at {root}",
+            f"at least {min_free_gib} GiB",
+            free >= min_free_gib,
         ),
     ]
 
 
 def images(systemd: bool) -> list[Row]:
-    """Whether the engine has the workspace image that the role host_images recorded, and whether that is watched."""
+    """Check that the image recorded by the role host_images exists, and that its timer runs."""
     code, said = _run(f"{LIBRARY}/spt-flow-images")
     return [
         judge("workspace image", said.partition(" Bring it")[0], "present", code == 0),
@@ -105,15 +108,15 @@ def images(systemd: bool) -> list[Row]:
 
 
 def firewall_rules() -> Row:
-    """Whether workspaces are kept from the host's services and from cloud metadata."""
+    """Check that the firewall blocks workspaces from the host's services and from cloud metadata."""
     code, said = _run(f"{LIBRARY}/spt-flow-firewall", "check")
     return judge("firewall", "in place" if code == 0 else said or "rules are missing", "in place", code == 0)
 
 
 def audit(systemd: bool, container: bool) -> list[Row]:
-    """Whether the kernel records what root runs and the daemon writes it; reads only, unlike the node's own check.
+    """Check that the kernel records commands and that the daemon writes them. Read-only, unlike the node's own check.
 
-    A container shares the kernel with its host, and has no audit trail of its own.
+    A container shares the kernel with its host and has no audit trail of its own.
     """
     possible = systemd and not container
     try:
@@ -131,7 +134,7 @@ def audit(systemd: bool, container: bool) -> list[Row]:
 
 
 def snapshots(systemd: bool) -> list[Row]:
-    """Whether every home volume has a fresh snapshot; without systemd nothing makes them in time."""
+    """Check that every home volume has a recent snapshot. Without systemd no timer creates them."""
     possible = systemd
     try:
         found = snapshots_status.report(snapshots_config.Config.load(), time.time())
@@ -151,7 +154,7 @@ def _timer(name: str, systemd: bool) -> Row:
 
 
 def _run(*argv: str) -> tuple[int, str]:
-    """Exit status and what was said; a program that is not there is a failure with that sentence."""
+    """Return exit status and output. A program that cannot be run counts as failed, with the reason as output."""
     try:
         done = subprocess.run(argv, text=True, capture_output=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verdicts about hosts and the three forms they are told in: a table, JSON and JUnit XML.
+"""Requirements of hosts as a table, JSON or JUnit XML.
 
-A verdict is ``met``, ``failed`` or ``impossible``: what a host cannot have (systemd in a container) is named, and
-does not count as a failure.
+A verdict is ``met``, ``failed`` or ``impossible``. A requirement that a host cannot meet (systemd in a container) is
+listed as impossible and does not count as a failure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTHS = {"requirement": 34, "value": 52, "limit": 26, "verdict": 10}
 
 @dataclass(frozen=True)
 class Row:
-    """One requirement of one host: what was found, what is needed, and whether that is so."""
+    """One requirement of one host: the value found, the required value and the verdict."""
 
     requirement: str
     value: str
@@ -34,24 +34,24 @@ Report = dict[str, list[Row]]
 
 
 def judge(requirement: str, value: Any, limit: str, good: bool, possible: bool = True) -> Row:
-    """A row whose verdict follows from ``good``, and is ``impossible`` where the host cannot do better."""
+    """Return a row: met if ``good``, otherwise failed, or impossible if the host cannot meet the requirement."""
     return Row(requirement, str(value), limit, MET if good else FAILED if possible else IMPOSSIBLE)
 
 
 def gather(results: dict[str, dict[str, Any]]) -> Report:
-    """Rows by host from what the module returned for each; a host without rows failed to answer."""
+    """Return rows by host from the module's results. A host without rows counts as not answering."""
     return {host: _rows(result) for host, result in results.items()}
 
 
 def _rows(result: dict[str, Any]) -> list[Row]:
     if result.get("rows"):
         return [Row(**row) for row in result["rows"]]
-    reason = str(result.get("msg") or "not reached, or left out after an earlier failure").strip()
+    reason = str(result.get("msg") or "not reached, or skipped after an earlier failure").strip()
     return [judge("host answers", reason.splitlines()[0], "yes", False)]
 
 
 def failures(report: Report) -> list[str]:
-    """A sentence for each requirement that is not met."""
+    """Return a sentence for each requirement that is not met."""
     return [
         f"{host}: {row.requirement}: {row.value} (needed: {row.limit})"
         for host, rows in report.items()
@@ -61,7 +61,7 @@ def failures(report: Report) -> list[str]:
 
 
 def lines(report: Report) -> list[str]:
-    """The table, wrapped in its cells, and a closing count."""
+    """Return the lines of the table, with wrapped cells, and a summary."""
     found = []
     for host, rows in report.items():
         found += [host, _line([name.upper() for name in WIDTHS])]
@@ -79,13 +79,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def as_json(report: Report) -> str:
-    """``{"hosts": {name: [row, …]}, "failures": [sentence, …]}``."""
+    """Return ``{"hosts": {name: [row, …]}, "failures": [sentence, …]}`` as JSON."""
     hosts = {host: [asdict(row) for row in rows] for host, rows in report.items()}
     return json.dumps({"hosts": hosts, "failures": failures(report)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_junit(report: Report) -> str:
-    """One suite for each host; a failed verdict is a failure, an impossible one is skipped."""
+    """Return JUnit XML: one suite per host; failed verdicts are failures, impossible ones are skipped."""
     root = etree.Element("testsuites", name="spt.flow.verify")
     for host, rows in report.items():
         verdicts = [row.verdict for row in rows]
@@ -103,5 +103,5 @@ def as_junit(report: Report) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` without the control characters that XML cannot hold."""
+    """Return ``text`` without the control characters that XML cannot hold."""
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)

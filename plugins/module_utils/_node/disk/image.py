@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A file system of limited size for a volume.
 
-Beside the volume's directory ``_data`` lies a sparse file with the file system, so that whoever removes the volume
-removes it too. It is mounted over ``_data`` while a container of the volume exists. The directory below holds one file,
-``MARKER``: it says that the image holds the data, and keeps the engine from copying the image's home into it. Its
-length is the number of bytes in use, so that the engine's own count of a volume's size stays right.
+A sparse file next to the volume's directory ``_data`` holds the file system, so it is deleted with the volume. It is
+mounted over ``_data`` while a container of the volume exists. The directory below the mount has one file, ``MARKER``.
+It says that the image holds the data, and keeps the engine from copying the container image's home into the directory.
+Its length is the number of bytes in use, so that the engine reports the right size of the volume.
 
-Moving today's data is one rename at the end: before it, the directory is the data and an image is an unfinished copy;
-after it, the image is the data.
+A migration ends with one rename: before it, the directory is the data and the image an unfinished copy; after it, the
+image is the data.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ NEXT = ".spt-flow-disk.next"
 MARKER = ".spt-flow-disk"
 OPTIONS = "noinit_itable"
 SLACK = 64 << 20
-"""Bytes by which a file system is larger than the data that it is made for."""
+"""Bytes by which a file system is larger than the data it is created for."""
 
 
 def step(name: str) -> None:
-    """Called after each step of a migration, so that tests can end the process there."""
+    """Called after each step of a migration, so that tests can kill the process there."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One change of a volume at a time; the kernel lets go of the lock of a process that was killed."""
+    """Allow one change of a volume at a time. The kernel releases the lock of a killed process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def marked(data: Path) -> bool:
-    """Whether the image holds the data. Only root of the node can have made the mark."""
+    """Return whether the image holds the data. Only the node's root can create the mark."""
     try:
         found = os.lstat(data / MARKER)
     except OSError:
@@ -60,7 +60,7 @@ def marked(data: Path) -> bool:
 
 
 def is_attached(data: Path) -> bool:
-    """Whether our file system is mounted over ``data``."""
+    """Return whether our file system is mounted over ``data``."""
     top = kernel.on_top(Path(os.path.realpath(data)))
     return top is not None and top.kind == "ext4" and top.source.startswith("/dev/loop") and top.root == "/"
 
@@ -69,9 +69,9 @@ def is_attached(data: Path) -> bool:
 
 
 def attach(data: Path, size: int) -> bool:
-    """Mount the sized file system over ``data``, made or moved to where needed. Whether there is one now.
+    """Mount the sized file system over ``data``; create it or migrate the data if needed. Return whether it is mounted.
 
-    Raises ``FlowError`` where that cannot be done; the data is where it was then.
+    Raise ``FlowError`` if that is not possible; the data is unchanged then.
     """
     folder = data.parent
     if (folder / "opts.json").exists() or (size == 0 and not marked(data)):
@@ -84,24 +84,27 @@ def attach(data: Path, size: int) -> bool:
             if not marked(data):
                 _migrate(data, size)
             if not (folder / IMAGE).exists():
-                raise Unhealthy(f"The file system of {folder.name} is gone: {folder / IMAGE}.", "Restore a snapshot.")
+                raise Unhealthy(
+                    f"The file system of {folder.name} is missing: {folder / IMAGE}.",
+                    "Restore a snapshot with the playbook volume_restore.",
+                )
             _mount(folder / IMAGE, data, size)
         except OSError as error:
             raise Unhealthy(
                 f"Cannot limit the disk of {folder.name}: {error.strerror or error}. Its data is untouched.",
-                "See whether the node has loop devices and room, or do without the limit: disk=0, docker_disk=0.",
+                "Check that the node has loop devices and free space, or disable the limit: disk=0, docker_disk=0.",
             ) from error
         return True
 
 
 def _tidy(data: Path) -> None:
-    """Remove what a migration that was killed has left; ``data`` is whole at each of its steps."""
+    """Remove the leftovers of a migration that was killed. ``data`` is complete at each of its steps."""
     import shutil
 
     folder = data.parent
     if (folder / NEXT).exists():
         if not marked(data):
-            # A copy of what is in the directory still.
+            # An unfinished copy of the directory's data.
             with suppress(FileNotFoundError):
                 (folder / IMAGE).unlink()
         shutil.rmtree(folder / NEXT)
@@ -112,20 +115,20 @@ def _tidy(data: Path) -> None:
 
 
 def _migrate(data: Path, size: int) -> None:
-    """Make the file system, copy what ``data`` holds, and let it take the place of the directory in one step."""
+    """Create the file system, copy ``data`` into it, and replace the directory in one step."""
     import shutil
 
     folder = data.parent
     if in_use(data):
         raise Conflict(
-            f"Cannot give {folder.name} a file system of its own: a container that was started without one uses it.",
+            f"Cannot give {folder.name} a file system of its own: a container without a size limit uses it.",
             "Stop that container, then run the command again.",
         )
     used, count = usage(data)
     size = max(size, used + used // 8 + SLACK)
     need(folder, used + used // 8)
     if (folder / IMAGE).exists():
-        # The mark was taken away by hand: whatever the image holds is kept.
+        # The mark was deleted manually: keep whatever the image holds.
         os.replace(folder / IMAGE, folder / ASIDE)
     step("begun")
     make(folder / FRESH, size, count)
@@ -151,7 +154,7 @@ def _migrate(data: Path, size: int) -> None:
 
 
 def in_use(data: Path) -> bool:
-    """Whether a container has the directory itself mounted: what it goes on to write there would be lost."""
+    """Return whether a container has the directory itself mounted: its later writes would be lost."""
     seen, end = set(), f"/{data.parent.name}/{data.name}"
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -165,7 +168,7 @@ def in_use(data: Path) -> bool:
 
 
 def usage(data: Path) -> tuple[int, int]:
-    """Bytes on the disk and number of the entries below ``data``; what has several names counts once."""
+    """Return the bytes on disk and the number of entries below ``data``. Hard links count once."""
     total, seen = 0, set()
     for path, folders, files in os.walk(data):
         for name in ["."] + files + [f for f in folders if os.path.islink(os.path.join(path, f))]:
@@ -183,19 +186,19 @@ def need(folder: Path, wanted: int) -> None:
         raise Unhealthy(
             f"Cannot give {folder.name} a file system of its own: {(wanted + SLACK) >> 20} MiB are needed at {folder}, "
             f"{free >> 20} MiB are free. Its data is untouched.",
-            "Free space on the node, or do without the limit: disk=0, docker_disk=0.",
+            "Free space on the node, or disable the limit: disk=0, docker_disk=0.",
         )
 
 
 def make(image: Path, size: int, count: int = 0) -> None:
-    """An empty file system in a sparse file; what can be initialised later is."""
+    """Create an empty file system in a sparse file. Its tables are initialised lazily."""
     import subprocess
 
     size -= size % kernel.BLOCK
     with open(image, "wb", opener=_private) as file:
         file.truncate(size)
     ratio = max(1024, min(16384, size // (2 * count + 1)))
-    # Room to grow 16 times: the usual reserve is most of what is written here.
+    # Allow growth by 16 times: the default reserve is most of the data written here.
     extended = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,resize={min(size // kernel.BLOCK * 16, 2**32 - 1)}"
     argv = [
         "mkfs.ext4",
@@ -219,7 +222,7 @@ def make(image: Path, size: int, count: int = 0) -> None:
             "Cannot limit the disk: the node has no mkfs.ext4.", "Run the role spt.flow.host_docker on it again."
         ) from None
     if done.returncode:
-        raise Unhealthy(f"Cannot make a file system in {image}: {done.stderr.strip()}")
+        raise Unhealthy(f"Cannot create a file system in {image}: {done.stderr.strip()}")
 
 
 def _private(path: str, flags: int) -> int:
@@ -227,7 +230,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _copied(data: Path, image: Path, staging: Path) -> None:
-    """Copy all of ``data`` into ``image`` and bring it to the disk; mounted where nobody else sees it."""
+    """Copy all of ``data`` into ``image`` and sync it to the disk, in a private mount."""
     with kernel.loop(image) as device, kernel.private_mounts():
         kernel.mount(device, staging, "ext4", OPTIONS)
         (staging / "lost+found").rmdir()
@@ -255,7 +258,9 @@ def _mark(folder: Path, used: int) -> None:
 
 
 def _mount(image: Path, data: Path, size: int) -> None:
-    """Mount ``image`` over ``data``, larger where ``size`` is, with what was put into the directory meanwhile."""
+    """Mount ``image`` over ``data``, grow it to ``size`` if that is larger, and move new files of the directory into
+    it.
+    """
     grown = size > image.stat().st_size
     if grown:
         with open(image, "r+b") as file:
@@ -273,34 +278,34 @@ def _mount(image: Path, data: Path, size: int) -> None:
 
 
 def _grow(device: str) -> None:
-    """Let the mounted file system fill its device; where that is not possible it stays as large as it was."""
+    """Grow the mounted file system to the size of its device. If that fails, it keeps its size."""
     import subprocess
 
     subprocess.run(["resize2fs", device], capture_output=True, check=False)
 
 
 def _blocks(image: Path) -> int:
-    """Blocks of the file system by its superblock."""
+    """Return the number of blocks from the superblock."""
     with open(image, "rb") as file:
         file.seek(1024 + 4)
         return int.from_bytes(file.read(4), "little")
 
 
 def _take_in(below: int, data: Path) -> None:
-    """Move what the engine was asked to put into a stopped home (a repository, docker cp) to where it was meant.
+    """Move files that the engine wrote to a stopped home (a repository, docker cp) into the image.
 
-    What does not fit stays below and is tried again at the next start.
+    Files that do not fit stay below and are retried at the next start.
     """
     import shutil
 
-    # By a path that the program that copies can open as well.
+    # Use a path that the copying program can open too.
     folder = Path(f"/proc/{os.getpid()}/fd/{below}")
     for name in os.listdir(below):
         path = folder / name
         if name == MARKER or usage(path)[0] + SLACK // 8 > shutil.disk_usage(data).free:
             continue
         with suppress(OSError):
-            # What has the same name is kept beside it; a link that the workspace has left there is not followed.
+            # Keep both files if the name is taken. Do not follow a link that the workspace has left there.
             copy(str(path), data, "--backup=numbered")
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -309,7 +314,7 @@ def _take_in(below: int, data: Path) -> None:
 
 
 def detach(data: Path) -> None:
-    """Unmount the file system where it is mounted, and note how much of it is in use."""
+    """Unmount the file system if it is mounted, and record how much of it is in use."""
     if not data.parent.is_dir():
         return
     with locked(data.parent):
@@ -328,9 +333,9 @@ def detach(data: Path) -> None:
 
 @contextmanager
 def opened(data: Path) -> Iterator[None]:
-    """Let this process find the home at ``data``, whether or not a container has it mounted.
+    """Give this process access to the home at ``data``, whether or not a container has it mounted.
 
-    What is mounted for that is seen by nobody else, and goes with this process.
+    The mounts are private and end with this process.
     """
     if is_attached(data) or not marked(data):
         yield

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Mounts and loop devices: the few system calls that Python lacks.
 
-Standard library only, of which little is imported, and no other program is started, since a container waits for this.
+A container waits for this code. So it uses the standard library only, imports little of it, and starts no other
+program.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(status: int, doing: str, path: object) -> None:
-    """Raise ``OSError`` for the status of a system call that failed."""
+    """Raise ``OSError`` if a system call failed."""
     if status < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{doing}: {os.strerror(number)}", str(path))
@@ -50,7 +51,7 @@ class Mount:
 
 
 def mounts(process: str = "self") -> list[Mount]:
-    """The mount table of a process, in the order in which things were mounted."""
+    """Return the mount table of a process, in mount order."""
     found = []
     for line in Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         left, _dash, right = line.partition(" - ")
@@ -66,12 +67,12 @@ def _plain(word: str) -> str:
 
 
 def on_top(path: Path) -> Mount | None:
-    """What is mounted at exactly ``path``, the uppermost."""
+    """Return the uppermost mount at exactly ``path``."""
     return next((mount for mount in reversed(mounts()) if mount.point == str(path)), None)
 
 
 def holding(path: Path) -> Mount:
-    """The mount that ``path`` lies on."""
+    """Return the mount that contains ``path``."""
     inside = [mount for mount in mounts() if f"{path}/".startswith(mount.point.rstrip("/") + "/")]
     return max(reversed(inside), key=lambda mount: len(mount.point))
 
@@ -82,18 +83,18 @@ def mount(source: str, target: Path, kind: str, options: str = "", flags: int = 
 
 
 def unmount(target: Path) -> None:
-    """Take the mount out of the file tree at once; it ends when its last user has ended."""
+    """Detach the mount from the file tree at once. It ends when its last user has ended."""
     check(libc.umount2(os.fsencode(target), DETACH | NOFOLLOW), "unmount", target)
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two directories change places in one step."""
+    """Exchange two directories in one step."""
     done = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(EXCHANGE))
     check(done, "exchange", one)
 
 
 def sync(path: Path) -> None:
-    """Write to the disk all that the file system of ``path`` has in memory."""
+    """Write all cached data of the file system of ``path`` to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         check(libc.syncfs(descriptor), "sync", path)
@@ -102,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def keep(path: Path) -> None:
-    """Write a file, or the names in a directory, to the disk; what others have written there does not wait for it."""
+    """Write a file, or the names in a directory, to the disk, without waiting for other files."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
@@ -111,7 +112,7 @@ def keep(path: Path) -> None:
 
 
 def trim(path: Path) -> None:
-    """Give the blocks that the file system at ``path`` does not use back to the file below it."""
+    """Return the unused blocks of the file system at ``path`` to the file below it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.ioctl(descriptor, TRIM, struct.pack("QQQ", 0, 2**64 - 1, 0))
@@ -124,7 +125,7 @@ def trim(path: Path) -> None:
 
 @contextmanager
 def private_mounts() -> Iterator[None]:
-    """Mounts that nobody else sees, and that the kernel removes when this process ends, however it ends."""
+    """Make mounts that are private to this process. The kernel removes them when it ends, even if it is killed."""
     before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
     folder = os.getcwd()
     try:
@@ -144,9 +145,9 @@ def private_mounts() -> Iterator[None]:
 
 @contextmanager
 def loop(image: Path) -> Iterator[str]:
-    """A loop device of ``image``: the one that it has, or a new one that goes with its last user.
+    """Return a loop device of ``image``: its current one, or a new one that is removed with its last user.
 
-    One file must never be behind two devices that are mounted: each would overwrite the other's data.
+    Two mounted devices of one file would overwrite each other's data, so there is never more than one.
     """
     for _try in range(TRIES):
         descriptor, device = _existing(image) or _new(image)
@@ -166,7 +167,7 @@ def _existing(image: Path) -> tuple[int, str] | None:
         try:
             descriptor = os.open(_node(number), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            # It ends just now: its last user has gone.
+            # The device is being removed: its last user has gone.
             if error.errno in (errno.ENXIO, errno.EBUSY):
                 return -1, ""
             raise
@@ -177,7 +178,10 @@ def _existing(image: Path) -> tuple[int, str] | None:
 
 
 def _attached(image: Path) -> list[int]:
-    """Numbers of the devices of ``image``, by its inode: the kernel's name for a file depends on how it was mounted."""
+    """Return the numbers of the devices of ``image``.
+
+    Compare inodes, because the kernel's file name depends on the mount.
+    """
     wanted, found = os.stat(image), []
     for entry in Path("/sys/block").glob("loop*/loop"):
         number = int(entry.parent.name[4:])
@@ -197,7 +201,7 @@ def _attached(image: Path) -> list[int]:
 
 
 def _node(number: int) -> str:
-    """The device file, made where nothing else does."""
+    """Return the device file; create it where udev does not."""
     path = f"/dev/loop{number}"
     with suppress(FileExistsError):
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(LOOP_MAJOR, number))
@@ -224,7 +228,7 @@ def _new(image: Path) -> tuple[int, str]:
 
 
 def refresh(device: str) -> None:
-    """Let a loop device see that its file has grown."""
+    """Let a loop device notice that its file has grown."""
     descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(descriptor, SET_CAPACITY)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A limit for what a container writes outside its volumes.
+"""Limit the data that a container writes outside its volumes.
 
-With project quotas the directories that the engine's overlay writes to get one. Elsewhere a second overlay, whose files
-lie in a file system of limited size beside them, is put on top of the engine's; the engine removes all of it with the
-container.
+With project quotas, the directories that the engine's overlay writes to are limited. Otherwise, a second overlay is
+mounted on top of the engine's. Its files are in a file system of limited size next to them. The engine deletes all of
+it with the container.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..errors import Unhealthy
 from . import image, kernel, quota
 
 LATE = "resolv.conf"
-"""The engine names its resolver in this file only once the container has a network; a copy would be too early."""
+"""The engine writes its resolver into this file only once the container has a network; a copy would be too early."""
 STAGE = ".spt-flow-layer"
 LONGEST = 4000
-"""Bytes of options that the kernel takes."""
+"""Size limit of mount options in the kernel, in bytes."""
 
 
 def attach(root: Path, size: int, files: Sequence[str] = ()) -> dict[str, str] | None:
-    """Limit what is written to the overlay at ``root``; ``None`` where nothing is to be detached.
+    """Limit the writes to the overlay at ``root``. Return ``None`` if nothing must be detached.
 
-    ``files`` of the host are mounted writable into the container (the engine's ``/etc/hosts``), so they count as well:
-    the answer tells by which copy each is to be replaced.
+    ``files`` are host files that are mounted writable into the container (the engine's ``/etc/hosts``). They count too,
+    so the result maps each to the copy that replaces it.
     """
     options = _options(root)
     if not options or size == 0:
@@ -48,12 +48,12 @@ def attach(root: Path, size: int, files: Sequence[str] = ()) -> dict[str, str] |
     except OSError as error:
         raise Unhealthy(
             f"Cannot limit the disk of the container at {root}: {error.strerror or error}.",
-            "See whether the node has loop devices and room, or do without the limit: disk=0.",
+            "Check that the node has loop devices and free space, or disable the limit: disk=0.",
         ) from error
 
 
 def _copied(file: str, stage: Path) -> str:
-    """The copy of ``file`` in the container's file system, made anew for each start as the engine does."""
+    """Return the copy of ``file`` in the container's file system. Like the engine, make a new one for each start."""
     copy = stage / os.path.basename(file)
     with suppress(FileNotFoundError):
         copy.unlink()
@@ -65,7 +65,7 @@ def _copied(file: str, stage: Path) -> str:
 
 
 def _options(root: Path) -> dict[str, str]:
-    """Options of the overlay at ``root``; nothing where another storage driver is at work."""
+    """Return the options of the overlay at ``root``, or nothing for another storage driver."""
     top = kernel.on_top(root)
     if top is None or top.kind != "overlay":
         return {}
@@ -74,7 +74,7 @@ def _options(root: Path) -> dict[str, str]:
 
 
 def _stage(upper: Path, stage: Path, size: int) -> None:
-    """Mount the container's own file system at ``stage``, made where there is none."""
+    """Mount the container's own file system at ``stage``; create it if needed."""
     file = upper.parent / image.IMAGE
     if not file.exists():
         image.need(upper.parent, 0)
@@ -94,7 +94,7 @@ def _stage(upper: Path, stage: Path, size: int) -> None:
 
 
 def _stack(root: Path, options: dict[str, str], stage: Path) -> None:
-    """What the engine's own overlay has is the highest of the layers below ours."""
+    """Return the options of our overlay, whose top layer is the writable layer of the engine's overlay."""
     here = os.getcwd()
     layers = [options["upperdir"], *options["lowerdir"].split(":")]
     base = os.path.commonpath(layers)
@@ -102,8 +102,11 @@ def _stack(root: Path, options: dict[str, str], stage: Path) -> None:
     words = [f"lowerdir={lower}", f"upperdir={stage}/diff", f"workdir={stage}/work"]
     words += [name for name in ("userxattr",) if name in options]
     if len(",".join(words)) > LONGEST:
-        raise Unhealthy(f"The image has {len(layers)} layers, too many for a limit of the disk.", "Use disk=0.")
-    # Relative names, since many layers do not fit into the options otherwise.
+        raise Unhealthy(
+            f"Cannot limit the disk: the image has {len(layers)} layers, which is too many.",
+            "Disable the limit: disk=0.",
+        )
+    # Relative names, because many layers do not fit into the options otherwise.
     os.chdir(base)
     try:
         kernel.mount("overlay", root, "overlay", ",".join(words))
@@ -112,7 +115,7 @@ def _stack(root: Path, options: dict[str, str], stage: Path) -> None:
 
 
 def detach(root: Path) -> None:
-    """Unmount our overlay and its file system; the engine's is left to the engine."""
+    """Unmount our overlay and its file system. The engine unmounts its own."""
     options = _options(root)
     stage = Path(options.get("upperdir", "/")).parent
     if stage.name != STAGE:

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Limits of a workspace's disk, for the node's runtime.
+"""Disk limits of a workspace, for the node's runtime.
 
-Before runc creates a container, ``attach`` gives its volumes and its own files the sizes that its environment names;
-once runc has deleted it, ``detach`` unmounts what that has mounted. A file of ``RECORDS`` tells which that is; it is
-written first, so that nothing stays mounted whose container is gone.
+Before runc creates a container, ``attach`` gives its volumes and its writable layer the sizes set in its environment.
+After runc has deleted it, ``detach`` unmounts them. A file in ``RECORDS`` lists them. It is written first, so that
+mounts of a deleted container are always found.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 RECORDS = "/run/spt-flow/disk"
 SIZES = {"/home/coder": "SPT_FLOW_DISK", "/var/lib/spt-flow-docker": "SPT_FLOW_DOCKER_DISK"}
 FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-"""What the engine mounts from its own directory, writable."""
+"""Files that the engine mounts from its own directory, writable."""
 VOLUME = re.compile(r"/.*/volumes/spt-flow-[a-zA-Z0-9_.-]+/_data")
 STATE = "/run/runc"
 
 
 class Disk:
-    """A volume's directory, or a container's root file system, and its size in bytes (0 for no limit)."""
+    """A volume's directory, or a container's root file system, and its size in bytes (0: unlimited)."""
 
     def __init__(self, path: str, size: int, volume: bool) -> None:
         self.path, self.size, self.volume = path, size, volume
 
 
 def wanted(config: dict[str, Any]) -> list[Disk]:
-    """What the bundle's ``config`` asks for: volumes of ours by where they are mounted, and the container itself."""
+    """Return the limits that the bundle's ``config`` requests: our volumes by mount point, and the container itself."""
     env = dict(word.partition("=")[::2] for word in (config.get("process") or {}).get("env") or [])
     found = []
     for mount in config.get("mounts") or []:
@@ -58,7 +58,7 @@ def _bytes(text: str) -> int:
 
 
 def state(argv: Sequence[str], container: str) -> str:
-    """The directory in which runc, called with ``argv``, keeps what it knows of ``container``."""
+    """Return the directory in which runc, called with ``argv``, stores the state of ``container``."""
     words = list(argv)
     root = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--root"), "")
     root = root or next((word.partition("=")[2] for word in words if word.startswith("--root=")), STATE)
@@ -66,9 +66,9 @@ def state(argv: Sequence[str], container: str) -> str:
 
 
 def attach(process: int, bundle: str, container: str, argv: Sequence[str]) -> None:
-    """Give ``container``, which ``process`` is about to create, its sizes.
+    """Apply the limits to ``container``, which ``process`` is about to create.
 
-    Raises ``FlowError``; nothing is mounted then.
+    Raise ``FlowError``; all mounts are undone then.
     """
     file = Path(bundle) / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def attach(process: int, bundle: str, container: str, argv: Sequence[str]) -> No
 
 
 def _attach(disk: Disk, config: dict[str, Any]) -> bool:
-    """Whether something was mounted; ``config`` learns of files that others take the place of."""
+    """Return whether anything was mounted. Replaces the files in ``config`` that now have copies."""
     path = Path(os.path.realpath(disk.path))
     if disk.volume:
         if not image.marked(path) and not image.is_attached(path) and quota.attempt([path], disk.size):
@@ -106,7 +106,7 @@ def _attach(disk: Disk, config: dict[str, Any]) -> bool:
 
 
 def detach(container: str) -> None:
-    """Unmount what was mounted for ``container``, unless runc still has it or another container needs it."""
+    """Unmount the file systems of ``container``, unless runc still has it or another container uses them."""
     record = _read(_record(container))
     if record is None or os.path.exists(record["state"]):
         return
@@ -121,7 +121,7 @@ def detach(container: str) -> None:
 
 
 def _forget() -> None:
-    """Detach what a container has left whose end the runtime was never told."""
+    """Detach the leftovers of a container whose end the runtime did not see."""
     with suppress(OSError):
         for path in Path(RECORDS).glob("[!.]*"):
             record = _read(path)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Project quotas of ext4 and XFS for directories.
 
-A directory's project is a number that all below it inherits and that nobody inside a user namespace can change. The
-limit is the file system's own, so the data stays where it is.
+A directory's project is a number. All entries below inherit it, and a process inside a user namespace cannot change it.
+The file system enforces the limit, so the data does not move.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ GET_QUOTA, SET_QUOTA = 0x800007, 0x800008
 LIMITS = struct.Struct("8QI4x")
 BLOCK_LIMITS = 1
 FIRST = 0x40000000
-"""Projects below are left to others: Docker numbers its own from the smallest on."""
+"""Lower project numbers belong to others: Docker assigns its own from the lowest."""
 LOCK = "/run/spt-flow/disk.lock"
 
 
 def available(path: Path) -> bool:
-    """Whether the file system that ``path`` lies on enforces limits of projects."""
+    """Return whether the file system of ``path`` enforces project limits."""
     found = kernel.holding(Path(os.path.realpath(path)))
     return found.kind in ("ext4", "xfs") and not {"prjquota", "pquota"}.isdisjoint(found.options.split(","))
 
 
 def attempt(folders: Sequence[Path], size: int, files: Sequence[str] = ()) -> bool:
-    """Limit ``folders`` and ``files`` together where the file system lets projects be limited; whether it did."""
+    """Limit ``folders`` and ``files`` together if the file system supports project limits. Return whether it does."""
     if not available(folders[0]):
         return False
     try:
         apply(folders, size)
         join(folders[0], files)
     except OSError:
-        # Mounted with quotas by a kernel that cannot set them.
+        # Mounted with quotas, but the kernel cannot set them.
         return False
     return True
 
 
 def apply(folders: Sequence[Path], size: int) -> None:
-    """Limit all of ``folders`` together to ``size`` bytes; 0 takes the limit away. The same call again adds nothing.
+    """Limit all of ``folders`` together to ``size`` bytes; 0 removes the limit. Idempotent.
 
-    The first folder is the last to get its mark, so that a call that was killed is done again by the next.
+    The first folder is marked last, so that the next call completes one that was killed.
     """
     first = folders[0]
     project = _project(first)
@@ -69,7 +69,7 @@ def apply(folders: Sequence[Path], size: int) -> None:
 
 
 def join(folder: Path, files: Sequence[str]) -> None:
-    """Count ``files`` to the project of ``folder``; those on another file system are left out."""
+    """Add ``files`` to the project of ``folder``, except those on another file system."""
     project = _project(folder)
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
@@ -97,7 +97,7 @@ def _project(folder: Path) -> int:
 
 
 def _unused(folder: Path) -> int:
-    """A project that owns no file: numbered as the folder's inode, which no other folder has now."""
+    """Return an unused project: the folder's inode number, which no other folder has."""
     project = FIRST + os.stat(folder).st_ino % FIRST
     while _quota(folder, GET_QUOTA, project)[5]:
         project = FIRST + (project + 1) % FIRST
@@ -129,7 +129,7 @@ def _limit(folder: Path, project: int, size: int) -> None:
 
 
 def _quota(folder: Path, command: int, project: int, kibibytes: int = 0) -> tuple[int, ...]:
-    """The kernel's record: hard and soft limit in KiB, bytes, then the same of inodes."""
+    """Return the kernel's record: hard and soft limit in KiB, bytes, then the same for inodes."""
     record = ctypes.create_string_buffer(LIMITS.pack(kibibytes, kibibytes, 0, 0, 0, 0, 0, 0, BLOCK_LIMITS), LIMITS.size)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,12 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host has to do for KVM: decided from /proc, /sys and the kernel's modules,
-nothing is changed.
+"""What a host needs for KVM, from /proc, /sys and the kernel's modules. Read-only.
 
-Six kinds of host: ``intel`` and ``amd`` (modules of the kernel), ``builtin`` (the processor's KVM is part of the
-kernel), ``paravirtual``
-(a device without processor flags or modules), ``arm64`` (KVM is part of the kernel there), ``none`` (software
-emulation only).
+Six kinds of host: ``intel`` and ``amd`` (kernel modules), ``builtin`` (compiled into the kernel), ``paravirtual`` (a
+device without processor flags or modules), ``arm64`` (compiled into the kernel there), ``none`` (software emulation
+only).
 """
 
 from __future__ import annotations
@@ -25,12 +23,11 @@ VENDORS = {"vmx": ("intel", "kvm_intel"), "svm": ("amd", "kvm_amd")}
 
 @dataclass(frozen=True)
 class Host:
-    """``module`` is the one to load and to keep loaded, empty where there is none. ``nested`` is its flag now: yes,
-    no or empty.
+    """KVM state of a host.
 
-    ``reload`` is a sentence-free verdict for a nested flag that differs from the wish: ``no`` (nothing to do),
-    ``now`` (no machine
-    uses it), ``reboot`` (machines run, or the module is part of the kernel). ``users`` counts what holds the module.
+    ``module`` is the module to load and to keep loaded, or empty. ``nested`` is its current flag: yes, no or empty.
+    ``reload`` says when a changed nested flag can take effect: ``no`` (unchanged), ``now`` (no virtual machine runs),
+    ``reboot`` (virtual machines run, or the module is compiled into the kernel). ``users`` counts the module's users.
     """
 
     kind: str
@@ -45,7 +42,7 @@ class Host:
 
 
 def read(root: str = "/", nested: bool = True, architecture: str = "", release: str = "") -> Host:
-    """Judge the host below ``root``."""
+    """Read the state of the host below ``root``."""
     architecture = architecture or platform.machine()
     device = os.path.exists(os.path.join(root, "dev/kvm"))
     if architecture in ("aarch64", "arm64"):
@@ -98,7 +95,7 @@ def _available(root: str, release: str, module: str) -> bool:
 
 
 def _loaded(root: str, module: str) -> tuple[bool, int]:
-    """Whether the module is loaded, and how many use it: one machine is one user."""
+    """Return whether the module is loaded, and its number of users: one per virtual machine."""
     for line in _text(Path(root, "proc/modules")).splitlines():
         words = line.split()
         if words[0] == module:

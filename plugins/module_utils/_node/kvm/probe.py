@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether KVM works here, tested by running guest code (docs/decisions/kvm-by-guest-code.md).
+"""Test KVM by running guest code (docs/decisions/kvm-by-guest-code.md).
 
-Opens the device as the caller, asks the API version, creates a machine and a processor and runs twelve bytes of guest
-code that add two numbers, write the sum to a port and halt. What CPU flags, ``kvm-ok`` and modules say is reported
-beside it and decides nothing: a para-virtual KVM has none of them. Standard library only, Python 3.9; runs on hosts.
+Opens the device as the current user, checks the API version, creates a virtual machine and a processor, and runs twelve
+bytes of guest code that add two numbers, write the sum to a port and halt. CPU flags, ``kvm-ok`` and modules are
+reported too, but do not decide the result: a para-virtual KVM has none of them. Standard library only, Python 3.9; runs
+on hosts.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ TOOL_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """``state``: works, absent (no device), denied (not for this user), broken or unsupported (this architecture).
+    """Result of the test.
 
-    ``message`` is a sentence with the step that failed. ``guest_ran`` tells whether guest code reached its halt.
-    ``kvm_ok`` is that tool's own word (empty: not installed), ``cpu_flags`` vmx or svm, ``nested`` the module's
-    parameter (empty: no module), ``virtualization`` what this machine itself runs in (none, kvm, docker, unknown …).
+    ``state``: works, absent (no device), denied (to this user), broken or unsupported (this architecture). ``message``
+    names the step that failed. ``guest_ran`` tells whether the guest code reached its halt. ``kvm_ok`` is the first
+    line of that tool (empty: not installed), ``cpu_flags`` is vmx or svm, ``nested`` is the module's parameter (empty:
+    no module), ``virtualization`` is what this machine itself runs in (none, kvm, docker, unknown …).
     """
 
     state: str
@@ -72,12 +74,15 @@ class Verdict:
         return self.state == "works"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with ``works``."""
+        """Return plain data, with ``works``."""
         return {**asdict(self), "cpu_flags": list(self.cpu_flags), "works": self.works}
 
 
 def verdict(device: str = "/dev/kvm", root: str = "/") -> Verdict:
-    """Try KVM through ``device``; ``root`` is where /proc and /sys are read. Never raises for what it finds."""
+    """Test KVM through ``device``; ``root`` is where /proc and /sys are read.
+
+    Failures are results, never exceptions.
+    """
     architecture = platform.machine()
     state, message, version = _tried(device, architecture)
     return Verdict(
@@ -95,15 +100,15 @@ def verdict(device: str = "/dev/kvm", root: str = "/") -> Verdict:
 
 
 class _Failed(Exception):
-    """A step of the trial failed; the text completes "KVM does not work: …"."""
+    """A step of the test failed; the text completes "KVM does not work: …"."""
 
 
 def _tried(device: str, architecture: str) -> tuple[str, str, int]:
-    """State, sentence and API version."""
+    """Return state, sentence and API version."""
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return "absent", f"KVM does not work: there is no {device}.", 0
+        return "absent", f"KVM does not work: {device} does not exist.", 0
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             who = _owner(device)
@@ -113,10 +118,10 @@ def _tried(device: str, architecture: str) -> tuple[str, str, int]:
     try:
         version = _call("asking the API version", descriptor, KVM_GET_API_VERSION)
         if version != API_VERSION:
-            raise _Failed(f"{device} speaks API version {version}, not {API_VERSION}")
+            raise _Failed(f"{device} has API version {version}, not {API_VERSION}")
         if architecture not in ("x86_64", "AMD64"):
-            os.close(_call("creating a machine", descriptor, KVM_CREATE_VM))
-            text = f"{device} creates machines, but running guest code is only tried on x86-64, not on {architecture}."
+            os.close(_call("creating a virtual machine", descriptor, KVM_CREATE_VM))
+            text = f"{device} creates virtual machines, but guest code is only tested on x86-64, not on {architecture}."
             return "unsupported", text, version
         said = _run_guest(descriptor)
         if said != GUEST_SAYS:
@@ -148,20 +153,20 @@ def _call(doing: str, descriptor: int, request: int, argument: Any = 0) -> Any:
 
 
 def _run_guest(kvm: int) -> bytes:
-    """What the guest wrote to its port before it halted."""
-    machine = _call("creating a machine", kvm, KVM_CREATE_VM)
+    """Run the guest and return what it wrote to its port before it halted."""
+    machine = _call("creating a virtual machine", kvm, KVM_CREATE_VM)
     processor = -1
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     try:
         memory[: len(GUEST_CODE)] = GUEST_CODE
         anchor = ctypes.c_char.from_buffer(memory)
         region = struct.pack("=IIQQQ", 0, 0, GUEST_ADDRESS, mmap.PAGESIZE, ctypes.addressof(anchor))
-        # Intel processors without unrestricted guests need three spare pages for real mode.
+        # Intel processors without unrestricted guest mode need three spare pages for real mode.
         _call("setting the task segment", machine, KVM_SET_TSS_ADDR, 0x7FFB0000)
-        _call("giving it memory", machine, KVM_SET_USER_MEMORY_REGION, region)
+        _call("adding memory", machine, KVM_SET_USER_MEMORY_REGION, region)
         processor = _call("creating a processor", machine, KVM_CREATE_VCPU)
         _prepare(processor)
-        return _followed(processor, _call("asking for the run area", kvm, KVM_GET_VCPU_MMAP_SIZE))
+        return _followed(processor, _call("mapping the run area", kvm, KVM_GET_VCPU_MMAP_SIZE))
     finally:
         for descriptor in (processor, machine):
             if descriptor >= 0:
@@ -171,18 +176,18 @@ def _run_guest(kvm: int) -> bytes:
 
 
 def _prepare(processor: int) -> None:
-    """Real mode, code segment at 0, two numbers in AX and BX, the next instruction the guest's first."""
-    special = bytearray(_call("reading its segments", processor, KVM_GET_SREGS, bytes(SREGS_SIZE)))
+    """Set real mode, code segment 0, the two numbers in AX and BX, and the address of the first instruction."""
+    special = bytearray(_call("reading the segments", processor, KVM_GET_SREGS, bytes(SREGS_SIZE)))
     struct.pack_into("=Q", special, 0, 0)
     struct.pack_into("=H", special, 12, 0)
-    _call("setting its segments", processor, KVM_SET_SREGS, bytes(special))
+    _call("setting the segments", processor, KVM_SET_SREGS, bytes(special))
     general = [0] * 18
     general[0], general[1], general[16], general[17] = 2, 2, GUEST_ADDRESS, 2
-    _call("setting its registers", processor, KVM_SET_REGS, struct.pack("=18Q", *general))
+    _call("setting the registers", processor, KVM_SET_REGS, struct.pack("=18Q", *general))
 
 
 def _followed(processor: int, size: int) -> bytes:
-    """Run until the halt; the bytes written to the port."""
+    """Run until the halt. Return the bytes written to the port."""
     said = bytearray()
     with mmap.mmap(processor, size) as area:
         for _exit in range(MOST_EXITS):
@@ -198,7 +203,7 @@ def _followed(processor: int, size: int) -> bytes:
     raise _Failed(f"guest code did not halt within {MOST_EXITS} exits")
 
 
-# What others say
+# Other sources
 
 
 def _read(path: str) -> str:
@@ -210,7 +215,7 @@ def _read(path: str) -> str:
 
 
 def _said(*argv: str) -> str:
-    """The first line that a tool prints; empty when it is not installed or does not answer."""
+    """Return the first line that a tool prints, or nothing if it is not installed or does not answer."""
     tool = shutil.which(argv[0], path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if not tool:
         return ""
@@ -225,13 +230,13 @@ def _said(*argv: str) -> str:
 
 
 def cpu_flags(root: str = "/") -> tuple[str, ...]:
-    """``vmx`` or ``svm`` as /proc/cpuinfo has them."""
+    """Return ``vmx`` or ``svm`` from /proc/cpuinfo."""
     found = set(re.findall(r"\b(vmx|svm)\b", _read(os.path.join(root, "proc/cpuinfo"))))
     return tuple(sorted(found))
 
 
 def nested(root: str = "/") -> str:
-    """Parameter ``nested`` of the vendor's module; empty when none is loaded."""
+    """Return the parameter ``nested`` of the vendor's module, or nothing if none is loaded."""
     for module in ("kvm_intel", "kvm_amd", "kvm"):
         value = _read(os.path.join(root, f"sys/module/{module}/parameters/nested"))
         if value:
@@ -240,7 +245,7 @@ def nested(root: str = "/") -> str:
 
 
 def virtualization(root: str = "/") -> str:
-    """What this machine runs in: systemd's word where it is installed, else what the firmware and the flags tell."""
+    """Return what this machine runs in, from systemd if it is installed, otherwise from the firmware and the flags."""
     said = _said("systemd-detect-virt") if root == "/" else ""
     if said:
         return said

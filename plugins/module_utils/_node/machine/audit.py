@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The audit trail of a node, read for people.
+"""Read and maintain the audit trail of a node.
 
-The kernel writes one event as several lines with one serial number; arguments with unusual characters are
-hexadecimal and long ones come
-in pieces. The number in ``auid`` names the workspace (``registry``); on the host itself it is the uid that logged in.
+The kernel writes one event as several lines with the same serial number. Arguments with unusual characters are
+hexadecimal, and long ones are split into pieces. ``auid`` holds the number of the workspace (``registry``); for
+sessions on the host it is the login's uid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CALLS = {
     }.items()
     for number, name in numbers.items()
 }
-"""Calls that change ids or capabilities, by the kernel's names of the processor and numbers."""
+"""System calls that change ids or capabilities, by the kernel's names of the processor and numbers."""
 
 _HEAD = re.compile(r"^(?:node=\S+ )?type=(?P<type>\S+) msg=audit\((?P<time>\d+\.\d+):(?P<serial>\d+)\): ?(?P<rest>.*)$")
 _FIELD = re.compile(r'(?P<name>[\w\[\]-]+)=(?P<value>"[^"]*"|\'[^\']*\'|\S*)')
@@ -66,7 +66,7 @@ class Event:
 
     @property
     def command(self) -> str:
-        """The command as it was given, each argument readable and on one line."""
+        """The command with each argument readable and on one line."""
         if self.keys & {IDS}:
             call = CALLS.get((self.fields.get("arch", ""), self.fields.get("syscall", "")), "ids changed")
             return f"[{call}] {_shown(self.title or self.text('comm'))}"
@@ -76,7 +76,7 @@ class Event:
 
     @property
     def keys(self) -> set[str]:
-        """The keys of the rules that recorded it."""
+        """The keys of the rules that recorded the event."""
         return set(self.text("key").split("\x01"))
 
     def text(self, name: str) -> str:
@@ -84,7 +84,7 @@ class Event:
 
 
 def decode(value: str) -> str:
-    """A field's text: quoted as it stands, otherwise hexadecimal when it is; ``(null)`` is empty."""
+    """Decode a field: quoted text is used verbatim, hexadecimal text is decoded, ``(null)`` is empty."""
     if value[:1] in ("'", '"'):
         return value[1:-1]
     if value == "(null)":
@@ -101,11 +101,10 @@ def _shown(word: str) -> str:
 
 
 def events(lines: Iterable[str]) -> Iterator[Event]:
-    """Commands and changes of ids in the order in which they began.
+    """Yield commands and changes of ids in the order in which they began.
 
-    Lines of several events may be mixed, and under load a record may come after the one that ends its event, so an
-    event stays open
-    for the next ``WINDOW`` events.
+    Lines of several events may be interleaved. Under load a record may follow the one that ends its event, so an event
+    stays open for the next ``WINDOW`` events.
     """
     open_: dict[tuple[str, str], tuple[Event, dict[int, dict[int, str]]]] = {}
     for line in lines:
@@ -139,7 +138,7 @@ def _complete(event: Event, pieces: dict[int, dict[int, str]]) -> Iterator[Event
     if pieces or event.keys & {*KEYS, IDS}:
         for _number, parts in sorted(pieces.items()):
             ordered = [parts[piece] for piece in sorted(parts)]
-            # Pieces of a long argument are cut anywhere, also within a character: join first, decode then.
+            # A long argument may be split within a character, so join the pieces before decoding.
             event.argv.append(decode("".join(ordered)) if len(ordered) > 1 else decode(ordered[0]))
         yield event
 
@@ -148,7 +147,7 @@ def _complete(event: Event, pieces: dict[int, dict[int, str]]) -> Iterator[Event
 
 
 def files(log: str = LOG, since: float = 0) -> list[Path]:
-    """The logs that can hold something since ``since``, oldest first: archived, rotated, current."""
+    """Return the logs that may have records since ``since``, oldest first: archived, rotated, current."""
     current = Path(log)
     rotated = sorted(current.parent.glob(current.name + ".[0-9]*"), key=lambda p: -int(p.suffix[1:]))
     archived = sorted((current.parent / "archive").glob("audit-*.log.gz"))
@@ -156,7 +155,7 @@ def files(log: str = LOG, since: float = 0) -> list[Path]:
 
 
 def read(paths: Iterable[Path]) -> Iterator[str]:
-    """The lines of every log, packed ones included."""
+    """Yield the lines of all logs; compressed logs are unpacked."""
     for path in paths:
         with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as file:
             yield from file
@@ -170,8 +169,11 @@ def report(
     registry_path: str = REGISTRY,
     ids: bool = False,
 ) -> list[dict[str, Any]]:
-    """Commands as plain data: time, owner, workspace, command, exe, cwd, uid, euid, tty, pid, ok; filtered, in order
-    of time. With ``ids`` also changes of user ids and capabilities."""
+    """Return commands as plain data, filtered and sorted by time.
+
+    Keys: time, owner, workspace, command, exe, cwd, uid, euid, tty, pid, ok. With ``ids`` also changes of user ids and
+    capabilities.
+    """
     if not Path(log).exists():
         raise NotFound(f"There is no audit log {log} on this node.", "Run the role host_audit.")
     keys, found = Registry(registry_path), []
@@ -193,25 +195,28 @@ def _row(event: Event, who: tuple[str, str]) -> dict[str, Any]:
 
 
 def since_time(text: str, now: float) -> float:
-    """``30m``, ``2h``, ``7d`` ago, an ISO time in the node's zone or epoch seconds."""
+    """Return epoch seconds.
+
+    ``text`` is an age (``30m``, ``2h``, ``7d``), an ISO time in the node's time zone or epoch seconds.
+    """
     match = re.fullmatch(r"(\d+)\s*([smhd])", text.strip())
     if match:
         return now - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
     try:
         return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else datetime.fromisoformat(text).timestamp()
     except ValueError:
-        raise InvalidInput(f"The time {text!r} is not understood.", "Write 30m, 2h, 7d or 2026-11-23T09:00.") from None
+        raise InvalidInput(f"The time {text!r} is not valid.", "Write 30m, 2h, 7d or 2026-11-23T09:00.") from None
 
 
-# The trail's own health
+# Health of the trail
 
 
 def kernel() -> dict[str, int]:
-    """What ``auditctl -s`` says: enabled, pid, backlog_limit, lost, backlog …"""
+    """Return the numbers of ``auditctl -s``: enabled, pid, backlog_limit, lost, backlog …"""
     done = subprocess.run(["auditctl", "-s"], text=True, capture_output=True, check=False)
     if done.returncode:
         raise Unhealthy(
-            f"The kernel's audit cannot be asked: {done.stderr.strip()}.", "Run the role host_audit as root."
+            f"Cannot read the kernel's audit status: {done.stderr.strip()}.", "Run the role host_audit as root."
         )
     return {
         words[0]: int(words[1])
@@ -221,12 +226,12 @@ def kernel() -> dict[str, int]:
 
 
 def problems(status: dict[str, int], rules: str, known_lost: int, log: str = LOG) -> list[str]:
-    """What is wrong with the trail, as sentences."""
+    """Return the problems of the trail as sentences."""
     found = []
     if not status.get("enabled"):
-        found.append("Auditing is switched off in the kernel.")
+        found.append("Auditing is disabled in the kernel.")
     if not status.get("pid"):
-        found.append("No audit daemon runs, so nothing is written.")
+        found.append("The audit daemon does not run, so nothing is recorded.")
     lost = status.get("lost", 0)
     if lost > known_lost:
         found.append(f"{lost - known_lost} audit records were lost since the last check.")
@@ -235,26 +240,29 @@ def problems(status: dict[str, int], rules: str, known_lost: int, log: str = LOG
         found.append(f"Rules are missing: {', '.join(missing)}.")
     usage = shutil.disk_usage(Path(log).parent)
     if usage.free < 0.05 * usage.total:
-        found.append(f"{usage.free >> 20} MiB are free for the trail at {Path(log).parent}.")
+        found.append(f"Only {usage.free >> 20} MiB are free for the trail at {Path(log).parent}.")
     return found
 
 
 def health(
     state: str = "/var/lib/spt-flow/audit", textfile: str = "", log: str = LOG, shares: str = audit_share.STATE
 ) -> list[str]:
-    """Problems now; remembers how many records were lost, so that each loss is told once, and writes metrics."""
+    """Return the current problems and write metrics.
+
+    Stores the number of lost records, so that each loss is reported once.
+    """
     status = kernel()
     rules = subprocess.run(["auditctl", "-l"], text=True, capture_output=True, check=False).stdout
     memory = Path(state, "lost")
     known = int(memory.read_text()) if memory.exists() else 0
-    # The kernel counts from its start: a smaller number means that it was started again.
+    # The kernel counts from boot: a smaller number means a reboot.
     found = problems(status, rules, known if known <= status.get("lost", 0) else 0, log)
     if status.get("enabled") and status.get("pid") and not written(log):
-        found.append("The audit daemon does not write what it is given: make room, then pkill -USR2 -x auditd.")
+        found.append("The audit daemon does not write records: free space, then run pkill -USR2 -x auditd.")
     over = audit_share.current(shares)
     found += [audit_share.sentence(entry) for entry in over]
     if not audit_share.alive(shares):
-        found.append("Nothing holds workspaces to their share of the trail: systemctl status spt-flow-audit-share.")
+        found.append("No program limits the workspaces' shares of the trail: systemctl status spt-flow-audit-share.")
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(f"{status.get('lost', 0)}\n")
     if textfile:
@@ -267,8 +275,10 @@ def health(
 
 
 def written(log: str = LOG, wait: float = 3.0) -> bool:
-    """Whether a record made now arrives in the log within ``wait`` seconds: a daemon whose disk was full runs on, takes
-    records and drops them."""
+    """Return whether a test record arrives in the log within ``wait`` seconds.
+
+    A daemon whose disk was full keeps running, but drops the records it receives.
+    """
     mark = f"spt-flow-probe-{os.getpid()}-{time.monotonic_ns()}"
     size = Path(log).stat().st_size if Path(log).exists() else 0
     if subprocess.run(["auditctl", "-m", mark], capture_output=True, check=False).returncode:
@@ -276,7 +286,7 @@ def written(log: str = LOG, wait: float = 3.0) -> bool:
     deadline = time.monotonic() + wait
     while True:
         with contextlib.suppress(OSError), open(log, "rb") as file:
-            # A log that was begun anew meanwhile is read from its start.
+            # A log that was rotated in the meantime is read from its start.
             file.seek(size if os.fstat(file.fileno()).st_size >= size else 0)
             if mark.encode() in file.read():
                 return True
@@ -289,9 +299,9 @@ def written(log: str = LOG, wait: float = 3.0) -> bool:
 
 
 def archive(days: int, log: str = LOG, now: float | None = None) -> tuple[int, int]:
-    """Pack rotated logs into ``archive/`` and drop packed ones older than ``days``. Returns (packed, dropped).
+    """Compress rotated logs into ``archive/`` and delete archived logs older than ``days``. Return (packed, dropped).
 
-    A packed log carries the time of its last record, so that a search can skip it.
+    An archived log has the time of its last record, so that a search can skip it.
     """
     now = time.time() if now is None else now
     folder = Path(log).parent / "archive"
@@ -320,7 +330,9 @@ def archive(days: int, log: str = LOG, now: float | None = None) -> tuple[int, i
 
 
 def _numbers_of(packed: Path) -> Path:
-    """Where the numbers of workspaces in a packed log stand, so that nobody has to unpack it for them."""
+    """Return the file with the numbers of the workspaces in an archived log, so that the log need not be unpacked for
+    them.
+    """
     return packed.with_suffix(".numbers")
 
 
@@ -331,7 +343,7 @@ def _copied(source: Iterable[bytes], sink: gzip.GzipFile) -> Iterator[bytes]:
 
 
 MANY = 50_000
-"""Numbers in use, of 100,000, above which they are freed without waiting for the day's archive."""
+"""Numbers in use, of 100,000, above which unused ones are freed without waiting for the daily archive."""
 
 
 def free_when_many(log: str = LOG, registry_path: str = REGISTRY) -> None:
@@ -341,7 +353,7 @@ def free_when_many(log: str = LOG, registry_path: str = REGISTRY) -> None:
 
 
 def free_numbers(log: str = LOG, registry_path: str = REGISTRY, now: float | None = None) -> int:
-    """Free the numbers of workspaces that neither a container nor a log has."""
+    """Free the numbers that neither a container nor a log uses."""
     found: set[int] = set()
     for path in files(log):
         known = _numbers_of(path)
@@ -354,15 +366,15 @@ def free_numbers(log: str = LOG, registry_path: str = REGISTRY, now: float | Non
 
 
 def rotate(log: str = LOG) -> None:
-    """Ask the daemon to begin a new log and wait until it has."""
+    """Make the daemon start a new log, and wait until it has."""
     pid = kernel().get("pid", 0)
     before = Path(log).stat().st_ino
     if not pid:
-        raise Unhealthy("No audit daemon runs, so its log cannot be rotated.")
+        raise Unhealthy("Cannot rotate the audit log: the audit daemon does not run.")
     os.kill(pid, 10)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if Path(log).exists() and Path(log).stat().st_ino != before:
             return
         time.sleep(0.05)
-    raise FlowError("The audit daemon did not begin a new log within 10 s.", "See its journal.")
+    raise FlowError("The audit daemon did not start a new log within 10 s.", "Check its journal: journalctl -u auditd.")

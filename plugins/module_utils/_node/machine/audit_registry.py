@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which workspace an audit number belongs to, and which numbers are free again.
+"""Map audit numbers to workspaces, and free unused numbers.
 
-The program ``audit-id.sh`` gives numbers; ``ids/<number>`` begins with the workspace's key and then has its containers.
+The program ``audit-id.sh`` assigns numbers. ``ids/<number>`` begins with the workspace's key, followed by its
+containers.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ BUNDLES = (
     "/run/containerd/io.containerd.runtime.v2.task/moby",
     "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
 )
-"""Folders with one entry for each container that runs or is about to."""
+"""Directories with one entry for each container that runs or is starting."""
 GRACE = 60
-"""Seconds in which a start may still be writing what belongs to its number."""
+"""Seconds in which a start may still be writing the files of its number."""
 _NUMBER = re.compile(rb"\bauid=(7\d{5})\b")
 
 
 class Registry:
-    """Keys (``owner/workspace``, or ``container/<id>``) by number, read when they are asked for."""
+    """Keys (``owner/workspace``, or ``container/<id>``) by number, read on demand."""
 
     def __init__(self, path: str = PLACE) -> None:
         self.path = Path(path)
@@ -49,7 +50,7 @@ class Registry:
 
 
 def name(auid: int, keys: Registry | Mapping[int, str]) -> tuple[str, str]:
-    """(owner, workspace); on the host the login name and ``-``, ``?`` where nobody is known."""
+    """Return (owner, workspace). On the host: the login name and ``-``; unknown parts are ``?``."""
     if FIRST <= auid <= LAST:
         owner, _slash, workspace = keys.get(auid, f"?/{auid}").partition("/")
         return owner, workspace
@@ -62,7 +63,7 @@ def name(auid: int, keys: Registry | Mapping[int, str]) -> tuple[str, str]:
 
 
 def numbers(lines: Iterable[bytes]) -> set[int]:
-    """The numbers of workspaces that occur in lines of a log."""
+    """Return the numbers of workspaces in the lines of a log."""
     return {int(found) for line in lines for found in _NUMBER.findall(line)}
 
 
@@ -70,9 +71,9 @@ def numbers(lines: Iterable[bytes]) -> set[int]:
 
 
 def free(in_logs: set[int], path: str = PLACE, now: float | None = None) -> int:
-    """Free the numbers that neither a container nor a log has. Returns how many were freed.
+    """Free the numbers that neither a container nor a log uses. Return how many were freed.
 
-    A start that takes a number at the same moment sees that it is gone and takes another.
+    A start that takes a number at the same moment notices that it is gone and takes another.
     """
     now = time.time() if now is None else now
     place = Path(path)
@@ -88,7 +89,7 @@ def free(in_logs: set[int], path: str = PLACE, now: float | None = None) -> int:
 
 
 def _of_containers(place: Path, now: float) -> set[int]:
-    """The numbers of containers that exist; entries of others are removed."""
+    """Return the numbers of existing containers, and delete the entries of all others."""
     live = {found.name for folder in BUNDLES if os.path.isdir(folder) for found in os.scandir(folder)}
     found = set()
     for entry in list(os.scandir(place / "containers")):
@@ -106,7 +107,7 @@ def _free(place: Path, number: str) -> int:
     before = file.read_bytes()
     file.rename(aside)
     if aside.read_bytes() != before:
-        # A container was added meanwhile.
+        # A container was added in the meantime.
         aside.rename(file)
         return 0
     key = before.partition(b"\n")[0].decode("utf-8", "replace")
@@ -119,7 +120,7 @@ def _free(place: Path, number: str) -> int:
 
 
 def _point_at_gap(place: Path) -> None:
-    """Let the next start look where most numbers in a row are free."""
+    """Let the next start search in the largest range of free numbers."""
     taken = sorted(int(entry.name) for entry in os.scandir(place / "ids") if entry.name.isdigit())
     edges = [FIRST - 1, *taken, LAST + 1]
     _length, start = max((after - before, before + 1) for before, after in zip(edges, edges[1:]))

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hold each workspace to its share of the audit trail, so that none can fill the disk or bury the records of others.
+"""Limit each workspace to its share of the audit trail, so that it cannot fill the disk or hide the records of others.
 
-The watcher counts the bytes that each workspace adds to the daemon's log on a day (UTC). A workspace that is over its
-share has its commands recorded without their arguments, which are what makes records large; these commands are counted.
-At twice its share nothing of it is recorded until the day ends, which is noted with its time. Both are the kernel's own
-rules for that workspace's number. The trail itself, the state file and the node's journal say so.
+The watcher counts the bytes that each workspace adds to the daemon's log per day (UTC). Above its share, a workspace's
+commands are recorded without their arguments, which make records large; the watcher counts these commands. Above twice
+its share, its commands are not recorded until the day ends, and the time is noted. Both use kernel rules for the
+workspace's number. The trail itself, the state file and the node's journal report each gap.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any, BinaryIO
 from . import audit_registry
 
 STATE = "/var/lib/spt-flow/audit-shares"
-"""Not below the trail's own folder: whoever writes there is recorded."""
+"""Outside the trail's directory, because writes there are recorded."""
 PAUSE = 0.5
 SAVE, DEAD = 5, 60
-"""Seconds between two writes of the state, and after how many without one the watcher is called dead."""
+"""Seconds between two writes of the state, and after how many without one the watcher counts as dead."""
 EVENTS = 2_000
-"""How many events whose records may still come are remembered."""
+"""How many events are remembered while their records may still arrive."""
 REASSERT = 15
-"""Seconds after which rules that somebody has removed are set again."""
+"""Seconds after which rules that were removed by others are set again."""
 DETAILS = ("EXECVE", "PATH", "CWD", "PROCTITLE")
 _SERIAL = re.compile(rb"^(?:node=\S+ )?type=(\S+) msg=audit\([\d.]+:(\d+)\)")
 _AUID = re.compile(rb" auid=(7\d{5}) ")
@@ -44,7 +44,7 @@ def auditctl(words: Sequence[str]) -> bool:
 
 
 def rules(number: int, level: int) -> list[list[str]]:
-    """The kernel's rules of a level, without the word that adds or removes them."""
+    """Return the kernel's rules of a level, without the option that adds or removes them."""
     who = f"auid={number}"
     if level == 1:
         return [["always,exclude", "-F", who, "-F", f"msgtype={kind}"] for kind in DETAILS]
@@ -52,7 +52,7 @@ def rules(number: int, level: int) -> list[list[str]]:
 
 
 class Shares:
-    """What each workspace wrote today, and what it lost."""
+    """The bytes each workspace wrote today, and its gaps."""
 
     def __init__(self, share: int, state: str = STATE, registry: str = audit_registry.PLACE) -> None:
         self.share, self.state = share, Path(state)
@@ -82,7 +82,7 @@ class Shares:
                 self.bytes[number] = self.bytes.get(number, 0) + len(line)
 
     def _number(self, kind: bytes, serial: bytes, line: bytes) -> int:
-        """The workspace of a record: the first record of an event names it."""
+        """Return the workspace of a record. The first record of an event names it."""
         if kind == b"SYSCALL":
             found = _AUID.search(line)
             number = int(found[1]) if found else 0
@@ -98,7 +98,7 @@ class Shares:
     # Acting
 
     def act(self, now: float) -> None:
-        """Begin and end what the counts ask for."""
+        """Apply and remove rules as the counts require."""
         today = time.strftime("%Y-%m-%d", time.gmtime(now))
         self.day = self.day or today
         if today != self.day:
@@ -138,7 +138,7 @@ class Shares:
         self._say(f"{entry['owner']}/{entry['workspace']} is recorded in full again.")
 
     def _reassert(self, now: float) -> None:
-        """Loading the node's rules drops all others; what is there already cannot be added twice."""
+        """Set the rules again: loading the node's rules drops all others. Rules cannot be added twice."""
         self._asserted = now
         for number, entry in self.over.items():
             for words in rules(number, entry["level"]):
@@ -149,7 +149,7 @@ class Shares:
         print(text, flush=True)
 
     def _note(self, entry: dict[str, Any]) -> None:
-        """A gap of the trail that has ended; ``report`` tells it."""
+        """Store a gap of the trail that has ended, for ``report``."""
         with open(self.state / "gaps", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -161,18 +161,18 @@ class Shares:
 
 
 def sentence(entry: dict[str, Any]) -> str:
-    """What a workspace over its share loses."""
+    """Describe what is missing from the trail for a workspace over its share."""
     who, since = f"{entry['owner']}/{entry['workspace']}", time.strftime("%H:%M:%S", time.gmtime(entry["since"]))
     end = time.strftime(" until %H:%M:%S UTC", time.gmtime(entry["until"])) if "until" in entry else " UTC"
     if not entry.get("held", True):
-        return f"{who} is over its share of the trail since {since}{end}, and the rules are locked: nothing bounds it."
+        return f"{who} is over its share of the trail since {since}{end}; the rules are locked, so it is not limited."
     if entry["level"] == 1:
-        return f"{who} is over its share: {entry['commands']} commands without arguments since {since}{end}."
-    return f"{who} is at twice its share: no command of it was recorded since {since}{end}."
+        return f"{who} is over its share: {entry['commands']} commands recorded without arguments since {since}{end}."
+    return f"{who} is at twice its share: its commands were not recorded since {since}{end}."
 
 
 def gaps(state: str = STATE, since: float = 0) -> list[dict[str, Any]]:
-    """What was lost of the trail since ``since``, ended or not, in order of time."""
+    """Return the gaps of the trail since ``since``, ended or not, sorted by time."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in Path(state, "gaps").read_text(encoding="utf-8").splitlines():
@@ -183,7 +183,7 @@ def gaps(state: str = STATE, since: float = 0) -> list[dict[str, Any]]:
 
 
 def current(state: str = STATE) -> list[dict[str, Any]]:
-    """The workspaces that are over their share now."""
+    """Return the workspaces that are over their share now."""
     try:
         text = Path(state, "shares.json").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def current(state: str = STATE) -> list[dict[str, Any]]:
 
 
 def alive(state: str = STATE, wait: float = 3) -> bool:
-    """Whether the watcher has written its state lately; one that has just been started gets ``wait`` seconds."""
+    """Return whether the watcher wrote its state recently, waiting up to ``wait`` seconds for one that just started."""
     deadline = time.monotonic() + wait
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -204,7 +204,7 @@ def alive(state: str = STATE, wait: float = 3) -> bool:
 
 
 def forget(days: int, state: str = STATE, now: float | None = None) -> None:
-    """Drop gaps that are older than the trail."""
+    """Delete gaps that are older than the trail."""
     kept = gaps(state, (time.time() if now is None else now) - days * 86400)
     Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = Path(state, ".gaps")
@@ -213,7 +213,7 @@ def forget(days: int, state: str = STATE, now: float | None = None) -> None:
 
 
 class Tail:
-    """The lines that the daemon adds to its log, also over the beginning of a new one."""
+    """Read the lines that the daemon appends to its log, across rotations."""
 
     def __init__(self, log: str, end: bool = True) -> None:
         self.log, self.part = log, b""
@@ -241,7 +241,7 @@ class Tail:
 
     def _replaced(self) -> bool:
         if self.file is None:
-            raise AssertionError("self.file is set by now")
+            raise AssertionError("self.file must be set here")
         try:
             here = os.stat(self.log)
         except FileNotFoundError:
@@ -255,7 +255,7 @@ class Tail:
 
 
 def watch(log: str, share: int, state: str = STATE, registry: str = audit_registry.PLACE) -> None:
-    """Hold all workspaces to their share, for ever."""
+    """Enforce the shares of all workspaces, forever."""
     Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
     shares, tail = Shares(share, state, registry), Tail(log)
     while True:

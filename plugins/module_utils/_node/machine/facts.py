@@ -1,9 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host is, whatever it is used for, read at once for the roles.
+"""Facts of a host, read at once for the roles. Read-only.
 
-Nothing is changed. Every path lies below a root, so that recorded trees can be read; programs are asked only about
-the real one.
+All paths are below a root, so that tests can read recorded trees. Programs are run only for the real root.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from . import files as machine_files
 
 PROFILE = "spt-flow-workspace"
 INITIAL = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
-"""The kernel's first namespaces (include/linux/proc_ns.h): who is in others is in a container."""
+"""The kernel's initial namespaces (include/linux/proc_ns.h): a process in any other is in a container."""
 
 
 def read(
@@ -29,7 +28,7 @@ def read(
     files: Sequence[str] = (),
     root: str = "/",
 ) -> dict[str, Any]:
-    """What every role asks; keys as in the module host_info."""
+    """Return the facts that every role needs; the keys are those of the module host_info."""
     base, real = Path(root), root == "/"
     return {
         **system(base),
@@ -42,7 +41,7 @@ def read(
 
 
 def text(path: Path) -> str:
-    """Content of a file; nothing when it cannot be read."""
+    """Return the content of a file, or nothing if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -54,7 +53,7 @@ def lines(path: Path) -> list[str]:
 
 
 def system(base: Path) -> dict[str, Any]:
-    """Release, start system, container or not, AppArmor, cgroups and size of the machine."""
+    """Return release, init system, container or not, AppArmor, cgroups and size of the machine."""
     release = dict(line.split("=", 1) for line in lines(base / "etc/os-release") if "=" in line)
     values = {name: value.strip("\"'") for name, value in release.items()}
     memory = next((line.split()[1] for line in lines(base / "proc/meminfo") if line.startswith("MemTotal:")), "0")
@@ -73,13 +72,16 @@ def system(base: Path) -> dict[str, Any]:
 
 
 def _contained(base: Path) -> bool:
-    """Whether this is a container, which shares the kernel with its host and may not, say, load audit rules into it."""
+    """Return whether this is a container.
+
+    It shares the kernel with its host and cannot load audit rules, for example.
+    """
     names = {name: base / "proc/self/ns" / name for name in INITIAL}
     return any(path.is_symlink() and os.readlink(path) != INITIAL[name] for name, path in names.items())
 
 
 def mode(path: Path) -> str:
-    """Permission bits as octal text; nothing for what does not exist."""
+    """Return the permission bits as octal text, or nothing if the path does not exist."""
     try:
         return f"{os.stat(path).st_mode & 0o7777:04o}"
     except OSError:
@@ -87,7 +89,7 @@ def mode(path: Path) -> str:
 
 
 def free(base: Path, path: str) -> int:
-    """Bytes that are left for what is to lie at ``path``, which need not exist."""
+    """Return the free bytes for a directory ``path``, which need not exist yet."""
     folder = base / path.lstrip("/")
     while not folder.exists():
         folder = folder.parent
@@ -96,14 +98,16 @@ def free(base: Path, path: str) -> int:
 
 
 def installed(names: Sequence[str]) -> dict[str, str]:
-    """Version by name of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     said = output("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version}\n", "--", *names)
     words = [line.split() for line in said.splitlines()]
     return {word[1]: word[2] for word in words if len(word) == 3 and word[0] == "installed"}
 
 
 def unit(name: str) -> dict[str, bool]:
-    """Whether systemd's unit ``name`` is active and enabled, and whether its file is newer than what systemd read."""
+    """Return whether the systemd unit ``name`` is active and enabled, and whether its file changed since systemd read
+    it.
+    """
     asked = ("ActiveState", "UnitFileState", "NeedDaemonReload")
     said = output("systemctl", "show", f"--property={','.join(asked)}", "--", name)
     values = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
@@ -115,7 +119,7 @@ def unit(name: str) -> dict[str, bool]:
 
 
 def output(*argv: str) -> str:
-    """What a program prints; nothing when it is not there or hangs."""
+    """Return a program's output, or nothing if it is missing or hangs."""
     try:
         done = subprocess.run(
             argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False

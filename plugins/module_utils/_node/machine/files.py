@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Small files, folders and absences of a host, compared and written as one list.
+"""Compare and write a list of small files, directories and absences on a host.
 
-A task of its own costs half a second for each file (two module runs), a list in one call costs that once.
+A task per file costs half a second each (two module runs); a list costs that once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ENTRY = {
     "mode": {"type": "str"},
 }
 SPEC = {"files": {"type": "list", "elements": "dict", "required": True, "options": ENTRY}, "seen": {"type": "dict"}}
-"""The options of the module and the action host_files."""
+"""Options of the module and the action host_files."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What ``path`` is to be. Owner is whoever runs this, so root on hosts; ``mode`` are permission bits."""
+    """The state wanted at ``path``. The owner is the current user, so root on hosts; ``mode`` are permission bits."""
 
     path: str
     state: str = "file"
@@ -39,7 +39,11 @@ class Entry:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Entry:
-        """From a task's values; a mode is octal text, and folders are open to readers where none is named."""
+        """Create an entry from a task's values. ``mode`` is octal text; the default is 0755 for directories and 0644
+        for files.
+
+        Raise ``InvalidInput`` for any other mode.
+        """
         state = values.get("state") or "file"
         mode = str(values.get("mode") or ("0755" if state == "directory" else "0644"))
         try:
@@ -48,7 +52,7 @@ class Entry:
             raise InvalidInput(f"The mode of {values['path']} is {mode!r}.", 'Write it as octal text such as "0644".')
 
     def describe(self, owner: str = "") -> str:
-        """The wished state in the words of ``_found``; ``owner`` as uid:gid, whoever runs this where none is named."""
+        """Return the wanted state in the format of ``_found``. ``owner`` is uid:gid, by default the current user's."""
         if self.state == "absent":
             return ""
         owner = owner or f"{os.geteuid()}:{os.getegid()}"
@@ -56,7 +60,7 @@ class Entry:
 
 
 def _found(path: str) -> str:
-    """Kind, mode, owner and content of what lies at ``path``; empty when nothing does."""
+    """Return kind, mode, owner and content of ``path``, or nothing if it does not exist."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -71,14 +75,17 @@ def _found(path: str) -> str:
 
 
 def result(files: Sequence[dict[str, Any]], dry: bool) -> dict[str, Any]:
-    """What the module returns for its option ``files``."""
+    """Return what the module returns for its option ``files``."""
     changes = apply([Entry.of(values) for values in files], dry)
     paths = [change["after_header"] for change in changes]
-    return {"changed": bool(paths), "paths": paths, "diff": changes, "msg": ", ".join(paths) or "all as wished"}
+    return {"changed": bool(paths), "paths": paths, "diff": changes, "msg": ", ".join(paths) or "already up to date"}
 
 
 def digests(paths: Sequence[str]) -> dict[str, str]:
-    """What lies at each path, short enough to be sent to who wishes to compare it; empty for nothing."""
+    """Return a digest of each path, short enough to be sent to the controller for comparison.
+
+    Empty if the path does not exist.
+    """
     found = {}
     for path in paths:
         try:
@@ -89,7 +96,7 @@ def digests(paths: Sequence[str]) -> dict[str, str]:
 
 
 def as_wished(entries: Sequence[Entry], seen: Mapping[str, str]) -> bool:
-    """Whether ``digests`` of a host, read by its root, leave nothing of ``entries`` to be done."""
+    """Return whether ``entries`` match ``digests`` read by root on a host, so that no change is needed."""
     return all(seen.get(entry.path) == _digest(entry.describe(owner="0:0")) for entry in entries)
 
 
@@ -98,9 +105,9 @@ def _digest(text: str) -> str:
 
 
 def apply(entries: Sequence[Entry], dry: bool = False) -> list[dict[str, str]]:
-    """Bring all about in their order, each whole or not at all; a diff in Ansible's shape for each that differed.
+    """Apply all entries in order, each atomically. Return a diff in Ansible's format for each change.
 
-    A folder that is to be absent stays while something is in it. FlowError names the path that refused.
+    A directory that should be absent stays while it is not empty. Raise ``FlowError`` with the path that failed.
     """
     changes = []
     for entry in entries:
@@ -113,8 +120,8 @@ def apply(entries: Sequence[Entry], dry: bool = False) -> list[dict[str, str]]:
             except OSError as error:
                 reason = error.strerror or error
                 raise FlowError(
-                    f"Cannot bring {entry.path} into its state {entry.state}: {reason}.",
-                    "See what lies there, remove it or make room, and run again: what was written so far is whole.",
+                    f"Cannot apply the state {entry.state} to {entry.path}: {reason}.",
+                    "Remove what exists at that path or free space, then run it again. Earlier entries are complete.",
                 )
         headers = {"before_header": entry.path, "after_header": entry.path}
         changes.append({"before": _shown(before), "after": _shown(after), **headers})
@@ -144,7 +151,7 @@ def _write(entry: Entry) -> None:
 
 
 def _replace(entry: Entry) -> None:
-    """A reader sees the old file or the new one, also after a crash."""
+    """Replace the file atomically: readers see the old or the new content, also after a crash."""
     folder, name = os.path.split(entry.path)
     handle, aside = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:

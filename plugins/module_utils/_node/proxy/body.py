@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What may stand in a body that the Coder server sends to a node's engine.
+"""Validate the bodies that the Coder server sends to a node's engine.
 
-Every name of the body is known or refused. What the template does not use has to be empty, so a new option of a later
-engine is refused until somebody has looked at it.
+Every name in a body is known, or the body is rejected. Fields that the template does not use must be empty, so a new
+option of a later engine is rejected until it has been reviewed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ IMAGE = re.compile(rf"sha256:[0-9a-f]{{64}}|{REPOSITORY}:[A-Za-z0-9_][A-Za-z0-9_
 NAME = re.compile(r"spt-flow-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 VOLUME = re.compile(rf"({NAME.pattern})-(home|docker)")
 OWNER = "spt.flow.coder"
-"""Label of everything that the template makes: the id of the workspace on the Coder server."""
+"""Label of all objects that the template creates: the id of the workspace on the Coder server."""
 LABELS = re.compile(r"(?:spt\.flow|coder)\.[a-z_.]+")
 DROPPED = frozenset({"MKNOD", "NET_RAW", "SETFCAP"})
 DEVICES = frozenset({"/dev/kvm", "/dev/fuse", "/dev/net/tun"})
 SYSCTLS = {"net.ipv4.ping_group_range": "0 65535"}
-"""ping without a capability; of the workspace's own network namespace."""
+"""Allows ping without a capability, in the workspace's own network namespace."""
 LEAST_MEMORY = 64 << 20
 MOUNTS = {"home": "/home/coder:rw", "docker": "/var/lib/spt-flow-docker:rw"}
 SNAPSHOTS = "spt-flow-snapshots:/var/lib/spt-flow-snapshots:ro"
@@ -112,8 +112,10 @@ HOST_EMPTY = [
 
 @dataclass(frozen=True)
 class Node:
-    """What workspaces get on this node. ``seccomp``: sums of the profiles that one may name; ``apparmor``: the profile,
-    empty where the node has no AppArmor."""
+    """What workspaces may use on this node.
+
+    ``seccomp``: digests of the allowed profiles; ``apparmor``: the profile, empty if the node has no AppArmor.
+    """
 
     runtime: str
     networks: tuple[str, ...]
@@ -122,29 +124,29 @@ class Node:
 
 
 def fingerprint(profile: bytes) -> str:
-    """The sum of a system call filter, however it is written down."""
+    """Return the digest of a system call filter, independent of its formatting."""
     return hashlib.sha256(canonical(strict_json(profile))).hexdigest()
 
 
 def empty(value: Any) -> bool:
-    """Whether ``value`` asks for nothing. An object with any name does not: names are ports, networks and paths."""
+    """Return whether ``value`` requests nothing. An object with any name does: names are ports, networks and paths."""
     if isinstance(value, list):
         return all(type(part) is int and part == 0 for part in value)
     return value is None or value is False or value in ("", {}) or (type(value) is int and value == 0)
 
 
 def blank(value: Any) -> bool:
-    """Whether ``value`` is empty, or an object of such; only for what is not passed on."""
+    """Return whether ``value`` is empty, or an object of empty values. Only for values that are not passed on."""
     return all(map(blank, value.values())) if isinstance(value, dict) else empty(value)
 
 
 def known(what: str, given: Any, allowed: Mapping[str, Callable[[Any], bool]], required: tuple[str, ...] = ()) -> None:
-    """Refuse ``given`` unless it is an object whose values are all as ``allowed`` has them."""
+    """Raise ``Refused`` unless ``given`` is an object and ``allowed`` accepts all its values."""
     if not isinstance(given, dict):
         raise Refused(f"{what} is not an object")
     for name in required:
         if name not in given:
-            raise Refused(f"{what} has no {name}")
+            raise Refused(f"{what} lacks {name}")
     for name, value in given.items():
         if name not in allowed:
             raise Refused(f"{what} has {name[:60]!r}, which the template does not use")
@@ -165,7 +167,7 @@ def _one_of(*values: Any) -> Callable[[Any], bool]:
 
 
 def labels(value: Any, workspace: str) -> bool:
-    """Whether these are labels of ours, and of the workspace with that id."""
+    """Return whether these are our labels, for the workspace with that id."""
     return (
         isinstance(value, dict)
         and all(LABELS.fullmatch(name) and isinstance(text, str) for name, text in value.items())
@@ -174,7 +176,7 @@ def labels(value: Any, workspace: str) -> bool:
 
 
 def container(name: str, body: Any, node: Node) -> None:
-    """Refuse the body of ``POST /containers/create`` unless it is a workspace as the template makes it."""
+    """Raise ``Refused`` unless the body of ``POST /containers/create`` is a workspace as the template creates it."""
     matched = NAME.fullmatch(name)
     if matched is None:
         raise Refused("the container's name is not spt-flow-<id of the workspace>")
@@ -217,7 +219,7 @@ def _host(given: Any, name: str, node: Node) -> None:
         NanoCpus=_number(1),
         PidsLimit=lambda value: value is None or (type(value) is int and value > 0),
         Devices=lambda value: value is None or (isinstance(value, list) and all(map(_device, value))),
-        # Absent means Docker's own; an empty list would show the node's hidden files.
+        # Absent means Docker's default; an empty list would expose the node's hidden files.
         MaskedPaths=_one_of(None),
         ReadonlyPaths=_one_of(None),
         Init=_one_of(None, True, False),
@@ -227,7 +229,7 @@ def _host(given: Any, name: str, node: Node) -> None:
 
 
 def _restart(value: Any) -> bool:
-    """Never by the engine: a workspace that the server has stopped stays stopped."""
+    """Never restarted by the engine: a workspace that the server has stopped must stay stopped."""
     return (
         isinstance(value, dict)
         and set(value) <= {"Name", "MaximumRetryCount"}
@@ -241,7 +243,7 @@ def _drops(value: Any) -> bool:
 
 
 def _log(value: Any) -> bool:
-    """Docker's own log with a bound; without one it would fill the node's disk."""
+    """Docker's default log driver with a size limit; without one it could fill the node's disk."""
     if not isinstance(value, dict) or set(value) != {"Type", "Config"} or value["Type"] != "json-file":
         return False
     config = value["Config"]
@@ -253,7 +255,7 @@ def _log(value: Any) -> bool:
 
 
 def _security(value: Any, node: Node) -> bool:
-    """Exactly one system call filter that the node has, and its AppArmor profile at most."""
+    """Exactly one system call filter of this node, and at most its AppArmor profile."""
     if not texts(value):
         return False
     filters = [option[len("seccomp=") :] for option in value if option.startswith("seccomp=")]
@@ -288,16 +290,16 @@ def _device(value: Any) -> bool:
 
 
 def volume(body: Any) -> None:
-    """Refuse the body of ``POST /volumes/create`` unless it is the home or Docker's data of a workspace."""
+    """Raise ``Refused`` unless the body of ``POST /volumes/create`` is a workspace's home or Docker data."""
     if not isinstance(body, dict) or not isinstance(body.get("Name"), str):
-        raise Refused("the volume has no name")
+        raise Refused("the volume lacks a name")
     matched = VOLUME.fullmatch(body["Name"])
     if matched is None:
         raise Refused("the volume's name is not spt-flow-<id of the workspace>-home or -docker")
     allowed: dict[str, Callable[[Any], bool]] = {
         "Name": lambda value: True,
         "Driver": _one_of("", "local"),
-        # A volume with options of the driver can be any folder of the node.
+        # A volume with driver options can be any directory of the node.
         "DriverOpts": empty,
         "Labels": lambda value: labels(value, matched[2]),
         "ClusterVolumeSpec": empty,

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HTTP as the engine's proxy reads and writes it, standard library only.
+"""Read and write HTTP for the engine's proxy, with the standard library only.
 
-A request is read whole by one strict parser and never passed on as bytes: the proxy makes the engine's request itself.
-So the proxy and the engine cannot read the same bytes differently.
+One strict parser reads each request completely. Its bytes are never passed on: the proxy makes its own request to the
+engine. So the proxy and the engine cannot interpret the same bytes differently.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ _HEADER = re.compile(rb"([A-Za-z0-9-]+):[ \t]*([\t -~]*?)[ \t]*")
 _PATH = re.compile(r"(?:/v1\.([1-9]\d{1,2}))?((?:/[A-Za-z0-9_][A-Za-z0-9_.:@-]*)+)")
 _LENGTH = re.compile(r"0|[1-9]\d{0,7}")
 PASSED_BACK = ("api-version", "docker-experimental", "ostype", "server", "content-type")
-"""The headers of the engine's answer that clients need."""
+"""Headers of the engine's answer that clients need."""
 
 
 class Refused(Exception):
-    """A request that the engine does not get; the text says why, without a full stop."""
+    """A request that is not passed to the engine. The text is the reason, without a full stop."""
 
 
 class Malformed(Exception):
-    """Bytes that are not exactly one request. The connection is closed, as nobody knows where the next one begins."""
+    """Bytes that are not exactly one request.
+
+    The connection is closed, because the start of the next request is unknown.
+    """
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request. ``version`` is the API's minor version that the path names, 0 where it names none."""
+    """One request. ``version`` is the minor API version in the path, 0 if the path has none."""
 
     method: str
     path: str
@@ -45,11 +48,14 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     last: bool = False
-    """Whether the client closes the connection afterwards."""
+    """Whether the client closes the connection after the answer."""
 
 
 def read_request(stream: BinaryIO) -> Request | None:
-    """The next request, ``None`` at the end. Raises ``Malformed``, and ``Refused`` for a path or query nobody needs."""
+    """Return the next request, or ``None`` at the end.
+
+    Raise ``Malformed``, or ``Refused`` for a path or query that the template never uses.
+    """
     line = _line(stream, first=True)
     if line is None:
         return None
@@ -83,7 +89,7 @@ def _headers(stream: BinaryIO) -> Iterator[tuple[str, str]]:
             raise Malformed("a header is not NAME: VALUE")
         name = matched[1].decode("ascii").lower()
         if name in seen or len(seen) >= MOST_HEADERS:
-            raise Malformed(f"the header {name} is there twice, or there are too many")
+            raise Malformed(f"the header {name} occurs twice, or there are too many headers")
         seen.add(name)
         yield name, matched[2].decode("ascii")
 
@@ -101,7 +107,7 @@ def _target(target: str) -> tuple[str, int, dict[str, str]]:
     whole, _, words = target.partition("?")
     matched = _PATH.fullmatch(whole)
     if matched is None or ".." in whole:
-        raise Refused("the path has characters that no call of the template has")
+        raise Refused("the path has characters that the template never uses")
     try:
         pairs = parse_qsl(
             words, keep_blank_values=True, strict_parsing=True, max_num_fields=MOST_VALUES, errors="strict"
@@ -112,20 +118,20 @@ def _target(target: str) -> tuple[str, int, dict[str, str]]:
         pairs = []
     query = dict(pairs)
     if len(query) != len(pairs):
-        raise Refused("the query names a value twice")
+        raise Refused("the query has a name twice")
     return matched[2], int(matched[1] or 0), query
 
 
 def strict_json(data: bytes) -> Any:
-    """What ``data`` says, by the only reading there is. Raises ``Refused``.
+    """Parse JSON that has only one interpretation. Raise ``Refused`` otherwise.
 
-    Refuses a name that is there twice, fractions and numbers outside JSON, and text that is not Unicode.
+    Rejects repeated names, fractions, numbers outside JSON, and text that is not Unicode.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(found)
         if len(made) != len(found):
-            raise ValueError("a name is there twice")
+            raise ValueError("a name occurs twice")
         return made
 
     def other(text: str) -> Any:
@@ -135,17 +141,17 @@ def strict_json(data: bytes) -> Any:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_float=other, parse_constant=other)
         canonical(value)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is not JSON that can be read in one way only ({str(error)[:80]})") from None
+        raise Refused(f"the body is not unambiguous JSON ({str(error)[:80]})") from None
     return value
 
 
 def canonical(value: Any) -> bytes:
-    """``value`` as JSON, the same bytes for the same content."""
+    """Return ``value`` as JSON: the same bytes for the same content."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def answer_head(status: int, reason: str, headers: Mapping[str, str], last: bool) -> bytes:
-    """Status line and headers of an answer."""
+    """Return the status line and headers of an answer."""
     lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
     if last:
         lines.append("Connection: close")

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which calls of the Coder server a node's engine gets: those that the template needs.
+"""The engine API calls that the Coder server may make on a node: only those that the template needs.
 
-``Rules.judge`` turns a request into the call that the engine gets, or raises ``Refused``. What exists already is looked
-up first, so that no call reaches a container or volume of anybody else on this engine.
+``Rules.judge`` turns a request into a call to the engine, or raises ``Refused``. Existing objects are looked up first,
+so that a call never reaches a container or volume of another owner.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SECONDS = re.compile(r"\d{1,3}")
 _ANY_NAME = re.compile(r"spt-flow-[0-9a-f-]{36}")
 
 Lookup = Callable[[str], Any]
-"""The JSON answer of the engine to a GET of that path, ``None`` where the thing does not exist."""
+"""The engine's JSON answer to a GET of that path, ``None`` if the object does not exist."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the engine gets. ``long``: its answer may take as long as a container runs."""
+    """A call to the engine. ``long``: the answer may take as long as a container runs."""
 
     method: str
     path: str
@@ -46,7 +46,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Route:
-    """A call that the template makes. ``make`` gets the request and the parts of its path."""
+    """A call of the template. ``make`` gets the request and the parts of its path."""
 
     methods: str
     pattern: str
@@ -57,31 +57,34 @@ class Route:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of one node; ``lookup`` asks its engine."""
+    """The rules of one node; ``lookup`` queries its engine."""
 
     node: bodies.Node
     lookup: Lookup
 
     def judge(self, request: Request) -> Call:
-        """The call that the engine gets for this request. Raises ``Refused``."""
+        """Return the engine call for this request. Raise ``Refused``."""
         for route in ROUTES:
             matched = re.fullmatch(route.pattern, request.path)
             if matched is None or request.method not in route.methods.split():
                 continue
             if request.path != "/_ping" and request.version < OLDEST_API:
-                raise Refused(f"the call does not name a version of the API from 1.{OLDEST_API} on")
+                raise Refused(f"the call does not name an API version of at least 1.{OLDEST_API}")
             for name, value in request.query.items():
                 if name not in route.query or not route.query[name].fullmatch(value):
-                    raise Refused(f"{name[:40]!r} in the query is not what the template says")
+                    raise Refused(f"{name[:40]!r} in the query is not a value that the template uses")
             if request.body and not route.body:
-                raise Refused("this call has no body")
+                raise Refused("this call must not have a body")
             call = route.make(self, request, matched.groupdict())
             prefix = f"/v1.{request.version}" if request.version else ""
             return Call(call.method, prefix + call.path, call.query, call.body, call.long)
-        raise Refused("the template makes no such call")
+        raise Refused("the template does not make such a call")
 
     def container(self, name: str) -> dict[str, Any] | None:
-        """The container as the engine has it, ``None`` where it has none. Raises ``Refused`` for one of others."""
+        """Return the container as the engine describes it, ``None`` if it does not exist.
+
+        Raise ``Refused`` for other owners' containers.
+        """
         found = self.lookup(f"/containers/{name}/json")
         if found is None:
             return None
@@ -91,12 +94,12 @@ class Rules:
         return dict(found)
 
     def image(self, name: str) -> str:
-        """The id of an image of ours, ``name`` itself where there is none. Raises ``Refused`` for any other image."""
+        """Return the id of our image, or ``name`` if it does not exist. Raise ``Refused`` for any other image."""
         found = self.lookup(f"/images/{name}/json")
         if found is None:
             return name
         if not any(tag.startswith(f"{bodies.REPOSITORY}:") for tag in found.get("RepoTags") or ()):
-            raise Refused(f"the image is not one of {bodies.REPOSITORY}, as role host_images brings it")
+            raise Refused(f"the image is not one of {bodies.REPOSITORY} from the role host_images")
         return str(found["Id"])
 
 
@@ -119,7 +122,7 @@ def _containers(_rules: Rules, request: Request, _parts: Mapping[str, str]) -> C
 def _create(rules: Rules, request: Request, _parts: Mapping[str, str]) -> Call:
     name, body = request.query.get("name", ""), strict_json(request.body)
     bodies.container(name, body, rules.node)
-    # By its id, so that it cannot become another image in between.
+    # Use the id, so that the name cannot point to another image in the meantime.
     body["Image"] = rules.image(body["Image"])
     return Call("POST", "/containers/create", {"name": name}, canonical(body))
 
@@ -161,7 +164,7 @@ def _volume(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:
 
 
 def _network(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:
-    """Connect a workspace to its network, or take it off the one that Docker has put it on."""
+    """Connect a workspace to its network, or disconnect it from Docker's default network."""
     join = request.path.endswith("/connect")
     if parts["network"] not in (rules.node.networks if join else (*rules.node.networks, "bridge")):
         raise Refused(f"workspaces are not on the network {parts['network']}")
@@ -197,4 +200,4 @@ ROUTES = (
     Route("DELETE", rf"/volumes/{_VOLUME}", _volume, {"force": _FLAG}),
     Route("POST", rf"/networks/{_NETWORK}/(?:connect|disconnect)", _network, body=True),
 )
-"""Every call that Terraform's Docker provider (4.5.0) makes for the template, and no other."""
+"""All calls that Terraform's Docker provider (4.5.0) makes for the template, and only these."""

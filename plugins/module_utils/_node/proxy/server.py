@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The proxy on a node through which the Coder server reaches the engine.
+"""The proxy on a node between the Coder server and the engine.
 
-It serves one Unix socket and asks the engine by another. What the rules refuse is answered with a sentence, which the
-build's log shows, and one line for the journal. Standard library only, since it runs on nodes.
+It listens on one Unix socket and calls the engine on another. A rejected request is answered with a sentence, which
+appears in the build's log, and noted in the journal. Standard library only, because it runs on nodes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from .rules import Call, Rules
 ENGINE = "/var/run/docker.sock"
 MOST_CONNECTIONS = 128
 IDLE, ANSWER, LONG = 600.0, 900.0, 120.0
-"""Seconds for which a client may be silent, and for which the engine may be: for a call, and for a wait."""
+"""Seconds that a client may be silent, and that the engine may be silent: during a call, and during a wait."""
 DRAIN = 20.0
-"""Seconds in which calls under way may end when the service stops."""
+"""Seconds in which running calls may finish when the service stops."""
 FIRST_DESCRIPTOR = 3
-"""systemd's first socket."""
+"""The first socket passed by systemd."""
 LONGEST_NOTE = 400
 UNUSED = 60.0
-"""Seconds without a client after which the program ends where systemd has the socket: an update is in use then."""
+"""Seconds without a client after which the program ends if systemd has the socket, so that updates take effect."""
 
 
 def settings(path: str) -> tuple[Node, str]:
-    """The node and its engine's socket as the file says; the filters are files of the folder that it names."""
+    """Read the node's settings and its engine's socket from the file.
+
+    The filters are files in the directory that it names.
+    """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     profiles = frozenset(fingerprint(one.read_bytes()) for one in sorted(Path(given["seccomp"]).glob("*.json")))
     node = Node(given["runtime"], tuple(given["networks"]), profiles, given.get("apparmor", ""))
@@ -63,9 +66,9 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Engine:
-    """The engine behind ``path``; a connection per call.
+    """The engine at ``path``; one connection per call.
 
-    Calls of the Coder server go on with the version of the API that they name; lookups use the shared client.
+    Calls of the Coder server keep the API version that they name; lookups use the shared client.
     """
 
     def __init__(self, path: str = ENGINE) -> None:
@@ -73,7 +76,7 @@ class Engine:
         self._client = docker_http.Engine(f"unix://{path}")
 
     def send(self, call: Call) -> tuple[_Connection, http.client.HTTPResponse]:
-        """The connection, which the caller closes, and the answer. Raises ``OSError`` or ``HTTPException``."""
+        """Return the connection, which the caller closes, and the answer. Raise ``OSError`` or ``HTTPException``."""
         connection = _Connection(self.path, LONG if call.long else ANSWER)
         target = call.path + (f"?{urlencode(call.query)}" if call.query else "")
         headers = {"Content-Type": "application/json"} if call.body else {}
@@ -85,7 +88,7 @@ class Engine:
             raise
 
     def lookup(self, path: str) -> Any:
-        """Return what the engine says about an object, ``None`` where there is none. Raises ``OSError``."""
+        """Return the engine's description of an object, ``None`` if it does not exist. Raise ``OSError``."""
         try:
             return self._client.get_json(path, timeout=ANSWER)
         except NotFound:
@@ -95,19 +98,19 @@ class Engine:
 
 
 def note(text: str, level: int = 4) -> None:
-    """One line for the journal, in printable characters."""
+    """Write one line to the journal, in printable characters."""
     clean = "".join(letter if letter.isprintable() and letter.isascii() else "?" for letter in text)
     os.write(2, f"<{level}>{clean[:LONGEST_NOTE]}\n".encode("ascii"))
 
 
 def peer(client: socket.socket) -> str:
-    """Who is at the other end of a Unix socket."""
+    """Return uid and pid of the process at the other end of a Unix socket."""
     pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return f"uid={uid} pid={pid}"
 
 
 class Proxy:
-    """Serves the socket ``listener`` by the rules, a thread for each connection."""
+    """Serve the socket ``listener`` by the rules, with one thread per connection."""
 
     def __init__(self, listener: socket.socket, rules: Rules, engine: Engine, unused: float | None = None) -> None:
         self._listener, self._rules, self._engine = listener, rules, engine
@@ -118,7 +121,7 @@ class Proxy:
         self._stopping = False
 
     def serve(self) -> None:
-        """Serve until ``stop``, or until it is unused; calls under way may end then."""
+        """Serve until ``stop``, or until unused. Running calls may finish then."""
         while not self._stopping:
             ready, _, _ = select.select([self._listener], [], [], self._unused)
             if not ready and self._clients == 0:
@@ -159,7 +162,7 @@ class Proxy:
             self._places.release()
 
     def _request(self, client: socket.socket, stream: BinaryIO) -> bool:
-        """Answer one request; whether another may follow."""
+        """Answer one request. Return whether another may follow."""
         request: Request | None = None
         try:
             request = read_request(stream)
@@ -169,13 +172,14 @@ class Proxy:
                 return self._pass_on(client, request, self._rules.judge(request))
         except Malformed as error:
             note(f"refused: not a request by {peer(client)}: {error}")
-            _say(client, 400, f"spt.flow refuses what is not a plain request to the engine: {error}.", True)
+            _say(client, 400, f"spt.flow refuses a malformed request to the engine: {error}.", True)
             return False
         except Refused as error:
             what = f"{request.method} {request.path}" if request else "a request"
             note(f"refused: {what} by {peer(client)}: {error}")
             sentence = (
-                f"spt.flow refuses {what[:120]} on this node: {error}. Only what its own template needs is allowed."
+                f"spt.flow refuses {what[:120]} on this node: {error}. Only calls that its own template needs are "
+                "allowed."
             )
             _say(client, 403, sentence, request is None or request.last)
             return request is not None and not request.last
@@ -203,7 +207,7 @@ class Proxy:
                 headers["Transfer-Encoding"] = "chunked"
             client.sendall(answer_head(answer.status, answer.reason or "-", headers, request.last))
             if not bodiless:
-                # As it comes: who waits for a container gets the head first, and the end much later.
+                # Flush each part: a client that waits for a container gets the head at once and the end much later.
                 while block := answer.read1(65536):
                     client.sendall(b"%x\r\n%s\r\n" % (len(block), block))
                 client.sendall(b"0\r\n\r\n")
@@ -218,12 +222,12 @@ def _say(client: socket.socket, status: int, sentence: str, last: bool) -> None:
 
 
 def handed_over() -> bool:
-    """Whether systemd has opened the socket. It outlives this program."""
+    """Return whether systemd has opened the socket, which then outlives this program."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
 
 
 def listening(path: str) -> socket.socket:
-    """systemd's socket; without systemd one at ``path``."""
+    """Return systemd's socket, or a new one at ``path`` without systemd."""
     if handed_over():
         return socket.socket(fileno=FIRST_DESCRIPTOR)
     made = socket.socket(socket.AF_UNIX)
@@ -239,11 +243,11 @@ def listening(path: str) -> socket.socket:
 
 
 def main(configuration: str, path: str) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends the program."""
     try:
         node, engine_path = settings(configuration)
     except (OSError, ValueError, KeyError, TypeError, Refused) as error:
-        print(f"spt-flow-engine-proxy: {configuration} cannot be used: {error}", file=sys.stderr)
+        print(f"spt-flow-engine-proxy: cannot use {configuration}: {error}", file=sys.stderr)
         return 1
     engine = Engine(engine_path)
     proxy = Proxy(listening(path), Rules(node, engine.lookup), engine, UNUSED if handed_over() else None)

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reaper of a Coder server: CI workspaces are deleted, which the server itself, without
-a licence, only stops.
+"""The reaper of a Coder server: deletes expired CI workspaces, which a server without a licence only stops.
 
-Standard library only, since it runs on servers. ``judge`` is pure: from what the server lists and its own clock to what
-goes and why. Workspaces of other templates than our CI one are never in it, whatever they are called.
+Standard library only, because it runs on servers. ``judge`` is pure: it takes the server's list and clock, and returns
+which workspaces to delete and why. Workspaces of other templates are never deleted, whatever their name.
 """
 
 from __future__ import annotations
@@ -30,19 +29,25 @@ STATE = "/run/spt-flow/coder-reaper.json"
 METRICS = "spt_flow_coder_reaper"
 TEMPLATE = "spt-flow-ci"
 CI_SUFFIX = "-ci"
-"""What the CI template's name has behind that of the template for people."""
+"""Suffix of the CI template's name."""
 NEVER = "0001-01-01T00:00:00Z"
-"""What stands for no deadline: the workspace stops by nothing."""
+"""Value that stands for no deadline: the workspace does not stop on its own."""
 SLACK = 300.0
-"""Seconds that a stop may be beyond the longest stay: what was just asked for by another clock is left alone."""
+"""Tolerance in seconds for stops beyond the longest stay: a client with another clock may just have set them."""
 USUAL = 1800.0
-"""Seconds that a CI workspace lives whose deadline cannot be told: what the template gives one made by a click."""
+"""Seconds that a CI workspace without a readable deadline may live:
+
+the template's default for workspaces made in the dashboard.
+"""
 GRACE = 120.0
-"""Seconds that a stopped or failed one stays before its time is over: its client may be cleaning it up."""
+"""Seconds that a stopped or failed workspace stays before its deadline: its client may be deleting it."""
 TRIES, AGAIN = 3, 5.0
-"""How often a server that is just restarting is asked, and after how many seconds: a minute later would be late."""
+"""How often a restarting server is retried, and after how many seconds.
+
+Waiting for the next pass, a minute later, would be late.
+"""
 CANCELLING = 20.0
-"""Seconds for which a cancelled build is waited for in one pass."""
+"""Seconds to wait for a cancelled build in one pass."""
 PAGE = 100
 MOST_PAGES = 1000
 LARGEST = 64 << 20
@@ -51,14 +56,14 @@ Json = dict[str, Any]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The token goes nowhere else."""
+    """Do not follow redirects, so that the token is never sent elsewhere."""
 
     def redirect_request(self, *_args: Any, **_named: Any) -> None:
         return None
 
 
 class Api:
-    """A Coder server, asked with a token that may delete others' workspaces (``organization-admin``)."""
+    """A Coder server's API, with a token that may delete workspaces of other users (``organization-admin``)."""
 
     def __init__(self, url: str, token: str, ca_file: str = "", timeout: float = 20.0) -> None:
         if not url.startswith(("http://", "https://")):
@@ -73,14 +78,14 @@ class Api:
 
     @property
     def clock(self) -> float:
-        """The server's time (epoch) at its last answer. Raises ``Unhealthy`` when it told none."""
+        """The server's time (epoch) at its last answer. Raise ``Unhealthy`` if the answer had none."""
         try:
             return parsedate_to_datetime(self._date).timestamp()
         except ValueError:
-            raise Unhealthy(f"The Coder server {self.url} does not say what time it is.") from None
+            raise Unhealthy(f"The Coder server {self.url} does not send the time.") from None
 
     def __call__(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Json | None = None) -> Any:
-        """JSON of the answer. Raises children of ``FlowError``."""
+        """Return the JSON of the answer. Raise children of ``FlowError``."""
         words = f"?{urlencode(query)}" if query else ""
         request = urllib.request.Request(
             f"{self.url}/api/v2{path}{words}",
@@ -114,7 +119,9 @@ class Api:
         return kinds.get(error.code, Unhealthy)(message)
 
     def workspaces(self, template: str, status: str = "") -> Iterator[Json]:
-        """All workspaces of a template; the server compares whole names (docs/decisions/coder-server-behaviour.md)."""
+        """Return all workspaces of a template; the server compares whole names
+        (docs/decisions/coder-server-behaviour.md).
+        """
         seen: set[str] = set()
         wanted = f"template:{template}" + (f" status:{status}" if status else "")
         for number in range(MOST_PAGES):
@@ -129,26 +136,26 @@ class Api:
                 return
 
     def asked_for(self, workspace: Json) -> str:
-        """The deadline that a workspace was made with, which a build that has not ended does not show yet."""
+        """Return the deadline that a workspace was created with, which an unfinished build does not show yet."""
         found = self("GET", f"/workspacebuilds/{quote(workspace['latest_build']['id'], safe='')}/parameters")
         return next((str(value["value"]) for value in found or [] if value["name"] == "deadline"), "")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a workspace goes, and by how many seconds it is over its time; no ``why``: it stays."""
+    """Why a workspace is deleted, and by how many seconds it is overdue. Without ``why`` it stays."""
 
     why: str = ""
     overdue: float = 0.0
 
 
 def epoch(text: str) -> float:
-    """Of the API's times: ``2026-11-24T03:00:00.123456Z``. Raises ``ValueError``."""
+    """Return epoch seconds of the API's times: ``2026-11-24T03:00:00.123456Z``. Raise ``ValueError``."""
     return float(calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")))
 
 
 def shown_deadline(workspace: Json) -> str:
-    """The deadline that the template hangs on the home; nothing while nothing is built."""
+    """Return the deadline in the home's metadata, or nothing before the first build."""
     for resource in workspace["latest_build"].get("resources") or []:
         for item in resource.get("metadata") or []:
             if item.get("key") == "deadline":
@@ -157,14 +164,17 @@ def shown_deadline(workspace: Json) -> str:
 
 
 def judge(workspace: Json, deadline: str, now: float) -> Verdict:
-    """``deadline`` as it was told when the workspace was made; ``now`` by the server's clock, as all other times."""
+    """Decide about one workspace.
+
+    ``deadline`` is the value set at creation. ``now`` and all other times use the server's clock.
+    """
     made = epoch(workspace["created_at"])
     try:
         ends = min(epoch(deadline), made + LONGEST)
     except ValueError:
         ends = made + USUAL
     if now >= ends:
-        return Verdict("its time is over", now - ends)
+        return Verdict("its deadline has passed", now - ends)
     build = workspace["latest_build"]
     job = build["job"]
     if job["status"] not in ENDED or (job["status"] == "succeeded" and build["transition"] == "start"):
@@ -202,10 +212,10 @@ def sweep(
     dry: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """One pass; with ``dry`` nothing is deleted, brought nearer or remembered.
+    """Run one pass; with ``dry`` nothing is deleted, capped or stored.
 
-    Raises ``FlowError`` when the server cannot be read as a whole: then nothing is deleted. What is reaped is a
-    deletion that the server has taken on; one that fails there is seen, and tried again, by the next pass.
+    Raise ``FlowError`` if the server's lists cannot be read completely: then nothing is deleted. A workspace counts as
+    deleted once the server has accepted the deletion; the next pass sees and retries failed ones.
     """
     with alone(path, dry):
         planned = _planned(api, template, sleep)
@@ -253,7 +263,7 @@ def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
 
 
 def _delete(api: Api, workspace: Json, sleep: Callable[[float], None]) -> None:
-    """Have one workspace deleted, by its id; a build that is under way is cancelled first, unless it deletes."""
+    """Delete one workspace, by its id. A running build is cancelled first, unless it is the deletion."""
     build = workspace["latest_build"]
     path = f"/workspaces/{quote(workspace['id'], safe='')}"
     if build["job"]["status"] not in ENDED:
@@ -265,7 +275,7 @@ def _delete(api: Api, workspace: Json, sleep: Callable[[float], None]) -> None:
     except NotFound:
         return
     except Conflict as error:
-        # Somebody builds it at this very moment; only if that is a deletion all is well.
+        # Another build has just started; if it is a deletion, all is well.
         latest = api("GET", path)["latest_build"]
         if latest["transition"] != "delete":
             raise Conflict(f"{error.message} The next pass tries again.") from None
@@ -284,14 +294,16 @@ def _cancel(api: Api, build_id: str, sleep: Callable[[float], None]) -> None:
 
 
 def read_token(path: str) -> str:
-    """The token in a file that only root reads. Raises ``AuthError``."""
+    """Return the token in a file that only root can read. Raise ``AuthError``."""
     try:
         with open(path, encoding="utf-8") as file:
             token = file.read(4096).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        hint = "It is made by ansible-playbook spt.flow.bootstrap (or name yours: workspace_reaper_coder_token_file)."
-        raise AuthError(f"The token of the reaper in {path} cannot be read: {reason}.", hint) from None
+        hint = "Run ansible-playbook spt.flow.bootstrap, or name your own: workspace_reaper_coder_token_file."
+        raise AuthError(f"Cannot read the reaper's token in {path}: {reason}.", hint) from None
     if not token:
-        raise AuthError(f"The file {path} holds no token.", "Remove it and run ansible-playbook spt.flow.bootstrap.")
+        raise AuthError(
+            f"The file {path} does not contain a token.", "Remove it and run ansible-playbook spt.flow.bootstrap."
+        )
     return token

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reaper of a node: what has outlived its time, or its workspace, is deleted.
+"""The reaper of a node: deletes expired workspaces, and leftovers without a workspace.
 
-Standard library only, since it runs on nodes. ``plan`` is pure: from what the engine lists, a clock that nobody sets
-and what earlier passes remember, to what goes and why. Nothing without our labels is ever in it, nor the home of a
-``dev`` workspace, nor a cache.
+Standard library only, because it runs on nodes. ``plan`` is pure: it takes the engine's lists, a monotonic clock and
+the memory of earlier passes, and returns what to delete and why. Objects without our labels, homes of ``dev``
+workspaces and caches are never deleted.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from ..errors import Conflict, FlowError, NotFound
 LABEL = "spt.flow."
 PREFIX = "spt-flow-"
 STATE = "/run/spt-flow/reaper.json"
-"""Goes with the machine's start, as the clock does that its times are of."""
+"""Deleted at boot, because its times use a clock that starts at boot."""
 LONGEST = 86400.0
-"""Seconds that a CI workspace may live at most, also one whose labels do not say."""
+"""Longest life of a CI workspace in seconds, also without a label."""
 UNSTARTED = 600.0
-"""Seconds after which a CI container that was created and never started is what a killed client left."""
+"""Seconds after which a CI container that never started counts as a killed client's leftover."""
 GRACE = 3600.0
-"""Seconds for which a volume or network without its workspace stays: somebody may just be making that."""
+"""Seconds that a volume or network without a workspace stays: the workspace may still be being created."""
 AT_ONCE = 8
 METRICS = "spt_flow_reaper"
-WARNING = "This CI workspace has reached the end of its time and is being deleted."
+WARNING = "This CI workspace has reached its deadline and is being deleted."
 _WARN = 'for t in /dev/pts/[0-9]*; do test -w "$t" && printf "\\r\\n%s\\r\\n" "$1" >"$t"; done; true'
 
 
 @dataclass(frozen=True)
 class Expired:
-    """One thing that goes. ``part``: container, volume or network; ``overdue`` is in seconds."""
+    """One object to delete. ``part``: container, volume or network; ``overdue`` is in seconds."""
 
     part: str
     id: str
@@ -57,8 +57,8 @@ class Expired:
 class Memory:
     """What passes remember. Times are seconds of a clock that only runs forward (CLOCK_BOOTTIME).
 
-    ``born`` is when each CI container was made, as far as it could be told when it was first seen; ``lost`` since when
-    each volume or network has been seen without its workspace.
+    ``born``: when each CI container was created, as determined when it was first seen. ``lost``: since when each volume
+    or network has been without its workspace.
     """
 
     born: dict[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Memory:
 
     @classmethod
     def load(cls, path: str) -> Memory:
-        """What cannot be read counts as nothing remembered: then everything is seen for the first time."""
+        """Load the memory. An unreadable file counts as empty: then everything is seen for the first time."""
         try:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
@@ -88,7 +88,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Listed:
-    """What the engine has: entries of its lists of containers, volumes and networks."""
+    """The engine's lists of containers, volumes and networks."""
 
     containers: Sequence[Mapping[str, Any]] = ()
     volumes: Sequence[Mapping[str, Any]] = ()
@@ -97,9 +97,10 @@ class Listed:
 
 @dataclass
 class Report:
-    """One pass. ``overdue`` are the seconds by which the oldest thing that is still there has outlived its time.
+    """Result of one pass.
 
-    ``capped`` are people's workspaces whose stop was further away than it may be, and was brought nearer.
+    ``overdue``: seconds since the oldest remaining object expired. ``capped``: workspaces of users whose stop was
+    beyond the limit and was capped.
     """
 
     doomed: list[Expired] = field(default_factory=list)
@@ -113,11 +114,11 @@ class Report:
 
 
 def plan(listed: Listed, memory: Memory, boot: float, wall: float) -> list[Expired]:
-    """What goes now; ``memory`` learns what is there and forgets what is not.
+    """Return what to delete now, and update ``memory``.
 
-    How long a container may live is the difference of its labels, both of the clock of whoever made it; how long it has
-    lived is taken from the engine's clock once, when it is first seen, and from ``boot`` after that. So neither clocks
-    that differ between machines nor one that is set meanwhile count.
+    A container's allowed life is the difference of its labels, both from the client's clock. Its age is read from the
+    engine's clock once, when it is first seen, and counted by ``boot`` from then on. So neither clock differences
+    between machines nor clock changes matter.
     """
     doomed = list(_containers(listed.containers, memory, boot, wall))
     alive = {_key(entry) for entry in listed.containers if _key(entry)}
@@ -143,7 +144,7 @@ def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: floa
         allowed = lifetime(labels)
         name = entry["Names"][0].lstrip("/")
         if lived >= allowed:
-            yield Expired("container", identifier, name, "its TTL is over", lived - allowed, state == "running")
+            yield Expired("container", identifier, name, "its TTL has expired", lived - allowed, state == "running")
         elif state == "created" and lived >= UNSTARTED:
             yield Expired("container", identifier, name, "it was never started", lived - UNSTARTED)
         elif state in ("dead", "exited"):
@@ -152,7 +153,7 @@ def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: floa
 
 
 def lifetime(labels: Mapping[str, str]) -> float:
-    """Seconds that the labels of a CI container allow it."""
+    """Return the seconds that the labels allow a CI container to live."""
     deadline = labels.get(f"{LABEL}deadline", "")
     try:
         ends = int(deadline) if deadline.isdigit() else _epoch(deadline)
@@ -162,19 +163,19 @@ def lifetime(labels: Mapping[str, str]) -> float:
 
 
 def _epoch(text: str) -> int:
-    """Of ``2026-01-31T12:00:00Z``. Raises ``ValueError``."""
+    """Return epoch seconds of ``2026-01-31T12:00:00Z``. Raise ``ValueError``."""
     return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def _labelled(entry: Mapping[str, Any]) -> str:
-    """What the labels say that names are made of: ``owner-workspace``, or the id that a Coder server gave."""
+    """Return the part of names that the labels contain: ``owner-workspace``, or the id that a Coder server assigned."""
     labels = entry.get("Labels") or {}
     owner, workspace = labels.get(f"{LABEL}owner"), labels.get(f"{LABEL}workspace")
     return (labels.get(f"{LABEL}coder") or f"{owner}-{workspace}") if owner and workspace else ""
 
 
 def _key(entry: Mapping[str, Any]) -> str:
-    """``_labelled`` of a container that also carries our name for it, else nothing."""
+    """Return ``_labelled`` of a container with the matching name, otherwise nothing."""
     names, key = entry.get("Names") or [], _labelled(entry)
     return key if key and names and names[0].lstrip("/").removesuffix("-old") == PREFIX + key else ""
 
@@ -185,7 +186,7 @@ def _is_part(entry: Mapping[str, Any], part: str) -> bool:
 
 
 def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Expired]:
-    """Volumes of CI workspaces that are gone, and inner Docker's data without the home that it belonged to."""
+    """Return volumes of deleted CI workspaces, and inner Docker's data without its home."""
     homes = {_labelled(entry) for entry in entries if _is_part(entry, "home")}
     for entry in entries:
         labels = entry.get("Labels") or {}
@@ -199,7 +200,7 @@ def _volumes(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[
 
 
 def _networks(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator[Expired]:
-    """Networks that were made for one CI workspace; the one that all share carries no workspace."""
+    """Return networks of single CI workspaces. The shared network has no workspace label."""
     for entry in entries:
         labels = entry.get("Labels") or {}
         key = _labelled(entry)
@@ -212,7 +213,7 @@ def _networks(entries: Sequence[Mapping[str, Any]], alive: set[str]) -> Iterator
 
 
 def read(engine: Engine) -> Listed:
-    """All three lists or none: what is decided from half of them may be wrong."""
+    """Return all three lists or raise: a decision from incomplete lists may be wrong."""
     labelled = {"filters": {"label": [f"{LABEL}owner"]}}
     containers = engine.get_json("/containers/json", {"all": True, **labelled})
     volumes = engine.get_json("/volumes", labelled).get("Volumes") or []
@@ -226,10 +227,11 @@ def sweep(
     boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     wall: Callable[[], float] = time.time,
 ) -> Report:
-    """One pass; with ``dry`` nothing is deleted, remembered or told. Raises ``FlowError`` when the engine is silent.
+    """Run one pass; with ``dry`` nothing is deleted, stored or announced. Raise ``FlowError`` if the engine does not
+    answer.
 
-    What is remembered is written before anything is deleted, and each deletion stands for itself, so that a pass that
-    was killed is gone on with by the next.
+    The memory is written before anything is deleted, and deletions are independent, so that the next pass continues one
+    that was killed.
     """
     with alone(path, dry):
         engine = engine or connect()
@@ -256,7 +258,7 @@ def sweep(
 
 @contextlib.contextmanager
 def alone(path: str, dry: bool) -> Iterator[None]:
-    """One pass at a time; the kernel lets go of the lock of one that was killed."""
+    """Allow one pass at a time. The kernel releases the lock of a killed one."""
     if dry:
         yield
         return
@@ -267,7 +269,7 @@ def alone(path: str, dry: bool) -> Iterator[None]:
 
 
 def _delete(engine: Engine, entry: Expired) -> str:
-    """Delete one thing if it is still the one that was meant; what went wrong, or nothing."""
+    """Delete one object if it is still the same one. Return the error, or nothing."""
     try:
         if entry.part == "container":
             if entry.running:
@@ -283,7 +285,7 @@ def _delete(engine: Engine, entry: Expired) -> str:
     except NotFound:
         return ""
     except Conflict as error:
-        # Somebody else, or the engine itself, is removing it; what is in use after all stays.
+        # Another process, or the engine itself, is removing it; objects in use stay.
         return "" if "removal" in str(error.details.get("said", error.message)) else error.message
     except FlowError as error:
         return error.message
@@ -293,7 +295,7 @@ def _delete(engine: Engine, entry: Expired) -> str:
 
 
 def _warn(engine: Engine, identifier: str) -> None:
-    """One line for whoever is connected; it is bounded, and that it fails is no reason to wait."""
+    """Print one line to connected terminals. Bounded in time; failures are ignored."""
     with contextlib.suppress(FlowError, OSError, ValueError):
         engine.run(identifier, ["sh", "-c", _WARN, "sh", WARNING], timeout=2.0, user="1000:1000")
 
@@ -302,15 +304,15 @@ def _warn(engine: Engine, identifier: str) -> None:
 
 
 def metrics(report: Report | None, memory: Memory, now: float, name: str = METRICS) -> str:
-    """Text for the Prometheus node exporter; ``report`` is ``None`` when the engine, or the server, was silent."""
+    """Return text for the Prometheus node exporter; ``report`` is ``None`` if engine or server did not answer."""
     rows: list[tuple[str, str, str, float]] = [
         ("up", "gauge", "Whether the last pass got an answer.", int(report is not None)),
-        ("reaped_total", "counter", "What was deleted since the machine started.", memory.reaped),
-        ("failed_total", "counter", "What could not be deleted since the machine started.", memory.failed),
+        ("reaped_total", "counter", "Objects deleted since the machine started.", memory.reaped),
+        ("failed_total", "counter", "Failed deletions since the machine started.", memory.failed),
         ("last_run_seconds", "gauge", "When the last pass ended.", now),
     ]
     if report is not None:
-        rows.append(("overdue_seconds", "gauge", "Overdue time of the oldest that is still there.", report.overdue))
+        rows.append(("overdue_seconds", "gauge", "Overdue time of the oldest remaining object.", report.overdue))
     texts = []
     for what, kind, words, value in rows:
         metric = f"{name}_{what}"
@@ -323,7 +325,7 @@ def write_metrics(folder: str, text: str, name: str = METRICS) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    """Whole or not at all."""
+    """Write atomically."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".spt-flow.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -337,15 +339,15 @@ def _write(path: str, text: str) -> None:
 
 
 def lines(report: Report, dry: bool) -> list[str]:
-    """What a person reads."""
+    """Return the report as lines."""
     said = [
         f"{'would delete' if dry else 'could not delete' if entry.name in report.failed else 'deleted'} "
         f"{entry.part} {entry.name}: {report.failed.get(entry.name, entry.why)}"
         for entry in report.doomed
     ]
-    verb = "would bring" if dry else "brought"
-    said += [f"{verb} the stop of workspace {name} nearer: {LONGEST / 3600:g} hours from now" for name in report.capped]
+    verb = "would cap" if dry else "capped"
+    said += [f"{verb} workspace {name}: it stops in {LONGEST / 3600:g} hours" for name in report.capped]
     gone = {entry.name for entry in report.doomed}
     rest = {name: why for name, why in report.failed.items() if name not in gone}
-    said += [f"could not bring nearer the stop of {name}: {why}" for name, why in rest.items()]
+    said += [f"could not cap workspace {name}: {why}" for name, why in rest.items()]
     return said or ["Nothing to delete."]
