@@ -55,7 +55,7 @@ def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: in
 
     ``run(argv, environment, memory)`` returns seconds and memory of a process.
     """
-    from ansible_collections.spt.flow.tests.unit import coder_house
+    from ansible_collections.spt.flow.tests.unit import coder_harness
 
     library = folder / "lib/spt_flow_node"
     shutil.copytree(checkout / "plugins/module_utils/_node", library)
@@ -64,7 +64,7 @@ def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: in
     token.write_text(TOKEN)
     program = str(checkout / "roles/workspace_reaper/files/spt-flow-reaper")
     env = {**os.environ, "SPT_FLOW_LIB": str(library.parent), "NO_PROXY": "127.0.0.1"}
-    with coder_house.server(0.0) as fake:
+    with coder_harness.server(0.0) as fake:
         fake.state.give_token(fake.state.user("admin"), TOKEN)
         fake.state.slots = [0.0] * MANY
         words = ["--coder", fake.url, "--token-file", str(token), "--state", str(folder / "state.json")]

@@ -32,10 +32,10 @@ def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> 
     ``playbook(verb, memory, **environment)`` runs one and returns its seconds, words and memory. Returns what was
     measured on.
     """
-    from ansible_collections.spt.flow.tests.unit import coder_house
+    from ansible_collections.spt.flow.tests.unit import coder_harness
 
-    with coder_house.server(20.0) as fake:
-        server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN, "NO_PROXY": "127.0.0.1"}
+    with coder_harness.server(20.0) as fake:
+        server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_harness.TOKEN, "NO_PROXY": "127.0.0.1"}
         values = {**server, "SPT_FLOW_REPO": REPO, "SPT_FLOW_CONNECT": "false"}
         playbook("up", False, **values)
         # What was started a moment ago is waited for, as somebody else's may be.
@@ -67,16 +67,16 @@ def crowd(samples: Samples, clients: int = 100) -> None:
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
-    from ansible_collections.spt.flow.tests.unit import coder_house
+    from ansible_collections.spt.flow.tests.unit import coder_harness
 
     spec = WorkspaceSpec("me", Settings(wait_timeout=300))
 
     def up(number: int) -> None:
         repository = Repository.parse(f"https://git.invalid/team/crowd{number // 2}.git")
-        target = CoderTarget(coder_house.client(fake))
+        target = CoderTarget(coder_harness.client(fake))
         lifecycle.ensure(target, replace(spec, repository=repository), probe=lambda *_asked: Probe("open"))
 
-    with coder_house.server(20.0) as fake:
+    with coder_harness.server(20.0) as fake:
         fake.faults.share = 0.2
         begun = fake.state.now
         with ThreadPoolExecutor(clients) as pool:
@@ -99,7 +99,7 @@ def measure_live(samples: Samples, rounds: int) -> str:
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
-    from ansible_collections.spt.flow.tests.integration import sshd_kit
+    from ansible_collections.spt.flow.tests.integration import sshd_harness
     from ansible_collections.spt.flow.tests.live import conftest
 
     reason = conftest.missing()
@@ -108,20 +108,20 @@ def measure_live(samples: Samples, rounds: int) -> str:
     with (
         conftest.postgres() as database,
         tempfile.TemporaryDirectory() as place,
-        tempfile.TemporaryDirectory() as forge,
-        conftest.server(database, Path(place)) as house,
-        sshd_kit.sshd(Path(forge), house.gateway),
+        tempfile.TemporaryDirectory() as git_server,
+        conftest.server(database, Path(place)) as live_server,
+        sshd_harness.sshd(Path(git_server), live_server.gateway),
     ):
-        known = Path(forge, "known_hosts").read_text()
+        known = Path(git_server, "known_hosts").read_text()
         port = known.split("]:")[1].split()[0]
         settings = Settings(cpus=2.0, memory=2 << 30, kvm="disabled", known_hosts=known, wait_timeout=300)
-        assert house.admin is not None
-        coder_template.roll_out(house.admin, house.wanted(settings))
+        assert live_server.admin is not None
+        coder_template.roll_out(live_server.admin, live_server.wanted(settings))
         for number in range(rounds + 1):
             # It asks for a key, so that the clone settles at once, whatever a network does.
-            repository = Repository.parse(f"ssh://root@{house.gateway}:{port}/team/new{number}.git")
+            repository = Repository.parse(f"ssh://root@{live_server.gateway}:{port}/team/new{number}.git")
             spec = WorkspaceSpec("me", settings, repository=repository)
-            client = house.client(house.token)
+            client = live_server.client(live_server.token)
             asked = moment(client, "create_workspace")
             begun = time.time()
             result = lifecycle.ensure(CoderTarget(client), spec, probe=lambda *_asked: Probe("needs-auth"))
@@ -131,8 +131,8 @@ def measure_live(samples: Samples, rounds: int) -> str:
                 parts = stages(client.workspace_by_id(result.workspace.id), asked[0], seconds)
                 for name, part in parts.items():
                     note(samples, f"coder new {name}", part)
-            lifecycle.ensure(house.target(), replace(spec, name=result.workspace.name, repository=None), "absent")
-        return f"new Coder workspaces: a real server, {house.client('').buildinfo()['version']}"
+            lifecycle.ensure(live_server.target(), replace(spec, name=result.workspace.name, repository=None), "absent")
+        return f"new Coder workspaces: a real server, {live_server.client('').buildinfo()['version']}"
 
 
 def moment(of: Any, method: str) -> list[float]:

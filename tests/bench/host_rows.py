@@ -207,23 +207,23 @@ def volume_rows(samples: Samples) -> Iterator[Row]:
 def neighbours(place: Path, samples: Samples, rounds: int) -> str:
     """How long a workspace takes to answer beside another that misbehaves, and how long when all is quiet."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-    from ansible_collections.spt.flow.tests.integration import lab, noise_kit
+    from ansible_collections.spt.flow.tests.integration import harness, noise_harness
 
-    with lab.lab(place, image_identity.identity()) as made:
-        for noise, door, loud, quiet in noise_kit.measure(made, rounds):
-            samples.setdefault(f"{noise}: {door}", []).append(loud)
-            samples.setdefault(f"quiet, {noise}: {door}", []).append(quiet)
+    with harness.harness(place, image_identity.identity()) as made:
+        for noise, entry, loud, quiet in noise_harness.measure(made, rounds):
+            samples.setdefault(f"{noise}: {entry}", []).append(loud)
+            samples.setdefault(f"quiet, {noise}: {entry}", []).append(quiet)
     return "neighbours: the loud one has every processor, 1 GiB and 400 processes"
 
 
 def neighbour_rows(samples: Samples) -> Iterator[Row]:
     for name in samples:
-        noise, _, door = name.partition(": ")
-        if not door or noise.startswith("quiet, "):
+        noise, _, entry = name.partition(": ")
+        if not entry or noise.startswith("quiet, "):
             continue
         share = ratio(samples, name, f"quiet, {name}")
         figures = f"{median(samples, name) * 1000:.0f} ms = {share:.2f} × quiet"
-        yield f"{door} of a workspace next to a {noise}", figures, "≤ 2 ×", verdict(share <= 2)
+        yield f"{entry} of a workspace next to a {noise}", figures, "≤ 2 ×", verdict(share <= 2)
 
 
 # A node

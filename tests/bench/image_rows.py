@@ -54,12 +54,12 @@ def again(play: Play, samples: Samples, rounds: int, tag: str) -> None:
 def share(samples: Samples, place: Path, tag: str) -> None:
     """The bytes that an image keeps when a tool moves that does so often."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
-    from ansible_collections.spt.flow.tests.integration import image_kit
+    from ansible_collections.spt.flow.tests.integration import image_layers
 
     begun = time.monotonic()
-    with image_kit.moved(PROFILE, place / "moved", Progress()) as other:
+    with image_layers.moved(PROFILE, place / "moved", Progress()) as other:
         note(samples, "image moved", time.monotonic() - begun)
-        note(samples, "image reused", image_kit.reused(image_kit.layers(tag), image_kit.layers(other)))
+        note(samples, "image reused", image_layers.reused(image_layers.layers(tag), image_layers.layers(other)))
 
 
 def started(play: Play, samples: Samples, rounds: int, place: Path) -> None:

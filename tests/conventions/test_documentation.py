@@ -148,7 +148,10 @@ def test_documents_are_in_plain_words() -> None:
 JOBS = "tests/integration/test_hostile_checkout.py::test_what_a_reader_types"
 TYPED = "tests/integration/test_documented_commands.py::test_commands_for_developers_work_as_typed"
 TESTS = {
-    ("README.md", "spt.flow"): "tests/integration/test_doors.py::test_up_creates_a_workspace_with_an_open_ide",
+    (
+        "README.md",
+        "spt.flow",
+    ): "tests/integration/test_workspace_playbooks.py::test_up_creates_a_workspace_with_an_open_ide",
     ("README.md", "Quick start: this machine"): TYPED,
     ("README.md", "Quick start: three machines"): "molecule/e2e/converge.yml",
     ("README.md", "Quick start: CI"): JOBS,

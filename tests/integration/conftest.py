@@ -14,8 +14,8 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowE
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-from ansible_collections.spt.flow.tests.integration.lab import Lab
-from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
+from ansible_collections.spt.flow.tests.integration.harness import harness as make_harness
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +31,14 @@ def image() -> image_identity.Image:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, image: image_identity.Image) -> Iterator[Lab]:
+def harness(tmp_path: Path, image: image_identity.Image) -> Iterator[Harness]:
     """One random owner with what belongs to it."""
-    with make_lab(tmp_path, image) as made:
+    with make_harness(tmp_path, image) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Lab]:
+def shared_harness(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Harness]:
     """The same for tests that leave it as they found it."""
-    with make_lab(tmp_path_factory.mktemp("lab"), image) as made:
+    with make_harness(tmp_path_factory.mktemp("harness"), image) as made:
         yield made

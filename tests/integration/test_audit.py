@@ -24,8 +24,8 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
-from ansible_collections.spt.flow.tests.integration import contract_kit
-from ansible_collections.spt.flow.tests.integration.test_contract import ROOTFS
+from ansible_collections.spt.flow.tests.integration import agent_harness
+from ansible_collections.spt.flow.tests.integration.test_agent import ROOTFS
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/host_audit/files"
@@ -722,7 +722,7 @@ def test_a_workspace_without_docker_inside_is_numbered_and_says_that_it_is_audit
     runtime: Path, trail: Trail, tmp_path: Path
 ) -> None:
     began = since()
-    with contract_kit.workspace(tmp_path, docker="disabled") as inside:
+    with agent_harness.workspace(tmp_path, docker="disabled") as inside:
         assert inside.workspace and (runtime / "containers" / inside.workspace.id).exists()
         inside.wait("home", "ok", seconds=60)
         assert json.loads(inside.sh("spt-workspace status"))["audited"] is True
@@ -749,7 +749,7 @@ def login_uid(marker: str) -> tuple[int, int, str]:
 
 def test_the_number_goes_into_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
     began, marker = since(), f"nested-{os.getpid()}"
-    with contract_kit.workspace(tmp_path, docker="auto") as inside:
+    with agent_harness.workspace(tmp_path, docker="auto") as inside:
         assert inside.workspace
         number = (runtime / "containers" / inside.workspace.id).read_text().strip()
         inside.wait("docker", "ok", seconds=60)

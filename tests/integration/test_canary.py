@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
 from ansible_collections.spt.flow.tests.unit.processes import Processes
 
 CANARY = f"canary{secrets.token_hex(8)}"
@@ -23,37 +23,37 @@ URL = f"https://user:{CANARY}@git.example.com/o/r.git"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
     """A caller whose environment, git and login folder hold secrets."""
-    with doors_kit.doors(tmp_path_factory.mktemp("canary")) as house:
+    with playbook_harness.playbooks(tmp_path_factory.mktemp("canary")) as playbooks:
         header = f'[http "https://git.example.com/"]\n\textraHeader = Authorization: Bearer {CANARY}\n'
-        (house.home / ".gitconfig").write_text(f"{header}[credential]\n\thelper = store\n")
-        (house.home / ".git-credentials").write_text(f"{URL}\n")
-        (house.home / ".netrc").write_text(f"machine git.example.com login user password {CANARY}\n")
-        (house.home / ".docker").mkdir()
+        (playbooks.home / ".gitconfig").write_text(f"{header}[credential]\n\thelper = store\n")
+        (playbooks.home / ".git-credentials").write_text(f"{URL}\n")
+        (playbooks.home / ".netrc").write_text(f"machine git.example.com login user password {CANARY}\n")
+        (playbooks.home / ".docker").mkdir()
         auth = {"auths": {"registry.example.com": {"identitytoken": CANARY}}}
-        (house.home / ".docker/config.json").write_text(json.dumps(auth))
-        yield house
+        (playbooks.home / ".docker/config.json").write_text(json.dumps(auth))
+        yield playbooks
 
 
 def environment() -> dict[str, str]:
     return dict.fromkeys(TOKENS, CANARY)
 
 
-def test_nothing_of_a_whole_life_shows_it(house: Doors) -> None:
+def test_nothing_of_a_whole_life_shows_it(playbooks: Playbooks) -> None:
     watcher = Processes(CANARY)
     watcher.start()
     said = ""
     try:
         for verb, values in (
-            ("up", {"SPT_FLOW_REPO": str(house.repository)}),
-            ("up", {"SPT_FLOW_REPO": str(house.repository), "SPT_FLOW_OUTPUT": "json"}),
+            ("up", {"SPT_FLOW_REPO": str(playbooks.repository)}),
+            ("up", {"SPT_FLOW_REPO": str(playbooks.repository), "SPT_FLOW_OUTPUT": "json"}),
             ("status", {}),
             ("logs", {}),
             ("ssh", {"SPT_FLOW_COMMAND": "env; cat /proc/self/environ"}),
-            ("restart", {"SPT_FLOW_WORKSPACE": house.name}),
+            ("restart", {"SPT_FLOW_WORKSPACE": playbooks.name}),
         ):
-            done = house.run(verb, "-vvvv", **environment(), **values)
+            done = playbooks.run(verb, "-vvvv", **environment(), **values)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout + done.stderr
         time.sleep(0.3)
@@ -63,9 +63,9 @@ def test_nothing_of_a_whole_life_shows_it(house: Doors) -> None:
     assert found == set()
 
 
-def test_the_engine_and_the_workspace_do_not_know_it(house: Doors) -> None:
-    name = f"spt-flow-{house.owner}-{house.name}"
-    image = doors_kit.docker("inspect", "--format", "{{.Image}}", name)
+def test_the_engine_and_the_workspace_do_not_know_it(playbooks: Playbooks) -> None:
+    name = f"spt-flow-{playbooks.owner}-{playbooks.name}"
+    image = playbook_harness.docker("inspect", "--format", "{{.Image}}", name)
     for argv in (
         ["inspect", name],
         ["volume", "inspect", f"{name}-home"],
@@ -74,7 +74,7 @@ def test_the_engine_and_the_workspace_do_not_know_it(house: Doors) -> None:
         ["logs", name],
         ["top", name, "-eo", "pid,args"],
     ):
-        assert CANARY not in doors_kit.docker(*argv)
+        assert CANARY not in playbook_harness.docker(*argv)
     find = ["grep", "-rlFs", "--devices=skip", "--exclude-dir=proc", "--exclude-dir=sys", "-f", "-", "/"]
     argv = ["docker", "exec", "-i", "--user", "0", name, *find]
     done = subprocess.run(argv, input=CANARY + "\n", capture_output=True, text=True, timeout=300, check=False)
@@ -84,10 +84,10 @@ def test_the_engine_and_the_workspace_do_not_know_it(house: Doors) -> None:
 @pytest.mark.parametrize("option", ["repo", "dotfiles", "mirror_npm"])
 @pytest.mark.parametrize("way", ["environment", "extra", "file", "inventory"])
 def test_credentials_in_a_url_are_refused_without_a_word_of_them(
-    house: Doors, tmp_path: Path, option: str, way: str
+    playbooks: Playbooks, tmp_path: Path, option: str, way: str
 ) -> None:
-    values = {"repo": str(house.repository), option: URL}
-    before = doors_kit.belongings(house.owner)
+    values = {"repo": str(playbooks.repository), option: URL}
+    before = playbook_harness.belongings(playbooks.owner)
     variables, more = {}, []
     if way == "environment":
         variables = {f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}
@@ -103,15 +103,15 @@ def test_credentials_in_a_url_are_refused_without_a_word_of_them(
             json.dumps({"all": {"hosts": {"localhost": {f"flow_{n}": v for n, v in values.items()}}}})
         )
         more = ["-i", str(tmp_path / "hosts.json")]
-    done = house.run("up", "-vvvv", *more, **variables)
+    done = playbooks.run("up", "-vvvv", *more, **variables)
     assert done.returncode == 2
     assert CANARY not in done.stdout + done.stderr
-    assert doors_kit.belongings(house.owner) == before
+    assert playbook_harness.belongings(playbooks.owner) == before
 
 
-def test_an_unknown_option_in_the_settings_file_keeps_its_value_to_itself(house: Doors, tmp_path: Path) -> None:
+def test_an_unknown_option_in_the_settings_file_keeps_its_value_to_itself(playbooks: Playbooks, tmp_path: Path) -> None:
     (tmp_path / "spt-flow").mkdir(mode=0o700)
     (tmp_path / "spt-flow/config.yml").write_text(f"password: {CANARY}\n")
-    done = house.run("up", "-vvvv", XDG_CONFIG_HOME=str(tmp_path))
+    done = playbooks.run("up", "-vvvv", XDG_CONFIG_HOME=str(tmp_path))
     assert done.returncode == 2 and "password" in done.stdout
     assert CANARY not in done.stdout + done.stderr

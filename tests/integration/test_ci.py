@@ -19,26 +19,26 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
-from ansible_collections.spt.flow.tests.integration import ci_kit, doors_kit
-from ansible_collections.spt.flow.tests.integration.ci_kit import record, start, values
-from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors, git
+from ansible_collections.spt.flow.tests.integration import ci_harness, playbook_harness
+from ansible_collections.spt.flow.tests.integration.ci_harness import record, start, values
+from ansible_collections.spt.flow.tests.integration.playbook_harness import CHECKOUT, Playbooks, git
 
 CANARY = f"canary{secrets.token_hex(8)}"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Doors]:
-    with ci_kit.two_commits(tmp_path_factory.mktemp("ci")) as house:
-        yield house
+def playbooks(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Playbooks]:
+    with ci_harness.two_commits(tmp_path_factory.mktemp("ci")) as playbooks:
+        yield playbooks
 
 
-def test_status_commit_artifacts_and_reports_come_home(house: Doors, tmp_path: Path) -> None:
-    first = git("rev-parse", "HEAD~1", cwd=house.repository)
+def test_status_commit_artifacts_and_reports_come_home(playbooks: Playbooks, tmp_path: Path) -> None:
+    first = git("rev-parse", "HEAD~1", cwd=playbooks.repository)
     command = (
         "git rev-parse HEAD; test ! -e second.txt; echo missing=$?; mkdir -p out; echo data > out/a.txt; "
         "ln -s /etc/shadow out/link; echo '<testsuite><testcase/></testsuite>' > r.xml; echo oops >&2; exit 7"
     )
-    done = house.run("ci", **values(house, tmp_path, command, commit=first, artifacts="out/*", junit="r.xml"))
+    done = playbooks.run("ci", **values(playbooks, tmp_path, command, commit=first, artifacts="out/*", junit="r.xml"))
     assert done.returncode == 7, done.stdout + done.stderr
     assert done.stdout.splitlines() == [first, "missing=0", "oops"]
     found = record(tmp_path)
@@ -46,51 +46,51 @@ def test_status_commit_artifacts_and_reports_come_home(house: Doors, tmp_path: P
     assert found["artifacts"] == ["artifacts/out/a.txt", "reports/r.xml"] and found["reports"]["tests"] == 1
     assert Path(found["folder"], "artifacts/out/a.txt").read_text() == "data\n"
     assert Path(found["folder"], "job.log").read_text() == done.stdout
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(house: Doors, tmp_path: Path) -> None:
-    first = git("rev-parse", "HEAD~1", cwd=house.repository)
-    done = house.run("ci", **values(house, tmp_path, "true", commit=first, cpus="1"))
+def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(playbooks: Playbooks, tmp_path: Path) -> None:
+    first = git("rev-parse", "HEAD~1", cwd=playbooks.repository)
+    done = playbooks.run("ci", **values(playbooks, tmp_path, "true", commit=first, cpus="1"))
     assert done.returncode == 0, done.stdout + done.stderr
     folder = record(tmp_path)["folder"]
-    made = house.json("up", "-e", f"from_run={folder}", SPT_FLOW_CONNECT="false", SPT_FLOW_CPUS="2")
+    made = playbooks.json("up", "-e", f"from_run={folder}", SPT_FLOW_CONNECT="false", SPT_FLOW_CPUS="2")
     try:
         assert made["ok"], made
-        container = f"spt-flow-{house.owner}-{made['workspace']['name']}"
-        assert doors_kit.docker("inspect", container, "--format", "{{.HostConfig.NanoCpus}}") == "1000000000"
+        container = f"spt-flow-{playbooks.owner}-{made['workspace']['name']}"
+        assert playbook_harness.docker("inspect", container, "--format", "{{.HostConfig.NanoCpus}}") == "1000000000"
         where = f"/home/coder/{made['workspace']['name']}"
-        assert doors_kit.docker("exec", container, "git", "-C", where, "rev-parse", "HEAD") == first
+        assert playbook_harness.docker("exec", container, "git", "-C", where, "rev-parse", "HEAD") == first
         assert not [note for note in made["notes"] if "differs from the CI run" in note]
-        house.run("ci", **values(house, tmp_path / "other", "true", commit=first, cpus="3"))
+        playbooks.run("ci", **values(playbooks, tmp_path / "other", "true", commit=first, cpus="3"))
         other = record(tmp_path / "other")["folder"]
-        again = house.json("up", "-e", f"from_run={other}", SPT_FLOW_CONNECT="false")
+        again = playbooks.json("up", "-e", f"from_run={other}", SPT_FLOW_CONNECT="false")
         assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
-        both = house.json("up", "-e", f"from_run={other}", "-e", "ref=main", SPT_FLOW_CONNECT="false")
+        both = playbooks.json("up", "-e", f"from_run={other}", "-e", "ref=main", SPT_FLOW_CONNECT="false")
         assert both["status"] != 0 and "ref is not given" in both["error"]["message"]
     finally:
-        house.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
+        playbooks.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
 
 
-def test_one_json_object(house: Doors, tmp_path: Path) -> None:
-    result = house.json("ci", **values(house, tmp_path, "echo hello"))
+def test_one_json_object(playbooks: Playbooks, tmp_path: Path) -> None:
+    result = playbooks.json("ci", **values(playbooks, tmp_path, "echo hello"))
     assert result["ok"] and result["kind"] == "job" and result["exit_status"] == 0
     assert result["counts"] == {"job": 1, "environment": 0, "cancelled": 0}
-    failed = house.run("ci", SPT_FLOW_OUTPUT="json", **values(house, tmp_path, "exit 9"))
+    failed = playbooks.run("ci", SPT_FLOW_OUTPUT="json", **values(playbooks, tmp_path, "exit 9"))
     assert failed.returncode == 9 and json.loads(failed.stdout)["exit_status"] == 9
 
 
-def test_what_did_not_run_has_a_status_of_its_own(house: Doors, tmp_path: Path) -> None:
-    done = house.run("ci", **values(house, tmp_path, "true", commit="f" * 40))
+def test_what_did_not_run_has_a_status_of_its_own(playbooks: Playbooks, tmp_path: Path) -> None:
+    done = playbooks.run("ci", **values(playbooks, tmp_path, "true", commit="f" * 40))
     assert done.returncode == 125 and record(tmp_path)["kind"] == "job"
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_cancelled_run_says_so_and_leaves_nothing(
-    house: Doors, tmp_path: Path, number: signal.Signals, status: int
+    playbooks: Playbooks, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    run = start(house, values(house, tmp_path, "echo started; sleep 300"))
+    run = start(playbooks, values(playbooks, tmp_path, "echo started; sleep 300"))
     late = threading.Timer(120, run.kill)
     late.start()
     # Its line is here while it runs, not at the end.
@@ -101,48 +101,48 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(
     assert run.returncode == status, said
     assert f"cancelled {number.name.lower()}, exit status {status}" in said and "workspace deleted" in said
     assert record(tmp_path)["kind"] == "cancelled"
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
 @pytest.mark.parametrize("command", ["echo begun; sleep 300", "echo begun; seq 100000000"], ids=["quiet", "chatty"])
-def test_a_killed_ansible_is_noticed_by_its_worker(house: Doors, tmp_path: Path, command: str) -> None:
+def test_a_killed_ansible_is_noticed_by_its_worker(playbooks: Playbooks, tmp_path: Path, command: str) -> None:
     """So does ansible-runner cancel. One that has much to tell is not stuck in that."""
-    run = start(house, values(house, tmp_path, command))
-    ci_kit.begun(tmp_path)
+    run = start(playbooks, values(playbooks, tmp_path, command))
+    ci_harness.begun(tmp_path)
     run.kill()
     run.wait()
-    ci_kit.until(lambda: list(tmp_path.glob("*/run.json")), 60)
+    ci_harness.until(lambda: list(tmp_path.glob("*/run.json")), 60)
     assert record(tmp_path)["kind"] == "cancelled"
     deadline = time.monotonic() + 30
-    while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
+    while playbook_harness.belongings(playbooks.owner) and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(1)
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_run_whose_reader_is_gone_ends(house: Doors, tmp_path: Path) -> None:
-    run = start(house, values(house, tmp_path, "for i in $(seq 200); do echo $i; sleep 0.5; done"))
+def test_a_run_whose_reader_is_gone_ends(playbooks: Playbooks, tmp_path: Path) -> None:
+    run = start(playbooks, values(playbooks, tmp_path, "for i in $(seq 200); do echo $i; sleep 0.5; done"))
     assert run.stdout is not None and run.stdout.readline() is not None
     run.stdout.close()
     assert run.wait(60) != 0
     deadline = time.monotonic() + 30
-    while doors_kit.belongings(house.owner) and time.monotonic() < deadline:
+    while playbook_harness.belongings(playbooks.owner) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
 @pytest.mark.parametrize(("runs", "ttl"), [(6, 20), pytest.param(20, 60, marks=pytest.mark.full)])
 def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
-    house: Doors, tmp_path: Path, runs: int, ttl: int
+    playbooks: Playbooks, tmp_path: Path, runs: int, ttl: int
 ) -> None:
     """All of the client is killed, so only the platform's line is left; a `dev` workspace beside them stays."""
-    assert house.up(SPT_FLOW_DOCKER="disabled", SPT_FLOW_CONNECT="false")["ok"]
-    before, networks = doors_kit.belongings(house.owner), ci_kit.networks()
+    assert playbooks.up(SPT_FLOW_DOCKER="disabled", SPT_FLOW_CONNECT="false")["ok"]
+    before, networks = playbook_harness.belongings(playbooks.owner), ci_harness.networks()
     made: dict[str, float] = {}
     gone: dict[str, float] = {}
 
     def look() -> set[str]:
-        there = set(doors_kit.belongings(house.owner)) - set(before)
+        there = set(playbook_harness.belongings(playbooks.owner)) - set(before)
         for name in there:
             made.setdefault(name, time.time())
         for name in set(made) - there:
@@ -151,11 +151,11 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
 
     def one(number: int) -> None:
         folder = tmp_path / str(number)
-        run = start(house, values(house, folder, "sleep 300", ttl=str(ttl)))
+        run = start(playbooks, values(playbooks, folder, "sleep 300", ttl=str(ttl)))
         # Its folder is made just before its workspace.
-        ci_kit.until(lambda: list(folder.glob("*")), 120)
+        ci_harness.until(lambda: list(folder.glob("*")), 120)
         time.sleep(random.uniform(0, 6))
-        ci_kit.kill(run)
+        ci_harness.kill(run)
 
     with ThreadPoolExecutor(4) as pool:
         killed = [pool.submit(one, number) for number in range(runs)]
@@ -170,15 +170,17 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
         DockerTarget().sweep()
         time.sleep(0.5)
     late = max((gone[name] - made[name] - ttl for name in gone), default=0)
-    left = len(set(doors_kit.belongings(house.owner)) - set(before))
+    left = len(set(playbook_harness.belongings(playbooks.owner)) - set(before))
     print(f"{runs} runs, {len(made)} workspaces made, gone {late:.0f} s after the TTL at the latest, left: {left}")
-    assert doors_kit.belongings(house.owner) == before, sorted(made)
-    assert not [name for name in ci_kit.networks() - networks if house.owner in name]
-    names = doors_kit.docker("ps", "--filter", f"label=spt.flow.owner={house.owner}", "--format", "{{.Names}}")
-    assert names == f"spt-flow-{house.owner}-{house.name}", "the dev workspace goes on"
+    assert playbook_harness.belongings(playbooks.owner) == before, sorted(made)
+    assert not [name for name in ci_harness.networks() - networks if playbooks.owner in name]
+    names = playbook_harness.docker(
+        "ps", "--filter", f"label=spt.flow.owner={playbooks.owner}", "--format", "{{.Names}}"
+    )
+    assert names == f"spt-flow-{playbooks.owner}-{playbooks.name}", "the dev workspace goes on"
 
 
-def test_a_secret_is_nowhere(house: Doors, tmp_path: Path) -> None:
+def test_a_secret_is_nowhere(playbooks: Playbooks, tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.touch(0o600)
     path.write_text(f"SECOND={CANARY}2\n")
@@ -196,15 +198,15 @@ def test_a_secret_is_nowhere(house: Doors, tmp_path: Path) -> None:
     watcher.start()
     command = 'echo "${#TOKEN} ${#SECOND}"; echo "$TOKEN"; env; hostname >&2; sleep 2; env | wc -c > size.txt'
     run = start(
-        house,
+        playbooks,
         {
             "TOKEN": CANARY,
-            **values(house, tmp_path / "runs", command, env="TOKEN", env_file=str(path), artifacts="*.txt"),
+            **values(playbooks, tmp_path / "runs", command, env="TOKEN", env_file=str(path), artifacts="*.txt"),
         },
     )
     described = ""
     while run.poll() is None:
-        for name in doors_kit.belongings(house.owner):
+        for name in playbook_harness.belongings(playbooks.owner):
             for words in (["inspect", name], ["logs", name], ["top", name, "-eo", "pid,args"]):
                 done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=30, check=False)
                 described += done.stdout + done.stderr
@@ -218,7 +220,7 @@ def test_a_secret_is_nowhere(house: Doors, tmp_path: Path) -> None:
     assert kept.stdout == "" and not path.exists()
 
 
-def test_ansible_runner(house: Doors, tmp_path: Path) -> None:
+def test_ansible_runner(playbooks: Playbooks, tmp_path: Path) -> None:
     """As CI calls it: a fresh directory, a clean environment, the secret in a file that goes."""
     folder = tmp_path / "private"
     subprocess.run(
@@ -229,8 +231,10 @@ def test_ansible_runner(house: Doors, tmp_path: Path) -> None:
     path.write_text(f"TOKEN={CANARY}\n")
     command = 'for i in $(seq 3000); do echo "line $i"; done; echo "$TOKEN"; echo x > a.txt; exit 5'
     done = subprocess.run(
-        [str(house.programs / "ansible-runner"), "run", str(folder), "-p", "spt.flow.ci"],
-        env=house.environment(**values(house, tmp_path / "runs", command, artifacts="a.txt", env_file=str(path))),
+        [str(playbooks.programs / "ansible-runner"), "run", str(folder), "-p", "spt.flow.ci"],
+        env=playbooks.environment(
+            **values(playbooks, tmp_path / "runs", command, artifacts="a.txt", env_file=str(path))
+        ),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -247,4 +251,4 @@ def test_ansible_runner(house: Doors, tmp_path: Path) -> None:
         [str(CHECKOUT / "tools/runner-dir"), str(folder)], capture_output=True, check=False, timeout=60
     )
     assert again.returncode == 7
-    assert [name for name in doors_kit.belongings(house.owner) if "-ci-" in name] == []
+    assert [name for name in playbook_harness.belongings(playbooks.owner) if "-ci-" in name] == []

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
-from ansible_collections.spt.flow.tests.integration import ci_kit, doors_kit
-from ansible_collections.spt.flow.tests.integration.ci_kit import record, start, values
-from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors
+from ansible_collections.spt.flow.tests.integration import ci_harness, playbook_harness
+from ansible_collections.spt.flow.tests.integration.ci_harness import record, start, values
+from ansible_collections.spt.flow.tests.integration.playbook_harness import CHECKOUT, Playbooks
 from ansible_collections.spt.flow.tests.integration.test_faults import dying_engine
 
 RUNNER = """
@@ -38,9 +38,9 @@ print(json.dumps([run.rc, run.status]))
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Doors]:
-    with ci_kit.two_commits(tmp_path_factory.mktemp("ci")) as house:
-        yield house
+def playbooks(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[Playbooks]:
+    with ci_harness.two_commits(tmp_path_factory.mktemp("ci")) as playbooks:
+        yield playbooks
 
 
 def frozen(name: str) -> None:
@@ -63,29 +63,31 @@ class Window:
         return self._engine.get_json(path, query)
 
 
-def reaped(house: Doors, folder: Path, later: float) -> list[str]:
+def reaped(playbooks: Playbooks, folder: Path, later: float) -> list[str]:
     """What a pass of the node's reaper takes, ``later`` seconds from now."""
     boot, wall = time.clock_gettime(time.CLOCK_BOOTTIME) + later, time.time() + later
     path = str(folder / "run/reaper.json")
-    return reaper_engine.sweep(path, False, Window(house.owner), lambda: boot, lambda: wall).reaped  # type: ignore[arg-type]
+    return reaper_engine.sweep(path, False, Window(playbooks.owner), lambda: boot, lambda: wall).reaped  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alone", ["the run", "the platform", "the reaper"])
-def test_each_line_of_defence_is_enough_by_itself(house: Doors, tmp_path: Path, alone: str) -> None:
+def test_each_line_of_defence_is_enough_by_itself(playbooks: Playbooks, tmp_path: Path, alone: str) -> None:
     ttl = 600 if alone == "the reaper" else 30
-    run = start(house, values(house, tmp_path, "echo begun; sleep 900", ttl=str(ttl)))
-    workspace = ci_kit.begun(tmp_path)
-    container = f"spt-flow-{house.owner}-{workspace}"
-    ends = float(doors_kit.docker("inspect", container, "--format", '{{index .Config.Labels "spt.flow.deadline"}}'))
+    run = start(playbooks, values(playbooks, tmp_path, "echo begun; sleep 900", ttl=str(ttl)))
+    workspace = ci_harness.begun(tmp_path)
+    container = f"spt-flow-{playbooks.owner}-{workspace}"
+    ends = float(
+        playbook_harness.docker("inspect", container, "--format", '{{index .Config.Labels "spt.flow.deadline"}}')
+    )
     if alone != "the platform":
         frozen(container)
     if alone != "the run":
-        ci_kit.kill(run)
-        assert doors_kit.belongings(house.owner) == [container], "killing the client has ended nothing"
+        ci_harness.kill(run)
+        assert playbook_harness.belongings(playbooks.owner) == [container], "killing the client has ended nothing"
     if alone == "the reaper":
-        assert reaped(house, tmp_path, ends - time.time() - 5) == []
-        assert reaped(house, tmp_path, ends - time.time() + 5) == [container]
-    ci_kit.until(lambda: doors_kit.belongings(house.owner) == [], ends - time.time() + 120)
+        assert reaped(playbooks, tmp_path, ends - time.time() - 5) == []
+        assert reaped(playbooks, tmp_path, ends - time.time() + 5) == [container]
+    ci_harness.until(lambda: playbook_harness.belongings(playbooks.owner) == [], ends - time.time() + 120)
     if alone == "the run":
         said, _nothing = run.communicate(timeout=60)
         assert run.returncode == 124 and "job ttl" in said, said
@@ -103,58 +105,58 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_of_the_runner_is_told_from_one_of_the_job(house: Doors, tmp_path: Path) -> None:
+def test_a_full_disk_of_the_runner_is_told_from_one_of_the_job(playbooks: Playbooks, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small") as folder:
-        done = house.run("ci", **values(house, folder, "seq 100000"))
+        done = playbooks.run("ci", **values(playbooks, folder, "seq 100000"))
         assert done.returncode == 125, done.stdout + done.stderr
         assert "environment" in done.stderr and "No space left on device" in done.stderr
         assert "SPT_FLOW_ARTIFACTS_DIR" in done.stderr and "workspace deleted" in done.stderr
-    assert doors_kit.belongings(house.owner) == []
-    done = house.run("ci", **values(house, tmp_path / "runs", "head -c 1G /dev/zero >/run/spt-flow/x; exit $?"))
+    assert playbook_harness.belongings(playbooks.owner) == []
+    done = playbooks.run("ci", **values(playbooks, tmp_path / "runs", "head -c 1G /dev/zero >/run/spt-flow/x; exit $?"))
     assert done.returncode == 1 and "No space left on device" in done.stdout, done.stdout + done.stderr
     assert record(tmp_path / "runs")["kind"] == "job"
 
 
 def test_a_node_that_goes_away_is_the_environments_and_its_workspace_ends_by_itself(
-    house: Doors, tmp_path: Path
+    playbooks: Playbooks, tmp_path: Path
 ) -> None:
     with dying_engine(tmp_path, b'"session"', answers=True) as engine:
-        done = house.run("ci", DOCKER_HOST=engine, **values(house, tmp_path / "runs", "sleep 600", ttl="30"))
+        done = playbooks.run("ci", DOCKER_HOST=engine, **values(playbooks, tmp_path / "runs", "sleep 600", ttl="30"))
     assert done.returncode == 125, done.stdout + done.stderr
     assert "environment" in done.stderr and "workspace LEFT" in done.stderr and "its TTL ends at" in done.stderr
     found = record(tmp_path / "runs")
     assert (found["kind"], found["ran"]) == ("environment", False) and found["left"]
-    ci_kit.until(lambda: doors_kit.belongings(house.owner) == [], 120)
+    ci_harness.until(lambda: playbook_harness.belongings(playbooks.owner) == [], 120)
 
 
 @pytest.mark.parametrize(("more", "told"), [({"timeout": 30}, [254, "timeout"]), ({"cancel": True}, [254, "canceled"])])
 def test_a_runner_that_gives_up_leaves_nothing_and_its_record_says_cancelled(
-    house: Doors, tmp_path: Path, more: dict[str, Any], told: list[Any]
+    playbooks: Playbooks, tmp_path: Path, more: dict[str, Any], told: list[Any]
 ) -> None:
     """By the Python interface: time-out and cancel kill ansible-playbook outright, which its worker notices."""
-    done = runner(house, tmp_path, "echo begun; sleep 600", **more)
+    done = runner(playbooks, tmp_path, "echo begun; sleep 600", **more)
     assert json.loads(done.stdout) == told, done.stdout + done.stderr
-    ci_kit.until(lambda: doors_kit.belongings(house.owner) == [], 60)
+    ci_harness.until(lambda: playbook_harness.belongings(playbooks.owner) == [], 60)
     # On a machine that is slow enough the time-out came before there was a run.
     for _folder in (tmp_path / "runs").glob("*"):
-        ci_kit.until(lambda: list((tmp_path / "runs").glob("*/run.json")), 60)
+        ci_harness.until(lambda: list((tmp_path / "runs").glob("*/run.json")), 60)
         assert record(tmp_path / "runs")["kind"] == "cancelled"
 
 
-def test_the_python_interface_has_the_jobs_status_and_keeps_no_event(house: Doors, tmp_path: Path) -> None:
-    done = runner(house, tmp_path, "echo hello; exit 7")
+def test_the_python_interface_has_the_jobs_status_and_keeps_no_event(playbooks: Playbooks, tmp_path: Path) -> None:
+    done = runner(playbooks, tmp_path, "echo hello; exit 7")
     assert json.loads(done.stdout)[0] == 7, done.stdout + done.stderr
     assert record(tmp_path / "runs")["reason"] == "failed"
     (events,) = (tmp_path / "private").glob("artifacts/*/job_events")
     assert list(events.iterdir()) == []
 
 
-def runner(house: Doors, folder: Path, command: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def runner(playbooks: Playbooks, folder: Path, command: str, **more: Any) -> subprocess.CompletedProcess[str]:
     private = folder / "private"
     subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(private)], check=True, timeout=60, capture_output=True)
     return subprocess.run(
         [sys.executable, "-c", RUNNER, str(private), json.dumps(more)],
-        env=house.environment(**values(house, folder / "runs", command)),
+        env=playbooks.environment(**values(playbooks, folder / "runs", command)),
         cwd=folder,
         capture_output=True,
         text=True,

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-from ansible_collections.spt.flow.tests.integration.contract_kit import docker, unavailable, wait_for
-from ansible_collections.spt.flow.tests.integration.lab import Lab, git
+from ansible_collections.spt.flow.tests.integration.agent_harness import docker, unavailable, wait_for
+from ansible_collections.spt.flow.tests.integration.harness import Harness, git
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
@@ -145,9 +145,9 @@ def test_auto_runs_anywhere_and_says_why_there_is_no_docker_inside(container: Co
 
 
 @pytest.fixture
-def forge(image: image_identity.Image) -> Iterator[dict[str, str]]:
+def git_server(image: image_identity.Image) -> Iterator[dict[str, str]]:
     """A git server that lets everybody in, on the engine's usual bridge: a real sshd in a container of its own."""
-    name = f"spt-flow-test-open-forge-{os.getpid()}"
+    name = f"spt-flow-test-open-git-server-{os.getpid()}"
     script = (
         "set -e; umask 077; mkdir ~/r; cd ~/r; git init -q -b main; "
         "git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one; cd; git clone -q --bare r r.git; "
@@ -167,10 +167,10 @@ def forge(image: image_identity.Image) -> Iterator[dict[str, str]]:
         docker("rm", "-f", name, check=False)
 
 
-def test_a_repository_is_cloned_before_up_ends(container: Container, forge: dict[str, str]) -> None:
-    write(container, repo=forge["url"], known_hosts=forge["known"], memory="2g")
+def test_a_repository_is_cloned_before_up_ends(container: Container, git_server: dict[str, str]) -> None:
+    write(container, repo=git_server["url"], known_hosts=git_server["known"], memory="2g")
     container.up()
-    assert container.exec("git rev-parse HEAD; pwd").split() == [forge["head"], "/home/coder/r"]
+    assert container.exec("git rev-parse HEAD; pwd").split() == [git_server["head"], "/home/coder/r"]
     assert container.status()["steps"]["clone"]["state"] == "ok"
 
 
@@ -185,8 +185,8 @@ def test_a_repository_that_cannot_be_cloned_leaves_a_container_to_work_in(contai
 # A repository's own
 
 
-def test_a_repositorys_own_file_in_a_workspace(lab: Lab) -> None:
-    source = lab.repository()
+def test_a_repositorys_own_file_in_a_workspace(harness: Harness) -> None:
+    source = harness.repository()
     wishes = {
         "image": "something/else",
         "forwardPorts": [3999],
@@ -197,28 +197,28 @@ def test_a_repositorys_own_file_in_a_workspace(lab: Lab) -> None:
     (source / ".devcontainer.json").write_text(f"// theirs\n{json.dumps(wishes)}")
     git(source, "add", ".")
     git(source, "commit", "-q", "-m", "devcontainer")
-    workspace = lab.up(lab.spec(source))
-    session = lab.target.session(workspace)
+    workspace = harness.up(harness.spec(source))
+    session = harness.target.session(workspace)
     assert session.ports == (3999,)
 
     def step() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(lab.inside(workspace, "spt-workspace status"))["steps"]["devcontainer"]
+        found: dict[str, Any] = json.loads(harness.inside(workspace, "spt-workspace status"))["steps"]["devcontainer"]
         return found if found["state"] in ("ok", "failed") else {}
 
-    told = wait_for(step, 240, lambda: lab.inside(workspace, "spt-workspace status"))
+    told = wait_for(step, 240, lambda: harness.inside(workspace, "spt-workspace status"))
     assert "ignored: image" in told["detail"] and "variables that need your consent: COLOUR," in told["detail"]
     assert "with your consent it does: spt-workspace trust" in told["detail"]
     # No gallery is reached from here: the extension is missed, and nothing else fails for it.
     assert told["state"] == "failed" and "Not installed: spt-flow.nowhere" in told["detail"]
-    assert lab.inside(workspace, "ls ~/ran 2>/dev/null; ls ~/.config/code-server 2>/dev/null; true") == ""
+    assert harness.inside(workspace, "ls ~/ran 2>/dev/null; ls ~/.config/code-server 2>/dev/null; true") == ""
     shells = "bash -lc 'echo $NODE_ENV $COLOUR'; bash -ic 'echo $NODE_ENV $COLOUR' 2>/dev/null"
-    assert lab.inside(workspace, shells).split() == ["test", "test"]
-    lab.inside(workspace, "spt-workspace trust")
-    assert lab.inside(workspace, shells).split() == ["test", "red", "test", "red"]
-    assert lab.inside(workspace, "cat ~/ran") == "red"
-    restarted = lab.ensure(lab.spec(source), "restarted").workspace
+    assert harness.inside(workspace, shells).split() == ["test", "test"]
+    harness.inside(workspace, "spt-workspace trust")
+    assert harness.inside(workspace, shells).split() == ["test", "red", "test", "red"]
+    assert harness.inside(workspace, "cat ~/ran") == "red"
+    restarted = harness.ensure(harness.spec(source), "restarted").workspace
     assert (
         restarted
-        and lab.inside(restarted, "tr '\\0' '\\n' < /proc/$(pgrep -of code-server)/environ | grep COLOUR")
+        and harness.inside(restarted, "tr '\\0' '\\n' < /proc/$(pgrep -of code-server)/environ | grep COLOUR")
         == "COLOUR=red"
     )

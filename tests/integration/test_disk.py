@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.integration import engine_kit
-from ansible_collections.spt.flow.tests.integration.engine_kit import SecondEngine
+from ansible_collections.spt.flow.tests.integration import second_engine
+from ansible_collections.spt.flow.tests.integration.second_engine import SecondEngine
 from ansible_collections.spt.flow.tests.integration.test_snapshots import Node
 
 MIB = 1 << 20
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[SecondEngine]:
-    with engine_kit.second_engine() as found:
+    with second_engine.second_engine() as found:
         yield found
 
 
@@ -60,7 +60,7 @@ class Box:
             "--user",
             "1000",
         ]
-        self.engine.docker(*argv, *words, engine_kit.IMAGE, "sh", "-c", "while :; do sleep 1; done")
+        self.engine.docker(*argv, *words, second_engine.IMAGE, "sh", "-c", "while :; do sleep 1; done")
 
     def up(self, sizes: dict[str, int] | None = None) -> None:
         self.create(sizes)

@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import buil
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab, git
+from ansible_collections.spt.flow.tests.integration.harness import Harness, git
 
 SIZE = 200 * 2**20
 
@@ -48,59 +48,59 @@ def test_an_image_whose_base_does_not_fit_is_told_and_leaves_nothing(
 
 
 @pytest.fixture
-def small_home(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+def small_home(harness: Harness, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """The home of the workspace ``demo`` to be made: a disk of its own with one file of ``param`` MiB."""
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
         file.truncate(SIZE)
-    user = lab.target.probe_engine().remap_base + 1000
+    user = harness.target.probe_engine().remap_base + 1000
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", f"root_owner={user}:{user}", str(disk)], check=True, timeout=60)
     found = subprocess.run(["losetup", "--find", "--show", str(disk)], capture_output=True, text=True, timeout=60)
     if found.returncode:
         pytest.skip(f"no loop devices here: {found.stderr.strip()}")
     device = found.stdout.strip()
-    name = f"spt-flow-{lab.owner}-demo-home"
-    labels = {"spt.flow.owner": lab.owner, "spt.flow.workspace": "demo"}
+    name = f"spt-flow-{harness.owner}-demo-home"
+    labels = {"spt.flow.owner": harness.owner, "spt.flow.workspace": "demo"}
     options = {"type": "ext4", "device": device}
     body = {"Name": name, "Driver": "local", "DriverOpts": options, "Labels": labels}
-    lab.engine.request_json("POST", "/volumes/create", body=body)
-    fill = ["docker", "run", "--rm", "-v", f"{name}:/home/coder", "--entrypoint", "fallocate", lab.image.tag]
+    harness.engine.request_json("POST", "/volumes/create", body=body)
+    fill = ["docker", "run", "--rm", "-v", f"{name}:/home/coder", "--entrypoint", "fallocate", harness.image.tag]
     try:
         subprocess.run([*fill, "-l", f"{request.param}M", "/home/coder/filler"], check=True, timeout=120)
         yield
     finally:
-        lab.clean()
+        harness.clean()
         subprocess.run(["losetup", "--detach", device], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("small_home", [110], indirect=True)
-def test_a_clone_that_finds_the_disk_full_says_so_and_is_made_good(lab: Lab, small_home: None) -> None:
-    source = lab.repository(files=60, size=2**20)
-    result = lab.ensure(lab.spec(source))
+def test_a_clone_that_finds_the_disk_full_says_so_and_is_made_good(harness: Harness, small_home: None) -> None:
+    source = harness.repository(files=60, size=2**20)
+    result = harness.ensure(harness.spec(source))
     workspace = result.workspace
     assert workspace is not None and workspace.step("clone").state == "failed"
     assert [note for note in result.notes if "no space left" in note and "Make room" in note and ".." not in note], (
         result
     )
-    assert lab.inside(workspace, "ls -A ~/demo 2>/dev/null || true") == "", "half a clone"
-    made_good(lab, source, workspace)
+    assert harness.inside(workspace, "ls -A ~/demo 2>/dev/null || true") == "", "half a clone"
+    made_good(harness, source, workspace)
 
 
 @pytest.mark.parametrize("small_home", [165], indirect=True)
-def test_a_repository_that_does_not_even_fit_beside_the_home_is_told(lab: Lab, small_home: None) -> None:
-    source = lab.repository(files=60, size=2**20)
+def test_a_repository_that_does_not_even_fit_beside_the_home_is_told(harness: Harness, small_home: None) -> None:
+    source = harness.repository(files=60, size=2**20)
     with pytest.raises(Unhealthy) as caught:
-        lab.ensure(lab.spec(source))
+        harness.ensure(harness.spec(source))
     assert "workspace demo: there is no space left" in caught.value.message and "make room" in caught.value.hint
-    workspace = lab.up(lab.spec(name="demo"))
-    assert "filler" in lab.inside(workspace, "ls ~")
-    made_good(lab, source, workspace)
+    workspace = harness.up(harness.spec(name="demo"))
+    assert "filler" in harness.inside(workspace, "ls ~")
+    made_good(harness, source, workspace)
 
 
-def made_good(lab: Lab, source: Path, workspace: Workspace) -> None:
-    lab.inside(workspace, "rm ~/filler")
-    lab.ensure(lab.spec(source), "restarted")
-    workspace = lab.up(lab.spec(source))
-    assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
-    assert lab.inside(workspace, "git -C ~/demo fsck --strict && git -C ~/demo status --porcelain") == ""
-    lab.is_exactly("demo")
+def made_good(harness: Harness, source: Path, workspace: Workspace) -> None:
+    harness.inside(workspace, "rm ~/filler")
+    harness.ensure(harness.spec(source), "restarted")
+    workspace = harness.up(harness.spec(source))
+    assert harness.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+    assert harness.inside(workspace, "git -C ~/demo fsck --strict && git -C ~/demo status --porcelain") == ""
+    harness.is_exactly("demo")

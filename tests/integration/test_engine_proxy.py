@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
-from ansible_collections.spt.flow.tests.integration import sshd_kit
+from ansible_collections.spt.flow.tests.integration import sshd_harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLE = CHECKOUT / "roles/coder_node"
@@ -46,7 +46,7 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def server(socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a Coder server whose key a node has, with ``ssh`` that uses this key alone."""
     folder = tmp_path_factory.mktemp("node")
-    with sshd_kit.sshd(folder) as config:
+    with sshd_harness.sshd(folder) as config:
         dial = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__coder_node_dial"]
         bound = dial.replace("{{ __coder_node_socket }}", str(socket))
         key = (folder / "user.pub").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = CHECKOUT / "roles/host_docker/files"
@@ -65,8 +65,8 @@ def test_what_cannot_work_is_refused_before_any_change(variables: dict[str, obje
     assert "changed=0" in said and "Configure" not in said and "Traceback" not in said
 
 
-def test_a_restart_under_running_containers_is_foreseen_and_waits(lab: Lab) -> None:
-    lab.up(lab.spec(lab.repository()))
+def test_a_restart_under_running_containers_is_foreseen_and_waits(harness: Harness) -> None:
+    harness.up(harness.spec(harness.repository()))
     status, said = check(host_docker_log_max_file=7, flow_business_hours="00:00-24:00")
     assert status == 0, said
     assert "Pending: restart Docker on localhost" in said

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 Pair = tuple[DockerTarget, list[Workspace]]
 ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts" / "escape-probes.md"
@@ -202,14 +202,15 @@ PROBES = (
 
 
 @pytest.fixture(scope="module")
-def pair(shared_lab: Lab) -> Pair:
+def pair(shared_harness: Harness) -> Pair:
     """The workspace that probes run in, and its neighbour, as users get them."""
-    if not shared_lab.target.probe_engine().remapped:
+    if not shared_harness.target.probe_engine().remapped:
         pytest.skip("the engine has no user-namespace remapping")
     made = [
-        shared_lab.up(shared_lab.spec(shared_lab.repository(name), docker="auto")) for name in ("inside", "neighbour")
+        shared_harness.up(shared_harness.spec(shared_harness.repository(name), docker="auto"))
+        for name in ("inside", "neighbour")
     ]
-    return shared_lab.target, made
+    return shared_harness.target, made
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress i
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
-from ansible_collections.spt.flow.tests.integration.lab import COLLECTIONS, Lab, git
+from ansible_collections.spt.flow.tests.integration.harness import COLLECTIONS, Harness, git
 
 SOCKET = docker_http.DEFAULT_HOST.removeprefix("unix://")
 
@@ -34,52 +34,52 @@ def sentence(error: FlowError, kind: type[FlowError], *words: str) -> None:
     assert all(word in error.message for word in words), error.message
 
 
-def test_image_missing(lab: Lab) -> None:
-    source = lab.repository()
-    spec = replace(lab.spec(source), image="spt-flow/workspace:slim-0123456789ab", image_hash="0" * 64)
+def test_image_missing(harness: Harness) -> None:
+    source = harness.repository()
+    spec = replace(harness.spec(source), image="spt-flow/workspace:slim-0123456789ab", image_hash="0" * 64)
     with pytest.raises(FlowError) as caught:
-        lab.ensure(spec)
+        harness.ensure(spec)
     sentence(caught.value, NotFound, "slim-0123456789ab", "demo")
     assert "spt.flow.image" in caught.value.hint
-    lab.up(lab.spec(source))
-    lab.is_exactly("demo")
+    harness.up(harness.spec(source))
+    harness.is_exactly("demo")
 
 
-def test_port_taken(lab: Lab) -> None:
-    source = lab.repository()
+def test_port_taken(harness: Harness) -> None:
+    source = harness.repository()
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(FlowError) as caught:
-            lab.ensure(replace(lab.spec(source, ide_port=port)))
+            harness.ensure(replace(harness.spec(source, ide_port=port)))
         sentence(caught.value, Conflict, str(port), "demo")
-    workspace = lab.up(lab.spec(source, ide_port=port))
+    workspace = harness.up(harness.spec(source, ide_port=port))
     assert workspace.url == f"http://127.0.0.1:{port}/"
-    assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+    assert harness.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
 
 
-def test_port_taken_in_restart_keeps_the_old_one(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
+def test_port_taken_in_restart_keeps_the_old_one(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(FlowError) as caught:
-            lab.ensure(lab.spec(source, ide_port=other.getsockname()[1]), "restarted")
+            harness.ensure(harness.spec(source, ide_port=other.getsockname()[1]), "restarted")
         sentence(caught.value, Conflict, str(other.getsockname()[1]))
-    assert lab.up(lab.spec(source)).id == workspace.id
-    lab.is_exactly("demo")
+    assert harness.up(harness.spec(source)).id == workspace.id
+    harness.is_exactly("demo")
 
 
-def test_engine_absent(lab: Lab, tmp_path: Path) -> None:
+def test_engine_absent(harness: Harness, tmp_path: Path) -> None:
     target = DockerTarget(f"unix://{tmp_path}/none.sock")
     with pytest.raises(FlowError) as caught:
-        lifecycle.ensure(target, lab.spec(lab.repository()))
+        lifecycle.ensure(target, harness.spec(harness.repository()))
     sentence(caught.value, Unhealthy, f"{tmp_path}/none.sock", "does not answer")
 
 
-def test_engine_refuses_the_user(lab: Lab, tmp_path: Path) -> None:
+def test_engine_refuses_the_user(harness: Harness, tmp_path: Path) -> None:
     """As uid 65534 on a socket that root alone may use."""
     path = f"/tmp/spt-flow-refuses-{os.getpid()}.sock"
     server = socket.socket(socket.AF_UNIX)
@@ -167,102 +167,102 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("answers", [False, True], ids=["unanswered", "answered"])
 @pytest.mark.parametrize("word", [b"/volumes/create", b"/containers/create", b"/archive", b"/start", b"/logs"])
-def test_engine_dies_in_the_middle(lab: Lab, tmp_path: Path, word: bytes, answers: bool) -> None:
-    source = lab.repository()
+def test_engine_dies_in_the_middle(harness: Harness, tmp_path: Path, word: bytes, answers: bool) -> None:
+    source = harness.repository()
     with dying_engine(tmp_path, word, answers) as host:
         try:
-            lifecycle.ensure(DockerTarget(host), lab.spec(source))
+            lifecycle.ensure(DockerTarget(host), harness.spec(source))
         except FlowError as error:
             assert error.code == Unhealthy.code and error.message and error.hint, error
         else:
             assert answers, "the run should have failed"
-    workspace = lab.up(lab.spec(source))
-    assert lab.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
-    lab.is_exactly("demo")
+    workspace = harness.up(harness.spec(source))
+    assert harness.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+    harness.is_exactly("demo")
 
 
 @pytest.mark.parametrize("word", [b"/stop", b"/rename", b"/containers/create", b"/start", b"/logs"])
-def test_engine_dies_in_a_restart(lab: Lab, tmp_path: Path, word: bytes) -> None:
-    source = lab.repository()
-    lab.inside(lab.up(lab.spec(source)), "echo precious > ~/note")
+def test_engine_dies_in_a_restart(harness: Harness, tmp_path: Path, word: bytes) -> None:
+    source = harness.repository()
+    harness.inside(harness.up(harness.spec(source)), "echo precious > ~/note")
     with dying_engine(tmp_path, word, False) as host, pytest.raises(FlowError) as caught:
-        lifecycle.ensure(DockerTarget(host), lab.spec(source, pids=999), "restarted")
+        lifecycle.ensure(DockerTarget(host), harness.spec(source, pids=999), "restarted")
     assert caught.value.code == Unhealthy.code and caught.value.hint
-    workspace = lab.up(lab.spec(source))
-    assert lab.inside(workspace, "cat ~/note") == "precious"
-    lab.is_exactly("demo")
+    workspace = harness.up(harness.spec(source))
+    assert harness.inside(workspace, "cat ~/note") == "precious"
+    harness.is_exactly("demo")
 
 
 @pytest.mark.parametrize("wanted", ["auto", "required", "unsafe", "disabled"])
-def test_engine_without_remapping(lab: Lab, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_without_remapping(harness: Harness, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts are another engine's; what is created from them is real."""
-    facts = replace(lab.target.probe_engine(), remapped=False, remap_size=0, remap_base=0, runtime=False)
-    monkeypatch.setattr(lab.target, "_facts", facts)
-    spec = lab.spec(lab.repository(), docker=wanted)
+    facts = replace(harness.target.probe_engine(), remapped=False, remap_size=0, remap_base=0, runtime=False)
+    monkeypatch.setattr(harness.target, "_facts", facts)
+    spec = harness.spec(harness.repository(), docker=wanted)
     if wanted == "required":
         with pytest.raises(FlowError) as caught:
-            lab.ensure(spec)
+            harness.ensure(spec)
         sentence(caught.value, FlowError, "docker=required", "user-namespace")
         assert "host_docker" in caught.value.hint
-        assert lab.containers() == []
+        assert harness.containers() == []
         return
-    made = lab.target.create(spec, Progress())
-    host = lab.inspect(made.id)["HostConfig"]
+    made = harness.target.create(spec, Progress())
+    host = harness.inspect(made.id)["HostConfig"]
     notes = " ".join(made.notes)
     assert (host["MaskedPaths"] == []) == (wanted == "unsafe")
     assert ("off" in notes) == (wanted == "auto")
     assert ("can become root on this machine" in notes) == (wanted == "unsafe") or wanted == "auto"
 
 
-def test_disk_nearly_full_is_told_before_it_is_full(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_nearly_full_is_told_before_it_is_full(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 1_000_000, 30_000, 20_000, 1000, 500, 500, 0, 255))
     monkeypatch.setattr("os.statvfs", lambda path: full)
-    result = lab.ensure(lab.spec(lab.repository()))
+    result = harness.ensure(harness.spec(harness.repository()))
     assert any("nearly full" in note and "2%" in note for note in result.notes), result.notes
 
 
 @pytest.mark.parametrize("jump", [-90 * 86400, 400 * 86400], ids=["back", "ahead"])
-def test_clock_jump_is_harmless(lab: Lab, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_jump_is_harmless(harness: Harness, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's clock is wrong: dev workspaces stay, waiting ends in time."""
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
     real = time.time
     monkeypatch.setattr("time.time", lambda: real() + jump)
-    again = lifecycle.ensure(lab.target, lab.spec(source), now=lambda: real() + jump)
+    again = lifecycle.ensure(harness.target, harness.spec(source), now=lambda: real() + jump)
     assert not again.changed and again.workspace and again.workspace.id == workspace.id
-    stopped = lab.ensure(lab.spec(source), "stopped")
+    stopped = harness.ensure(harness.spec(source), "stopped")
     assert stopped.changed
-    assert lab.up(lab.spec(source)).state == "running"
-    lab.is_exactly("demo")
+    assert harness.up(harness.spec(source)).state == "running"
+    harness.is_exactly("demo")
 
 
-def test_home_is_not_removed_while_somebody_else_uses_it(lab: Lab) -> None:
+def test_home_is_not_removed_while_somebody_else_uses_it(harness: Harness) -> None:
     """Deletion that cannot end says why, and another one ends it."""
-    spec = lab.spec(lab.repository())
-    lab.up(spec)
-    other = f"spt-flow-{lab.owner}-other"
+    spec = harness.spec(harness.repository())
+    harness.up(spec)
+    other = f"spt-flow-{harness.owner}-other"
     body = {
-        "Image": lab.image.tag,
-        "Labels": {"spt.flow.owner": lab.owner},
-        "HostConfig": {"Mounts": [{"Type": "volume", "Source": f"spt-flow-{lab.owner}-demo-home", "Target": "/x"}]},
+        "Image": harness.image.tag,
+        "Labels": {"spt.flow.owner": harness.owner},
+        "HostConfig": {"Mounts": [{"Type": "volume", "Source": f"spt-flow-{harness.owner}-demo-home", "Target": "/x"}]},
     }
-    lab.engine.request_json("POST", "/containers/create", {"name": other}, body)
+    harness.engine.request_json("POST", "/containers/create", {"name": other}, body)
     with pytest.raises(FlowError) as caught:
-        lab.ensure(spec, "absent")
+        harness.ensure(spec, "absent")
     assert "in use" in caught.value.message
-    lab.engine.request_json("DELETE", f"/containers/{other}")
-    lab.ensure(spec, "absent")
-    lab.is_exactly()
+    harness.engine.request_json("DELETE", f"/containers/{other}")
+    harness.ensure(spec, "absent")
+    harness.is_exactly()
 
 
-def test_kvm_absent(lab: Lab) -> None:
-    spec = lab.spec(lab.repository(), kvm="required")
+def test_kvm_absent(harness: Harness) -> None:
+    spec = harness.spec(harness.repository(), kvm="required")
     with pytest.raises(FlowError) as caught:
-        docker_container.Plan.of(spec, lab.target.probe_engine(), True, lambda path: False)
+        docker_container.Plan.of(spec, harness.target.probe_engine(), True, lambda path: False)
     sentence(caught.value, FlowError, "kvm=required", "/dev/kvm")
     plan = docker_container.Plan.of(
         replace(spec, settings=replace(spec.settings, kvm="auto")),
-        lab.target.probe_engine(),
+        harness.target.probe_engine(),
         True,
         lambda path: False,
     )

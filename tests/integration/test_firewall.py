@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.integration import netns_kit
-from ansible_collections.spt.flow.tests.integration.netns_kit import GATEWAY, HOST, OUTSIDE, WORKSPACES, Network
+from ansible_collections.spt.flow.tests.integration import network_harness
+from ansible_collections.spt.flow.tests.integration.network_harness import GATEWAY, HOST, OUTSIDE, WORKSPACES, Network
 
 SOURCE = Path(__file__).resolve().parents[2] / "roles/host_docker/files/spt-flow-firewall"
 ONE, TWO = WORKSPACES.values()
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    with netns_kit.network() as made:
+    with network_harness.network() as made:
         yield made
 
 
@@ -78,7 +78,7 @@ def backend(request: pytest.FixtureRequest, network: Network) -> Iterator[str]:
 
 
 REFUSED = [
-    *(("one", address, 80) for address in (*netns_kit.METADATA, *netns_kit.METADATA6)),
+    *(("one", address, 80) for address in (*network_harness.METADATA, *network_harness.METADATA6)),
     ("one", GATEWAY, 80),
     ("one", HOST, 80),
     ("one", "fd00:30::1", 80),

@@ -20,7 +20,7 @@ from typing import Any
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 CYCLES = int(os.environ.get("SPT_FLOW_TEST_CYCLES") or 12)
 SEED = int(os.environ.get("SPT_FLOW_TEST_SEED") or random.SystemRandom().randrange(2**32))
@@ -77,8 +77,8 @@ print(count, total.hexdigest())
 ENGINE_PROGRAM = "/usr/local/lib/spt-flow/spt-flow-engine"
 
 
-def python(lab: Lab, workspace: Workspace, script: str, *words: str) -> str:
-    done = lab.target.exec(workspace, ["python3", "-c", script, *words], timeout=120, user="0:0")
+def python(harness: Harness, workspace: Workspace, script: str, *words: str) -> str:
+    done = harness.target.exec(workspace, ["python3", "-c", script, *words], timeout=120, user="0:0")
     assert done.status == 0, done
     return done.stdout.strip()
 
@@ -86,30 +86,30 @@ def python(lab: Lab, workspace: Workspace, script: str, *words: str) -> str:
 class Cycle:
     """The ways in which a workspace stops and comes back; each returns what the next ``up`` is asked for."""
 
-    def __init__(self, lab: Lab, source: Path, chance: random.Random) -> None:
-        self.lab, self.source, self.chance = lab, source, chance
+    def __init__(self, harness: Harness, source: Path, chance: random.Random) -> None:
+        self.harness, self.source, self.chance = harness, source, chance
         self.settings: dict[str, Any] = {}
 
     @property
     def spec(self) -> WorkspaceSpec:
-        return self.lab.spec(self.source, **self.settings)
+        return self.harness.spec(self.source, **self.settings)
 
     def stop(self, workspace: Workspace) -> None:
-        self.lab.ensure(self.spec, "stopped")
+        self.harness.ensure(self.spec, "stopped")
 
     def kill(self, workspace: Workspace) -> None:
-        self.lab.kill(workspace.id)
+        self.harness.kill(workspace.id)
 
     def remove(self, workspace: Workspace) -> None:
-        self.lab.engine.request_json("DELETE", f"/containers/{workspace.id}", {"force": True})
+        self.harness.engine.request_json("DELETE", f"/containers/{workspace.id}", {"force": True})
 
     def restart(self, workspace: Workspace) -> None:
         self.settings = {"pids": self.chance.randrange(500, 5000), "memory": self.chance.choice([1, 2]) << 30}
-        self.lab.ensure(self.spec, "restarted")
+        self.harness.ensure(self.spec, "restarted")
 
     def restart_in_vain(self, workspace: Workspace) -> None:
         try:
-            self.lab.ensure(self.lab.spec(self.source, wait_timeout=0, pids=64), "restarted")
+            self.harness.ensure(self.harness.spec(self.source, wait_timeout=0, pids=64), "restarted")
         except FlowError:
             return
         raise AssertionError("a restart that may not take any time has ended")
@@ -153,9 +153,9 @@ def restart_engine() -> None:
         busy.unlink()
 
 
-def test_the_home_is_equal_after_every_cycle(lab: Lab) -> None:
+def test_the_home_is_equal_after_every_cycle(harness: Harness) -> None:
     chance = random.Random(SEED)
-    cycle = Cycle(lab, lab.repository(), chance)
+    cycle = Cycle(harness, harness.repository(), chance)
     ways: list[Callable[[Workspace], None]] = [
         cycle.stop,
         cycle.kill,
@@ -165,9 +165,9 @@ def test_the_home_is_equal_after_every_cycle(lab: Lab) -> None:
     ]
     if os.environ.get("SPT_FLOW_TEST_ENGINE_RESTART"):
         ways.append(cycle.engine)
-    workspace = lab.up(cycle.spec)
-    python(lab, workspace, MAKE, TREE, str(FILES))
-    before = python(lab, workspace, DIGEST, TREE)
+    workspace = harness.up(cycle.spec)
+    python(harness, workspace, MAKE, TREE, str(FILES))
+    before = python(harness, workspace, DIGEST, TREE)
     assert int(before.split()[0]) >= FILES * 0.98
     order: list[Callable[[Workspace], None]] = []
     for number in range(CYCLES):
@@ -175,6 +175,6 @@ def test_the_home_is_equal_after_every_cycle(lab: Lab) -> None:
         way = order.pop()
         print(f"SPT_FLOW_TEST_SEED={SEED} cycle {number}: {way.__name__}")
         way(workspace)
-        workspace = lab.up(cycle.spec)
-        assert python(lab, workspace, DIGEST, TREE) == before, (number, way.__name__)
-        lab.is_exactly("demo")
+        workspace = harness.up(cycle.spec)
+        assert python(harness, workspace, DIGEST, TREE) == before, (number, way.__name__)
+        harness.is_exactly("demo")

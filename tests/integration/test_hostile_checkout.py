@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.tests import documents, hostile_ansible
 from ansible_collections.spt.flow.tests.hostile_ansible import LURES, Lure
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors, git
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import CHECKOUT, Playbooks, git
 
 CI = CHECKOUT / "docs/ci.md"
 SESSIONS = [CHECKOUT / "README.md", CI, CHECKOUT / "docs/tutorials/ci.md"]
@@ -29,9 +29,9 @@ SHORT = Path(f"/tmp/spt-{os.getpid()}")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Doors]:
+def playbooks(tmp_path: Path) -> Iterator[Playbooks]:
     """A checkout full of lures, and the collection installed for the user who runs commands in it."""
-    with doors_kit.doors(tmp_path) as made:
+    with playbook_harness.playbooks(tmp_path) as made:
         installed = made.home / ".ansible/collections/ansible_collections/spt"
         installed.mkdir(parents=True)
         (installed / "flow").symlink_to(CHECKOUT)
@@ -48,41 +48,41 @@ def house(tmp_path: Path) -> Iterator[Doors]:
             SHORT.unlink()
 
 
-def script(house: Doors) -> Path:
-    return house.home.parent / "evil.sh"
+def script(playbooks: Playbooks) -> Path:
+    return playbooks.home.parent / "evil.sh"
 
 
-def canary(house: Doors) -> Path:
-    return house.home.parent / "canary"
+def canary(playbooks: Playbooks) -> Path:
+    return playbooks.home.parent / "canary"
 
 
-def run(house: Doors, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(playbooks: Playbooks, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {"TMPDIR": str(SHORT), "TOKEN": "t", **environment}
     done = subprocess.run(
         argv,
-        cwd=house.cwd,
-        env=house.environment(**environment),
+        cwd=playbooks.cwd,
+        env=playbooks.environment(**environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    assert not canary(house).exists(), f"{canary(house).read_text()}\n{done.stdout}{done.stderr}"
+    assert not canary(playbooks).exists(), f"{canary(playbooks).read_text()}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
 
-def succeeded(house: Doors) -> int:
+def succeeded(playbooks: Playbooks) -> int:
     """How many jobs ran and ended well."""
-    records = [json.loads(path.read_text()) for path in house.home.parent.rglob("run.json")]
+    records = [json.loads(path.read_text()) for path in playbooks.home.parent.rglob("run.json")]
     return sum(record["status"] == 0 and record["ran"] for record in records)
 
 
 @pytest.mark.parametrize(
     ("page", "jobs"), list(zip(SESSIONS, (1, 2, 3), strict=True)), ids=lambda value: str(value)[-12:]
 )
-def test_what_a_reader_types(house: Doors, page: Path, jobs: int) -> None:
+def test_what_a_reader_types(playbooks: Playbooks, page: Path, jobs: int) -> None:
     text = documents.session(page)
     if page == SESSIONS[0]:
         text = text[text.index("\nmake venv install\n") :].partition("spt.flow.ci")[0] + "spt.flow.ci)\n"
@@ -90,42 +90,42 @@ def test_what_a_reader_types(house: Doors, page: Path, jobs: int) -> None:
     text = re.sub(r"^(make |export PATH=).*\n", "", text, flags=re.MULTILINE)
     text = text.replace("ci-demo-0a1b2c3d", '$(ls "$OLDPWD/spt-flow-ci" | head -n 1)')
     nowhere = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": "none"} if page == CI else {}
-    done = run(house, "bash", "-c", text, SPT_FLOW_TARGET="docker", **nowhere)
-    assert succeeded(house) == jobs, done.stdout + done.stderr
+    done = run(playbooks, "bash", "-c", text, SPT_FLOW_TARGET="docker", **nowhere)
+    assert succeeded(playbooks) == jobs, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777], ids=["", "world-writable"])
-def test_what_a_github_runner_does(house: Doors, tmp_path: Path, mode: int) -> None:
-    house.repository.chmod(mode)
+def test_what_a_github_runner_does(playbooks: Playbooks, tmp_path: Path, mode: int) -> None:
+    playbooks.repository.chmod(mode)
     (tmp_path / "temp").mkdir()
     values = {
-        "github.workspace": str(house.repository),
-        "github.sha": git("rev-parse", "HEAD", cwd=house.repository),
+        "github.workspace": str(playbooks.repository),
+        "github.sha": git("rev-parse", "HEAD", cwd=playbooks.repository),
         "runner.temp": str(tmp_path / "temp"),
         "secrets.DEPLOY_TOKEN": "token",
     }
     (step,) = documents.github(CI, values)
-    house.cwd = Path(step.get("working-directory", house.repository))
-    run(house, "bash", "-e", "-c", step["run"], **{**step["env"], **WANTED})
-    assert succeeded(house) == 1
+    playbooks.cwd = Path(step.get("working-directory", playbooks.repository))
+    run(playbooks, "bash", "-e", "-c", step["run"], **{**step["env"], **WANTED})
+    assert succeeded(playbooks) == 1
 
 
-def test_what_a_gitlab_runner_does(house: Doors) -> None:
+def test_what_a_gitlab_runner_does(playbooks: Playbooks) -> None:
     values = {
-        "CI_PROJECT_DIR": str(house.repository),
-        "CI_COMMIT_SHA": git("rev-parse", "HEAD", cwd=house.repository),
+        "CI_PROJECT_DIR": str(playbooks.repository),
+        "CI_COMMIT_SHA": git("rev-parse", "HEAD", cwd=playbooks.repository),
     }
     ((lines, variables),) = documents.gitlab(CI, values)
-    run(house, "bash", "-e", "-c", "\n".join(lines), **{**variables, "DEPLOY_TOKEN": "token", **WANTED})
-    assert succeeded(house) == 1
+    run(playbooks, "bash", "-e", "-c", "\n".join(lines), **{**variables, "DEPLOY_TOKEN": "token", **WANTED})
+    assert succeeded(playbooks) == 1
 
 
-def test_what_a_python_program_does(house: Doors, tmp_path: Path) -> None:
+def test_what_a_python_program_does(playbooks: Playbooks, tmp_path: Path) -> None:
     (block,) = documents.blocks(CI, "python")
     (tmp_path / "job.py").write_text(block)
-    more = {"SPT_FLOW_REPO": str(house.repository), "SPT_FLOW_ARTIFACTS_DIR": str(tmp_path / "runs")}
-    done = run(house, str(Path(sys.executable)), str(tmp_path / "job.py"), **more, **WANTED)
-    assert succeeded(house) == 1, done.stdout + done.stderr
+    more = {"SPT_FLOW_REPO": str(playbooks.repository), "SPT_FLOW_ARTIFACTS_DIR": str(tmp_path / "runs")}
+    done = run(playbooks, str(Path(sys.executable)), str(tmp_path / "job.py"), **more, **WANTED)
+    assert succeeded(playbooks) == 1, done.stdout + done.stderr
 
 
 def test_every_page_with_a_job_is_tried() -> None:
@@ -136,23 +136,23 @@ def test_every_page_with_a_job_is_tried() -> None:
 @pytest.mark.parametrize("lure", LURES, ids=lambda lure: lure.name)
 def test_the_lure_is_real(tmp_path: Path, lure: Lure) -> None:
     """Ansible in the checkout falls for those that are marked so. Without an engine nothing else happens."""
-    with doors_kit.doors(tmp_path) as house:
-        installed = house.home / ".ansible/collections/ansible_collections/spt"
+    with playbook_harness.playbooks(tmp_path) as playbooks:
+        installed = playbooks.home / ".ansible/collections/ansible_collections/spt"
         installed.mkdir(parents=True)
         (installed / "flow").symlink_to(CHECKOUT)
-        script(house).write_text(f'#!/bin/sh\necho "$*" >>{canary(house)}\n')
-        script(house).chmod(0o755)
-        hostile_ansible.plant(house.repository, script(house), [lure])
-        environment: dict[str, Any] = {"SPT_FLOW_REPO": str(house.repository), "SPT_FLOW_COMMAND": "true"}
+        script(playbooks).write_text(f'#!/bin/sh\necho "$*" >>{canary(playbooks)}\n')
+        script(playbooks).chmod(0o755)
+        hostile_ansible.plant(playbooks.repository, script(playbooks), [lure])
+        environment: dict[str, Any] = {"SPT_FLOW_REPO": str(playbooks.repository), "SPT_FLOW_COMMAND": "true"}
         done = subprocess.run(
-            [str(house.programs / "ansible-playbook"), "spt.flow.ci"],
-            cwd=house.repository,
-            env=house.environment(**environment, DOCKER_HOST="unix:///nowhere"),
+            [str(playbooks.programs / "ansible-playbook"), "spt.flow.ci"],
+            cwd=playbooks.repository,
+            env=playbooks.environment(**environment, DOCKER_HOST="unix:///nowhere"),
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-        assert canary(house).exists() is lure.works, done.stdout + done.stderr
+        assert canary(playbooks).exists() is lure.works, done.stdout + done.stderr
         if lure.configuration and not lure.works:
             assert "a file of the repository" in done.stdout + done.stderr

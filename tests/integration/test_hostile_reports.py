@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pexpect
 import pytest
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.contract_kit import unavailable
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.agent_harness import unavailable
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
@@ -29,26 +29,26 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
     """One owner with two workspaces, of which one becomes hostile."""
-    with doors_kit.doors(tmp_path_factory.mktemp("hostile")) as house:
-        house.up()
-        good = doors_kit.make_repository(house.repository.parent / "good")
-        assert house.json("up", SPT_FLOW_REPO=str(good))["ok"]
-        yield house
+    with playbook_harness.playbooks(tmp_path_factory.mktemp("hostile")) as playbooks:
+        playbooks.up()
+        good = playbook_harness.make_repository(playbooks.repository.parent / "good")
+        assert playbooks.json("up", SPT_FLOW_REPO=str(good))["ok"]
+        yield playbooks
 
 
-def inside(house: Doors, script: str, data: str = "") -> None:
+def inside(playbooks: Playbooks, script: str, data: str = "") -> None:
     """Run as the user of the hostile workspace."""
-    name = f"spt-flow-{house.owner}-{house.name}"
+    name = f"spt-flow-{playbooks.owner}-{playbooks.name}"
     argv = ["docker", "exec", "-i", "-u", "1000:1000", name, "bash", "-c", script]
     subprocess.run(argv, input=data.encode("utf-8", "surrogatepass"), check=True, timeout=60)
 
 
-def say(house: Doors, *events: dict) -> None:
+def say(playbooks: Playbooks, *events: dict) -> None:
     lines = [json.dumps({"spt_flow": 1, **event}) for event in events]
     raw = ['{"spt_flow": 1, "event": "life", "reason": "busy", "stops_at": 1e400}', ESCAPES, "[" * 9000, "\udcff"]
-    inside(house, "cat >/proc/1/fd/1", "\n".join([*raw, *lines]) + "\n")
+    inside(playbooks, "cat >/proc/1/fd/1", "\n".join([*raw, *lines]) + "\n")
 
 
 def clean(done: subprocess.CompletedProcess[str]) -> str:
@@ -58,45 +58,45 @@ def clean(done: subprocess.CompletedProcess[str]) -> str:
     return text
 
 
-def test_hostile_log_shows_a_question_mark_and_harms_no_neighbour(house: Doors) -> None:
-    say(house, *EVENTS)
-    done = house.run("status")
+def test_hostile_log_shows_a_question_mark_and_harms_no_neighbour(playbooks: Playbooks) -> None:
+    say(playbooks, *EVENTS)
+    done = playbooks.run("status")
     text = clean(done)
     assert done.returncode == 0, text
-    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("good ", f"{house.name} "))}
-    assert set(rows) == {"good", house.name}
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("good ", f"{playbooks.name} "))}
+    assert set(rows) == {"good", playbooks.name}
     lines = text.splitlines()
-    shown = lines[lines.index(rows[house.name]) :][:2]
+    shown = lines[lines.index(rows[playbooks.name]) :][:2]
     assert "?" in " ".join(shown), text
     assert "good" in rows["good"] and "running" in rows["good"]
-    found = house.json("status")
+    found = playbooks.json("status")
     assert FORBIDDEN.search(json.dumps(found, ensure_ascii=False)) is None
-    assert {w["name"]: w["state"] for w in found["workspaces"]} == {"good": "running", house.name: "running"}
+    assert {w["name"]: w["state"] for w in found["workspaces"]} == {"good": "running", playbooks.name: "running"}
 
 
-def test_log_is_printed_without_escape_sequences(house: Doors) -> None:
-    say(house, *EVENTS)
-    done = house.run("logs", "-e", f"workspace={house.name}")
+def test_log_is_printed_without_escape_sequences(playbooks: Playbooks) -> None:
+    say(playbooks, *EVENTS)
+    done = playbooks.run("logs", "-e", f"workspace={playbooks.name}")
     assert done.returncode == 0 and "fdp.exe" in clean(done)
 
 
-def test_hostile_session_file_reaches_no_terminal(house: Doors) -> None:
+def test_hostile_session_file_reaches_no_terminal(playbooks: Playbooks) -> None:
     session = {"ide": {"password": ESCAPES}, "host_key": [1], "directory": f"/home/coder/{ESCAPES}"}
     steps = {"steps": {"clone": {"state": ESCAPES}, "dotfiles": 7}, "ports": PORTS, "notes": ESCAPES}
-    inside(house, "cat >/run/spt-flow/session.json", json.dumps(session))
-    inside(house, "cat >/run/spt-flow/steps.json", json.dumps(steps))
-    done = house.run("up", SPT_FLOW_REPO=str(house.repository), SPT_FLOW_CONNECT="false")
+    inside(playbooks, "cat >/run/spt-flow/session.json", json.dumps(session))
+    inside(playbooks, "cat >/run/spt-flow/steps.json", json.dumps(steps))
+    done = playbooks.run("up", SPT_FLOW_REPO=str(playbooks.repository), SPT_FLOW_CONNECT="false")
     text = clean(done)
     assert done.returncode == 0 and "password" not in text.split("PLAY RECAP")[1], text
-    done = house.run("ssh", "-e", f"workspace={house.name}", SPT_FLOW_COMMAND="exit 5")
+    done = playbooks.run("ssh", "-e", f"workspace={playbooks.name}", SPT_FLOW_COMMAND="exit 5")
     clean(done)
     assert done.returncode == 5
 
 
-def test_shell_names_the_ports_that_it_forwards(house: Doors) -> None:
-    argv = house.argv("ssh", "-e", f"workspace={house.name}")
-    env = house.environment(TERM="xterm", ANSIBLE_NOCOLOR="1")
-    child = pexpect.spawn(argv[0], argv[1:], cwd=str(house.cwd), env=env, encoding="utf-8", timeout=240)
+def test_shell_names_the_ports_that_it_forwards(playbooks: Playbooks) -> None:
+    argv = playbooks.argv("ssh", "-e", f"workspace={playbooks.name}")
+    env = playbooks.environment(TERM="xterm", ANSIBLE_NOCOLOR="1")
+    child = pexpect.spawn(argv[0], argv[1:], cwd=str(playbooks.cwd), env=env, encoding="utf-8", timeout=240)
     try:
         child.expect("PLAY RECAP")
         child.expect(r"ports +([0-9, ]+) of 127\.0\.0\.1, while the shell is open")
@@ -112,17 +112,17 @@ def test_shell_names_the_ports_that_it_forwards(house: Doors) -> None:
     assert child.exitstatus == 7
 
 
-def test_local_repository_gets_only_the_ports_of_its_own_file(house: Doors) -> None:
-    done = house.run("up", SPT_FLOW_REPO=str(house.repository))
+def test_local_repository_gets_only_the_ports_of_its_own_file(playbooks: Playbooks) -> None:
+    done = playbooks.run("up", SPT_FLOW_REPO=str(playbooks.repository))
     text = clean(done)
     assert done.returncode == 0 and "ports  " not in text, text
     assert "20000 (devcontainer.json does not ask for it)" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": ' * 100_000, "[]", "\0", "x" * (17 << 20)])
-def test_damaged_session_file_is_one_sentence_with_its_code(house: Doors, content: str) -> None:
-    inside(house, "cat >/run/spt-flow/session.json; echo {} >/run/spt-flow/steps.json", content)
-    found = house.json("up", SPT_FLOW_REPO=str(house.repository))
+def test_damaged_session_file_is_one_sentence_with_its_code(playbooks: Playbooks, content: str) -> None:
+    inside(playbooks, "cat >/run/spt-flow/session.json; echo {} >/run/spt-flow/steps.json", content)
+    found = playbooks.json("up", SPT_FLOW_REPO=str(playbooks.repository))
     assert found["status"] == 8 and FORBIDDEN.search(found["error"]["message"]) is None, found
     assert "fault of spt.flow" not in found["error"]["hint"]
-    assert house.run("status").returncode == 0
+    assert playbooks.run("status").returncode == 0

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.tests import hostile_repositories
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import CHECKOUT, Doors
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import CHECKOUT, Playbooks
 
 SEED = hostile_repositories.seed()
 COMMAND = "git rev-parse HEAD; ls | wc -l"
@@ -27,8 +27,8 @@ CONFIGURATION = CHECKOUT / "playbooks/ansible.cfg"
 
 
 @pytest.fixture
-def house(tmp_path: Path, image: Any) -> Iterator[Doors]:
-    with doors_kit.doors(tmp_path) as made:
+def playbooks(tmp_path: Path, image: Any) -> Iterator[Playbooks]:
+    with playbook_harness.playbooks(tmp_path) as made:
         installed = made.home / ".ansible/collections/ansible_collections/spt"
         installed.mkdir(parents=True)
         (installed / "flow").symlink_to(CHECKOUT)
@@ -56,13 +56,13 @@ def orders_a_terminal(text: str) -> list[str]:
     )
 
 
-def run(house: Doors, plays: list[str], cwd: Path, tally: Tally, title: str, **values: str) -> bool:
+def run(playbooks: Playbooks, plays: list[str], cwd: Path, tally: Tally, title: str, **values: str) -> bool:
     """Run playbooks in one process, and note what is wrong with what they print; whether they succeeded."""
-    environment = house.environment(
+    environment = playbooks.environment(
         ANSIBLE_CONFIG=str(CONFIGURATION), SPT_FLOW_DOCKER="disabled", SPT_FLOW_WAIT_TIMEOUT="90s", **values
     )
     done = subprocess.run(
-        [str(house.programs / "ansible-playbook"), *plays],
+        [str(playbooks.programs / "ansible-playbook"), *plays],
         cwd=cwd,
         env={**environment, "SPT_FLOW_MEMORY": "1g", "SPT_FLOW_CPUS": "1", "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
@@ -100,7 +100,7 @@ def check_canary(made: hostile_repositories.Repository, tally: Tally) -> None:
         tally.wrong.append(f"{title_of(made)}: ran {made.place.canary.read_text()}")
 
 
-def test_hostile_repositories_stay_in_their_workspaces(house: Doors, tmp_path: Path) -> None:
+def test_hostile_repositories_stay_in_their_workspaces(playbooks: Playbooks, tmp_path: Path) -> None:
     """Six of them, each verb as people call it."""
     tally = Tally()
     for number in range(6):
@@ -108,13 +108,15 @@ def test_hostile_repositories_stay_in_their_workspaces(house: Doors, tmp_path: P
         values = {f"SPT_FLOW_{name.upper()}": text for name, text in values_of(made).items()}
         cwd = made.place.folder if number % 2 else made.place.folder.parent
         title = title_of(made)
-        if run(house, ["spt.flow.up", "spt.flow.status", "spt.flow.logs", "spt.flow.ci"], cwd, tally, title, **values):
-            run(house, ["spt.flow.ssh"], cwd, tally, title, **{**values, "SPT_FLOW_CONNECT": "true"})
+        if run(
+            playbooks, ["spt.flow.up", "spt.flow.status", "spt.flow.logs", "spt.flow.ci"], cwd, tally, title, **values
+        ):
+            run(playbooks, ["spt.flow.ssh"], cwd, tally, title, **{**values, "SPT_FLOW_CONNECT": "true"})
         else:
             for verb in ("status", "logs", "ci", "ssh"):
-                run(house, [f"spt.flow.{verb}"], cwd, tally, title, **values)
+                run(playbooks, [f"spt.flow.{verb}"], cwd, tally, title, **values)
         check_canary(made, tally)
-        doors_kit.remove(house.owner)
+        playbook_harness.remove(playbooks.owner)
     assert tally.wrong == [], "\n".join(tally.wrong)
 
 
@@ -142,14 +144,16 @@ def tasks(made: hostile_repositories.Repository) -> list[dict[str, Any]]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("tens", range(10))
-def test_a_hundred_hostile_repositories_stay_in_their_workspaces(house: Doors, tmp_path: Path, tens: int) -> None:
+def test_a_hundred_hostile_repositories_stay_in_their_workspaces(
+    playbooks: Playbooks, tmp_path: Path, tens: int
+) -> None:
     """Ten at a time in one process, each brought up, used and deleted."""
     tally = Tally()
     made = [hostile_repositories.generate(tmp_path / str(n), SEED, n) for n in range(10 * tens, 10 * tens + 10)]
     play = tmp_path / "play.yml"
     every = [task for one in made for task in tasks(one)]
     play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": every}]))
-    run(house, [str(play)], made[0].place.folder, tally, f"seed {SEED}: {'; '.join(map(title_of, made))}")
+    run(playbooks, [str(play)], made[0].place.folder, tally, f"seed {SEED}: {'; '.join(map(title_of, made))}")
     for one in made:
         check_canary(one, tally)
     wrong = len(tally.wrong)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import tools as image_tools
-from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, unavailable, wait_for, workspace
+from ansible_collections.spt.flow.tests.integration.agent_harness import Inside, unavailable, wait_for, workspace
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 PACKAGES = ("chromium", "chromium-driver")

@@ -18,9 +18,9 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import down
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.bench import reference_build
-from ansible_collections.spt.flow.tests.integration import lab
-from ansible_collections.spt.flow.tests.integration.image_kit import layers, moved, reused, tool_layers
-from ansible_collections.spt.flow.tests.integration.mirror_kit import mirror
+from ansible_collections.spt.flow.tests.integration import harness
+from ansible_collections.spt.flow.tests.integration.image_layers import layers, moved, reused, tool_layers
+from ansible_collections.spt.flow.tests.integration.mirror_harness import mirror
 
 pytestmark = pytest.mark.full
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def test_what_is_unavailable_is_not_there(inside: Inside, image: image_identity.
 
 
 def test_a_workspace_of_it_starts_with_docker_inside(image: image_identity.Image, tmp_path: Path) -> None:
-    with lab.lab(tmp_path, image) as made:
+    with harness.harness(tmp_path, image) as made:
         spec = made.spec(made.repository(), docker="required", profile=PROFILE, memory=4 << 30)
         workspace = made.up(spec)
         assert [workspace.step(name).state for name in ("home", "clone", "ide")] == ["ok"] * 3

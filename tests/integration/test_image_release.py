@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as docker_images
-from ansible_collections.spt.flow.tests.integration import doors_kit, recipe_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
-from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
+from ansible_collections.spt.flow.tests.integration import playbook_harness, recipe_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
+from ansible_collections.spt.flow.tests.integration.recipe_harness import Copy
 
 REGISTRY = shutil.which("docker-registry")
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -70,23 +70,25 @@ def digest(address: str, tag: str) -> str:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Copy:
-    made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
+    made = recipe_harness.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.tiny()
     made.gh("1.0")
-    made.spare_the_ide(recipe_kit.cache_of_its_own(tmp_path / "cache"))
+    made.spare_the_ide(recipe_harness.cache_of_its_own(tmp_path / "cache"))
     return made
 
 
 @pytest.fixture
-def house(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doors]:
+def playbooks(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playbooks]:
     """The copy's playbooks; what its images leave on the engine goes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    before = set(doors_kit.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split())
-    with doors_kit.doors(tmp_path / "doors", cwd=recipe.root, installed=tmp_path / "collections") as made:
+    before = set(playbook_harness.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split())
+    with playbook_harness.playbooks(
+        tmp_path / "playbooks", cwd=recipe.root, installed=tmp_path / "collections"
+    ) as made:
         yield made
     made_here = {
         identifier
-        for identifier in doors_kit.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split()
+        for identifier in playbook_harness.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split()
         if identifier not in before and b"gh version" in _gh(identifier)
     }
     for identifier in made_here:
@@ -121,7 +123,7 @@ def inventory(tmp_path: Path, file: Path, registry: str) -> Path:
 
 def command(workflow: str, job: str, checkout: Path) -> tuple[str, dict[str, str]]:
     """What a job of a pipeline that we offer runs and with which variables; programs are the copy's own."""
-    document = yaml.safe_load((doors_kit.CHECKOUT / "templates/pipelines" / workflow).read_text())
+    document = yaml.safe_load((playbook_harness.CHECKOUT / "templates/pipelines" / workflow).read_text())
     if "jobs" in document:
         steps = document["jobs"][job]["steps"]
         variables = {"GITHUB_WORKSPACE": str(checkout)}
@@ -134,27 +136,33 @@ def command(workflow: str, job: str, checkout: Path) -> tuple[str, dict[str, str
     return re.sub(r'"\$\w+/tools/venv" --\s', "", str(step["run"])), variables
 
 
-def pipeline(house: Doors, workflow: str, job: str, inventory: Path) -> subprocess.CompletedProcess[str]:
-    line, variables = command(workflow, job, house.cwd)
+def pipeline(playbooks: Playbooks, workflow: str, job: str, inventory: Path) -> subprocess.CompletedProcess[str]:
+    line, variables = command(workflow, job, playbooks.cwd)
     # tools/venv, which the pipeline calls, links the checkout as a collection.
-    link = house.cwd / ".ansible/collections/ansible_collections/spt/flow"
+    link = playbooks.cwd / ".ansible/collections/ansible_collections/spt/flow"
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to("../../../..")
-    environment = house.environment(**variables | {"INVENTORY": os.path.relpath(inventory, house.cwd)})
+    environment = playbooks.environment(**variables | {"INVENTORY": os.path.relpath(inventory, playbooks.cwd)})
     return subprocess.run(
-        ["sh", "-ec", line], cwd=house.cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
+        ["sh", "-ec", line],
+        cwd=playbooks.cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
 
 
-def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Path, registry: str) -> None:
+def test_the_pipelines_day(playbooks: Playbooks, recipe: Copy, inventory: Path, file: Path, registry: str) -> None:
     """Planned, applied, nothing left to do; gh moves: planned, applied; a broken one replaces nothing."""
-    planned = pipeline(house, "github.yml", "plan", inventory)
+    planned = pipeline(playbooks, "github.yml", "plan", inventory)
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert "current: built, verified, described, pushed, recorded" in planned.stdout
     assert not file.exists()
 
-    applied = pipeline(house, "github.yml", "apply", inventory)
+    applied = pipeline(playbooks, "github.yml", "apply", inventory)
     assert applied.returncode == 0, applied.stdout + applied.stderr
     first = json.loads(file.read_text())["slim"]
     assert first["reference"] == f"{registry}/team/workspace@{digest(registry, 'slim')}"
@@ -163,20 +171,20 @@ def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Pa
     report = json.loads((file.parent / f"slim-{first['hash'][:12]}.verify.json").read_text())
     assert report["checks"] == [{"name": "gh", "state": "passed", "detail": "gh version 1.0"}]
 
-    again = pipeline(house, "gitlab.yml", "workspace image", inventory)
+    again = pipeline(playbooks, "gitlab.yml", "workspace image", inventory)
     assert "changed=0" in again.stdout and again.returncode == 0, again.stdout + again.stderr
     assert json.loads(file.read_text())["slim"] == first
 
     recipe.gh("1.1")
-    assert pipeline(house, "gitlab.yml", "workspace image plan", inventory).returncode == 0
+    assert pipeline(playbooks, "gitlab.yml", "workspace image plan", inventory).returncode == 0
     assert json.loads(file.read_text())["slim"] == first
-    assert pipeline(house, "gitlab.yml", "workspace image", inventory).returncode == 0
+    assert pipeline(playbooks, "gitlab.yml", "workspace image", inventory).returncode == 0
     second = json.loads(file.read_text())["slim"]
     assert second["hash"] != first["hash"]
     assert digest(registry, f"slim-{first['hash'][:12]}") == first["reference"].partition("@")[2]
 
     recipe.gh("1.2", works=False)
-    failed = pipeline(house, "github.yml", "apply", inventory)
+    failed = pipeline(playbooks, "github.yml", "apply", inventory)
     assert failed.returncode != 0
     said = failed.stdout + failed.stderr
     assert "failed its verification: gh: gh version 1.2" in said and f"{second['tag']} stays current" in said
@@ -193,21 +201,21 @@ def test_the_pipelines_day(house: Doors, recipe: Copy, inventory: Path, file: Pa
 
 
 def test_a_registry_that_is_not_there_is_a_sentence_and_nothing_is_recorded(
-    house: Doors, inventory: Path, file: Path
+    playbooks: Playbooks, inventory: Path, file: Path
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         extra = json.dumps({"image_build_registry": f"127.0.0.1:{port}/team/workspace"})
-        done = house.run("image", "-i", str(inventory), "-e", extra)
+        done = playbooks.run("image", "-i", str(inventory), "-e", extra)
     assert done.returncode != 0
     assert f"See that 127.0.0.1:{port} answers" in done.stdout + done.stderr
     assert not file.exists()
 
 
-def test_an_archive_without_a_registry(house: Doors, inventory: Path, file: Path) -> None:
+def test_an_archive_without_a_registry(playbooks: Playbooks, inventory: Path, file: Path) -> None:
     extra = json.dumps({"image_build_registry": "", "image_build_archive": True})
-    done = house.run("image", "-i", str(inventory), "-e", extra)
+    done = playbooks.run("image", "-i", str(inventory), "-e", extra)
     assert done.returncode == 0, done.stdout + done.stderr
     entry = json.loads(file.read_text())["slim"]
     assert "reference" not in entry
@@ -217,14 +225,14 @@ def test_an_archive_without_a_registry(house: Doors, inventory: Path, file: Path
     assert b"manifest.json" in listed.stdout
 
 
-def test_without_a_file_that_records_a_release_is_refused(house: Doors) -> None:
-    done = house.run("release")
+def test_without_a_file_that_records_a_release_is_refused(playbooks: Playbooks) -> None:
+    done = playbooks.run("release")
     assert done.returncode != 0
     assert "set flow_image_release in group_vars/all of the inventory" in done.stdout + done.stderr
 
 
-def test_image_alone_builds_and_records_nothing(house: Doors, tmp_path: Path) -> None:
-    assert house.run("image").returncode == 0
-    again = house.run("image")
+def test_image_alone_builds_and_records_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
+    assert playbooks.run("image").returncode == 0
+    again = playbooks.run("image")
     assert "changed=0" in again.stdout, again.stdout
     assert not [path for path in tmp_path.rglob("*.spdx.json") if os.path.isfile(path)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts/kernel-files.md"
 SWEEP = r"""
@@ -67,9 +67,9 @@ OWN = re.compile(
 
 
 @pytest.fixture(scope="module")
-def workspace(shared_lab: Lab) -> Workspace:
+def workspace(shared_harness: Harness) -> Workspace:
     """With Docker inside, so that nothing of /proc is masked."""
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("sweep"), docker="auto", wait_timeout=300))
+    return shared_harness.up(shared_harness.spec(shared_harness.repository("sweep"), docker="auto", wait_timeout=300))
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def rows() -> Iterator[list[tuple[str, int, list[str]]]]:
 
 @pytest.mark.parametrize(("who", "user"), [("coder", "1000:1000"), ("root", "0:0")])
 def test_no_setting_of_the_kernel_is_written(
-    shared_lab: Lab, workspace: Workspace, rows: list[tuple[str, int, list[str]]], who: str, user: str
+    shared_harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[str]]], who: str, user: str
 ) -> None:
-    done = shared_lab.target.exec(workspace, ["python3", "-c", SWEEP], user=user, timeout=300)
+    done = shared_harness.target.exec(workspace, ["python3", "-c", SWEEP], user=user, timeout=300)
     assert done.status == 0, done
     seen, written = json.loads(done.stdout)
     rows.append((who, seen, written))
@@ -98,11 +98,11 @@ def test_no_setting_of_the_kernel_is_written(
 
 
 def test_what_root_may_write_changes_nothing_on_the_host(
-    shared_lab: Lab, workspace: Workspace, rows: list[tuple[str, int, list[str]]]
+    shared_harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[str]]]
 ) -> None:
     paths = [path for who, _seen, written in rows for path in written if who == "root" and Path(path).exists()]
     before = {path: Path(path).read_text() for path in paths if path != "/proc/sys/kernel/ns_last_pid"}
     stdin = json.dumps(list(before)).encode()
-    done = shared_lab.target.exec(workspace, ["python3", "-c", CHANGE], user="0:0", stdin=stdin, timeout=120)
+    done = shared_harness.target.exec(workspace, ["python3", "-c", CHANGE], user="0:0", stdin=stdin, timeout=120)
     assert done.status == 0 and any(json.loads(done.stdout).values()), done
     assert {path: Path(path).read_text() for path in before} == before

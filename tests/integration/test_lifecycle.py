@@ -13,249 +13,253 @@ from dataclasses import replace
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import progress as common_progress
-from ansible_collections.spt.flow.tests.integration.lab import Lab, git
+from ansible_collections.spt.flow.tests.integration.harness import Harness, git
 
 
-def test_up_twice_changes_once(lab: Lab) -> None:
-    source = lab.repository()
-    first = lab.ensure(lab.spec(source))
-    second = lab.ensure(lab.spec(source))
+def test_up_twice_changes_once(harness: Harness) -> None:
+    source = harness.repository()
+    first = harness.ensure(harness.spec(source))
+    second = harness.ensure(harness.spec(source))
     assert first.changed and first.workspace and second.workspace
     assert (second.changed, second.actions) == (False, [])
     assert "unchanged" in second.msg
     assert second.workspace.id == first.workspace.id
-    assert lab.inside(first.workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
-    lab.is_exactly("demo")
+    assert harness.inside(first.workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
+    harness.is_exactly("demo")
 
 
-def test_two_repositories_of_one_name_and_delete_takes_only_its_own(lab: Lab) -> None:
-    one, two = lab.repository(where="a"), lab.repository(where="b")
-    first, second = lab.up(lab.spec(one)), lab.up(lab.spec(two))
+def test_two_repositories_of_one_name_and_delete_takes_only_its_own(harness: Harness) -> None:
+    one, two = harness.repository(where="a"), harness.repository(where="b")
+    first, second = harness.up(harness.spec(one)), harness.up(harness.spec(two))
     assert first.name == "demo"
     assert second.name.startswith("demo-") and len(second.name) == len("demo-") + 4
-    assert lab.up(lab.spec(two)).id == second.id
-    lab.is_exactly("demo", second.name)
+    assert harness.up(harness.spec(two)).id == second.id
+    harness.is_exactly("demo", second.name)
 
-    gone = lab.ensure(lab.spec(one), "absent")
+    gone = harness.ensure(harness.spec(one), "absent")
     assert gone.changed and gone.workspace is None
-    lab.is_exactly(second.name)
-    assert lab.inside(second, "git -C ~/demo rev-parse HEAD") == git(two, "rev-parse", "HEAD")
-    again = lab.ensure(lab.spec(one), "absent")
+    harness.is_exactly(second.name)
+    assert harness.inside(second, "git -C ~/demo rev-parse HEAD") == git(two, "rev-parse", "HEAD")
+    again = harness.ensure(harness.spec(one), "absent")
     assert not again.changed
 
 
-def test_a_taken_name_is_refused(lab: Lab) -> None:
-    one, two = lab.repository(where="a"), lab.repository(where="b")
-    lab.up(lab.spec(one, name="mine"))
+def test_a_taken_name_is_refused(harness: Harness) -> None:
+    one, two = harness.repository(where="a"), harness.repository(where="b")
+    harness.up(harness.spec(one, name="mine"))
     with pytest.raises(Conflict) as caught:
-        lab.ensure(lab.spec(two, name="mine"))
+        harness.ensure(harness.spec(two, name="mine"))
     assert "mine" in caught.value.message and caught.value.hint and caught.value.code == 7
-    lab.is_exactly("mine")
+    harness.is_exactly("mine")
 
 
-def test_a_volume_that_is_not_ours_is_left_alone(lab: Lab) -> None:
-    volume = f"spt-flow-{lab.owner}-demo-home"
-    lab.engine.request_json("POST", "/volumes/create", body={"Name": volume, "Labels": {"other": "1"}})
+def test_a_volume_that_is_not_ours_is_left_alone(harness: Harness) -> None:
+    volume = f"spt-flow-{harness.owner}-demo-home"
+    harness.engine.request_json("POST", "/volumes/create", body={"Name": volume, "Labels": {"other": "1"}})
     try:
         with pytest.raises(Conflict) as caught:
-            lab.ensure(lab.spec(lab.repository()))
+            harness.ensure(harness.spec(harness.repository()))
         assert volume in caught.value.message
-        assert lab.engine.get_json(f"/volumes/{volume}")["Labels"] == {"other": "1"}
-        assert lab.containers() == [] and lab.volumes() == []
+        assert harness.engine.get_json(f"/volumes/{volume}")["Labels"] == {"other": "1"}
+        assert harness.containers() == [] and harness.volumes() == []
     finally:
-        lab.engine.request_json("DELETE", f"/volumes/{volume}")
+        harness.engine.request_json("DELETE", f"/volumes/{volume}")
 
 
-def test_labels_say_whose_it_is_and_hold_no_path_of_a_secret(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
+def test_labels_say_whose_it_is_and_hold_no_path_of_a_secret(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
     identity = workspace.repo
     for part in ("home", "docker"):
-        labels = lab.engine.get_json(f"/volumes/{lab.name(workspace)}-{part}")["Labels"]
-        assert labels["spt.flow.owner"] == lab.owner and labels["spt.flow.workspace"] == "demo"
+        labels = harness.engine.get_json(f"/volumes/{harness.name(workspace)}-{part}")["Labels"]
+        assert labels["spt.flow.owner"] == harness.owner and labels["spt.flow.workspace"] == "demo"
         assert labels["spt.flow.repo"] == identity and labels["spt.flow.contract"] == "1"
         assert labels.get("spt.flow.snapshot") == ("no" if part == "docker" else None)
-    container = lab.inspect(workspace.id)
-    assert container["Config"]["Labels"]["spt.flow.image"] == lab.image.hash
+    container = harness.inspect(workspace.id)
+    assert container["Config"]["Labels"]["spt.flow.image"] == harness.image.hash
     assert container["HostConfig"]["RestartPolicy"]["Name"] in ("", "no")
     assert container["HostConfig"]["NetworkMode"] == "spt-flow"
     assert container["HostConfig"]["PortBindings"]["8080/tcp"][0]["HostIp"] == "127.0.0.1"
 
 
-def test_stop_keeps_the_home_and_up_starts_the_same_one(lab: Lab) -> None:
-    spec = lab.spec(lab.repository())
-    workspace = lab.up(spec)
-    lab.inside(workspace, "echo precious > ~/note; git -C ~/demo checkout -q -b work")
-    stopped = lab.ensure(spec, "stopped")
+def test_stop_keeps_the_home_and_up_starts_the_same_one(harness: Harness) -> None:
+    spec = harness.spec(harness.repository())
+    workspace = harness.up(spec)
+    harness.inside(workspace, "echo precious > ~/note; git -C ~/demo checkout -q -b work")
+    stopped = harness.ensure(spec, "stopped")
     assert stopped.changed and stopped.workspace and stopped.workspace.state == "stopped"
-    assert not lab.ensure(spec, "stopped").changed
-    lab.is_exactly("demo")
-    started = lab.ensure(spec)
+    assert not harness.ensure(spec, "stopped").changed
+    harness.is_exactly("demo")
+    started = harness.ensure(spec)
     assert started.changed and started.workspace and started.workspace.id == workspace.id
-    assert lab.inside(started.workspace, "cat ~/note; git -C ~/demo branch --show-current") == "precious\nwork"
+    assert harness.inside(started.workspace, "cat ~/note; git -C ~/demo branch --show-current") == "precious\nwork"
 
 
-def test_changed_settings_are_shown_and_only_a_restart_applies_them(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    lab.inside(workspace, "echo precious > ~/note")
-    wanted = lab.spec(source, memory=768 << 20, pids=500)
+def test_changed_settings_are_shown_and_only_a_restart_applies_them(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    harness.inside(workspace, "echo precious > ~/note")
+    wanted = harness.spec(source, memory=768 << 20, pids=500)
 
-    shown = lab.ensure(wanted)
+    shown = harness.ensure(wanted)
     assert not shown.changed and shown.workspace and shown.workspace.id == workspace.id
     assert shown.workspace.outdated == ("settings",) and any("restart" in note for note in shown.notes)
-    assert lab.inspect(workspace.id)["HostConfig"]["PidsLimit"] == 4096
+    assert harness.inspect(workspace.id)["HostConfig"]["PidsLimit"] == 4096
 
-    restarted = lab.ensure(wanted, "restarted").workspace
+    restarted = harness.ensure(wanted, "restarted").workspace
     assert restarted and restarted.id != workspace.id and restarted.outdated == ()
-    assert lab.inspect(restarted.id)["HostConfig"]["PidsLimit"] == 500
-    assert lab.inside(restarted, "cat ~/note; git -C ~/demo rev-parse HEAD").split() == [
+    assert harness.inspect(restarted.id)["HostConfig"]["PidsLimit"] == 500
+    assert harness.inside(restarted, "cat ~/note; git -C ~/demo rev-parse HEAD").split() == [
         "precious",
         git(source, "rev-parse", "HEAD"),
     ]
-    lab.is_exactly("demo")
+    harness.is_exactly("demo")
 
 
-def test_restart_by_name_keeps_repository_reference_and_dotfiles(lab: Lab) -> None:
-    spec = replace(lab.spec(lab.repository()), ref="main", git_name="Ada", git_email="ada@example.com")
-    before = lab.inspect(lab.up(spec).id)["Config"]["Env"]
-    restarted = lab.ensure(lab.spec(name="demo"), "restarted").workspace
+def test_restart_by_name_keeps_repository_reference_and_dotfiles(harness: Harness) -> None:
+    spec = replace(harness.spec(harness.repository()), ref="main", git_name="Ada", git_email="ada@example.com")
+    before = harness.inspect(harness.up(spec).id)["Config"]["Env"]
+    restarted = harness.ensure(harness.spec(name="demo"), "restarted").workspace
     assert restarted
-    after = lab.inspect(restarted.id)["Config"]["Env"]
+    after = harness.inspect(restarted.id)["Config"]["Env"]
     assert sorted(after) == sorted(before)
 
 
-def test_restart_with_an_image_that_is_missing_puts_the_old_one_back(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    broken = replace(lab.spec(source), image="spt-flow/workspace:none-0000000000", image_hash="0" * 64)
+def test_restart_with_an_image_that_is_missing_puts_the_old_one_back(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    broken = replace(harness.spec(source), image="spt-flow/workspace:none-0000000000", image_hash="0" * 64)
     with pytest.raises(NotFound) as caught:
-        lab.ensure(broken, "restarted")
+        harness.ensure(broken, "restarted")
     assert "none-0000000000" in caught.value.message and "image" in caught.value.hint
-    back = lab.up(lab.spec(source))
+    back = harness.up(harness.spec(source))
     assert back.id == workspace.id
-    lab.is_exactly("demo")
+    harness.is_exactly("demo")
 
 
-def test_restart_that_never_gets_ready_puts_the_old_one_back(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    lab.inside(workspace, "echo precious > ~/note")
+def test_restart_that_never_gets_ready_puts_the_old_one_back(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    harness.inside(workspace, "echo precious > ~/note")
     with pytest.raises(FlowError) as caught:
-        lab.ensure(lab.spec(source, pids=100, wait_timeout=0), "restarted")
+        harness.ensure(harness.spec(source, pids=100, wait_timeout=0), "restarted")
     assert "demo" in caught.value.message
-    back = lab.ensure(lab.spec(source)).workspace
+    back = harness.ensure(harness.spec(source)).workspace
     assert back and back.id == workspace.id and back.state == "running"
-    assert lab.inside(back, "cat ~/note") == "precious"
-    lab.is_exactly("demo")
+    assert harness.inside(back, "cat ~/note") == "precious"
+    harness.is_exactly("demo")
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_a_restart_killed_after_setting_aside_is_undone_by_up(lab: Lab, running: bool) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    name = lab.name(workspace)
+def test_a_restart_killed_after_setting_aside_is_undone_by_up(harness: Harness, running: bool) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    name = harness.name(workspace)
     if not running:
-        lab.ensure(lab.spec(source), "stopped")
-    lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    assert [found.name for found in lab.target.list(lab.owner)] == ["demo"]
-    back = lab.up(lab.spec(source))
+        harness.ensure(harness.spec(source), "stopped")
+    harness.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
+    assert [found.name for found in harness.target.list(harness.owner)] == ["demo"]
+    back = harness.up(harness.spec(source))
     assert back.id == workspace.id and back.state == "running"
-    lab.is_exactly("demo")
+    harness.is_exactly("demo")
 
 
-def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    name = lab.name(workspace)
-    lab.ensure(lab.spec(source), "stopped")
-    lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    lab.target.create(lab.spec(source), common_progress.Progress())
-    back = lab.up(lab.spec(source))
+def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    name = harness.name(workspace)
+    harness.ensure(harness.spec(source), "stopped")
+    harness.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
+    harness.target.create(harness.spec(source), common_progress.Progress())
+    back = harness.up(harness.spec(source))
     assert back.id == workspace.id and back.state == "running"
-    lab.is_exactly("demo")
+    harness.is_exactly("demo")
 
 
-def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    name = lab.name(workspace)
-    lab.ensure(lab.spec(source), "stopped")
-    lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    made = lab.target.create(lab.spec(source), common_progress.Progress())
-    lab.engine.request_json("POST", f"/containers/{made.id}/start")
-    new = lab.up(lab.spec(source))
+def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    name = harness.name(workspace)
+    harness.ensure(harness.spec(source), "stopped")
+    harness.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
+    made = harness.target.create(harness.spec(source), common_progress.Progress())
+    harness.engine.request_json("POST", f"/containers/{made.id}/start")
+    new = harness.up(harness.spec(source))
     assert new.id == made.id and new.state == "running"
-    lab.is_exactly("demo")
+    harness.is_exactly("demo")
 
 
-def test_what_a_killed_restart_left_goes_with_the_workspace(lab: Lab) -> None:
-    spec = lab.spec(lab.repository())
-    name = lab.name(lab.up(spec))
-    lab.ensure(spec, "stopped")
-    lab.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
-    lab.target.create(spec, common_progress.Progress())
-    lab.ensure(spec, "absent")
-    lab.is_exactly()
+def test_what_a_killed_restart_left_goes_with_the_workspace(harness: Harness) -> None:
+    spec = harness.spec(harness.repository())
+    name = harness.name(harness.up(spec))
+    harness.ensure(spec, "stopped")
+    harness.engine.request_json("POST", f"/containers/{name}/rename", {"name": f"{name}-old"})
+    harness.target.create(spec, common_progress.Progress())
+    harness.ensure(spec, "absent")
+    harness.is_exactly()
 
 
-def test_only_the_home_left_is_a_stopped_workspace(lab: Lab) -> None:
-    source = lab.repository()
-    workspace = lab.up(lab.spec(source))
-    lab.inside(workspace, "echo precious > ~/note")
-    lab.engine.request_json("DELETE", f"/containers/{workspace.id}", {"force": True})
-    assert [(found.name, found.state, found.id) for found in lab.target.list(lab.owner)] == [("demo", "stopped", "")]
-    again = lab.ensure(lab.spec(source))
+def test_only_the_home_left_is_a_stopped_workspace(harness: Harness) -> None:
+    source = harness.repository()
+    workspace = harness.up(harness.spec(source))
+    harness.inside(workspace, "echo precious > ~/note")
+    harness.engine.request_json("DELETE", f"/containers/{workspace.id}", {"force": True})
+    assert [(found.name, found.state, found.id) for found in harness.target.list(harness.owner)] == [
+        ("demo", "stopped", "")
+    ]
+    again = harness.ensure(harness.spec(source))
     assert again.changed and again.workspace and again.workspace.id != workspace.id
-    assert lab.inside(again.workspace, "cat ~/note") == "precious"
-    lab.is_exactly("demo")
+    assert harness.inside(again.workspace, "cat ~/note") == "precious"
+    harness.is_exactly("demo")
 
 
-def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(lab: Lab) -> None:
+def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(harness: Harness) -> None:
     now = int(time.time())
-    spec = replace(lab.spec(name="job"), kind="ci", deadline=now + 600)
-    made = lab.target.start(lab.target.create(spec, common_progress.Progress()))
-    assert lab.inspect(made.id)["HostConfig"]["AutoRemove"] is True
-    assert lab.volumes() == []
+    spec = replace(harness.spec(name="job"), kind="ci", deadline=now + 600)
+    made = harness.target.start(harness.target.create(spec, common_progress.Progress()))
+    assert harness.inspect(made.id)["HostConfig"]["AutoRemove"] is True
+    assert harness.volumes() == []
     assert made.kind == "ci" and made.deadline == now + 600
-    lab.target.stop(made)
-    assert lab.containers() == []
+    harness.target.stop(made)
+    assert harness.containers() == []
 
 
-def test_sweep_takes_expired_ci_workspaces_only(lab: Lab) -> None:
-    lab.up(lab.spec(lab.repository()))
+def test_sweep_takes_expired_ci_workspaces_only(harness: Harness) -> None:
+    harness.up(harness.spec(harness.repository()))
     for name, ttl in (("over", 1), ("later", 600)):
-        spec = replace(lab.spec(name=name), kind="ci", deadline=int(time.time()) + ttl)
-        lab.target.create(spec, common_progress.Progress())
-    foreign = {f"spt.flow.{name}": value for name, value in (("owner", lab.owner), ("workspace", "x"), ("kind", "ci"))}
+        spec = replace(harness.spec(name=name), kind="ci", deadline=int(time.time()) + ttl)
+        harness.target.create(spec, common_progress.Progress())
+    foreign = {
+        f"spt.flow.{name}": value for name, value in (("owner", harness.owner), ("workspace", "x"), ("kind", "ci"))
+    }
     foreign |= {"spt.flow.created": "2020-01-01T00:00:00Z", "spt.flow.deadline": "1577836801"}
-    image = lab.inspect(f"spt-flow-{lab.owner}-demo")["Image"]
-    stranger = f"stranger-{lab.owner}"
-    lab.engine.request_json("POST", "/containers/create", {"name": stranger}, {"Image": image, "Labels": foreign})
+    image = harness.inspect(f"spt-flow-{harness.owner}-demo")["Image"]
+    stranger = f"stranger-{harness.owner}"
+    harness.engine.request_json("POST", "/containers/create", {"name": stranger}, {"Image": image, "Labels": foreign})
     try:
         time.sleep(2.5)
         # Every client of the engine sweeps, so another test's may have been first.
-        lab.target.sweep()
-        ours = [name for name in lab.containers() if name != stranger]
-        assert ours == sorted(f"spt-flow-{lab.owner}-{name}" for name in ("demo", "later"))
-        assert "later" not in list(lab.target.sweep())
-        assert lab.inspect(stranger)["State"]["Status"] == "created", "our labels alone are not enough"
+        harness.target.sweep()
+        ours = [name for name in harness.containers() if name != stranger]
+        assert ours == sorted(f"spt-flow-{harness.owner}-{name}" for name in ("demo", "later"))
+        assert "later" not in list(harness.target.sweep())
+        assert harness.inspect(stranger)["State"]["Status"] == "created", "our labels alone are not enough"
     finally:
-        lab.engine.request_json("DELETE", f"/containers/{stranger}", {"force": True})
+        harness.engine.request_json("DELETE", f"/containers/{stranger}", {"force": True})
 
 
-def test_a_failed_workspace_starts_again(lab: Lab) -> None:
-    spec = lab.spec(lab.repository())
-    workspace = lab.up(spec)
-    lab.kill(workspace.id)
-    again = lab.ensure(spec)
+def test_a_failed_workspace_starts_again(harness: Harness) -> None:
+    spec = harness.spec(harness.repository())
+    workspace = harness.up(spec)
+    harness.kill(workspace.id)
+    again = harness.ensure(spec)
     assert again.changed and again.workspace and again.workspace.id == workspace.id
 
 
-def test_a_start_that_fails_says_so(lab: Lab) -> None:
-    spec = lab.spec(lab.repository())
-    workspace = lab.up(spec)
-    lab.ensure(spec, "stopped")
+def test_a_start_that_fails_says_so(harness: Harness) -> None:
+    spec = harness.spec(harness.repository())
+    workspace = harness.up(spec)
+    harness.ensure(spec, "stopped")
     with pytest.raises(FlowError) as caught:
-        lab.target.start(replace(workspace, id="0" * 64))
+        harness.target.start(replace(workspace, id="0" * 64))
     assert isinstance(caught.value, (NotFound, Unhealthy)) and caught.value.message

@@ -12,25 +12,25 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node import errors
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 MIB = 1 << 20
 SMALL = {"cpus": 0.5, "memory": 512 * MIB, "pids": 150}
 
 
 @pytest.fixture(scope="module")
-def small(shared_lab: Lab) -> Workspace:
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("small"), **SMALL))
+def small(shared_harness: Harness) -> Workspace:
+    return shared_harness.up(shared_harness.spec(shared_harness.repository("small"), **SMALL))
 
 
-def shell(lab: Lab, workspace: Workspace, script: str) -> tuple[int, str]:
-    done = lab.target.exec(workspace, ["bash", "-c", script], timeout=120)
+def shell(harness: Harness, workspace: Workspace, script: str) -> tuple[int, str]:
+    done = harness.target.exec(workspace, ["bash", "-c", script], timeout=120)
     return done.status, (done.stdout + done.stderr).strip()
 
 
-def test_processes_are_limited(shared_lab: Lab, small: Workspace) -> None:
+def test_processes_are_limited(shared_harness: Harness, small: Workspace) -> None:
     status, said = shell(
-        shared_lab,
+        shared_harness,
         small,
         "python3 -c 'import os,time\nn=0\ntry:\n while n<400:\n  n+=1\n  os.fork() or (time.sleep(2), os._exit(0))\n"
         'except OSError: print("limited", n)\'; true',
@@ -38,19 +38,19 @@ def test_processes_are_limited(shared_lab: Lab, small: Workspace) -> None:
     assert said.startswith("limited"), said
     assert int(said.split()[1]) < SMALL["pids"]
     time.sleep(2)
-    assert shell(shared_lab, small, "true")[0] == 0
+    assert shell(shared_harness, small, "true")[0] == 0
 
 
-def test_memory_is_limited(shared_lab: Lab, small: Workspace) -> None:
-    assert shell(shared_lab, small, f"python3 -c 'b = bytearray({256 * MIB})'")[0] == 0
-    status, _said = shell(shared_lab, small, f"python3 -c 'b = bytearray({700 * MIB})'")
+def test_memory_is_limited(shared_harness: Harness, small: Workspace) -> None:
+    assert shell(shared_harness, small, f"python3 -c 'b = bytearray({256 * MIB})'")[0] == 0
+    status, _said = shell(shared_harness, small, f"python3 -c 'b = bytearray({700 * MIB})'")
     assert status != 0
-    assert [found.state for found in shared_lab.target.list(small.owner) if found.name == small.name] == ["running"]
+    assert [found.state for found in shared_harness.target.list(small.owner) if found.name == small.name] == ["running"]
 
 
-def test_processor_time_is_limited(shared_lab: Lab, small: Workspace) -> None:
+def test_processor_time_is_limited(shared_harness: Harness, small: Workspace) -> None:
     burn = "python3 -c 'import time; e=time.monotonic()+2\nwhile time.monotonic()<e: pass\nprint(time.process_time())'"
-    status, said = shell(shared_lab, small, burn)
+    status, said = shell(shared_harness, small, burn)
     assert status == 0
     assert float(said) < 1.6, "two seconds at half a processor are about one second of it"
 
@@ -64,66 +64,70 @@ def test_processor_time_is_limited(shared_lab: Lab, small: Workspace) -> None:
         ("/run/user/1000", {"rw", "nosuid", "nodev"}),
     ],
 )
-def test_memory_file_systems(shared_lab: Lab, small: Workspace, path: str, words: set[str]) -> None:
-    _status, said = shell(shared_lab, small, f"findmnt -n -o FSTYPE,OPTIONS {path}")
+def test_memory_file_systems(shared_harness: Harness, small: Workspace, path: str, words: set[str]) -> None:
+    _status, said = shell(shared_harness, small, f"findmnt -n -o FSTYPE,OPTIONS {path}")
     kind, options = said.split()
     assert kind == "tmpfs"
     assert words <= set(options.split(","))
 
 
-def test_programs_run_from_tmp_and_it_is_bounded(shared_lab: Lab, small: Workspace) -> None:
-    assert shell(shared_lab, small, "cp /bin/true /tmp/t && /tmp/t")[0] == 0
-    assert shell(shared_lab, small, "head -c 200m /dev/zero > /tmp/big; s=$?; rm -f /tmp/big; exit $s")[0] != 0
-    assert shell(shared_lab, small, "cp /bin/true /run/spt-flow/t && rm /run/spt-flow/t")[0] == 0
+def test_programs_run_from_tmp_and_it_is_bounded(shared_harness: Harness, small: Workspace) -> None:
+    assert shell(shared_harness, small, "cp /bin/true /tmp/t && /tmp/t")[0] == 0
+    assert shell(shared_harness, small, "head -c 200m /dev/zero > /tmp/big; s=$?; rm -f /tmp/big; exit $s")[0] != 0
+    assert shell(shared_harness, small, "cp /bin/true /run/spt-flow/t && rm /run/spt-flow/t")[0] == 0
 
 
-def test_the_user_runs_guest_code(shared_lab: Lab, small: Workspace) -> None:
+def test_the_user_runs_guest_code(shared_harness: Harness, small: Workspace) -> None:
     if not Path("/dev/kvm").exists():
         pytest.skip("this machine has no /dev/kvm")
     ask = "import fcntl; print(fcntl.ioctl(open('/dev/kvm','rb+',buffering=0), 0xAE00))"
-    assert shell(shared_lab, small, f'python3 -c "{ask}"') == (0, "12")
+    assert shell(shared_harness, small, f'python3 -c "{ask}"') == (0, "12")
 
 
-def test_more_than_the_machine_has_is_explained(shared_lab: Lab) -> None:
-    result = shared_lab.ensure(shared_lab.spec(shared_lab.repository("greedy"), cpus=1024.0, memory=1 << 40))
+def test_more_than_the_machine_has_is_explained(shared_harness: Harness) -> None:
+    result = shared_harness.ensure(
+        shared_harness.spec(shared_harness.repository("greedy"), cpus=1024.0, memory=1 << 40)
+    )
     note = next(note for note in result.notes if "instead of 1024 CPUs" in note)
     assert "GiB of memory" in note
     assert result.workspace is not None
-    host = shared_lab.inspect(result.workspace.id)["HostConfig"]
-    facts = shared_lab.target.probe_engine()
+    host = shared_harness.inspect(result.workspace.id)["HostConfig"]
+    facts = shared_harness.target.probe_engine()
     assert host["NanoCpus"] == facts.cpus * 10**9
     assert host["Memory"] < facts.memory
 
 
-def test_a_required_device_that_is_missing_is_refused(shared_lab: Lab) -> None:
-    spec = shared_lab.spec(name="any", kvm="required")
-    facts = shared_lab.target.probe_engine()
+def test_a_required_device_that_is_missing_is_refused(shared_harness: Harness) -> None:
+    spec = shared_harness.spec(name="any", kvm="required")
+    facts = shared_harness.target.probe_engine()
     with pytest.raises(errors.FlowError, match="no /dev/kvm"):
         docker_container.Plan.of(spec, facts, True, lambda path: False)
-    plan = docker_container.Plan.of(shared_lab.spec(name="any", kvm="auto"), facts, True, lambda path: False)
+    plan = docker_container.Plan.of(shared_harness.spec(name="any", kvm="auto"), facts, True, lambda path: False)
     assert any("software emulation" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize("prefix", ["", "sudo -n "])
-def test_ping_works_and_raw_sockets_do_not(shared_lab: Lab, small: Workspace, prefix: str) -> None:
-    status, said = shell(shared_lab, small, f"{prefix}ping -c 1 -W 2 127.0.0.1")
+def test_ping_works_and_raw_sockets_do_not(shared_harness: Harness, small: Workspace, prefix: str) -> None:
+    status, said = shell(shared_harness, small, f"{prefix}ping -c 1 -W 2 127.0.0.1")
     assert (status, "1 received" in said) == (0, True), said
     raw = "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 768)"
     for words in raw:
-        status, said = shell(shared_lab, small, f"{prefix}python3 -c 'import socket; {words}'")
+        status, said = shell(shared_harness, small, f"{prefix}python3 -c 'import socket; {words}'")
         assert (status, "PermissionError" in said) == (1, True), said
 
 
-def test_a_workspace_without_docker_inside_has_our_filter_and_runtime(shared_lab: Lab, small: Workspace) -> None:
-    host = shared_lab.inspect(small.id)["HostConfig"]
+def test_a_workspace_without_docker_inside_has_our_filter_and_runtime(
+    shared_harness: Harness, small: Workspace
+) -> None:
+    host = shared_harness.inspect(small.id)["HostConfig"]
     assert host["Runtime"] == "spt-flow" and any(option.startswith("seccomp={") for option in host["SecurityOpt"])
-    _status, said = shell(shared_lab, small, "python3 -c 'import socket; socket.socket(40, 1)'; findmnt /proc/sys")
+    _status, said = shell(shared_harness, small, "python3 -c 'import socket; socket.socket(40, 1)'; findmnt /proc/sys")
     assert "PermissionError" in said and "ro," in said, "vsock is refused, and /proc stays masked"
 
 
-def test_a_busy_neighbour_does_not_starve_others(shared_lab: Lab, small: Workspace) -> None:
+def test_a_busy_neighbour_does_not_starve_others(shared_harness: Harness, small: Workspace) -> None:
     """A fork bomb with a memory hog beside it: another workspace still answers, and nothing outside is killed."""
-    other = shared_lab.up(shared_lab.spec(shared_lab.repository("other"), **SMALL))
+    other = shared_harness.up(shared_harness.spec(shared_harness.repository("other"), **SMALL))
     bomb = "timeout 6 bash -c 'b() { b | b & }; b; tail /dev/zero' >/dev/null 2>&1; true"
     with subprocess.Popen(
         ["docker", "exec", "-u", "1000:1000", small.id, "bash", "-c", bomb],
@@ -131,6 +135,6 @@ def test_a_busy_neighbour_does_not_starve_others(shared_lab: Lab, small: Workspa
         stderr=subprocess.DEVNULL,
     ) as child:
         time.sleep(1)
-        assert shell(shared_lab, other, "true")[0] == 0
+        assert shell(shared_harness, other, "true")[0] == 0
         child.wait(60)
-    assert shell(shared_lab, other, "true")[0] == 0
+    assert shell(shared_harness, other, "true")[0] == 0

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Two workspaces of different owners side by side: no way to read, divert, slow or stop the other succeeds.
 
-The ways are rows of neighbours_kit; each is tried as the workspace's user and as its root. What came of each is in
+The ways are rows of neighbours_harness; each is tried as the workspace's user and as its root. What came of each is in
 artifacts/neighbours.md.
 """
 
@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration import netns_kit, noise_kit
-from ansible_collections.spt.flow.tests.integration.lab import Lab
-from ansible_collections.spt.flow.tests.integration.lab import lab as make_lab
-from ansible_collections.spt.flow.tests.integration.neighbours_kit import (
+from ansible_collections.spt.flow.tests.integration import network_harness, noise_harness
+from ansible_collections.spt.flow.tests.integration.harness import Harness
+from ansible_collections.spt.flow.tests.integration.harness import harness as make_harness
+from ansible_collections.spt.flow.tests.integration.neighbours_harness import (
     FILES,
     MEMORY,
     NETWORK,
@@ -43,16 +43,21 @@ Pair = tuple[Workspace, Workspace]
 
 
 @pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[tuple[Lab, Lab]]:
+def harnesses(
+    tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image
+) -> Iterator[tuple[Harness, Harness]]:
     """Two owners."""
-    with make_lab(tmp_path_factory.mktemp("a"), image) as one, make_lab(tmp_path_factory.mktemp("b"), image) as other:
+    with (
+        make_harness(tmp_path_factory.mktemp("a"), image) as one,
+        make_harness(tmp_path_factory.mktemp("b"), image) as other,
+    ):
         yield one, other
 
 
 @pytest.fixture(scope="module")
-def pair(labs: tuple[Lab, Lab]) -> Pair:
+def pair(harnesses: tuple[Harness, Harness]) -> Pair:
     """The attacker, with every processor and Docker inside, and the victim."""
-    one, other = labs
+    one, other = harnesses
     if not one.target.probe_engine().runtime:
         pytest.skip("the engine was not prepared by the role host_docker")
     limits = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400, "wait_timeout": 300}
@@ -63,8 +68,8 @@ def pair(labs: tuple[Lab, Lab]) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def words(labs: tuple[Lab, Lab], pair: Pair) -> dict[str, str]:
-    found = labs[1].inspect(pair[1].id)
+def words(harnesses: tuple[Harness, Harness], pair: Pair) -> dict[str, str]:
+    found = harnesses[1].inspect(pair[1].id)
     network = found["NetworkSettings"]["Networks"]["spt-flow"]
     gateway = network["Gateway"]
     return {
@@ -87,15 +92,17 @@ def filled(script: str, words: dict[str, str]) -> str:
     return script
 
 
-def run(lab: Lab, workspace: Workspace, script: str, user: str) -> tuple[int, str]:
-    done = lab.target.exec(workspace, ["bash", "-c", script], user=user, timeout=60)
+def run(harness: Harness, workspace: Workspace, script: str, user: str) -> tuple[int, str]:
+    done = harness.target.exec(workspace, ["bash", "-c", script], user=user, timeout=60)
     said = (done.stderr or done.stdout).strip().splitlines()
     return done.status, said[-1][:80].replace("|", "/") if said else ""
 
 
-def tried(labs: tuple[Lab, Lab], pair: Pair, way: Way, words: dict[str, str], user: str) -> tuple[str, str]:
+def tried(
+    harnesses: tuple[Harness, Harness], pair: Pair, way: Way, words: dict[str, str], user: str
+) -> tuple[str, str]:
     """What came of ``way``, and what the attacker was told."""
-    (one, other), (attacker, victim) = labs, pair
+    (one, other), (attacker, victim) = harnesses, pair
     if way.before:
         run(other, victim, filled(way.before, words), "0:0" if user == "0:0" else "1000:1000")
     control, said = run(other, victim, filled(way.control, words), "0:0")
@@ -111,9 +118,9 @@ def tried(labs: tuple[Lab, Lab], pair: Pair, way: Way, words: dict[str, str], us
         return "SUCCEEDED" if watching.wait(30) == 0 else "held", said
 
 
-def alive(lab: Lab, victim: Workspace, before: dict[str, object]) -> bool:
-    state = lab.inspect(victim.id)["State"]
-    noise_kit.by_ide(victim)
+def alive(harness: Harness, victim: Workspace, before: dict[str, object]) -> bool:
+    state = harness.inspect(victim.id)["State"]
+    noise_harness.by_ide(victim)
     return (state["Running"], state["Pid"]) == (before["Running"], before["Pid"])
 
 
@@ -137,54 +144,60 @@ def rows() -> Iterator[list[tuple[str, str, str, str, str]]]:
 
 
 def test_there_are_enough_ways() -> None:
-    names = [way.name for way in WAYS] + [*noise_kit.NOISES, *NOISES]
+    names = [way.name for way in WAYS] + [*noise_harness.NOISES, *NOISES]
     assert len(names) >= 40 and len(set(names)) == len(names)
     assert {way.kind for way in WAYS} == {"read", "divert", "slow", "stop"}
 
 
 def test_no_way_reaches_the_neighbour(
-    labs: tuple[Lab, Lab], pair: Pair, words: dict[str, str], rows: list[tuple[str, str, str, str, str]]
+    harnesses: tuple[Harness, Harness], pair: Pair, words: dict[str, str], rows: list[tuple[str, str, str, str, str]]
 ) -> None:
-    before = labs[1].inspect(pair[1].id)["State"]
+    before = harnesses[1].inspect(pair[1].id)["State"]
     for way in WAYS:
         for who, user in USERS.items():
-            rows.append((way.kind, way.name, who, *tried(labs, pair, way, words, user)))
+            rows.append((way.kind, way.name, who, *tried(harnesses, pair, way, words, user)))
     assert [row for row in rows if row[3] != "held"] == []
-    assert alive(labs[1], pair[1], before)
+    assert alive(harnesses[1], pair[1], before)
 
 
-def test_frames_that_get_onto_the_bridge_do_not_reach_the_neighbour(labs: tuple[Lab, Lab], pair: Pair) -> None:
+def test_frames_that_get_onto_the_bridge_do_not_reach_the_neighbour(
+    harnesses: tuple[Harness, Harness], pair: Pair
+) -> None:
     """As if the attacker had raw sockets after all: its network is entered from the host, with every capability."""
     if not Path("/sys/class/net/spt-flow0").exists() or os.geteuid() != 0:
         pytest.skip("needs root on the engine's machine")
-    attacker, victim = (str(lab.inspect(one.id)["State"]["Pid"]) for lab, one in zip(labs, pair, strict=True))
+    attacker, victim = (
+        str(harness.inspect(one.id)["State"]["Pid"]) for harness, one in zip(harnesses, pair, strict=True)
+    )
     enter = ["nsenter", "--net", "--target"]
-    hear = [*enter, victim, sys.executable, "-c", netns_kit.HEAR, "2"]
+    hear = [*enter, victim, sys.executable, "-c", network_harness.HEAR, "2"]
     with subprocess.Popen(hear, stdout=subprocess.PIPE, text=True) as hearing:
         assert hearing.stdout and hearing.stdout.readline() == "ready\n"
-        subprocess.run([*enter, attacker, sys.executable, "-c", netns_kit.SEND, "hello"], check=True, timeout=20)
+        subprocess.run([*enter, attacker, sys.executable, "-c", network_harness.SEND, "hello"], check=True, timeout=20)
         assert hearing.stdout.readline().strip() == "silence"
 
 
-@pytest.mark.parametrize("name", [*noise_kit.NOISES, *NOISES])
+@pytest.mark.parametrize("name", [*noise_harness.NOISES, *NOISES])
 def test_noise_does_not_slow_or_stop_the_neighbour(
-    labs: tuple[Lab, Lab],
+    harnesses: tuple[Harness, Harness],
     pair: Pair,
     words: dict[str, str],
     rows: list[tuple[str, str, str, str, str]],
     name: str,
 ) -> None:
-    program = filled({**noise_kit.NOISES, **NOISES}[name], words)
-    before = labs[1].inspect(pair[1].id)["State"]
+    program = filled({**noise_harness.NOISES, **NOISES}[name], words)
+    before = harnesses[1].inspect(pair[1].id)["State"]
     ratios: list[float] = []
     while not ratios or (ratios[-1] > SLOWER and len(ratios) < TRIES):
-        quiet = noise_kit.latencies(pair[1], 3.0)
-        with noise_kit.noise(pair[0], name, 5.0, program) as child:
-            beside = noise_kit.latencies(pair[1], 5.0, child)
-        ratios.append(max(statistics.median(beside[door]) / statistics.median(quiet[door]) for door in noise_kit.DOORS))
+        quiet = noise_harness.latencies(pair[1], 3.0)
+        with noise_harness.noise(pair[0], name, 5.0, program) as child:
+            beside = noise_harness.latencies(pair[1], 5.0, child)
+        ratios.append(
+            max(statistics.median(beside[entry]) / statistics.median(quiet[entry]) for entry in noise_harness.ENTRIES)
+        )
     # Other tests use the same two processors; `make test-full` measures once more with nothing else running.
     slowed = ratios[-1] > SLOWER and "PYTEST_XDIST_WORKER" not in os.environ
     figures = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     rows.append(("slow", name, "coder", "SUCCEEDED" if slowed else "held", f"{figures} times the quiet time"))
-    assert alive(labs[1], pair[1], before)
+    assert alive(harnesses[1], pair[1], before)
     assert not slowed, rows[-1]

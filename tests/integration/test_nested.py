@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts/nested-namespaces.md"
 NESTED = ["unshare", "-Urmpfinu", "--mount-proc", "bash", "-c"]
@@ -120,34 +120,34 @@ for name, script in cases.items():
 
 
 @pytest.fixture(scope="module")
-def workspace(shared_lab: Lab) -> Workspace:
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("nested"), docker="auto", wait_timeout=300))
+def workspace(shared_harness: Harness) -> Workspace:
+    return shared_harness.up(shared_harness.spec(shared_harness.repository("nested"), docker="auto", wait_timeout=300))
 
 
-def run(lab: Lab, workspace: Workspace, user: str, prefix: list[str], cases: dict[str, str]) -> list[list[str]]:
+def run(harness: Harness, workspace: Workspace, user: str, prefix: list[str], cases: dict[str, str]) -> list[list[str]]:
     stdin = json.dumps([prefix, cases]).encode()
-    done = lab.target.exec(workspace, ["python3", "-c", RUNNER], user=user, stdin=stdin, timeout=600)
+    done = harness.target.exec(workspace, ["python3", "-c", RUNNER], user=user, stdin=stdin, timeout=600)
     assert done.status == 0, done
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_namespaces_are_there(shared_lab: Lab, workspace: Workspace) -> None:
+def test_the_namespaces_are_there(shared_harness: Harness, workspace: Workspace) -> None:
     """The control: the user has every capability inside them."""
     cases = {
         "capabilities": "grep -q 'CapEff:.*1ff$' /proc/self/status || grep -q 'CapEff:.*ffff' /proc/self/status",
         "mount": "mount -t tmpfs none /mnt",
         "network": "ip link set lo up",
     }
-    assert [row[1] for row in run(shared_lab, workspace, "1000:1000", NESTED, cases)] == [0, 0, 0]
+    assert [row[1] for row in run(shared_harness, workspace, "1000:1000", NESTED, cases)] == [0, 0, 0]
 
 
-def test_no_way_out_of_nested_namespaces(shared_lab: Lab, workspace: Workspace) -> None:
-    pidns = shared_lab.inside(workspace, "readlink /proc/self/ns/pid")
+def test_no_way_out_of_nested_namespaces(shared_harness: Harness, workspace: Workspace) -> None:
+    pidns = shared_harness.inside(workspace, "readlink /proc/self/ns/pid")
     cases = {name: script.replace("{pidns}", pidns) for name, script in CASES.items()}
     assert len(cases) >= 53
     rows = []
     for who, user, prefix in (("coder", "1000:1000", NESTED), ("root", "0:0", ["bash", "-c"])):
-        rows += [(who, *row) for row in run(shared_lab, workspace, user, prefix, cases)]
+        rows += [(who, *row) for row in run(shared_harness, workspace, user, prefix, cases)]
     counted = Counter((who, "SUCCEEDED" if status == 0 else "held") for who, _name, status, _said in rows)
     lines = [
         "| As | Verdict | Cases |",

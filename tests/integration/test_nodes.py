@@ -25,64 +25,68 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import con
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import creation as docker_creation
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-from ansible_collections.spt.flow.tests.integration import doors_kit, node_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
-from ansible_collections.spt.flow.tests.integration.lab import Lab
-from ansible_collections.spt.flow.tests.integration.node_kit import Node
+from ansible_collections.spt.flow.tests.integration import node_harness, playbook_harness
+from ansible_collections.spt.flow.tests.integration.harness import Harness
+from ansible_collections.spt.flow.tests.integration.node_harness import Node
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
 
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     (tmp_path / "node").mkdir()
-    with node_kit.node(tmp_path / "node") as made:
+    with node_harness.node(tmp_path / "node") as made:
         monkeypatch.setenv("PATH", made.path)
         yield made
 
 
 @pytest.fixture
-def house(tmp_path: Path, image: Any) -> Iterator[Doors]:
-    with doors_kit.doors(tmp_path) as made:
+def playbooks(tmp_path: Path, image: Any) -> Iterator[Playbooks]:
+    with playbook_harness.playbooks(tmp_path) as made:
         yield made
 
 
-def values(house: Doors, node: Node, **more: str) -> dict[str, str]:
-    return {"PATH": f"{node.path.partition(':')[0]}:{house.programs}:{node.path}", "SPT_FLOW_NODE": node.name, **more}
+def values(playbooks: Playbooks, node: Node, **more: str) -> dict[str, str]:
+    return {
+        "PATH": f"{node.path.partition(':')[0]}:{playbooks.programs}:{node.path}",
+        "SPT_FLOW_NODE": node.name,
+        **more,
+    }
 
 
-def test_every_verb_works_on_a_node(house: Doors, node: Node) -> None:
+def test_every_verb_works_on_a_node(playbooks: Playbooks, node: Node) -> None:
     where = ("-i", str(node.inventory))
-    there = values(house, node)
-    made = house.json("up", *where, SPT_FLOW_REPO=str(house.repository), **there)
+    there = values(playbooks, node)
+    made = playbooks.json("up", *where, SPT_FLOW_REPO=str(playbooks.repository), **there)
     assert made["ok"] and made["changed"], made
     assert (made["workspace"]["node"], made["workspace"]["engine"]) == (node.name, node.address)
-    again = house.json("up", *where, SPT_FLOW_REPO=str(house.repository), **there)
+    again = playbooks.json("up", *where, SPT_FLOW_REPO=str(playbooks.repository), **there)
     assert again["ok"] and not again["changed"]
-    (seen,) = house.json("status", *where, **there)["workspaces"]
-    assert (seen["name"], seen["state"], seen["node"]) == (house.name, "running", node.name)
-    assert house.json("logs", *where, **there)["lines"]
-    entered = house.run("ssh", *where, **{**there, "SPT_FLOW_COMMAND": "cat hello.txt; hostname"})
-    assert (entered.returncode, entered.stdout) == (0, f"hello\n{house.name}\n"), entered.stderr
+    (seen,) = playbooks.json("status", *where, **there)["workspaces"]
+    assert (seen["name"], seen["state"], seen["node"]) == (playbooks.name, "running", node.name)
+    assert playbooks.json("logs", *where, **there)["lines"]
+    entered = playbooks.run("ssh", *where, **{**there, "SPT_FLOW_COMMAND": "cat hello.txt; hostname"})
+    assert (entered.returncode, entered.stdout) == (0, f"hello\n{playbooks.name}\n"), entered.stderr
     shown = subprocess.run(
         [*shlex.split(made["session"]["ssh"]), "cat ~/*/hello.txt"],
-        env=house.environment(**there),
+        env=playbooks.environment(**there),
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert shown.stdout == "hello\n", shown.stderr
     for verb, state in (("keepalive", "running"), ("restart", "running"), ("stop", "stopped")):
-        done = house.json(verb, *where, SPT_FLOW_CONNECT="false", **there)
+        done = playbooks.json(verb, *where, SPT_FLOW_CONNECT="false", **there)
         assert done["ok"] and done["changed"] and done["workspace"]["state"] == state, (verb, done)
-    gone = house.json("delete", *where, SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true", **there)
+    gone = playbooks.json("delete", *where, SPT_FLOW_WORKSPACE=playbooks.name, SPT_FLOW_CONFIRM="true", **there)
     assert gone["ok"] and gone["changed"]
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_node_that_is_not_known_is_refused_with_the_nearest(house: Doors, node: Node) -> None:
-    more = values(house, node, SPT_FLOW_NODE="lop", SPT_FLOW_REPO=str(house.repository))
-    refused = house.json("up", "-i", str(node.inventory), **more)
+def test_a_node_that_is_not_known_is_refused_with_the_nearest(playbooks: Playbooks, node: Node) -> None:
+    more = values(playbooks, node, SPT_FLOW_NODE="lop", SPT_FLOW_REPO=str(playbooks.repository))
+    refused = playbooks.json("up", "-i", str(node.inventory), **more)
     assert refused["error"]["kind"] == "not_found" and "Did you mean loop?" in refused["error"]["hint"]
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
 
 
 def test_a_host_key_that_is_not_known_is_the_reason_that_is_told(node: Node) -> None:
@@ -103,29 +107,29 @@ def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
     assert time.monotonic() - begun < 1
 
 
-def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(lab: Lab, node: Node) -> None:
-    lab.target = DockerTarget(node.address, node.name)
-    spec = lab.spec(lab.repository())
+def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(harness: Harness, node: Node) -> None:
+    harness.target = DockerTarget(node.address, node.name)
+    spec = harness.spec(harness.repository())
     with pytest.raises(Unhealthy) as refused:
-        lab.ensure(replace(spec, image="spt-flow/workspace:none-0000000000"))
+        harness.ensure(replace(spec, image="spt-flow/workspace:none-0000000000"))
     assert "loop does not have the image spt-flow/workspace:none-0000000000" in refused.value.message
-    assert lab.containers() == [] and lab.volumes() == []
+    assert harness.containers() == [] and harness.volumes() == []
 
 
 def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
-    house: Doors, node: Node, tmp_path: Path
+    playbooks: Playbooks, node: Node, tmp_path: Path
 ) -> None:
     """A collection whose image is another one, so that no engine has it; it must not be built over there either."""
     collection = tmp_path / "collections/ansible_collections/spt/flow"
     collection.mkdir(parents=True)
     for part in ("galaxy.yml", "image", "meta", "playbooks", "plugins"):
-        source = doors_kit.CHECKOUT / part
+        source = playbook_harness.CHECKOUT / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, collection / part)
     with (collection / "image/rootfs/etc/motd").open("a") as file:
         file.write("another image\n")
     image = image_identity.identity(folder=collection / "image").tag
-    elsewhere = replace(house, cwd=tmp_path, installed=tmp_path / "collections")
-    there = values(house, node, SPT_FLOW_NODE="", SPT_FLOW_REPO=str(house.repository))
+    elsewhere = replace(playbooks, cwd=tmp_path, installed=tmp_path / "collections")
+    there = values(playbooks, node, SPT_FLOW_NODE="", SPT_FLOW_REPO=str(playbooks.repository))
     took = []
     for _attempt in range(3):  # a busy machine must not decide
         begun = time.monotonic()
@@ -135,52 +139,52 @@ def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
             break
     assert refused["error"]["message"].endswith(f": loop does not have the image {image}."), refused
     assert refused["error"]["hint"] == "Bring it there: ansible-playbook site.yml --limit loop --tags host_images"
-    assert doors_kit.belongings(house.owner) == []
+    assert playbook_harness.belongings(playbooks.owner) == []
     assert min(took) <= 5, took
 
 
 def test_a_node_without_kvm_gets_the_workspace_and_a_note(
-    lab: Lab, node: Node, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker_container, "KVM", "/dev/spt-flow-no-kvm")
-    lab.target = DockerTarget(node.address, node.name)
-    source = lab.repository()
-    result = lab.ensure(lab.spec(source))
+    harness.target = DockerTarget(node.address, node.name)
+    source = harness.repository()
+    result = harness.ensure(harness.spec(source))
     assert result.workspace and result.workspace.state == "running"
     assert any(note.startswith("There is no /dev/spt-flow-no-kvm on loop") for note in result.notes), result.notes
-    assert lab.inside(result.workspace, "ls ~/demo/file0")
-    assert lab.inspect(result.workspace.id)["HostConfig"]["Devices"] == []
-    assert lab.inspect(result.workspace.id)["HostConfig"]["Memory"] == 1 << 30
-    again = lab.ensure(lab.spec(source), "restarted")
+    assert harness.inside(result.workspace, "ls ~/demo/file0")
+    assert harness.inspect(result.workspace.id)["HostConfig"]["Devices"] == []
+    assert harness.inspect(result.workspace.id)["HostConfig"]["Memory"] == 1 << 30
+    again = harness.ensure(harness.spec(source), "restarted")
     assert again.workspace and any("There is no" in note for note in again.notes)
-    lab.is_exactly("demo")
-    lab.ensure(lab.spec(source), "absent")
+    harness.is_exactly("demo")
+    harness.ensure(harness.spec(source), "absent")
     with pytest.raises(FlowError, match="kvm=required: loop has no"):
-        lab.ensure(lab.spec(source, kvm="required"))
+        harness.ensure(harness.spec(source, kvm="required"))
 
 
 # Draining: everybody works on this one engine, so the mark and the workspaces that count are the test's own.
 
 
 @pytest.fixture
-def alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
+def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
     """A target whose engine seems to have the laboratory's workspaces only, and a mark of its own."""
-    monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{lab.owner}")
+    monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{harness.owner}")
     everybody = DockerTarget.list
     monkeypatch.setattr(
-        DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or lab.owner, **more)
+        DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or harness.owner, **more)
     )
-    yield lab.target
-    lab.target.undrain()
+    yield harness.target
+    harness.target.undrain()
 
 
 def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
-    lab: Lab, alone: DockerTarget, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, alone: DockerTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = lab.repository("one"), lab.repository("two")
-    lab.inside(lab.up(lab.spec(one)), "echo precious > ~/note")
-    lab.up(lab.spec(two))
-    job = replace(lab.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
+    one, two = harness.repository("one"), harness.repository("two")
+    harness.inside(harness.up(harness.spec(one)), "echo precious > ~/note")
+    harness.up(harness.spec(two))
+    job = replace(harness.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
     alone.start(alone.create(job, Progress()))
     monkeypatch.setattr(ansible_open, "open_target", lambda values: alone)
     monkeypatch.setenv("SPT_FLOW_OWNER", "operator")
@@ -192,20 +196,20 @@ def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
         ("two", "dev"),
     ]
     assert {workspace.state for workspace in alone.list()} == {"stopped"}
-    lab.is_exactly("one", "two")
+    harness.is_exactly("one", "two")
     assert drained(confirm=True)["changed"] is False
     for act in (
-        lambda: lab.ensure(lab.spec(one)),
-        lambda: lab.ensure(lab.spec(one), "restarted"),
-        lambda: lab.ensure(lab.spec(lab.repository("three"))),
+        lambda: harness.ensure(harness.spec(one)),
+        lambda: harness.ensure(harness.spec(one), "restarted"),
+        lambda: harness.ensure(harness.spec(harness.repository("three"))),
         lambda: alone.start(alone.list()[0]),
     ):
         with pytest.raises(Unhealthy) as refused:
             act()
         assert "by operator" in refused.value.message and "spt.flow.undrain" in refused.value.hint
-    lab.is_exactly("one", "two")
+    harness.is_exactly("one", "two")
     alone.undrain()
-    assert lab.inside(lab.up(lab.spec(one)), "cat ~/note") == "precious"
+    assert harness.inside(harness.up(harness.spec(one)), "cat ~/note") == "precious"
 
 
 def drained(**args: Any) -> dict[str, Any]:
@@ -217,41 +221,45 @@ def drained(**args: Any) -> dict[str, Any]:
     return result
 
 
-def test_draining_asks_and_check_mode_tells(house: Doors, node: Node) -> None:
+def test_draining_asks_and_check_mode_tells(playbooks: Playbooks, node: Node) -> None:
     """Neither is confirmed, so nobody's workspace is touched."""
     where = ("-i", str(node.inventory))
-    house.up(SPT_FLOW_CONNECT="false")
-    asked = house.run("drain", *where, stdin=b"", **values(house, node))
+    playbooks.up(SPT_FLOW_CONNECT="false")
+    asked = playbooks.run("drain", *where, stdin=b"", **values(playbooks, node))
     assert asked.returncode == 2 and "not confirmed" in asked.stdout, asked.stdout
-    told = house.json("drain", *where, "--check", **values(house, node))
-    assert told["changed"] and f"{house.owner}-{house.name}" in told["msg"] and told["msg"].startswith("Check mode: ")
-    (seen,) = house.json("status", *where, **values(house, node))["workspaces"]
+    told = playbooks.json("drain", *where, "--check", **values(playbooks, node))
+    assert (
+        told["changed"]
+        and f"{playbooks.owner}-{playbooks.name}" in told["msg"]
+        and told["msg"].startswith("Check mode: ")
+    )
+    (seen,) = playbooks.json("status", *where, **values(playbooks, node))["workspaces"]
     assert seen["state"] == "running"
-    assert house.json("undrain", *where, **values(house, node))["changed"] is False
+    assert playbooks.json("undrain", *where, **values(playbooks, node))["changed"] is False
 
 
 # Lists
 
 
-def test_a_list_of_the_inventory_is_ensured_twice(house: Doors, node: Node, tmp_path: Path) -> None:
-    other = doors_kit.make_repository(tmp_path / "other")
+def test_a_list_of_the_inventory_is_ensured_twice(playbooks: Playbooks, node: Node, tmp_path: Path) -> None:
+    other = playbook_harness.make_repository(tmp_path / "other")
     variables = tmp_path / "node/group_vars"
     variables.mkdir()
     (variables / "all.yml").write_text(
         "flow_workspaces:\n"
-        f"  - repo: {house.repository}\n    node: {node.name}\n"
+        f"  - repo: {playbooks.repository}\n    node: {node.name}\n"
         f"  - repo: {other}\n    memory: '{{{{ 2 * 512 }}}}m'\n"
         "  - repo: /nowhere/at/all\n"
     )
     where = ("-i", str(node.inventory))
-    there = {**values(house, node), "SPT_FLOW_NODE": ""}
-    first = house.json("workspaces", *where, **there)
+    there = {**values(playbooks, node), "SPT_FLOW_NODE": ""}
+    first = playbooks.json("workspaces", *where, **there)
     assert not first["ok"] and first["error"]["message"] == "1 of 3 workspaces failed: all."
     assert [(row["node"], row["changed"]) for row in first["workspaces"]] == [("loop", True), ("", True), ("", False)]
     text = variables / "all.yml"
     text.write_text(text.read_text().replace("  - repo: /nowhere/at/all\n", ""))
-    second = house.json("workspaces", *where, **there)
+    second = playbooks.json("workspaces", *where, **there)
     assert second["ok"] and second["changed"] is False and second["msg"].startswith("2 workspaces: 2 ok")
     text.write_text(text.read_text().replace("memory", "memroy") + "  - {}\n")
-    third = house.json("workspaces", *where, **there)
+    third = playbooks.json("workspaces", *where, **there)
     assert len(third["error"]["details"]["entries"]) == 2, third

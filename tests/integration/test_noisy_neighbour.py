@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration import noise_kit, sshd_kit
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration import noise_harness, sshd_harness
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 ARTIFACT = Path(__file__).parents[2] / "artifacts/noisy-neighbour.md"
 SECONDS = 6.0
@@ -25,13 +25,13 @@ BITES = {"fork bomb": "pids", "memory hog": "oom"}
 
 
 @pytest.fixture(scope="module")
-def pair(shared_lab: Lab) -> tuple[Workspace, Workspace]:
-    return noise_kit.pair(shared_lab)
+def pair(shared_harness: Harness) -> tuple[Workspace, Workspace]:
+    return noise_harness.pair(shared_harness)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with sshd_kit.sshd(tmp_path_factory.mktemp("sshd")) as config:
+    with sshd_harness.sshd(tmp_path_factory.mktemp("sshd")) as config:
         yield config
 
 
@@ -59,22 +59,22 @@ def canary() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture(scope="module")
 def figures(pair: tuple[Workspace, Workspace], host: Path) -> Iterator[dict[str, dict[str, list[float]]]]:
     """Answers beside each noise; the table is written when the module has run."""
-    quiet = noise_kit.latencies(pair[1], 4.0, ssh=lambda _workspace: by_ssh(host))
+    quiet = noise_harness.latencies(pair[1], 4.0, ssh=lambda _workspace: by_ssh(host))
     found: dict[str, dict[str, list[float]]] = {}
     yield found
-    text = noise_kit.table(quiet, found)
+    text = noise_harness.table(quiet, found)
     ARTIFACT.parent.mkdir(exist_ok=True)
     ARTIFACT.write_text(text)
     print(f"\n{text}")
 
 
 def by_ssh(host: Path) -> None:
-    sshd_kit.answers(host, within=60)
+    sshd_harness.answers(host, within=60)
 
 
-def processes(lab: Lab, workspace: Workspace) -> set[tuple[int, str]]:
+def processes(harness: Harness, workspace: Workspace) -> set[tuple[int, str]]:
     """(pid, when it started) of the workspace's own processes, those of ``docker exec`` left out."""
-    root = lab.inspect(workspace.id)["State"]["Pid"]
+    root = harness.inspect(workspace.id)["State"]["Pid"]
     found, todo = set(), [root]
     while todo:
         pid = todo.pop()
@@ -84,9 +84,9 @@ def processes(lab: Lab, workspace: Workspace) -> set[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("name", noise_kit.NOISES)
+@pytest.mark.parametrize("name", noise_harness.NOISES)
 def test_a_noisy_workspace_is_held_to_its_limits_and_harms_nobody(
-    shared_lab: Lab,
+    shared_harness: Harness,
     pair: tuple[Workspace, Workspace],
     host: Path,
     canary: subprocess.Popen[bytes],
@@ -94,22 +94,24 @@ def test_a_noisy_workspace_is_held_to_its_limits_and_harms_nobody(
     name: str,
 ) -> None:
     loud, other = pair
-    kernel = {which: noise_kit.counter(shared_lab, loud, which) for which in ("pids", "oom")}
-    states = {w.name: shared_lab.inspect(w.id)["State"] for w in pair}
-    before = processes(shared_lab, other)
-    engine = shared_lab.engine.get_json("/info")["ID"]
+    kernel = {which: noise_harness.counter(shared_harness, loud, which) for which in ("pids", "oom")}
+    states = {w.name: shared_harness.inspect(w.id)["State"] for w in pair}
+    before = processes(shared_harness, other)
+    engine = shared_harness.engine.get_json("/info")["ID"]
 
-    with noise_kit.noise(loud, name, SECONDS) as child:
-        figures[name] = noise_kit.latencies(other, SECONDS, child, ssh=lambda _workspace: by_ssh(host))
+    with noise_harness.noise(loud, name, SECONDS) as child:
+        figures[name] = noise_harness.latencies(other, SECONDS, child, ssh=lambda _workspace: by_ssh(host))
 
     if name in BITES:
-        assert noise_kit.counter(shared_lab, loud, BITES[name]) > kernel[BITES[name]], "the limit was never reached"
-    assert (noise_kit.counter(shared_lab, loud, "oom") > kernel["oom"]) == (name == "memory hog")
-    assert noise_kit.counter(shared_lab, other, "oom") == 0
+        assert noise_harness.counter(shared_harness, loud, BITES[name]) > kernel[BITES[name]], (
+            "the limit was never reached"
+        )
+    assert (noise_harness.counter(shared_harness, loud, "oom") > kernel["oom"]) == (name == "memory hog")
+    assert noise_harness.counter(shared_harness, other, "oom") == 0
     assert canary.poll() is None, "the host itself ran out of memory"
-    assert before <= processes(shared_lab, other), "a process of the neighbour is gone"
-    assert shared_lab.engine.get_json("/info")["ID"] == engine
+    assert before <= processes(shared_harness, other), "a process of the neighbour is gone"
+    assert shared_harness.engine.get_json("/info")["ID"] == engine
     for workspace in pair:
-        state = shared_lab.inspect(workspace.id)["State"]
+        state = shared_harness.inspect(workspace.id)["State"]
         assert (state["Running"], state["Pid"]) == (True, states[workspace.name]["Pid"]), workspace.name
-        assert shared_lab.inside(workspace, "echo here") == "here"
+        assert shared_harness.inside(workspace, "echo here") == "here"

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACT = ROOT / "artifacts/quotas.md"
@@ -99,10 +99,12 @@ CASES: dict[str, tuple[int, tuple[int, ...], int, int]] = {
 
 
 @pytest.fixture(scope="module")
-def pair(shared_lab: Lab) -> tuple[Workspace, Workspace]:
+def pair(shared_harness: Harness) -> tuple[Workspace, Workspace]:
     """The greedy workspace and its neighbour."""
-    greedy, modest = (shared_lab.spec(shared_lab.repository(name), docker="auto") for name in ("greedy", "modest"))
-    return shared_lab.up(greedy), shared_lab.up(modest)
+    greedy, modest = (
+        shared_harness.spec(shared_harness.repository(name), docker="auto") for name in ("greedy", "modest")
+    )
+    return shared_harness.up(greedy), shared_harness.up(modest)
 
 
 @pytest.fixture(scope="module")
@@ -150,21 +152,23 @@ def test_what_one_workspace_takes_is_not_missing_elsewhere(
 
 
 def test_terminals_and_open_files_of_a_workspace_are_limited(
-    shared_lab: Lab, pair: tuple[Workspace, Workspace]
+    shared_harness: Harness, pair: tuple[Workspace, Workspace]
 ) -> None:
     settings = dict(line.split("=") for line in Path("/etc/spt-flow/runtime.env").read_text().split())
     with taking(inside(pair[0]), "terminal", 5000, 1000, 0) as greedy:
         assert greedy["got"] <= int(settings["TERMINALS_LIMIT"])
-    files = shared_lab.inside(pair[0], "ulimit -Hn")
+    files = shared_harness.inside(pair[0], "ulimit -Hn")
     assert int(files) <= int(settings["FILES_LIMIT"])
     with pytest.raises(AssertionError, match="Operation not permitted"):
-        shared_lab.inside(pair[0], f"ulimit -Hn {int(files) + 1}", user="0")
+        shared_harness.inside(pair[0], f"ulimit -Hn {int(files) + 1}", user="0")
 
 
-def test_each_workspaces_user_namespace_counts_for_itself(shared_lab: Lab, pair: tuple[Workspace, Workspace]) -> None:
+def test_each_workspaces_user_namespace_counts_for_itself(
+    shared_harness: Harness, pair: tuple[Workspace, Workspace]
+) -> None:
     owners = []
     for workspace in pair:
-        with open(f"/proc/{shared_lab.inspect(workspace.id)['State']['Pid']}/ns/user") as file:
+        with open(f"/proc/{shared_harness.inspect(workspace.id)['State']['Pid']}/ns/user") as file:
             answer = bytearray(4)
             fcntl.ioctl(file, NS_GET_OWNER_UID, answer)
             owners.append(struct.unpack("I", answer)[0])

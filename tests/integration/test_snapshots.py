@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.snapshots import volumes as volumes_
 from ansible_collections.spt.flow.plugins.module_utils._node.snapshots.compare import differences
-from ansible_collections.spt.flow.tests.integration import sshd_kit
+from ansible_collections.spt.flow.tests.integration import sshd_harness
 
 ROOT = Path(__file__).parents[2]
 BASE = 1_000_000
@@ -398,7 +398,7 @@ class Remote(Node):
 def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_told(tmp_path: Path) -> None:
     for name in ("node", "server"):
         (tmp_path / name).mkdir()
-    with sshd_kit.sshd(tmp_path / "server") as config:
+    with sshd_harness.sshd(tmp_path / "server") as config:
         node = Remote(tmp_path / "node", config).started()
         home = node.volume("a-one")
         node.ok("run")
@@ -413,7 +413,7 @@ def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_to
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert node.status()["run"]["ok"] is False
     (tmp_path / "again").mkdir()
-    with sshd_kit.sshd(tmp_path / "again") as config:
+    with sshd_harness.sshd(tmp_path / "again") as config:
         (tmp_path / "node/bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
         node.ok("run")
         after = node.ok("list")["snapshots"]
@@ -425,7 +425,7 @@ def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_to
 def test_a_server_that_dies_in_the_middle_costs_no_older_snapshot(tmp_path: Path) -> None:
     for name in ("node", "server", "again"):
         (tmp_path / name).mkdir()
-    with sshd_kit.sshd(tmp_path / "server") as config:
+    with sshd_harness.sshd(tmp_path / "server") as config:
         node = Remote(tmp_path / "node", config).started()
         home = node.volume("a-one")
         node.ok("run")
@@ -441,11 +441,11 @@ def test_a_server_that_dies_in_the_middle_costs_no_older_snapshot(tmp_path: Path
                 break
             time.sleep(0.02)
         assert process.poll() is None, "the run was over before its server died"
-        sshd_kit.hang_up(tmp_path / "server")
+        sshd_harness.hang_up(tmp_path / "server")
         _out, said = process.communicate(timeout=120)
         assert process.returncode == 1, said
         assert "Traceback" not in said
-    with sshd_kit.sshd(tmp_path / "again") as config:
+    with sshd_harness.sshd(tmp_path / "again") as config:
         (tmp_path / "node/bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
         assert node.ok("list")["snapshots"] == before
         node.ok("run")

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
-from ansible_collections.spt.flow.tests.unit import seccomp_kit
+from ansible_collections.spt.flow.tests.integration.harness import Harness
+from ansible_collections.spt.flow.tests.unit import seccomp_filter
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ARTIFACT = CHECKOUT / "artifacts/system-calls.md"
@@ -68,7 +68,7 @@ print(json.dumps([tried(*row) for row in json.load(sys.stdin)]))
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the probes are machine code of x86-64"),
-    pytest.mark.skipif(not seccomp_kit.available(), reason="libseccomp is not installed (package libseccomp2)"),
+    pytest.mark.skipif(not seccomp_filter.available(), reason="libseccomp is not installed (package libseccomp2)"),
 ]
 
 
@@ -78,7 +78,7 @@ def refused_calls() -> list[str]:
     assert spec
     tool = importlib.util.module_from_spec(spec)
     loader.exec_module(tool)
-    rules = json.loads(seccomp_kit.PROFILE.read_text(encoding="utf-8"))["syscalls"]
+    rules = json.loads(seccomp_filter.PROFILE.read_text(encoding="utf-8"))["syscalls"]
     by_arguments = {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
     return sorted({name for group in tool.REFUSED.values() for name in group.split()} - by_arguments)
 
@@ -87,13 +87,13 @@ def probes() -> Iterator[tuple[str, str, int, list[Any]]]:
     """(ABI, what is tried, the call's number, its arguments); zeros do no harm where a call were allowed."""
     for abi, architecture in ABIS.items():
         for name in refused_calls():
-            number = seccomp_kit.number(architecture, name)
+            number = seccomp_filter.number(architecture, name)
             if number >= 0:
                 yield abi, name, number, []
         for name, allowed in (("socket", set(ALLOWED)), ("socketpair", {1})):
             for family in FAMILIES:
                 if family not in allowed or abi == "x32":
-                    yield abi, f"{name} of family {family}", seccomp_kit.number(architecture, name), [family, 1]
+                    yield abi, f"{name} of family {family}", seccomp_filter.number(architecture, name), [family, 1]
     for family in FAMILIES:
         if family not in ALLOWED:
             yield "64", f"socket of family {family} with a higher bit", 41, [family | 1 << 32, 1]
@@ -101,31 +101,33 @@ def probes() -> Iterator[tuple[str, str, int, list[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def workspace(shared_lab: Lab) -> Workspace:
-    return shared_lab.up(shared_lab.spec(shared_lab.repository("calls"), docker="auto", wait_timeout=300))
+def workspace(shared_harness: Harness) -> Workspace:
+    return shared_harness.up(shared_harness.spec(shared_harness.repository("calls"), docker="auto", wait_timeout=300))
 
 
-def ask(lab: Lab, workspace: Workspace, rows: list[tuple[str, int, list[Any]]], user: str) -> list[str]:
-    done = lab.target.exec(workspace, ["python3", "-c", PROBE], stdin=json.dumps(rows).encode(), timeout=120, user=user)
+def ask(harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[Any]]], user: str) -> list[str]:
+    done = harness.target.exec(
+        workspace, ["python3", "-c", PROBE], stdin=json.dumps(rows).encode(), timeout=120, user=user
+    )
     assert done.status == 0, done
     found: list[str] = json.loads(done.stdout)
     assert len(found) == len(rows)
     return found
 
 
-def test_the_same_means_work_where_they_may(shared_lab: Lab, workspace: Workspace) -> None:
+def test_the_same_means_work_where_they_may(shared_harness: Harness, workspace: Workspace) -> None:
     """The control: both ABIs are reached, and allowed families have sockets on both."""
     rows: list[tuple[str, int, list[Any]]] = [("64", 39, []), ("32", 20, [])]
     for abi, number in (("64", 41), ("32", 359)):
         rows += [(abi, number, [family, kind]) for family, kind in ALLOWED.items()]
-    assert {*ask(shared_lab, workspace, rows, "1000:1000")} == {"succeeded"}
+    assert {*ask(shared_harness, workspace, rows, "1000:1000")} == {"succeeded"}
 
 
-def test_no_refused_call_or_family_is_reached_on_any_abi(shared_lab: Lab, workspace: Workspace) -> None:
+def test_no_refused_call_or_family_is_reached_on_any_abi(shared_harness: Harness, workspace: Workspace) -> None:
     tried = list(probes())
     rows, out = [], []
     for who, user in (("coder", "1000:1000"), ("root", "0:0")):
-        answers = ask(shared_lab, workspace, [(abi, number, words) for abi, _name, number, words in tried], user)
+        answers = ask(shared_harness, workspace, [(abi, number, words) for abi, _name, number, words in tried], user)
         for (abi, name, _number, _words), said in zip(tried, answers, strict=True):
             rows.append(f"| {abi} | {who} | {name} | {said} |")
             out += [rows[-1]] if said not in HELD else []

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.integration import doors_kit
+from ansible_collections.spt.flow.tests.integration import playbook_harness
 
 GALAXY = Path(sys.executable).parent / "ansible-galaxy"
 
@@ -24,14 +24,14 @@ def galaxy(*argv: str, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tarball")
-    galaxy("collection", "build", "--output-path", str(folder), cwd=doors_kit.CHECKOUT)
+    galaxy("collection", "build", "--output-path", str(folder), cwd=playbook_harness.CHECKOUT)
     (built,) = folder.glob("spt-flow-*.tar.gz")
     return built
 
 
 def programs(end: str) -> Path:
     """The folder with `ansible-playbook` of one pinned end."""
-    argv = [str(doors_kit.CHECKOUT / "tools/venv"), "--dev", "--end", end]
+    argv = [str(playbook_harness.CHECKOUT / "tools/venv"), "--dev", "--end", end]
     return Path(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600).stdout.strip()) / "bin"
 
 
@@ -51,27 +51,27 @@ def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> No
 def test_the_installed_collection_does_the_whole_job(tarball: Path, tmp_path: Path, end: str) -> None:
     installed = tmp_path / "collections"
     galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
-    with doors_kit.doors(tmp_path, programs=programs(end), cwd=tmp_path, installed=installed) as house:
-        assert house.up()["changed"]
-        assert house.up()["changed"] is False
-        done = house.run("ssh", SPT_FLOW_COMMAND="exit 5")
+    with playbook_harness.playbooks(tmp_path, programs=programs(end), cwd=tmp_path, installed=installed) as playbooks:
+        assert playbooks.up()["changed"]
+        assert playbooks.up()["changed"] is False
+        done = playbooks.run("ssh", SPT_FLOW_COMMAND="exit 5")
         assert (done.returncode, done.stdout) == (5, "")
-        assert house.name in house.run("status").stdout
-        assert house.json("stop", SPT_FLOW_WORKSPACE=house.name)["changed"]
-        assert house.json("delete", SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_CONFIRM="true")["changed"]
-        assert doors_kit.belongings(house.owner) == []
+        assert playbooks.name in playbooks.run("status").stdout
+        assert playbooks.json("stop", SPT_FLOW_WORKSPACE=playbooks.name)["changed"]
+        assert playbooks.json("delete", SPT_FLOW_WORKSPACE=playbooks.name, SPT_FLOW_CONFIRM="true")["changed"]
+        assert playbook_harness.belongings(playbooks.owner) == []
 
 
 def test_without_our_callbacks_up_still_prints_how_to_get_in(tarball: Path, tmp_path: Path) -> None:
     installed = tmp_path / "collections"
     galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
-    with doors_kit.doors(tmp_path, cwd=tmp_path, installed=installed, callbacks=False) as house:
-        done = house.run("up", SPT_FLOW_REPO=str(house.repository))
+    with playbook_harness.playbooks(tmp_path, cwd=tmp_path, installed=installed, callbacks=False) as playbooks:
+        done = playbooks.run("up", SPT_FLOW_REPO=str(playbooks.repository))
         assert done.returncode == 0 and "ssh -F " in done.stdout and "password" in done.stdout
-        done = house.run("ssh", SPT_FLOW_COMMAND="exit 3")
+        done = playbooks.run("ssh", SPT_FLOW_COMMAND="exit 3")
         assert done.returncode == 2 and "ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect" in done.stdout
         configuration = installed / "ansible_collections/spt/flow/playbooks/ansible.cfg"
-        done = house.run("ssh", SPT_FLOW_COMMAND="exit 3", ANSIBLE_CONFIG=str(configuration))
+        done = playbooks.run("ssh", SPT_FLOW_COMMAND="exit 3", ANSIBLE_CONFIG=str(configuration))
         assert (done.returncode, done.stdout) == (3, "")
-        done = house.run("status", SPT_FLOW_OUTPUT="json")
+        done = playbooks.run("status", SPT_FLOW_OUTPUT="json")
         assert done.returncode == 2 and "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in done.stdout

@@ -22,7 +22,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import temp
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
@@ -75,12 +75,12 @@ class Terraform:
 
 
 @pytest.fixture
-def terraform(lab: Lab, tmp_path: Path) -> Iterator[Terraform]:
+def terraform(harness: Harness, tmp_path: Path) -> Iterator[Terraform]:
     missing = [name for name in ("coder/coder", "kreuzwerker/docker") if not (PLUGINS / name).is_dir()]
     if missing or not shutil.which("terraform"):
         pytest.skip(f"needs Terraform and its providers in {PLUGINS}: {', '.join(missing) or 'no terraform'}")
-    lab.target._ensure_network()
-    made = Terraform(tmp_path / "template", lab.owner)
+    harness.target._ensure_network()
+    made = Terraform(tmp_path / "template", harness.owner)
     yield made
     made.apply("destroy")
 

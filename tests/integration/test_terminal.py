@@ -8,23 +8,23 @@ from collections.abc import Iterator
 
 import pexpect
 import pytest
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
 
 pytestmark = pytest.mark.terminal
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    with doors_kit.doors(tmp_path_factory.mktemp("terminal")) as house:
-        yield house
+def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
+    with playbook_harness.playbooks(tmp_path_factory.mktemp("terminal")) as playbooks:
+        yield playbooks
 
 
-def type_in(house: Doors, verb: str, *more: str, **environment: str) -> pexpect.spawn:
-    argv = house.argv(verb, *more)
-    env = house.environment(TERM="xterm", **environment)
+def type_in(playbooks: Playbooks, verb: str, *more: str, **environment: str) -> pexpect.spawn:
+    argv = playbooks.argv(verb, *more)
+    env = playbooks.environment(TERM="xterm", **environment)
     return pexpect.spawn(
-        argv[0], argv[1:], cwd=str(house.cwd), env=env, encoding="utf-8", timeout=240, dimensions=(24, 100)
+        argv[0], argv[1:], cwd=str(playbooks.cwd), env=env, encoding="utf-8", timeout=240, dimensions=(24, 100)
     )
 
 
@@ -35,26 +35,26 @@ def leave(child: pexpect.spawn) -> int:
     return int(child.exitstatus)
 
 
-def test_up_ends_in_the_shell_and_gives_its_status(house: Doors) -> None:
-    child = type_in(house, "up", "-e", f"repo={house.repository}")
+def test_up_ends_in_the_shell_and_gives_its_status(playbooks: Playbooks) -> None:
+    child = type_in(playbooks, "up", "-e", f"repo={playbooks.repository}")
     child.expect("PLAY RECAP")
     child.expect("password")
     child.expect(r"\$ ")
     child.sendline('echo "in:$(hostname):$(id -un):$(tty):$COLUMNS"; stty size')
-    child.expect(rf"in:{house.name}:coder:/dev/pts/\d+:")
+    child.expect(rf"in:{playbooks.name}:coder:/dev/pts/\d+:")
     child.expect("24 100")
     child.sendline("exit 23")
     assert leave(child) == 23
-    assert list((house.home / ".ansible/tmp").glob("*")) == []
+    assert list((playbooks.home / ".ansible/tmp").glob("*")) == []
 
 
-def test_connect_false_stays_out(house: Doors) -> None:
-    child = type_in(house, "up", "-e", f"repo={house.repository} connect=false")
+def test_connect_false_stays_out(playbooks: Playbooks) -> None:
+    child = type_in(playbooks, "up", "-e", f"repo={playbooks.repository} connect=false")
     assert leave(child) == 0
 
 
-def test_an_interrupt_in_the_shell_does_not_end_it(house: Doors) -> None:
-    child = type_in(house, "ssh")
+def test_an_interrupt_in_the_shell_does_not_end_it(playbooks: Playbooks) -> None:
+    child = type_in(playbooks, "ssh")
     child.expect("PLAY RECAP")
     child.expect(r"\$ ")
     child.sendline("sleep 100; echo no")
@@ -69,9 +69,9 @@ def test_an_interrupt_in_the_shell_does_not_end_it(house: Doors) -> None:
 
 
 @pytest.mark.parametrize(("answer", "status"), [("no", 2), ("yes", 0)])
-def test_delete_asks_a_person(house: Doors, answer: str, status: int) -> None:
-    child = type_in(house, "delete", "-e", f"workspace={house.name}")
+def test_delete_asks_a_person(playbooks: Playbooks, answer: str, status: int) -> None:
+    child = type_in(playbooks, "delete", "-e", f"workspace={playbooks.name}")
     child.expect("Type yes to delete")
     child.sendline(answer)
     assert leave(child) == status
-    assert bool(doors_kit.belongings(house.owner)) == (answer == "no")
+    assert bool(playbook_harness.belongings(playbooks.owner)) == (answer == "no")

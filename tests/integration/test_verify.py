@@ -10,32 +10,32 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Doors]:
-    with doors_kit.doors(tmp_path_factory.mktemp("verify")) as house:
-        house.up()
-        yield house
+def playbooks(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Playbooks]:
+    with playbook_harness.playbooks(tmp_path_factory.mktemp("verify")) as playbooks:
+        playbooks.up()
+        yield playbooks
 
 
-def container(house: Doors) -> str:
-    return f"spt-flow-{house.owner}-{house.name}"
+def container(playbooks: Playbooks) -> str:
+    return f"spt-flow-{playbooks.owner}-{playbooks.name}"
 
 
-def test_a_workspace_keeps_what_it_promises(house: Doors) -> None:
-    done = house.run("validate")
+def test_a_workspace_keeps_what_it_promises(playbooks: Playbooks) -> None:
+    done = playbooks.run("validate")
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ("clone", "ide", "sudo", "secrets", "git"):
         assert row in done.stdout
 
 
-def test_something_broken_is_named_and_fails_the_run(house: Doors) -> None:
-    rename = ["docker", "exec", "--user", "root", container(house), "mv", "/usr/bin/jq", "/usr/bin/jq.aside"]
+def test_something_broken_is_named_and_fails_the_run(playbooks: Playbooks) -> None:
+    rename = ["docker", "exec", "--user", "root", container(playbooks), "mv", "/usr/bin/jq", "/usr/bin/jq.aside"]
     subprocess.run(rename, check=True, timeout=60)
-    result = house.json("validate")
+    result = playbooks.json("validate")
     assert not result["ok"]
     assert any("jq" in line and "fail" in line.lower() for line in result["stdout_lines"]), result["stdout_lines"]
     rename[-2:] = reversed(rename[-2:])

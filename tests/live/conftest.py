@@ -42,7 +42,7 @@ START = 300.0
 
 
 @dataclass
-class House:
+class LiveServer:
     """The server, its two users' clients and what our template gets."""
 
     url: str
@@ -141,7 +141,7 @@ def postgres() -> Iterator[str]:
 
 
 @contextmanager
-def server(database: str, folder: Path) -> Iterator[House]:
+def server(database: str, folder: Path) -> Iterator[LiveServer]:
     """The server with its first user and ``ada``, who has a token; the image is there. Raises ``FlowError``."""
     bridge = docker_http.connect().get_json("/networks/bridge")
     place = bridge["IPAM"]["Config"][0]
@@ -152,7 +152,7 @@ def server(database: str, folder: Path) -> Iterator[House]:
         port = probe.getsockname()[1]
     image = image_identity.identity()
     image_build.ensure(image, {"ca_bundle": os.environ.get("SSL_CERT_FILE", "")}, Progress(print))
-    made = House(f"http://{gateway}:{port}", folder, gateway, image)
+    made = LiveServer(f"http://{gateway}:{port}", folder, gateway, image)
     binaries = made.folder / "cache/site/orig/bin"
     binaries.mkdir(parents=True)
     agent = shutil.which(AGENT)
@@ -190,7 +190,7 @@ def database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def house(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def live_server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     try:
         docker_http.connect().get_json("/version")
     except FlowError as error:
@@ -199,32 +199,32 @@ def house(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         yield made
 
 
-def settle(house: House) -> None:
+def settle(live_server: LiveServer) -> None:
     """First user, a user for people's work, and her token: by the playbook, as an operator gets them."""
-    assert not house.client("").has_first_user()
-    done = bootstrap(house)
+    assert not live_server.client("").has_first_user()
+    done = bootstrap(live_server)
     assert done.returncode == 0, done.stdout + done.stderr
-    house.admin = house.client(house.client("").login("admin@example.com", house.password))
-    house.token = house.admin.create_token("test", 86400, "ada")
+    live_server.admin = live_server.client(live_server.client("").login("admin@example.com", live_server.password))
+    live_server.token = live_server.admin.create_token("test", 86400, "ada")
 
 
 def bootstrap(
-    house: House, *argv: str, playbook: str = "bootstrap", **more: object
+    live_server: LiveServer, *argv: str, playbook: str = "bootstrap", **more: object
 ) -> subprocess.CompletedProcess[str]:
     """A playbook for servers on this one, which runs on this machine."""
     variables = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
-        "coder_url": house.url,
+        "coder_url": live_server.url,
         "coder_owner_email": "admin@example.com",
-        "coder_owner_password": house.password,
-        "coder_token_file": str(house.folder / "etc/coder.token"),
-        "coder_template_token_file": str(house.folder / "etc/coder.token"),
-        "workspace_reaper_coder_token_file": str(house.folder / "etc/reaper.token"),
+        "coder_owner_password": live_server.password,
+        "coder_token_file": str(live_server.folder / "etc/coder.token"),
+        "coder_template_token_file": str(live_server.folder / "etc/coder.token"),
+        "workspace_reaper_coder_token_file": str(live_server.folder / "etc/reaper.token"),
         "coder_users": [{"username": "ada", "email": "ada@example.com", "name": "Ada Lovelace"}],
         **more,
     }
-    inventory = house.folder / "hosts.yml"
+    inventory = live_server.folder / "hosts.yml"
     inventory.touch(0o600)
     inventory.write_text(
         json.dumps({"all": {"children": {"flow_servers": {"hosts": {"server1": variables}}}}}), encoding="utf-8"

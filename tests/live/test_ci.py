@@ -21,8 +21,8 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder as reaper_coder
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
-from ansible_collections.spt.flow.tests.live.conftest import House
-from ansible_collections.spt.flow.tests.live.test_doors import CHECKOUT, Doors
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer
+from ansible_collections.spt.flow.tests.live.test_workspace_playbooks import CHECKOUT, Playbooks
 
 BEGINS = 300.0
 """Seconds in which a job begins on a busy machine."""
@@ -30,12 +30,12 @@ GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 
 
 @pytest.fixture(scope="module")
-def doors(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    assert house.admin is not None
+def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
+    assert live_server.admin is not None
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
     for kind, name in (("dev", "spt-flow"), ("ci", "spt-flow-ci")):
-        coder_template.roll_out(house.admin, house.wanted(settings, kind, name))
-    yield Doors(house, tmp_path_factory.mktemp("ci"))
+        coder_template.roll_out(live_server.admin, live_server.wanted(settings, kind, name))
+    yield Playbooks(live_server, tmp_path_factory.mktemp("ci"))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def left(house: House) -> tuple[list[str], list[str]]:
+def left(live_server: LiveServer) -> tuple[list[str], list[str]]:
     """CI workspaces that this server still has, and containers and volumes of them on the engine."""
-    client = house.client(house.token)
+    client = live_server.client(live_server.token)
     names = [w["name"] for page in client.workspaces() for w in page if w["template_name"] == "spt-flow-ci"]
     things = []
     for words in (["ps", "--all", "--format", "{{.Names}}"], ["volume", "ls", "--format", "{{.Name}}"]):
@@ -61,16 +61,18 @@ def left(house: House) -> tuple[list[str], list[str]]:
     return sorted(names), things
 
 
-def environment(doors: Doors, source: Path, folder: Path, command: str, **more: str) -> dict[str, str]:
+def environment(playbooks: Playbooks, source: Path, folder: Path, command: str, **more: str) -> dict[str, str]:
     values = {"REPO": str(source), "COMMAND": command, "ARTIFACTS_DIR": str(folder), **more}
-    return doors.environment(**{f"SPT_FLOW_{name}": value for name, value in values.items()})
+    return playbooks.environment(**{f"SPT_FLOW_{name}": value for name, value in values.items()})
 
 
-def run(doors: Doors, source: Path, folder: Path, command: str, **more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    playbooks: Playbooks, source: Path, folder: Path, command: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         ["ansible-playbook", "playbooks/ci.yml"],
         cwd=CHECKOUT,
-        env=environment(doors, source, folder, command, **more),
+        env=environment(playbooks, source, folder, command, **more),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -78,15 +80,15 @@ def run(doors: Doors, source: Path, folder: Path, command: str, **more: str) -> 
         check=False,
     )
     assert "Traceback" not in done.stdout + done.stderr
-    assert doors.house.token.split("-")[1] not in done.stdout + done.stderr
+    assert playbooks.live_server.token.split("-")[1] not in done.stdout + done.stderr
     return done
 
 
 def test_a_run_has_the_commit_streams_collects_and_is_gone(
-    doors: Doors, source: Path, tmp_path: Path, house: House
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     command = "cat greeting; pwd; git rev-parse HEAD; echo made >made.txt; exit 7"
-    done = run(doors, source, tmp_path, command, ARTIFACTS="made.txt", TTL="5m")
+    done = run(playbooks, source, tmp_path, command, ARTIFACTS="made.txt", TTL="5m")
     assert done.returncode == 7, done.stdout + done.stderr
     (folder,) = tmp_path.iterdir()
     commit = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
@@ -95,14 +97,14 @@ def test_a_run_has_the_commit_streams_collects_and_is_gone(
     assert (record["kind"], record["reason"], record["target"]) == ("job", "failed", "coder")
     assert (folder / "artifacts/made.txt").read_text() == "made\n"
     print(dict(record["stages"]), record["seconds"])
-    assert left(house) == ([], [])
+    assert left(live_server) == ([], [])
 
 
-def test_a_cancelled_run_is_gone(doors: Doors, source: Path, tmp_path: Path, house: House) -> None:
+def test_a_cancelled_run_is_gone(playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer) -> None:
     process = subprocess.Popen(
         ["ansible-playbook", "playbooks/ci.yml"],
         cwd=CHECKOUT,
-        env=environment(doors, source, tmp_path, "echo begun; sleep 300"),
+        env=environment(playbooks, source, tmp_path, "echo begun; sleep 300"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -113,21 +115,21 @@ def test_a_cancelled_run_is_gone(doors: Doors, source: Path, tmp_path: Path, hou
     said, _none = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert "cancelled sigterm" in said
-    assert left(house) == ([], [])
+    assert left(live_server) == ([], [])
 
 
 def test_a_runner_keeps_neither_the_token_nor_the_jobs_secret(
-    doors: Doors, source: Path, tmp_path: Path, house: House
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     """As docs/ci.md has it: a clean environment, the token in files of a memory disk, the secret in one that goes."""
     private, memory = tmp_path / "private", Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
-        (memory / "url").write_text(house.url)
-        (memory / "session").write_text(house.token)
+        (memory / "url").write_text(live_server.url)
+        (memory / "session").write_text(live_server.token)
         (memory / "job.env").touch(0o600)
         (memory / "job.env").write_text("TOKEN=canary-of-the-job\n")
         subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(private)], check=True, capture_output=True, timeout=60)
-        env = environment(doors, source, tmp_path / "runs", 'echo "${#TOKEN}"; echo "$TOKEN"; exit 4')
+        env = environment(playbooks, source, tmp_path / "runs", 'echo "${#TOKEN}"; echo "$TOKEN"; exit 4')
         env |= {"CODER_CONFIG_DIR": str(memory), "SPT_FLOW_ENV_FILE": str(memory / "job.env")}
         del env["CODER_SESSION_TOKEN"], env["CODER_URL"]
         program = str(Path(sys.executable).parent / "ansible-runner")
@@ -135,61 +137,61 @@ def test_a_runner_keeps_neither_the_token_nor_the_jobs_secret(
         done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 4, done.stdout + done.stderr
         assert "17" in done.stdout and "***" in done.stdout
-        secrets = [house.token.split("-")[1], "canary-of-the-job"]
+        secrets = [live_server.token.split("-")[1], "canary-of-the-job"]
         assert not [secret for secret in secrets if secret in done.stdout + done.stderr]
         for secret in secrets:
             kept = subprocess.run(
-                ["grep", "-rl", secret, str(tmp_path), str(doors.home)], capture_output=True, text=True
+                ["grep", "-rl", secret, str(tmp_path), str(playbooks.home)], capture_output=True, text=True
             )
             assert kept.stdout == ""
         assert not (memory / "job.env").exists()
     finally:
         shutil.rmtree(memory)
-    assert left(house) == ([], [])
+    assert left(live_server) == ([], [])
 
 
 def test_a_person_gets_what_a_run_had_and_hears_what_differs(
-    doors: Doors, source: Path, tmp_path: Path, house: House
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
-    assert house.admin is not None
-    coder_template.roll_out(house.admin, house.wanted(settings))
+    assert live_server.admin is not None
+    coder_template.roll_out(live_server.admin, live_server.wanted(settings))
     origin = "https://oauth2:canary@git.invalid/team/demo.git"
     subprocess.run(["git", "-C", str(source), "config", "remote.origin.url", origin], check=True)
-    done = run(doors, source, tmp_path, "true")
+    done = run(playbooks, source, tmp_path, "true")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = tmp_path.iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["origin"] == "https://git.invalid/team/demo.git" and "canary" not in (folder / "run.json").read_text()
     try:
-        made = doors.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
+        made = playbooks.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
         assert made["changed"], made
-        shown = doors.json("status")["workspaces"]
+        shown = playbooks.json("status")["workspaces"]
         (workspace,) = [one for one in shown if one["name"] == "like-ci"]
         assert workspace["settings_hash"] == record["settings_hash"] and workspace["image_hash"] == record["image_hash"]
         assert workspace["repo"] == "git.invalid/team/demo"
-        found = house.client(house.token).workspace("like-ci")
+        found = live_server.client(live_server.token).workspace("like-ci")
         assert found is not None
-        parameters = house.client(house.token).build_parameters(found["latest_build"]["id"])
+        parameters = live_server.client(live_server.token).build_parameters(found["latest_build"]["id"])
         assert parameters["ref"] == record["commit"]
         assert not [note for note in made["notes"] if "differs from the CI run" in note], made["notes"]
         (folder / "run.json").write_text(json.dumps({**record, "settings_hash": "f" * 64}))
-        again = doors.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
+        again = playbooks.json("up", "-e", f"from_run={folder}", "-e", "workspace=like-ci")
         assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
     finally:
-        doors.json("delete", "-e", "workspace=like-ci", "-e", "confirm=true")
+        playbooks.json("delete", "-e", "workspace=like-ci", "-e", "confirm=true")
 
 
 class Run:
     """`ci.yml` in a session of its own, until its job has begun."""
 
-    def __init__(self, doors: Doors, source: Path, folder: Path, ttl: str = "60s") -> None:
+    def __init__(self, playbooks: Playbooks, source: Path, folder: Path, ttl: str = "60s") -> None:
         folder.mkdir()
         self.folder = folder
         self.process = subprocess.Popen(
             ["ansible-playbook", "playbooks/ci.yml"],
             cwd=CHECKOUT,
-            env=environment(doors, source, folder, "echo begun; sleep 600", TTL=ttl),
+            env=environment(playbooks, source, folder, "echo begun; sleep 600", TTL=ttl),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -208,20 +210,20 @@ class Run:
         self.process.wait(10)
 
 
-def reaper(house: House) -> reaper_coder.Report:
+def reaper(live_server: LiveServer) -> reaper_coder.Report:
     """A pass as the timer on the server does it, with the token that bootstrap made for it."""
-    api = reaper_coder.Api(house.url, (house.folder / "etc/reaper.token").read_text().strip())
-    return reaper_coder.sweep(api, path=str(house.folder / "reaper.json"))
+    api = reaper_coder.Api(live_server.url, (live_server.folder / "etc/reaper.token").read_text().strip())
+    return reaper_coder.sweep(api, path=str(live_server.folder / "reaper.json"))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("reaped", [True, False], ids=["with the reaper", "without the reaper"])
 def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
-    doors: Doors, source: Path, tmp_path: Path, house: House, reaped: bool
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer, reaped: bool
 ) -> None:
     """Client killed, server restarted, agent dead, kept busy by an open session, its own end taken away."""
-    client = house.client(house.token)
-    runs = [Run(doors, source, tmp_path / str(number)) for number in range(5)]
+    client = live_server.client(live_server.token)
+    runs = [Run(playbooks, source, tmp_path / str(number)) for number in range(5)]
     person: subprocess.Popen[bytes] | None = None
     try:
         for run_ in runs:
@@ -229,7 +231,7 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
         found = {run_.name: client.workspace(run_.name) for run_ in runs}
         person = subprocess.Popen(
             ["coder", "ssh", "--wait=no", runs[3].name, "sleep 900"],
-            env={**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token},
+            env={**os.environ, "CODER_URL": live_server.url, "CODER_SESSION_TOKEN": live_server.token},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -239,17 +241,17 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
         for number, words in ((2, ["pkill", "-KILL", "coder"]), (4, ["pkill", "-STOP", "-f", "spt-workspace"])):
             container = f"spt-flow-{found[runs[number].name]['id']}"  # type: ignore[index]
             subprocess.run(["docker", "exec", container, *words], capture_output=True, check=False)
-        house.stop()
-        house.start()
+        live_server.stop()
+        live_server.start()
         last = max(run_.created for run_ in runs) + 60
         gone: dict[str, float] = {}
         passed = time.time()
         while len(gone) < 5:
-            assert time.time() < last + 120, (set(found) - set(gone), left(house))
+            assert time.time() < last + 120, (set(found) - set(gone), left(live_server))
             if reaped and time.time() - passed >= 60:
                 passed = time.time()
-                print("reaped", reaper(house).reaped)
-            things = left(house)[1]
+                print("reaped", reaper(live_server).reaped)
+            things = left(live_server)[1]
             for name, workspace in found.items():
                 if name not in gone and not any(str(workspace["id"]) in thing for thing in things):  # type: ignore[index]
                     gone[name] = time.time()
@@ -263,22 +265,22 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
             person.kill()
             person.wait()
         time.sleep(5)
-        for name in left(house)[0]:
+        for name in left(live_server)[0]:
             workspace = client.workspace(name)
             if workspace is not None:
                 client.create_build(workspace, "delete")
-    until(lambda: left(house) == ([], []), 120)
+    until(lambda: left(live_server) == ([], []), 120)
 
 
 @pytest.mark.full
 def test_each_line_of_defence_is_enough_by_itself_and_no_extension_moves_the_end(
-    doors: Doors, source: Path, tmp_path: Path, house: House
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     """The run's own without the others, the workspace's own end, and the reaper; each was extended by 12 hours."""
-    runs = [Run(doors, source, tmp_path / str(number), "90s") for number in range(3)]
+    runs = [Run(playbooks, source, tmp_path / str(number), "90s") for number in range(3)]
     for run_ in runs:
         run_.begun()
-    client = house.client(house.token)
+    client = live_server.client(live_server.token)
     found = [client.workspace(run_.name) for run_ in runs]
     containers = [f"spt-flow-{one['id']}" for one in found if one]
     for one in found:
@@ -300,8 +302,8 @@ def test_each_line_of_defence_is_enough_by_itself_and_no_extension_moves_the_end
         "nothing but the reaper is left"
     )
     # The platform's line leaves a container that has ended and a home; that and the last one are the reaper's.
-    until(lambda: set(reaper(house).reaped) >= {f"ada/{runs[2].name}"} or left(house) == ([], []), 130)
-    until(lambda: reaper(house) is not None and left(house) == ([], []), 180)
+    until(lambda: set(reaper(live_server).reaped) >= {f"ada/{runs[2].name}"} or left(live_server) == ([], []), 130)
+    until(lambda: reaper(live_server) is not None and left(live_server) == ([], []), 180)
 
 
 def family(pid: int) -> list[int]:

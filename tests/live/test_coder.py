@@ -27,76 +27,76 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspac
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Result, Workspace, WorkspaceSpec
-from ansible_collections.spt.flow.tests.integration import sshd_kit
-from ansible_collections.spt.flow.tests.live.conftest import House
+from ansible_collections.spt.flow.tests.integration import sshd_harness
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 SPEC = WorkspaceSpec("me", Settings(wait_timeout=600), "demo")
 
 
 @pytest.fixture(scope="module")
-def forge(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def git_server(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A private repository behind sshd, on the address that workspaces see; ``key`` opens it."""
-    folder = tmp_path_factory.mktemp("forge")
+    folder = tmp_path_factory.mktemp("git-server")
     repository = folder / "demo.git"
     subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
     author = ["-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
     subprocess.run(["git", *author, "-C", str(repository), "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    with sshd_kit.sshd(folder, house.gateway):
+    with sshd_harness.sshd(folder, live_server.gateway):
         known = (folder / "known_hosts").read_text()
         port = known.split("]:")[1].split()[0]
         yield {
-            "url": f"ssh://root@{house.gateway}:{port}{repository}",
+            "url": f"ssh://root@{live_server.gateway}:{port}{repository}",
             "known_hosts": known,
             "key": str(folder / "user"),
         }
 
 
 @pytest.fixture(scope="module")
-def settings(forge: dict[str, str]) -> Settings:
-    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=forge["known_hosts"], wait_timeout=600)
+def settings(git_server: dict[str, str]) -> Settings:
+    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=git_server["known_hosts"], wait_timeout=600)
 
 
 @pytest.fixture(scope="module")
-def workspace(house: House, forge: dict[str, str], settings: Settings) -> Iterator[Workspace]:
+def workspace(live_server: LiveServer, git_server: dict[str, str], settings: Settings) -> Iterator[Workspace]:
     """Made from nothing: template, then `up`."""
-    assert house.admin is not None
+    assert live_server.admin is not None
     said: list[str] = []
-    done = coder_template.roll_out(house.admin, house.wanted(settings), progress=Progress(said.append))
+    done = coder_template.roll_out(live_server.admin, live_server.wanted(settings), progress=Progress(said.append))
     # Another file's tests may have made the template on this server.
     assert done.actions in (["import", "create"], ["import", "activate"]), said
-    spec = replace(SPEC, name="", repository=Repository.parse(forge["url"]), settings=settings)
-    result = ensure(house, spec, progress=Progress(said.append))
+    spec = replace(SPEC, name="", repository=Repository.parse(git_server["url"]), settings=settings)
+    result = ensure(live_server, spec, progress=Progress(said.append))
     print("\n".join(said))
     assert result.workspace is not None
     yield result.workspace
-    ensure(house, SPEC, "absent")
+    ensure(live_server, SPEC, "absent")
 
 
-def ensure(house: House, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
+def ensure(live_server: LiveServer, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
     probe = lambda repository, ref: Probe("needs-auth")  # noqa: E731
-    return lifecycle.ensure(house.target(), spec, state, probe=probe, **more)
+    return lifecycle.ensure(live_server.target(), spec, state, probe=probe, **more)
 
 
 @pytest.fixture(scope="module")
-def agent(forge: dict[str, str]) -> Iterator[dict[str, str]]:
+def agent(git_server: dict[str, str]) -> Iterator[dict[str, str]]:
     """An SSH agent that holds the key of the private repository."""
     said = subprocess.run(["ssh-agent", "-s"], capture_output=True, text=True, check=True).stdout
     found = dict(word.split("=", 1) for word in said.replace(";", " ").split() if "=" in word)
-    subprocess.run(["ssh-add", "-q", forge["key"]], env={**os.environ, **found}, check=True)
+    subprocess.run(["ssh-add", "-q", git_server["key"]], env={**os.environ, **found}, check=True)
     yield found
     os.kill(int(found["SSH_AGENT_PID"]), 15)
 
 
 def inside(
-    house: House, workspace: Workspace, command: str, options: Sequence[str] = (), **env: str
+    live_server: LiveServer, workspace: Workspace, command: str, options: Sequence[str] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, **env}
+    environment = {**os.environ, "CODER_URL": live_server.url, "CODER_SESSION_TOKEN": live_server.token, **env}
     program, *words = workspace_ssh.argv(workspace, command)
     argv = [program, *options, *words]
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-def belongings(house: House, workspace: Workspace) -> tuple[list[str], list[str]]:
+def belongings(live_server: LiveServer, workspace: Workspace) -> tuple[list[str], list[str]]:
     label = f"label=spt.flow.coder={workspace.id}"
     words = {"ps": ["ps", "--all", "--quiet"], "volume": ["volume", "ls", "--quiet"]}
     found = {
@@ -108,32 +108,32 @@ def belongings(house: House, workspace: Workspace) -> tuple[list[str], list[str]
     return found["ps"], sorted(found["volume"])
 
 
-def test_up_makes_it_and_again_changes_nothing(house: House, workspace: Workspace) -> None:
+def test_up_makes_it_and_again_changes_nothing(live_server: LiveServer, workspace: Workspace) -> None:
     assert (workspace.name, workspace.owner, workspace.state) == ("demo", "ada", "running")
     assert workspace.step("ide").state == "ok"
     assert workspace.step("clone").state == "needs-auth"
     assert workspace.settings_hash
     begun = time.monotonic()
-    again = ensure(house)
+    again = ensure(live_server)
     print(f"up on a running workspace, engine alone: {time.monotonic() - begun:.2f} s")
     assert not again.changed
-    containers, volumes = belongings(house, workspace)
+    containers, volumes = belongings(live_server, workspace)
     assert (len(containers), len(volumes)) == (1, 2)
 
 
 def test_a_session_has_the_clients_agent_and_exit_status(
-    house: House, workspace: Workspace, agent: dict[str, str]
+    live_server: LiveServer, workspace: Workspace, agent: dict[str, str]
 ) -> None:
-    assert inside(house, workspace, "exit 37").returncode == 37
-    done = inside(house, workspace, "spt-workspace clone", **agent)
+    assert inside(live_server, workspace, "exit 37").returncode == 37
+    done = inside(live_server, workspace, "spt-workspace clone", **agent)
     assert done.returncode == 0, done.stderr
-    done = inside(house, workspace, "git -C ~/demo log --format=%s; id -un; git config user.email")
+    done = inside(live_server, workspace, "git -C ~/demo log --format=%s; id -un; git config user.email")
     assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
-    searched = inside(house, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
+    searched = inside(live_server, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
     assert (searched.returncode, searched.stdout) == (1, ""), searched.stderr
 
 
-def test_a_gpg_agent_is_forwarded(house: House, workspace: Workspace, tmp_path: Path) -> None:
+def test_a_gpg_agent_is_forwarded(live_server: LiveServer, workspace: Workspace, tmp_path: Path) -> None:
     """As docs/coder.md has it in ~/.ssh/config; the image has no GnuPG, so the agent's greeting is looked for."""
     if not shutil.which("gpg-agent"):
         pytest.skip("no gpg-agent on PATH")
@@ -149,28 +149,30 @@ def test_a_gpg_agent_is_forwarded(house: House, workspace: Workspace, tmp_path: 
                 time.sleep(0.1)
             there = "/run/user/1000/gnupg/S.gpg-agent"
             say = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({there!r}); print(s.recv(99).decode())"
-            done = inside(house, workspace, f'python3 -c "{say}"', options=("-R", f"{there}:{here}"))
+            done = inside(live_server, workspace, f'python3 -c "{say}"', options=("-R", f"{there}:{here}"))
             assert done.stdout.startswith("OK Pleased to meet you"), done.stderr
         finally:
             running.terminate()
 
 
-def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(house: House, workspace: Workspace) -> None:
+def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(
+    live_server: LiveServer, workspace: Workspace
+) -> None:
     inside(
-        house,
+        live_server,
         workspace,
         "mkdir -p ~/.config/spt-flow && printf '#!/bin/sh\\necho green\\n' > ~/.config/spt-flow/ci-status",
     )
-    inside(house, workspace, "chmod +x ~/.config/spt-flow/ci-status")
-    found = house.client(house.token).workspace_by_id(workspace.id)
+    inside(live_server, workspace, "chmod +x ~/.config/spt-flow/ci-status")
+    found = live_server.client(live_server.token).workspace_by_id(workspace.id)
     assert found is not None
     (agent,) = agents(found)
-    headers = {"Coder-Session-Token": house.token}
+    headers = {"Coder-Session-Token": live_server.token}
     shown: dict[str, str] = {}
     end = time.monotonic() + 180
     while (shown.get("ci"), shown.get("clone")) != ("green", "ok") and time.monotonic() < end:
         request = urllib.request.Request(
-            f"{house.url}/api/v2/workspaceagents/{agent['id']}/watch-metadata", headers=headers
+            f"{live_server.url}/api/v2/workspaceagents/{agent['id']}/watch-metadata", headers=headers
         )
         with urllib.request.urlopen(request, timeout=30) as stream:
             told = next(line for line in stream if line.startswith(b"data: ["))
@@ -182,69 +184,69 @@ def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(house: House,
     assert shown["clone"] == "ok"
 
 
-def test_limits_docker_and_the_ide_are_as_everywhere(house: House, workspace: Workspace) -> None:
-    (container,), _volumes = belongings(house, workspace)
+def test_limits_docker_and_the_ide_are_as_everywhere(live_server: LiveServer, workspace: Workspace) -> None:
+    (container,), _volumes = belongings(live_server, workspace)
     shown = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
     host = json.loads(shown)[0]["HostConfig"]
     assert (host["NanoCpus"], host["Memory"], host["Runtime"]) == (10**9, 1 << 30, "spt-flow")
-    status = json.loads(inside(house, workspace, "spt-workspace status").stdout)
+    status = json.loads(inside(live_server, workspace, "spt-workspace status").stdout)
     assert status["steps"]["docker"]["state"] == "ok"
-    assert inside(house, workspace, "curl -fsS http://127.0.0.1:8080/healthz").returncode == 0
-    assert "denied" in inside(house, workspace, "sudo sh -c 'echo x > /proc/sys/kernel/core_pattern' 2>&1").stdout
-    client = house.client(house.token)
+    assert inside(live_server, workspace, "curl -fsS http://127.0.0.1:8080/healthz").returncode == 0
+    assert "denied" in inside(live_server, workspace, "sudo sh -c 'echo x > /proc/sys/kernel/core_pattern' 2>&1").stdout
+    client = live_server.client(live_server.token)
     answer = client.http.request("GET", "/@ada/demo.main/apps/ide/healthz")
     assert answer.status == 200
 
 
 def test_a_new_version_leaves_it_alone_until_its_user_restarts(
-    house: House, workspace: Workspace, settings: Settings
+    live_server: LiveServer, workspace: Workspace, settings: Settings
 ) -> None:
-    assert house.admin is not None
-    before = belongings(house, workspace)
-    inside(house, workspace, "echo kept > ~/kept")
+    assert live_server.admin is not None
+    before = belongings(live_server, workspace)
+    inside(live_server, workspace, "echo kept > ~/kept")
     changed = replace(settings, memory=1536 << 20)
-    assert coder_template.roll_out(house.admin, house.wanted(changed)).actions == ["import", "activate"]
-    assert belongings(house, workspace) == before
-    found = ensure(house)
+    assert coder_template.roll_out(live_server.admin, live_server.wanted(changed)).actions == ["import", "activate"]
+    assert belongings(live_server, workspace) == before
+    found = ensure(live_server)
     assert found.workspace is not None
     assert not found.changed
     assert found.workspace.outdated == ("template",)
-    stopped = ensure(house, state="stopped").workspace
+    stopped = ensure(live_server, state="stopped").workspace
     assert stopped is not None
     assert stopped.settings_hash == settings.hash()
-    assert belongings(house, workspace) == ([], before[1])
-    started = ensure(house).workspace
+    assert belongings(live_server, workspace) == ([], before[1])
+    started = ensure(live_server).workspace
     assert started is not None
     assert started.outdated == ("template",)
-    restarted = ensure(house, state="restarted").workspace
+    restarted = ensure(live_server, state="restarted").workspace
     assert restarted is not None
     assert restarted.outdated == ()
-    assert inside(house, restarted, "cat ~/kept").stdout == "kept\n"
+    assert inside(live_server, restarted, "cat ~/kept").stdout == "kept\n"
     assert restarted.settings_hash == changed.hash()
 
 
-def test_keepalive_moves_the_stop(house: House, workspace: Workspace) -> None:
-    kept = ensure(house, state="kept", hours=20.0, by="ada").workspace
+def test_keepalive_moves_the_stop(live_server: LiveServer, workspace: Workspace) -> None:
+    kept = ensure(live_server, state="kept", hours=20.0, by="ada").workspace
     assert kept is not None
     assert kept.life.stops_at is not None
     assert abs(kept.life.stops_at - time.time() - 20 * 3600) < 120
 
 
-def test_a_server_that_restarts_is_waited_for(house: House, workspace: Workspace) -> None:
-    house.stop()
-    house.start()
-    assert ensure(house).workspace is not None
+def test_a_server_that_restarts_is_waited_for(live_server: LiveServer, workspace: Workspace) -> None:
+    live_server.stop()
+    live_server.start()
+    assert ensure(live_server).workspace is not None
 
 
-def test_ctrl_c_leaves_the_build_to_the_server(house: House, workspace: Workspace) -> None:
+def test_ctrl_c_leaves_the_build_to_the_server(live_server: LiveServer, workspace: Workspace) -> None:
     """A process with a signal; the same command, or the one that it names, comes back to the build."""
-    ensure(house, state="stopped")
+    ensure(live_server, state="stopped")
     checkout = Path(__file__).resolve().parents[2]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
-    env |= {"CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token, "SPT_FLOW_CONNECT": "false"}
+    env |= {"CODER_URL": live_server.url, "CODER_SESSION_TOKEN": live_server.token, "SPT_FLOW_CONNECT": "false"}
     argv = ["ansible-playbook", "up.yml", "-e", "workspace=demo"]
     run = subprocess.Popen(argv, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    client = house.client(house.token)
+    client = live_server.client(live_server.token)
     end = time.monotonic() + 120
     while time.monotonic() < end:
         found = client.workspace("demo")
@@ -256,61 +258,63 @@ def test_ctrl_c_leaves_the_build_to_the_server(house: House, workspace: Workspac
     said = run.communicate(timeout=300)[0]
     assert run.returncode == 2, said
     assert "The run was interrupted" in said and "Traceback" not in said
-    result = ensure(house)
+    result = ensure(live_server)
     assert result.workspace is not None
     assert result.workspace.step("ide").state == "ok"
     found = client.workspace("demo")
     assert found is not None and found["latest_build"]["status"] == "running"
 
 
-def test_delete_leaves_nothing(house: House, workspace: Workspace) -> None:
-    assert ensure(house, state="absent").changed
-    assert belongings(house, workspace) == ([], [])
-    assert not ensure(house, state="absent").changed
+def test_delete_leaves_nothing(live_server: LiveServer, workspace: Workspace) -> None:
+    assert ensure(live_server, state="absent").changed
+    assert belongings(live_server, workspace) == ([], [])
+    assert not ensure(live_server, state="absent").changed
 
 
-def test_a_workspace_of_one_click_is_ready(house: House, settings: Settings, workspace: Workspace) -> None:
+def test_a_workspace_of_one_click_is_ready(live_server: LiveServer, settings: Settings, workspace: Workspace) -> None:
     """From the dashboard, with no value given."""
-    client = house.client(house.token)
+    client = live_server.client(live_server.token)
     template = client.template("spt-flow")
     assert template is not None
     client.create_workspace("click", template["id"])
     click = replace(SPEC, name="click")
     try:
-        result = ensure(house, click)
+        result = ensure(live_server, click)
         assert result.workspace is not None
         assert result.workspace.step("ide").state == "ok"
     finally:
-        ensure(house, click, "absent")
+        ensure(live_server, click, "absent")
 
 
-def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(house: House, settings: Settings) -> None:
-    assert house.admin is not None
-    coder_template.roll_out(house.admin, house.wanted(settings, "ci", "spt-flow-ci"))
-    client = house.client(house.token)
+def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(live_server: LiveServer, settings: Settings) -> None:
+    assert live_server.admin is not None
+    coder_template.roll_out(live_server.admin, live_server.wanted(settings, "ci", "spt-flow-ci"))
+    client = live_server.client(live_server.token)
     template = client.template("spt-flow-ci")
     assert template is not None
     assert (template["activity_bump_ms"], template["default_ttl_ms"]) == (0, 1_800_000)
     client.create_workspace("job", template["id"])
     job = replace(SPEC, name="job")
-    made = ensure(house, job).workspace
+    made = ensure(live_server, job).workspace
     assert made is not None
     assert made.kind == "ci"
     assert made.deadline
-    assert [len(found) for found in belongings(house, made)] == [1, 1]
-    house.target().stop(made)
-    assert belongings(house, made) == ([], [])
-    ensure(house, job, "absent")
+    assert [len(found) for found in belongings(live_server, made)] == [1, 1]
+    live_server.target().stop(made)
+    assert belongings(live_server, made) == ([], [])
+    ensure(live_server, job, "absent")
 
 
-def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house: House, tmp_path: Path) -> None:
-    assert house.admin is not None
+def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(
+    live_server: LiveServer, tmp_path: Path
+) -> None:
+    assert live_server.admin is not None
     checkout = Path(__file__).resolve().parents[2]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
     env |= {
         "SPT_FLOW_TEMPLATE": "by-action",
-        "CODER_URL": house.url,
-        "CODER_SESSION_TOKEN": house.admin.http.config.token,
+        "CODER_URL": live_server.url,
+        "CODER_SESSION_TOKEN": live_server.admin.http.config.token,
     }
     argv = ["ansible-playbook", "playbooks/template.yml", "-vvvv"]
 
@@ -319,7 +323,7 @@ def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house:
             [*argv, *more], cwd=checkout, env=env, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert house.admin and house.admin.http.config.token not in done.stdout + done.stderr
+        assert live_server.admin and live_server.admin.http.config.token not in done.stdout + done.stderr
         return done.stdout
 
     assert "changed=1" in run("--check")
@@ -327,5 +331,5 @@ def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(house:
     assert "changed=0" in run()
 
 
-def test_nothing_secret_is_in_the_servers_log_of_ours(house: House, workspace: Workspace) -> None:
-    assert house.token.split("-")[1] not in Path(house.folder / "server.log").read_text()
+def test_nothing_secret_is_in_the_servers_log_of_ours(live_server: LiveServer, workspace: Workspace) -> None:
+    assert live_server.token.split("-")[1] not in Path(live_server.folder / "server.log").read_text()

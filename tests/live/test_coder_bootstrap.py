@@ -13,83 +13,83 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target impo
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
-from ansible_collections.spt.flow.tests.live.conftest import House, bootstrap
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer, bootstrap
 
 
-def test_again_changes_nothing_and_shows_no_secret(house: House) -> None:
-    token = (house.folder / "etc/coder.token").read_text().strip()
-    done = bootstrap(house, "-vvvv", "--diff")
+def test_again_changes_nothing_and_shows_no_secret(live_server: LiveServer) -> None:
+    token = (live_server.folder / "etc/coder.token").read_text().strip()
+    done = bootstrap(live_server, "-vvvv", "--diff")
     assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout[-3000:]
-    assert house.password not in done.stdout + done.stderr
+    assert live_server.password not in done.stdout + done.stderr
     assert token.partition("-")[2] not in done.stdout + done.stderr
-    assert (house.folder / "etc/coder.token").read_text().strip() == token
+    assert (live_server.folder / "etc/coder.token").read_text().strip() == token
 
 
-def test_the_bots_token_rolls_out_templates_and_does_no_more(house: House) -> None:
+def test_the_bots_token_rolls_out_templates_and_does_no_more(live_server: LiveServer) -> None:
     more = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "coder_template_network": "bridge"}
     only = ("--tags", "coder_template")  # the reaper would be installed on this machine
-    done = bootstrap(house, *only, playbook="servers", coder_template_name="bots", **more)
+    done = bootstrap(live_server, *only, playbook="servers", coder_template_name="bots", **more)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert house.admin is not None
+    assert live_server.admin is not None
     for name, bump in (("bots", 7_200_000), ("bots-ci", 0)):
-        template = house.admin.template(name)
+        template = live_server.admin.template(name)
         assert template is not None and template["activity_bump_ms"] == bump
         assert template["created_by_name"] == "flow-bot"
-    again = bootstrap(house, *only, playbook="servers", coder_template_name="bots", **more)
+    again = bootstrap(live_server, *only, playbook="servers", coder_template_name="bots", **more)
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
-    bot = house.client((house.folder / "etc/coder.token").read_text().strip())
+    bot = live_server.client((live_server.folder / "etc/coder.token").read_text().strip())
     assert bot.user("ada") is None or not bot.member_roles("ada")
     # What somebody may not see is not there (v2.35.1: 404, not 403).
     with pytest.raises(NotFound):
         bot.update_roles("ada", ["owner"])
 
 
-def test_a_token_that_still_works_makes_its_successor(house: House) -> None:
-    bot = house.client((house.folder / "etc/coder.token").read_text().strip())
+def test_a_token_that_still_works_makes_its_successor(live_server: LiveServer) -> None:
+    bot = live_server.client((live_server.folder / "etc/coder.token").read_text().strip())
     made = coder_tokens.mint(bot, coder_tokens.TokenRequest("other", "me"))
     wish = coder_tokens.TokenRequest("other", "flow-bot")
-    fresh = house.client(made.token)
+    fresh = live_server.client(made.token)
     assert coder_tokens.verify(fresh, wish).good
     again = coder_tokens.mint(fresh, coder_tokens.TokenRequest("other", "me"))
     assert again.name == "other-2"
-    last = house.client(again.token)
+    last = live_server.client(again.token)
     coder_tokens.forget(last, "me", again.stale)
     assert coder_tokens.verify(fresh, wish).reason == "the server does not know it"
     assert coder_tokens.verify(last, wish).good
     last.delete_token(again.token.partition("-")[0])
 
 
-def test_an_owners_token_is_capped_at_a_week(house: House) -> None:
-    assert house.admin is not None
-    assert coder_tokens.lifetime_of(house.admin, coder_tokens.TokenRequest("x")) == (7 * 86400.0, 7 * 86400.0)
+def test_an_owners_token_is_capped_at_a_week(live_server: LiveServer) -> None:
+    assert live_server.admin is not None
+    assert coder_tokens.lifetime_of(live_server.admin, coder_tokens.TokenRequest("x")) == (7 * 86400.0, 7 * 86400.0)
 
 
-def test_a_weak_password_is_refused_with_its_reason(house: House) -> None:
+def test_a_weak_password_is_refused_with_its_reason(live_server: LiveServer) -> None:
     weak = {"username": "eve", "email": "eve@example.com", "login_type": "password", "password": "Kanarie1"}
-    done = bootstrap(house, "-vvv", coder_users=[weak])
+    done = bootstrap(live_server, "-vvv", coder_users=[weak])
     assert done.returncode == 2 and "password" in done.stdout
     assert "Kanarie1" not in done.stdout + done.stderr and "Traceback" not in done.stdout
 
 
-def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(house: House) -> None:
+def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(live_server: LiveServer) -> None:
     """The template of the test before: this file is run as a whole."""
-    assert house.admin is not None
+    assert live_server.admin is not None
     bob = {"username": "bob", "email": "bob@example.com"}
-    assert bootstrap(house, coder_users=[bob]).returncode == 0
-    token = house.admin.create_token("his", 86400, "bob")
-    theirs = CoderTarget(house.client(token), "bots")
+    assert bootstrap(live_server, coder_users=[bob]).returncode == 0
+    token = live_server.admin.create_token("his", 86400, "bob")
+    theirs = CoderTarget(live_server.client(token), "bots")
     spec = replace(WorkspaceSpec("me", Settings(wait_timeout=600)), name="his")
-    template = house.client(token).template("bots")
+    template = live_server.client(token).template("bots")
     assert template is not None
-    house.client(token).create_workspace("his", template["id"])
+    live_server.client(token).create_workspace("his", template["id"])
     lifecycle.ensure(theirs, spec, "started")
-    done = bootstrap(house, coder_users=[{**bob, "state": "offboarded"}])
+    done = bootstrap(live_server, coder_users=[{**bob, "state": "offboarded"}])
     assert done.returncode == 0, done.stdout[-3000:]
     assert "suspended, 1 token revoked, stopped his, homes kept" in done.stdout
     with pytest.raises(AuthError):
-        house.client(token).me()
-    kept = house.admin.workspace("his", "bob")
+        live_server.client(token).me()
+    kept = live_server.admin.workspace("his", "bob")
     assert kept is not None and kept["latest_build"]["status"] == "stopped"
-    again = bootstrap(house, coder_users=[{**bob, "state": "offboarded"}])
+    again = bootstrap(live_server, coder_users=[{**bob, "state": "offboarded"}])
     assert "changed=0" in again.stdout, again.stdout[-2000:]
-    house.admin.create_build(kept, "delete")
+    live_server.admin.create_build(kept, "delete")

@@ -20,7 +20,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress i
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
-from ansible_collections.spt.flow.tests.live.conftest import House
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", wait_timeout=600)
@@ -39,7 +39,7 @@ class Proxied:
 
 
 @pytest.fixture(scope="module")
-def proxied(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def proxied(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     folder = tmp_path_factory.mktemp("proxy")
     (folder / "spt_flow_node").symlink_to(CHECKOUT / "plugins/module_utils/_node")
     (folder / "seccomp").mkdir()
@@ -77,8 +77,8 @@ def wanted(proxied: Proxied, settings: Settings, name: str, old: str = "", new: 
     return replace(made, archive=coder_template.pack(coder_template.FOLDER, files))
 
 
-def target(house: House, template: str) -> CoderTarget:
-    return CoderTarget(house.client(house.token), template)
+def target(live_server: LiveServer, template: str) -> CoderTarget:
+    return CoderTarget(live_server.client(live_server.token), template)
 
 
 def containers(workspace_id: str) -> list[str]:
@@ -86,18 +86,18 @@ def containers(workspace_id: str) -> list[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 
-def test_whole_life_of_a_workspace_passes_the_proxy(house: House, proxied: Proxied) -> None:
+def test_whole_life_of_a_workspace_passes_the_proxy(live_server: LiveServer, proxied: Proxied) -> None:
     """Create, stop, start, update and delete, by the real provider; the proxy refuses nothing of it."""
-    assert house.admin is not None
-    coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "proxied"))
-    spec, reached = WorkspaceSpec("me", SETTINGS, "behind"), target(house, "proxied")
+    assert live_server.admin is not None
+    coder_template.roll_out(live_server.admin, wanted(proxied, SETTINGS, "proxied"))
+    spec, reached = WorkspaceSpec("me", SETTINGS, "behind"), target(live_server, "proxied")
     made = reached.create(spec, Progress())
     try:
         assert made.state == "running" and len(containers(made.id)) == 1
         assert reached.stop(made).state == "stopped" and containers(made.id) == []
         assert reached.start(made).state == "running" and len(containers(made.id)) == 1
         larger = replace(SETTINGS, memory=1536 << 20)
-        coder_template.roll_out(house.admin, wanted(proxied, larger, "proxied"))
+        coder_template.roll_out(live_server.admin, wanted(proxied, larger, "proxied"))
         updated = reached.restart(made, spec, Progress())
         assert (updated.outdated, updated.settings_hash) == ((), larger.hash())
     finally:
@@ -138,16 +138,16 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("old", "new", "named"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_template_is_refused_with_a_sentence(
-    old: str, new: str, named: str, house: House, proxied: Proxied
+    old: str, new: str, named: str, live_server: LiveServer, proxied: Proxied
 ) -> None:
     """The user reads why in the build's log, the journal has one line, and the engine has no container."""
-    assert house.admin is not None
+    assert live_server.admin is not None
     before = proxied.refused()
     name = f"hostile-{named.lower()}-{len(before)}"
-    coder_template.roll_out(house.admin, wanted(proxied, SETTINGS, "hostile", old, new))
+    coder_template.roll_out(live_server.admin, wanted(proxied, SETTINGS, "hostile", old, new))
     try:
         with pytest.raises(FlowError) as caught:
-            target(house, "hostile").create(WorkspaceSpec("me", SETTINGS, name), Progress())
+            target(live_server, "hostile").create(WorkspaceSpec("me", SETTINGS, name), Progress())
         said = f"{caught.value.message}\n{caught.value.hint}"
         if named != "Image":
             # The provider pulls an image before it asks for a container of it.
@@ -155,10 +155,10 @@ def test_hostile_template_is_refused_with_a_sentence(
         else:
             assert "spt.flow refuses" in said, said
         assert len(proxied.refused()) == len(before) + 1, proxied.refused()
-        found = house.client(house.token).workspace(name)
+        found = live_server.client(live_server.token).workspace(name)
         assert found is not None and containers(found["id"]) == []
     finally:
-        client = house.client(house.token)
+        client = live_server.client(live_server.token)
         left = client.workspace(name)
         if left is not None:
             client.create_build(left, "delete")

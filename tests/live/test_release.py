@@ -20,9 +20,9 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspac
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
-from ansible_collections.spt.flow.tests.integration import recipe_kit
-from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
-from ansible_collections.spt.flow.tests.live.conftest import House
+from ansible_collections.spt.flow.tests.integration import recipe_harness
+from ansible_collections.spt.flow.tests.integration.recipe_harness import Copy
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 TEMPLATE = "release"
 SPEC = WorkspaceSpec("me", Settings(wait_timeout=300), "", Repository.parse("https://git.invalid/team/release.git"))
@@ -30,26 +30,26 @@ Release = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def recipe(house: House, tmp_path: Path) -> Copy:
-    """The slim profile, whose layers the engine has for ``house``, and a script that is called gh."""
-    made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
+def recipe(live_server: LiveServer, tmp_path: Path) -> Copy:
+    """The slim profile, whose layers the engine has for ``live_server``, and a script that is called gh."""
+    made = recipe_harness.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.gh("1.0")
-    recipe_kit.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
+    recipe_harness.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
     return made
 
 
 @pytest.fixture
-def release(house: House, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
+def release(live_server: LiveServer, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
     """Runs release.yml for the server; what it leaves on the engine goes."""
     file = tmp_path / "release/image.json"
     server = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
-        "coder_url": house.url,
+        "coder_url": live_server.url,
         "coder_template_name": TEMPLATE,
         "coder_template_kinds": ["dev"],
         "coder_template_network": "bridge",
-        "coder_template_token_file": str(house.folder / "etc/coder.token"),
+        "coder_template_token_file": str(live_server.folder / "etc/coder.token"),
     }
     small = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "flow_docker": "disabled"}
     values = {**small, "flow_image_release": str(file), "image_build_keep": -1}
@@ -67,25 +67,25 @@ def release(house: House, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
         return done
 
     yield run
-    lifecycle.ensure(target(house), SPEC, "absent")
+    lifecycle.ensure(target(live_server), SPEC, "absent")
     for report in file.parent.glob("*.verify.json"):
         tag = f"spt-flow/workspace:{report.name.removesuffix('.verify.json')}"
         subprocess.run(["docker", "rmi", "--force", tag], capture_output=True, timeout=120, check=False)
 
 
-def target(house: House) -> CoderTarget:
-    return CoderTarget(house.client(house.token), TEMPLATE, 300)
+def target(live_server: LiveServer) -> CoderTarget:
+    return CoderTarget(live_server.client(live_server.token), TEMPLATE, 300)
 
 
-def ensure(house: House, state: str = "started") -> Workspace:
+def ensure(live_server: LiveServer, state: str = "started") -> Workspace:
     probe: Any = lambda repository, ref: Probe("needs-auth")  # noqa: E731
-    found = lifecycle.ensure(target(house), SPEC, state, probe=probe).workspace
+    found = lifecycle.ensure(target(live_server), SPEC, state, probe=probe).workspace
     assert found is not None
     return found
 
 
-def gh(house: House, workspace: Workspace) -> str:
-    environment = {**os.environ, "CODER_URL": house.url, "CODER_SESSION_TOKEN": house.token}
+def gh(live_server: LiveServer, workspace: Workspace) -> str:
+    environment = {**os.environ, "CODER_URL": live_server.url, "CODER_SESSION_TOKEN": live_server.token}
     argv = workspace_ssh.argv(workspace, "gh --version")
     return subprocess.run(
         argv, env=environment, capture_output=True, text=True, timeout=180, check=False
@@ -97,23 +97,25 @@ def container(workspace: Workspace) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
-def test_gh_moves_beside_a_running_workspace_of_a_coder_server(house: House, recipe: Copy, release: Release) -> None:
+def test_gh_moves_beside_a_running_workspace_of_a_coder_server(
+    live_server: LiveServer, recipe: Copy, release: Release
+) -> None:
     done = release()
     assert done.returncode == 0, done.stdout + done.stderr
-    workspace = ensure(house)
-    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.0", ())
+    workspace = ensure(live_server)
+    assert (gh(live_server, workspace), workspace.outdated) == ("gh version 1.0", ())
     before = container(workspace)
 
     recipe.gh("1.1")
     planned = release("--check")
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert "imported, activated" in planned.stdout
-    assert ensure(house).outdated == ()
+    assert ensure(live_server).outdated == ()
     applied = release()
     assert applied.returncode == 0, applied.stdout + applied.stderr
-    workspace = ensure(house)
+    workspace = ensure(live_server)
     assert container(workspace) == before
-    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.0", ("template",))
+    assert (gh(live_server, workspace), workspace.outdated) == ("gh version 1.0", ("template",))
 
     recipe.gh("1.2", works=False)
     failed = release()
@@ -121,5 +123,5 @@ def test_gh_moves_beside_a_running_workspace_of_a_coder_server(house: House, rec
     assert "failed its verification: gh: " in failed.stdout + failed.stderr
     assert "PLAY [Templates]" not in failed.stdout
 
-    workspace = ensure(house, "restarted")
-    assert (gh(house, workspace), workspace.outdated) == ("gh version 1.1", ())
+    workspace = ensure(live_server, "restarted")
+    assert (gh(live_server, workspace), workspace.outdated) == ("gh version 1.1", ())

@@ -31,7 +31,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 REPO = Repository.parse("https://example.com/team/demo.git")
 SPEC = WorkspaceSpec("me", Settings(wait_timeout=600), repository=REPO)
@@ -74,7 +74,7 @@ def slow_to_pack(text: str) -> list[str]:
 def clone(state: str, detail: str = "") -> dict[str, Any]:
     """What the next start prints when its clone ends so."""
     event = f'{{"spt_flow": 1, "event": "step", "step": "clone", "state": "{state}", "detail": "{detail}"}}'
-    events = tuple(event if '"clone"' in one else one for one in coder_house.EVENTS)
+    events = tuple(event if '"clone"' in one else one for one in coder_harness.EVENTS)
     return {"scripts": (Script(output=events),)}
 
 
@@ -140,7 +140,7 @@ def plan_of(number: int) -> str:
 
 def several(numbers: Sequence[int], folder: Path) -> list[Ended]:
     """Runs, one after the other, on a server of their own."""
-    with coder_house.server(speed=20.0) as fake, _open_repository():
+    with coder_harness.server(speed=20.0) as fake, _open_repository():
         fake.faults.share = SHARE
         return [_one(fake, number, folder) for number in numbers]
 
@@ -169,7 +169,7 @@ def _one(fake: Fake, number: int, folder: Path) -> Ended:
             send()
         return plan.wrap(words.replace(shlex.quote(REPO.directory), shlex.quote(str(place))))
 
-    target = Bench(coder_house.client(fake))
+    target = Bench(coder_harness.client(fake))
     target.answer = plan.answer
     target.touched = (lambda: None) if plan.late else send
     if plan.start:

@@ -16,13 +16,13 @@ import pytest
 import yaml
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.fake_coder.state import State
-from ansible_collections.spt.flow.tests.unit import coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CANARY = "Kanarienvogel-7-im-Bergwerk-der-Geheimnisse"
 
 
-class House:
+class Harness:
     """An empty server, and the inventory of the machine that it runs on."""
 
     def __init__(self, fake: Fake, folder: Path) -> None:
@@ -58,60 +58,60 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    with coder_kit.running(State()) as fake:
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    with coder_harness.running(State()) as fake:
         fake.state.users.clear()
-        yield House(fake, tmp_path)
+        yield Harness(fake, tmp_path)
 
 
-def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(house: House) -> None:
-    checked = house.run("--check", "--diff")
+def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(harness: Harness) -> None:
+    checked = harness.run("--check", "--diff")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "Check mode" in checked.stdout and "flow-bot" in checked.stdout
-    assert not house.fake.state.users and not house.dest.exists()
+    assert not harness.fake.state.users and not harness.dest.exists()
 
-    first = house.run("-vvvv", "--diff")
+    first = harness.run("-vvvv", "--diff")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-1000:]
-    assert {user.username for user in house.fake.state.users.values()} == {
+    assert {user.username for user in harness.fake.state.users.values()} == {
         "admin",
         "flow-bot",
         "flow-reaper",
         "ada",
     }
-    bot = house.fake.state.user("flow-bot")
+    bot = harness.fake.state.user("flow-bot")
     assert bot.organization_roles == {"organization-template-admin"} and not bot.roles
-    reaper = house.fake.state.user("flow-reaper")
+    reaper = harness.fake.state.user("flow-reaper")
     assert reaper.organization_roles == {"organization-admin"} and not reaper.roles
-    assert house.reaper.stat().st_mode & 0o777 == 0o600
-    secret = house.reaper.read_text().strip()
-    assert house.fake.state.authenticate(secret).username == "flow-reaper"
-    token = house.dest.read_text().strip()
-    assert house.dest.stat().st_mode & 0o777 == 0o600
-    assert house.fake.state.authenticate(token).username == "flow-bot"
+    assert harness.reaper.stat().st_mode & 0o777 == 0o600
+    secret = harness.reaper.read_text().strip()
+    assert harness.fake.state.authenticate(secret).username == "flow-reaper"
+    token = harness.dest.read_text().strip()
+    assert harness.dest.stat().st_mode & 0o777 == 0o600
+    assert harness.fake.state.authenticate(token).username == "flow-bot"
 
-    again = house.run("-vvvv")
+    again = harness.run("-vvvv")
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
-    assert house.dest.read_text().strip() == token
+    assert harness.dest.read_text().strip() == token
     shown = checked.stdout + checked.stderr + first.stdout + first.stderr + again.stdout + again.stderr
     assert CANARY not in shown and token.partition("-")[2] not in shown
-    for path in (one for one in house.folder.rglob("*") if one.is_file()):
-        if path not in (house.dest, house.reaper, house.folder / "hosts.yml"):
+    for path in (one for one in harness.folder.rglob("*") if one.is_file()):
+        if path not in (harness.dest, harness.reaper, harness.folder / "hosts.yml"):
             content = path.read_bytes()
             assert not any(one.encode() in content for one in (CANARY, token, secret)), path
-    assert [key for key in house.fake.state.keys.values() if key.login_type == "password"] == [], "sessions are ended"
+    assert [key for key in harness.fake.state.keys.values() if key.login_type == "password"] == [], "sessions are ended"
 
 
-def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(house: House) -> None:
-    assert house.run().returncode == 0
-    house.dest.write_text("abcdefghij-0123456789012345678901\n")
-    house.dest.chmod(0o644)
-    done = house.run(coder_users=[{"username": "ada", "state": "offboarded"}])
+def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(harness: Harness) -> None:
+    assert harness.run().returncode == 0
+    harness.dest.write_text("abcdefghij-0123456789012345678901\n")
+    harness.dest.chmod(0o644)
+    done = harness.run(coder_users=[{"username": "ada", "state": "offboarded"}])
     assert done.returncode == 0, done.stdout
     assert "User ada: suspended" in done.stdout and "the server does not know it" in done.stdout
-    assert house.fake.state.user("ada").status == "suspended"
-    assert house.fake.state.authenticate(house.dest.read_text().strip()).username == "flow-bot"
-    assert house.dest.stat().st_mode & 0o777 == 0o600
-    names = sorted(key.name for key in house.fake.state.keys.values())
+    assert harness.fake.state.user("ada").status == "suspended"
+    assert harness.fake.state.authenticate(harness.dest.read_text().strip()).username == "flow-bot"
+    assert harness.dest.stat().st_mode & 0o777 == 0o600
+    names = sorted(key.name for key in harness.fake.state.keys.values())
     assert names == ["spt-flow", "spt-flow-2"], "the lost token is revoked, the reaper's is as it was"
 
 
@@ -125,46 +125,48 @@ def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(house: House)
         ({"coder_token_file": "relative"}, "no absolute path"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(house: House, more: dict[str, Any], said: str) -> None:
-    done = house.run("-vvv", **more)
+def test_what_cannot_be_is_a_sentence(harness: Harness, more: dict[str, Any], said: str) -> None:
+    done = harness.run("-vvv", **more)
     assert done.returncode == 2
     assert said in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert "Kanarie1" not in done.stdout + done.stderr and CANARY not in done.stdout + done.stderr
 
 
-def test_a_failed_write_leaves_no_token_behind(house: House) -> None:
-    (house.folder / "etc").write_text("a file where a folder should be")
-    done = house.run()
+def test_a_failed_write_leaves_no_token_behind(harness: Harness) -> None:
+    (harness.folder / "etc").write_text("a file where a folder should be")
+    done = harness.run()
     assert done.returncode == 2 and "cannot be written" in done.stdout
-    assert house.fake.state.keys == {}
+    assert harness.fake.state.keys == {}
 
 
-def test_the_result_is_one_object_that_a_program_reads(house: House) -> None:
-    assert house.run().returncode == 0
-    done = house.run("-e", "output=json")
+def test_the_result_is_one_object_that_a_program_reads(harness: Harness) -> None:
+    assert harness.run().returncode == 0
+    done = harness.run("-e", "output=json")
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["token"]["name"] == "spt-flow"
 
 
-def test_the_templates_are_brought_by_the_token_of_the_server(house: House) -> None:
-    house.fake.state.clock.speed = 40.0
-    early = house.run("--check", "--tags", "coder_template", playbook="servers")
+def test_the_templates_are_brought_by_the_token_of_the_server(harness: Harness) -> None:
+    harness.fake.state.clock.speed = 40.0
+    early = harness.run("--check", "--tags", "coder_template", playbook="servers")
     assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
-    early = house.run("--tags", "coder_template", playbook="servers")
+    early = harness.run("--tags", "coder_template", playbook="servers")
     assert early.returncode == 2 and "spt.flow.bootstrap" in early.stdout
-    assert house.run().returncode == 0
-    checked = house.run("--check", "--diff", "--tags", "coder_template", playbook="servers")
-    assert checked.returncode == 0 and "created" in checked.stdout and not house.fake.state.templates
-    done = house.run("-vvvv", "--tags", "coder_template", playbook="servers")
+    assert harness.run().returncode == 0
+    checked = harness.run("--check", "--diff", "--tags", "coder_template", playbook="servers")
+    assert checked.returncode == 0 and "created" in checked.stdout and not harness.fake.state.templates
+    done = harness.run("-vvvv", "--tags", "coder_template", playbook="servers")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert {one.name for one in house.fake.state.templates.values()} == {"spt-flow", "spt-flow-ci"}
-    assert house.dest.read_text().strip().partition("-")[2] not in done.stdout + done.stderr
-    again = house.run("--tags", "coder_template", playbook="servers")
+    assert {one.name for one in harness.fake.state.templates.values()} == {"spt-flow", "spt-flow-ci"}
+    assert harness.dest.read_text().strip().partition("-")[2] not in done.stdout + done.stderr
+    again = harness.run("--tags", "coder_template", playbook="servers")
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
-    marked = house.run("--tags", "coder_template", playbook="servers", coder_template_deprecated="use the other server")
+    marked = harness.run(
+        "--tags", "coder_template", playbook="servers", coder_template_deprecated="use the other server"
+    )
     assert "settings changed" in marked.stdout, marked.stdout
 
 
-def test_check_mode_before_there_is_a_server_says_so(house: House) -> None:
-    checked = house.run("--check", coder_url="http://127.0.0.1:9")
+def test_check_mode_before_there_is_a_server_says_so(harness: Harness) -> None:
+    checked = harness.run("--check", coder_url="http://127.0.0.1:9")
     assert checked.returncode == 0 and "does not answer; a run would wait for it" in checked.stdout, checked.stdout

@@ -17,13 +17,13 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import ci_faults, coder_house
+from ansible_collections.spt.flow.tests.unit import ci_faults, coder_harness
 from ansible_collections.spt.flow.tests.unit.ci_faults import COMMIT, PLANS, REPO, SPEC, Bench
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         yield made
 
 
@@ -41,7 +41,7 @@ def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job
     def enter(_workspace: Workspace, words: str) -> list[str]:
         return (wrap or (lambda text: ["sh", "-c", text]))(words.replace(REPO.directory, str(clone)))
 
-    target = Bench(coder_house.client(fake))
+    target = Bench(coder_harness.client(fake))
     return ci_run.run(target, SPEC, ci_request.Job(command, folder=folder / "runs", **job), enter=enter)
 
 

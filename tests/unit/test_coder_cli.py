@@ -17,7 +17,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 
 def program(version: str) -> bytes:
@@ -27,7 +27,7 @@ def program(version: str) -> bytes:
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         made.state.cli = program(made.state.build_version)
         yield made
 
@@ -38,7 +38,7 @@ def http(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CoderHt
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    client = coder_house.client(fake)
+    client = coder_harness.client(fake)
     client.me()
     return client.http
 

@@ -21,26 +21,26 @@ from ansible_collections.spt.flow.tests.fake_coder import samples
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Clock
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.fake_coder.state import State
-from ansible_collections.spt.flow.tests.unit import coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 Json = coder_client.Json
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_kit.running() as made:
+    with coder_harness.running() as made:
         samples.furnish(made.state)
         yield made
 
 
 @pytest.fixture
 def person(fake: Fake) -> CoderAdmin:
-    return coder_kit.connect(fake)
+    return coder_harness.connect(fake)
 
 
 @pytest.fixture
 def owner(fake: Fake) -> CoderAdmin:
-    return coder_kit.connect(fake, samples.OWNER_TOKEN)
+    return coder_harness.connect(fake, samples.OWNER_TOKEN)
 
 
 def template_id(fake: Fake) -> str:
@@ -286,13 +286,13 @@ def test_a_web_page_is_no_answer(fake: Fake, person: CoderAdmin) -> None:
 
 def test_all_succeed_when_a_fifth_of_all_answers_goes_wrong() -> None:
     """And those who want the same name get the same workspace; each is asked to stop once."""
-    with coder_kit.running(State(Clock(speed=50))) as fake:
+    with coder_harness.running(State(Clock(speed=50))) as fake:
         samples.furnish(fake.state)
         fake.faults.share = 0.2
         problems: list[str] = []
 
         def up(number: int) -> None:
-            client, name = coder_kit.connect(fake, timeout=600), f"ws-{number % 30}"
+            client, name = coder_harness.connect(fake, timeout=600), f"ws-{number % 30}"
             try:
                 found = client.workspace(name)
                 if found is None:
@@ -327,8 +327,8 @@ def test_all_succeed_when_a_fifth_of_all_answers_goes_wrong() -> None:
 
 
 def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
-    with coder_kit.running() as fake:
-        nobody = coder_kit.connect(fake, "")
+    with coder_harness.running() as fake:
+        nobody = coder_harness.connect(fake, "")
         assert not nobody.has_first_user()
         with pytest.raises(errors_module.InvalidInput, match="password"):
             nobody.create_first_user("a@example.com", "admin", "weak")
@@ -338,7 +338,7 @@ def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
             nobody.create_first_user("a@example.com", "admin", "Correct-horse-battery-1")
         with pytest.raises(errors_module.AuthError):
             nobody.login("a@example.com", "wrong")
-        admin = coder_kit.connect(fake, nobody.login("a@example.com", "Correct-horse-battery-1"))
+        admin = coder_harness.connect(fake, nobody.login("a@example.com", "Correct-horse-battery-1"))
         bot = admin.create_user("bot@example.com", "bot", [admin.organization()["id"]])
         assert (bot["status"], bot["login_type"]) == ("active", "none")
         admin.update_member_roles("bot", ["organization-admin"])
@@ -346,20 +346,20 @@ def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
         assert admin.tokens("bot") == [] and admin.token("ci", "bot") is None
         assert admin.max_token_lifetime("bot") > 365 * 86400 > admin.max_token_lifetime() == 7 * 86400
         token = admin.create_token("ci", 30 * 86400, "bot")
-        assert coder_kit.connect(fake, token).me()["username"] == "bot"
+        assert coder_harness.connect(fake, token).me()["username"] == "bot"
         assert (admin.token("ci", "bot") or {})["id"] == token.partition("-")[0]
         with pytest.raises(errors_module.InvalidInput, match="lifetime"):
             admin.create_token("mine", 30 * 86400)
         admin.delete_token(token.partition("-")[0], "bot")
         admin.delete_token(token.partition("-")[0], "bot")
         with pytest.raises(errors_module.AuthError):
-            coder_kit.connect(fake, token).me()
+            coder_harness.connect(fake, token).me()
 
 
 def test_a_token_whose_secret_got_lost_is_made_anew(fake: Fake, owner: CoderAdmin) -> None:
     fake.faults.add("reset", processed=True, method="POST", path="/tokens$")
     token = owner.create_token("ci", 3600, "dev")
-    assert coder_kit.connect(fake, token).me()["username"] == "dev"
+    assert coder_harness.connect(fake, token).me()["username"] == "dev"
     assert [one["token_name"] for one in owner.tokens("dev")].count("ci") == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import health as coder_health
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Clock
 from ansible_collections.spt.flow.tests.fake_coder.state import State
-from ansible_collections.spt.flow.tests.unit import coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery staple 1"
@@ -44,7 +44,7 @@ def test_sections_have_their_codes_and_a_dismissed_one_is_no_failure() -> None:
 def told(state: State, folder: Path, book: str) -> tuple[int, str]:
     """Status and words of a playbook against a server with that state."""
     state.first_user("admin@example.com", "admin", PASSWORD)
-    with coder_kit.running(state) as fake:
+    with coder_harness.running(state) as fake:
         (folder / "hosts.yml").write_text(
             f"flow_servers: {{hosts: {{s: {{ansible_connection: local, coder_url: '{fake.url}', "
             f"coder_owner_email: admin@example.com, coder_owner_password: {PASSWORD}}}}}}}\n"

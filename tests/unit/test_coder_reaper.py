@@ -32,21 +32,21 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.wait impor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house, coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 ADMIN = "reaperreap-aaaaaaaaaaaaaaaaaaaaaa"
 
 
 @pytest.fixture(params=[0.0, -3600.0, 3600.0], ids=["same clock", "server behind", "server ahead"])
 def fake(request: pytest.FixtureRequest) -> Iterator[Fake]:
-    with coder_house.server(speed=0.0, skew=request.param) as made:
+    with coder_harness.server(speed=0.0, skew=request.param) as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
 
 @pytest.fixture
 def still() -> Iterator[Fake]:
-    with coder_house.server(speed=0.0) as made:
+    with coder_harness.server(speed=0.0) as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
@@ -58,7 +58,7 @@ def stamp(when: float) -> str:
 def make(fake: Fake, name: str, ttl: float | None = 60, template: str = "spt-flow-ci", settle: float = 10) -> None:
     values = {} if ttl is None or template != "spt-flow-ci" else {"deadline": stamp(fake.state.now + ttl)}
     of = fake.state.template_by_name(template)
-    coder_house.client(fake).create_workspace(name, of.id, rich_parameter_values=values)
+    coder_harness.client(fake).create_workspace(name, of.id, rich_parameter_values=values)
     fake.state.clock.advance(settle)
 
 
@@ -94,9 +94,9 @@ def test_who_has_outlived_their_time_goes_and_nobody_else(fake: Fake, tmp_path: 
 
 def test_a_stopped_one_and_a_failed_start_go_before_their_time(still: Fake, tmp_path: Path) -> None:
     make(still, "stopped", 86000)
-    found = coder_house.client(still).workspace("stopped", "ada")
+    found = coder_harness.client(still).workspace("stopped", "ada")
     assert found
-    coder_house.client(still).create_build(found, "stop")
+    coder_harness.client(still).create_build(found, "stop")
     still.state.next("start", error="no space left on device")
     make(still, "failed", 86000)
     assert sweep(still, tmp_path).doomed == [], "whoever made them may be cleaning up"
@@ -180,7 +180,7 @@ def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) 
     for name in ("batch", "day", "manual", "usual"):
         make(fake, name, template="spt-flow")
     made = {workspace.name: workspace for workspace in fake.state.workspaces.values()}
-    client, day = coder_house.client(fake), 86400
+    client, day = coder_harness.client(fake), 86400
     for name, seconds in (("batch", 7 * day), ("day", day)):
         client.extend(made[name].id, datetime.fromtimestamp(fake.state.now + seconds, UTC))
     client.put_ttl(made["manual"].id, None)
@@ -273,12 +273,12 @@ def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
     chance = random.Random(6)
     minutes = Minutes(still, tmp_path, chance)
     clock = minutes.clock
-    keeper = coder_kit.connect(still)
+    keeper = coder_harness.connect(still)
     minutes.then = lambda: keeper.extend(person, datetime.fromtimestamp(clock() + 7200, UTC))
     monkeypatch.setattr(coder_builds, "Waiter", lambda timeout: Waiter(timeout, clock=clock, sleep=minutes.sleep))
     for number in range(runs):
         name, ttl = f"ci-{number}", chance.randrange(60, 1800)
-        http = Mortal(CoderConfig(still.url, coder_house.TOKEN, "the test"), clock=clock, sleep=minutes.sleep)
+        http = Mortal(CoderConfig(still.url, coder_harness.TOKEN, "the test"), clock=clock, sleep=minutes.sleep)
         http.lives = chance.randrange(3, 25)
         target = CoderTarget(CoderClient(http))
         spec = WorkspaceSpec("me", Settings(), name=name, kind="ci", deadline=int(time.time()) + ttl)
@@ -298,7 +298,7 @@ def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
 
 def test_duplicate_names_of_two_owners_are_two_workspaces(still: Fake, tmp_path: Path) -> None:
     make(still, "same", 60)
-    admin = coder_house.client(still, ADMIN)
+    admin = coder_harness.client(still, ADMIN)
     of = still.state.template_by_name("spt-flow-ci")
     admin.create_workspace("same", of.id, rich_parameter_values={"deadline": stamp(still.state.now + 3600)})
     still.state.clock.advance(100)

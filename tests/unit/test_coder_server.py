@@ -23,7 +23,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import toke
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house, coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 PASSWORD = "correct horse battery staple 1"
 LOGIN = coder_login.Login("admin@example.com", PASSWORD, "admin", "The Owner")
@@ -33,7 +33,7 @@ BOT = coder_users.Person("flow-bot", "bot@example.com", "Bot", organization_role
 
 @pytest.fixture
 def fresh() -> Iterator[Fake]:
-    with coder_kit.running() as made:
+    with coder_harness.running() as made:
         made.state.users.clear()
         made.state.keys.clear()
         yield made
@@ -42,13 +42,13 @@ def fresh() -> Iterator[Fake]:
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     """With a template, the owner ``admin`` and ``ada``, who has a token."""
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
 
 def client(fake: Fake, token: str = ADMIN) -> CoderAdmin:
-    return CoderAdmin(coder_house.client(fake, token).http)
+    return CoderAdmin(coder_harness.client(fake, token).http)
 
 
 def now(fake: Fake) -> datetime:
@@ -59,14 +59,14 @@ def now(fake: Fake) -> datetime:
 
 
 def test_a_server_that_starts_is_waited_for() -> None:
-    with coder_kit.running() as fake:
-        anonymous = coder_kit.connect(fake, "")
+    with coder_harness.running() as fake:
+        anonymous = coder_harness.connect(fake, "")
         assert coder_login.wait_healthy(anonymous, 30) < 1
 
 
 def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
-    with coder_kit.running() as fake:
-        anonymous = coder_kit.connect(fake, "")
+    with coder_harness.running() as fake:
+        anonymous = coder_harness.connect(fake, "")
         url = fake.url
     said: list[str] = []
     with pytest.raises(DeadlineExceeded, match=url):
@@ -78,7 +78,7 @@ def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
 
 
 def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
-    anonymous = coder_kit.connect(fresh, "")
+    anonymous = coder_harness.connect(fresh, "")
     assert not anonymous.has_first_user()
     for _time in range(2):
         coder_login.make_first(anonymous, LOGIN)
@@ -91,7 +91,7 @@ def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
 def test_a_weak_password_is_told_and_makes_nobody(fresh: Fake) -> None:
     weak = replace(LOGIN, password="Kanarie1")
     with pytest.raises(InvalidInput, match="password") as refused:
-        coder_login.make_first(coder_kit.connect(fresh, ""), weak)
+        coder_login.make_first(coder_harness.connect(fresh, ""), weak)
     assert "Kanarie1" not in str(refused.value) and not fresh.state.users
     assert "Kanarie1" not in repr(weak)
     with pytest.raises(InvalidInput, match="65 characters"):
@@ -139,7 +139,7 @@ def test_a_name_is_never_given_to_another_person(fake: Fake) -> None:
 
 
 def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: Fake) -> None:
-    admin, ada = client(fake), coder_house.client(fake)
+    admin, ada = client(fake), coder_harness.client(fake)
     fake.state.user("ada").roles = {"owner"}
     template = ada.template("spt-flow")
     assert template is not None
@@ -148,7 +148,7 @@ def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: 
     leaving = coder_users.Person("ada", state=coder_users.OFFBOARDED)
     planned = coder_users.plan(admin, leaving)
     assert planned.actions == ("roles", "suspend", "tokens", "workspaces")
-    assert planned.before["running"] == ["demo"] and coder_house.TOKEN not in repr(planned)
+    assert planned.before["running"] == ["demo"] and coder_harness.TOKEN not in repr(planned)
     coder_users.carry_out(admin, planned)
     with pytest.raises(AuthError):
         ada.me()
@@ -170,11 +170,11 @@ def test_a_run_that_was_killed_half_way_is_finished_by_the_next(fake: Fake) -> N
 
 
 def test_who_has_no_role_for_it_is_told_so(fake: Fake) -> None:
-    ada = client(fake, coder_house.TOKEN)
+    ada = client(fake, coder_harness.TOKEN)
     with pytest.raises(FlowError) as refused:
         coder_users.carry_out(ada, coder_users.plan(ada, BOT))
     assert refused.value.kind == "auth" and "role" in refused.value.hint
-    assert coder_house.TOKEN not in str(refused.value)
+    assert coder_harness.TOKEN not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
         ("", "there is none"),
         ("e123456789-f123456789012345678901", "does not know"),
         (ADMIN, "belongs to admin"),
-        (coder_house.TOKEN, "is called given"),
+        (coder_harness.TOKEN, "is called given"),
     ],
 )
 def test_a_token_that_is_not_the_wished_one_is_told_apart(fake: Fake, token: str, reason: str) -> None:
@@ -273,12 +273,12 @@ def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake
 
 def test_only_an_owner_makes_tokens_for_others(fake: Fake) -> None:
     with pytest.raises(FlowError) as refused:
-        coder_tokens.mint(client(fake, coder_house.TOKEN), coder_tokens.TokenRequest("spt-flow", "admin"))
+        coder_tokens.mint(client(fake, coder_harness.TOKEN), coder_tokens.TokenRequest("spt-flow", "admin"))
     assert refused.value.kind in ("auth", "not_found")
 
 
 def test_a_server_that_is_away_is_no_reason_to_replace_a_token(fake: Fake) -> None:
     fake.faults.share = 1.0
     with pytest.raises((Unhealthy, DeadlineExceeded)):
-        coder_tokens.verify(client(fake, coder_house.TOKEN), WISH, now(fake))
+        coder_tokens.verify(client(fake, coder_harness.TOKEN), WISH, now(fake))
     fake.faults.share = 0

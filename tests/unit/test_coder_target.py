@@ -32,7 +32,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Life, Result, WorkspaceSpec
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 REPO = Repository.parse("https://example.com/team/demo.git")
 SPEC = WorkspaceSpec("me", Settings(wait_timeout=60), repository=REPO)
@@ -41,13 +41,13 @@ NAMED = replace(SPEC, name="demo", repository=None)
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         yield made
 
 
 @pytest.fixture
 def target(fake: Fake) -> CoderTarget:
-    return CoderTarget(coder_house.client(fake))
+    return CoderTarget(coder_harness.client(fake))
 
 
 def ensure(target: CoderTarget, spec: WorkspaceSpec = SPEC, state: str = "started", **more: Any) -> Result:
@@ -74,7 +74,7 @@ def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target
 def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.clock.advance(60)
-    client = coder_house.client(fake)
+    client = coder_harness.client(fake)
     fresh = CoderTarget(client)
     result = ensure(fresh, now=lambda: fake.state.now)
     assert result.workspace is not None
@@ -100,7 +100,7 @@ def test_stop_start_restart_delete(fake: Fake, target: CoderTarget) -> None:
 def test_a_new_template_version_waits_for_the_users_restart(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     template = fake.state.template_by_name("spt-flow")
-    new = coder_house.add_version(fake.state, "v2", template.id)
+    new = coder_harness.add_version(fake.state, "v2", template.id)
     fake.state.promote(template, new)
     result = ensure(target)
     assert not result.changed
@@ -158,8 +158,8 @@ def test_a_start_script_that_fails_shows_its_log(fake: Fake, target: CoderTarget
 
 
 def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake: Fake, target: CoderTarget) -> None:
-    fake.state.next("start", connect=100, scripts=(Script(output=coder_house.EVENTS, seconds=20),))
-    coder_house.client(fake).create_workspace("demo", fake.state.template_by_name("spt-flow").id)
+    fake.state.next("start", connect=100, scripts=(Script(output=coder_harness.EVENTS, seconds=20),))
+    coder_harness.client(fake).create_workspace("demo", fake.state.template_by_name("spt-flow").id)
     fake.state.clock.advance(90)
     workspace = ensure(target, NAMED, now=lambda: fake.state.now).workspace
     assert workspace is not None
@@ -169,7 +169,7 @@ def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake:
 def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coder_reading, "RECONNECT", 0.5)
     said: list[str] = []
-    client = coder_house.client(fake)
+    client = coder_harness.client(fake)
     client.http.say = said.append
     target = CoderTarget(client)
     workspace = ensure(target).workspace
@@ -191,7 +191,7 @@ def test_without_a_provisioner_it_is_said_who_is_missing(fake: Fake) -> None:
     fake.state.set_provisioners(0)
     said: list[str] = []
     with pytest.raises(DeadlineExceeded, match="Coder did not start workspace demo within") as late:
-        ensure(CoderTarget(coder_house.client(fake), patience=0.5), progress=Progress(said.append))
+        ensure(CoderTarget(coder_harness.client(fake), patience=0.5), progress=Progress(said.append))
     assert "no provisioner of the server was free or alive" in late.value.hint
     assert any("waiting for one" in line for line in said)
 
@@ -262,7 +262,7 @@ def test_the_name_of_another_repository_is_left_alone(fake: Fake, target: CoderT
 
 def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
     with ThreadPoolExecutor(10) as pool:
-        results = list(pool.map(lambda _n: ensure(CoderTarget(coder_house.client(fake))), range(10)))
+        results = list(pool.map(lambda _n: ensure(CoderTarget(coder_harness.client(fake))), range(10)))
     assert {result.workspace.id for result in results if result.workspace} == set(fake.state.workspaces)
     assert len(fake.state.workspaces) == 1
     assert builds(fake) == ["start"]
@@ -270,8 +270,8 @@ def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
 
 def test_what_the_template_does_not_take_is_refused_and_nothing_is_made(fake: Fake, target: CoderTarget) -> None:
     template = fake.state.template_by_name("spt-flow")
-    text = coder_house.TEMPLATE.replace('"dotfiles"', '"colour"')
-    fake.state.promote(template, coder_house.add_version(fake.state, "v2", template.id, text))
+    text = coder_harness.TEMPLATE.replace('"dotfiles"', '"colour"')
+    fake.state.promote(template, coder_harness.add_version(fake.state, "v2", template.id, text))
     with pytest.raises(InvalidInput, match="takes no dotfiles"):
         ensure(target, replace(SPEC, dotfiles="https://example.com/ada/dotfiles"))
     assert fake.state.workspaces == {}
@@ -285,7 +285,7 @@ def test_a_folder_of_this_machine_is_refused(fake: Fake, target: CoderTarget) ->
 
 def test_a_server_without_the_template_is_told(fake: Fake) -> None:
     with pytest.raises(NotFound, match="has no template gone"):
-        ensure(CoderTarget(coder_house.client(fake), "gone"))
+        ensure(CoderTarget(coder_harness.client(fake), "gone"))
 
 
 def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTarget) -> None:
@@ -351,8 +351,8 @@ def test_a_restart_takes_what_is_given_and_refuses_what_the_template_does_not_kn
     ensure(target, NAMED, "restarted")
     assert workspace.latest.parameters["ref"] == "develop"
     template = fake.state.template_by_name("spt-flow")
-    text = coder_house.TEMPLATE.replace('"dotfiles"', '"colour"')
-    fake.state.promote(template, coder_house.add_version(fake.state, "v2", template.id, text))
+    text = coder_harness.TEMPLATE.replace('"dotfiles"', '"colour"')
+    fake.state.promote(template, coder_harness.add_version(fake.state, "v2", template.id, text))
     before = builds(fake)
     with pytest.raises(InvalidInput, match="takes no dotfiles"):
         ensure(target, given, "restarted")
@@ -370,7 +370,7 @@ def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
 def test_a_build_that_takes_too_long_goes_on(fake: Fake) -> None:
     fake.state.next("start", start=3600)
     with pytest.raises(DeadlineExceeded, match="The server goes on with it"):
-        ensure(CoderTarget(coder_house.client(fake), patience=0.5))
+        ensure(CoderTarget(coder_harness.client(fake), patience=0.5))
     assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
 
 
@@ -408,11 +408,11 @@ def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -
 def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, version: str, ours: str, note: str, refused: str
 ) -> None:
-    ensure(CoderTarget(coder_house.client(fake)))
+    ensure(CoderTarget(coder_harness.client(fake)))
     for made in fake.state.versions.values():
         made.name = version
     monkeypatch.setattr(coder_reading, "release", lambda: ours)
-    client = coder_house.client(fake)
+    client = coder_harness.client(fake)
     target = CoderTarget(client)
     if refused:
         with pytest.raises(Unhealthy) as error:
@@ -434,7 +434,7 @@ def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
     template = fake.state.template_by_name("spt-flow")
     for made in fake.state.versions.values():
         made.name = "1.9.0-abcdefabcdef"
-    fake.state.promote(template, coder_house.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
+    fake.state.promote(template, coder_harness.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
     monkeypatch.setattr(coder_reading, "release", lambda: "2.0.0")
     assert "older" in target.find(NAMED).notes[0]  # type: ignore[union-attr]
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
@@ -459,7 +459,7 @@ def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> 
 
     def up(name: str) -> str:
         repository = Repository.parse(f"https://example.com/team/{name}.git")
-        made = coder_house.client(fake)
+        made = coder_harness.client(fake)
         workspace = ensure(CoderTarget(made), replace(SPEC, repository=repository)).workspace
         assert workspace is not None
         assert workspace.state == "running"
@@ -495,8 +495,8 @@ CI = replace(NAMED, name="ci-1", kind="ci")
 
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
 def test_a_ci_workspace_ends_by_the_servers_clock(skew: float) -> None:
-    with coder_house.server(skew=skew) as fake:
-        target = CoderTarget(coder_house.client(fake))
+    with coder_harness.server(skew=skew) as fake:
+        target = CoderTarget(coder_harness.client(fake))
         assert target.find(CI) is None
         made = target.create(replace(CI, deadline=int(time.time()) + 90), Progress())
         workspace = fake.state.workspaces[made.id]
@@ -510,7 +510,7 @@ def test_a_ci_workspace_ends_by_the_servers_clock(skew: float) -> None:
 
 def test_one_made_by_a_click_has_the_templates_time(fake: Fake, target: CoderTarget) -> None:
     template = fake.state.template_by_name("spt-flow-ci")
-    coder_house.client(fake).create_workspace("ci-1", template.id)
+    coder_harness.client(fake).create_workspace("ci-1", template.id)
     made = ensure(target, CI).workspace
     assert made and made.deadline
     assert 1795 <= made.deadline - next(iter(fake.state.workspaces.values())).created <= 1805
@@ -520,7 +520,7 @@ def test_one_made_by_a_click_has_the_templates_time(fake: Fake, target: CoderTar
 def test_a_deletion_cancels_the_build_that_it_may(fake: Fake, target: CoderTarget, kind: str, cancelled: bool) -> None:
     fake.state.next("start", start=300)
     name = "spt-flow-ci" if kind == "ci" else "spt-flow"
-    coder_house.client(fake).create_workspace("ci-1", fake.state.template_by_name(name).id)
+    coder_harness.client(fake).create_workspace("ci-1", fake.state.template_by_name(name).id)
     fake.state.clock.advance(5)
     begun = fake.state.now
     found = target.find(CI)

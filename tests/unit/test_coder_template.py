@@ -20,23 +20,23 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client impo
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 ADMIN = "c123456789-d123456789012345678901"
-TEXT = coder_house.TEMPLATE + 'variable "image" {\n  type = string\n  default = ""\n}\n'
+TEXT = coder_harness.TEMPLATE + 'variable "image" {\n  type = string\n  default = ""\n}\n'
 SETTINGS = {"description": "Workspaces", "default_ttl_ms": 7_200_000, "activity_bump_ms": 7_200_000}
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
 
 @pytest.fixture
 def client(fake: Fake) -> CoderAdmin:
-    return CoderAdmin(coder_house.client(fake, ADMIN).http)
+    return CoderAdmin(coder_harness.client(fake, ADMIN).http)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_another_content_is_another_version_and_becomes_active(
 
 
 def changed(wanted: roll.Wanted) -> bytes:
-    return coder_house.archive(TEXT + "# more\n")
+    return coder_harness.archive(TEXT + "# more\n")
 
 
 def test_a_failed_import_leaves_what_is_active_and_shows_why(
@@ -187,7 +187,7 @@ def test_the_template_is_formatted() -> None:
 def test_an_empty_value_is_none_for_the_server(client: CoderAdmin, wanted: roll.Wanted) -> None:
     text = TEXT + 'variable "must" {\n  type = string\n}\n'
     with pytest.raises(Unhealthy, match="must"):
-        roll.roll_out(client, replace(wanted, archive=coder_house.archive(text), variables={"must": ""}))
+        roll.roll_out(client, replace(wanted, archive=coder_harness.archive(text), variables={"must": ""}))
 
 
 def test_the_version_is_the_collections_own() -> None:

@@ -21,7 +21,7 @@ from ansible_collections.spt.flow.plugins.action import doctor as action
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 from ansible_collections.spt.flow.tests.unit.test_docker_body import FACTS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -30,13 +30,13 @@ ADMIN = "c123456789-d123456789012345678901"
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_house.server() as made:
+    with coder_harness.server() as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
 
-def connected(fake: Fake, token: str = coder_house.TOKEN) -> Any:
-    return lambda anonymous: coder_house.client(fake, "" if anonymous else token).http
+def connected(fake: Fake, token: str = coder_harness.TOKEN) -> Any:
+    return lambda anonymous: coder_harness.client(fake, "" if anonymous else token).http
 
 
 def states(checks: list[doctor.Check]) -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_programs_and_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp_path: Path) -> None:
-    server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN}
+    server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_harness.TOKEN}
     looked = play("doctor", tmp_path, **server)
     assert (looked["ok"], looked["changed"], looked["target"]) == (True, False, "coder")
     assert not (tmp_path / ".config").exists()
@@ -126,7 +126,7 @@ def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp
     assert yaml.safe_load(path.read_text()) == {"default_host": "git.example.com", "target": "coder", "cpus": "2"}
     assert path.stat().st_mode & 0o077 == 0
     assert not play("init", tmp_path, **server)["changed"]
-    assert coder_house.TOKEN not in path.read_text() + done["printed"]
+    assert coder_harness.TOKEN not in path.read_text() + done["printed"]
 
 
 def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake: Fake, tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake
         "git_email": "ada@example.com",
     }
     assert (tmp_path / ".config/coderv2/url").read_text() == fake.url
-    (tmp_path / ".config/coderv2/session").write_text(coder_house.TOKEN)
+    (tmp_path / ".config/coderv2/session").write_text(coder_harness.TOKEN)
     found = play("doctor", tmp_path)
     assert (found["ok"], found["target"]) == (True, "coder")
 
 
 def test_something_needed_that_is_missing_is_exit_status_8(tmp_path: Path) -> None:
-    url = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": coder_house.TOKEN}
+    url = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": coder_harness.TOKEN}
     result = play("doctor", tmp_path, **url)
     assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
     assert [check["name"] for check in result["checks"] if check["state"] == "missing"] == ["server"]

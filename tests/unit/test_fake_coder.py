@@ -26,7 +26,7 @@ from ansible_collections.spt.flow.tests.fake_coder.jobs import FOREVER, Clock, S
 from ansible_collections.spt.flow.tests.fake_coder.openapi import Checker
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.fake_coder.state import State
-from ansible_collections.spt.flow.tests.unit import coder_kit
+from ansible_collections.spt.flow.tests.unit import coder_harness
 
 Json = dict[str, Any]
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def template_id(fake: Fake) -> str:
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_kit.running() as made:
+    with coder_harness.running() as made:
         samples.furnish(made.state)
         yield made
 
@@ -474,7 +474,7 @@ def test_tls(fake: Fake, tmp_path: Path) -> None:
     ]
     subprocess.run([*command, *names], cwd=tmp_path, check=True, capture_output=True)
     cert = str(tmp_path / "cert.pem")
-    with coder_kit.running(tls=(cert, str(tmp_path / "key.pem"))) as secure:
+    with coder_harness.running(tls=(cert, str(tmp_path / "key.pem"))) as secure:
         http_ = coder_http.CoderHttp(CoderConfig(url=secure.url, ca_file=cert))
         assert http_.request("GET", "/api/v2/buildinfo").status == 200
         with pytest.raises(errors.Unhealthy, match="cannot be trusted"):

@@ -7,15 +7,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import seccomp_kit
-from ansible_collections.spt.flow.tests.unit.seccomp_kit import ALLOW, ERRNO, X32, Filter, number
+from ansible_collections.spt.flow.tests.unit import seccomp_filter
+from ansible_collections.spt.flow.tests.unit.seccomp_filter import ALLOW, ERRNO, X32, Filter, number
 
-X86_64, X86, AARCH64, ARM = seccomp_kit.ARCHITECTURES
+X86_64, X86, AARCH64, ARM = seccomp_filter.ARCHITECTURES
 ABIS = {X86_64: (X86_64, X86), AARCH64: (AARCH64, ARM)}
 FAMILIES = {1, 2, 10, 16, 17}
 SPLIT = {"socket", "socketpair", "personality", "prctl"}
 """Calls whose answer depends on an argument."""
-PROFILE = json.loads(seccomp_kit.PROFILE.read_text(encoding="utf-8"))
+PROFILE = json.loads(seccomp_filter.PROFILE.read_text(encoding="utf-8"))
 ALLOWED = {
     name
     for rule in PROFILE["syscalls"]
@@ -23,7 +23,9 @@ ALLOWED = {
     if rule["action"] == "SCMP_ACT_ALLOW" and not rule.get("args")
 }
 
-pytestmark = pytest.mark.skipif(not seccomp_kit.available(), reason="libseccomp is not installed (package libseccomp2)")
+pytestmark = pytest.mark.skipif(
+    not seccomp_filter.available(), reason="libseccomp is not installed (package libseccomp2)"
+)
 every_abi = pytest.mark.parametrize(("native", "abi"), [(native, abi) for native in ABIS for abi in ABIS[native]])
 
 
@@ -84,7 +86,7 @@ def test_the_third_abi_of_x86_has_no_calls(filters: dict[str, Filter]) -> None:
 
 @pytest.mark.parametrize("native", ABIS)
 def test_abis_of_other_processors_have_no_calls(filters: dict[str, Filter], native: str) -> None:
-    for abi in {*seccomp_kit.ARCHITECTURES} - {*ABIS[native]}:
+    for abi in {*seccomp_filter.ARCHITECTURES} - {*ABIS[native]}:
         assert not any(filters[native].allows(abi, call, 1) for call in range(512))
 
 

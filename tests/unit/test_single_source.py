@@ -23,7 +23,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import EngineFacts
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -256,7 +256,7 @@ LEFT_OUT = {
 
 
 def test_every_value_of_the_start_contract_comes_everywhere_or_its_absence_is_explained() -> None:
-    source = (kit.LIBRARY / "spt_workspace/contract.py").read_text(encoding="utf-8")
+    source = (harness.LIBRARY / "spt_workspace/contract.py").read_text(encoding="utf-8")
     read = set(re.findall(r'(?:text\(|SPT_FLOW_)"?([A-Z_]+)"', source))
     read = {f"SPT_FLOW_{name}" for name in read}
     sent = set(docker(Settings())["environment"])

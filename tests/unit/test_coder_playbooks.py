@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
-from ansible_collections.spt.flow.tests.unit import coder_house
+from ansible_collections.spt.flow.tests.unit import coder_harness
 from ansible_collections.spt.flow.tests.unit.processes import Processes
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ REPO = "https://git.invalid/team/demo.git"
 
 
 @dataclass
-class House:
+class Harness:
     """A server, and a home from which playbooks are called."""
 
     fake: Fake
@@ -34,7 +34,7 @@ class House:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "XDG_RUNTIME_DIR") if name in os.environ}
-        server = {"CODER_URL": self.fake.url, "CODER_SESSION_TOKEN": coder_house.TOKEN, "NO_PROXY": "127.0.0.1"}
+        server = {"CODER_URL": self.fake.url, "CODER_SESSION_TOKEN": coder_harness.TOKEN, "NO_PROXY": "127.0.0.1"}
         return {**kept, **server, "HOME": str(self.home), "SPT_FLOW_CONNECT": "false", **more}
 
     def run(self, verb: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ class House:
             stdin=subprocess.DEVNULL,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
-        secret = environment.get("CODER_SESSION_TOKEN", coder_house.TOKEN).split("-")[1]
+        secret = environment.get("CODER_SESSION_TOKEN", coder_harness.TOKEN).split("-")[1]
         assert secret not in done.stdout + done.stderr
         return done
 
@@ -65,46 +65,46 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    with coder_house.server(10.0) as fake:
-        yield House(fake, tmp_path)
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    with coder_harness.server(10.0) as fake:
+        yield Harness(fake, tmp_path)
 
 
-def test_the_life_of_a_workspace_in_every_verb(house: House) -> None:
-    planned = house.json("up", "-e", f"repo={REPO}", "--check")
+def test_the_life_of_a_workspace_in_every_verb(harness: Harness) -> None:
+    planned = harness.json("up", "-e", f"repo={REPO}", "--check")
     assert planned["changed"]
     assert planned["msg"].startswith("Check mode:")
-    assert house.fake.state.workspaces == {}
-    made = house.json("up", "-e", f"repo={REPO}")
+    assert harness.fake.state.workspaces == {}
+    made = harness.json("up", "-e", f"repo={REPO}")
     assert made["changed"]
     assert (made["workspace"]["target"], made["workspace"]["owner"]) == ("coder", "ada")
     assert "ada--demo.spt-coder" in made["session"]["ssh"]
-    before = len(house.fake.seen)
-    assert not house.json("up", "-e", f"repo={REPO}")["changed"]
-    assert len(house.fake.seen) - before <= 3
-    shown = house.run("status").stdout
+    before = len(harness.fake.seen)
+    assert not harness.json("up", "-e", f"repo={REPO}")["changed"]
+    assert len(harness.fake.seen) - before <= 3
+    shown = harness.run("status").stdout
     assert "demo  running  git.invalid/team/demo" in shown
     assert "of me" not in shown
-    assert house.json("status")["workspaces"][0]["outdated"] == []
-    assert house.json("keepalive", "-e", "hours=2")["changed"]
-    assert any('"step": "clone"' in line for line in house.json("logs")["lines"])
-    assert house.json("ssh_config")["changed"]
-    assert not house.json("ssh")["changed"]
-    assert house.json("stop")["changed"]
-    assert not house.json("stop")["changed"]
-    assert house.json("restart")["changed"]
-    assert house.json("delete", "-e", "workspace=demo")["status"] == 2
-    assert house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
-    assert not house.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
+    assert harness.json("status")["workspaces"][0]["outdated"] == []
+    assert harness.json("keepalive", "-e", "hours=2")["changed"]
+    assert any('"step": "clone"' in line for line in harness.json("logs")["lines"])
+    assert harness.json("ssh_config")["changed"]
+    assert not harness.json("ssh")["changed"]
+    assert harness.json("stop")["changed"]
+    assert not harness.json("stop")["changed"]
+    assert harness.json("restart")["changed"]
+    assert harness.json("delete", "-e", "workspace=demo")["status"] == 2
+    assert harness.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
+    assert not harness.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
 
 
-def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(house: House) -> None:
-    house.fake.state.next("start", start=3600)
+def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(harness: Harness) -> None:
+    harness.fake.state.next("start", start=3600)
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "up.yml", "-e", f"repo={REPO}"]
     run = subprocess.Popen(
         argv,
         cwd=CHECKOUT,
-        env=house.environment(),
+        env=harness.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -113,7 +113,7 @@ def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(house: House)
     )
     with run:
         end = time.monotonic() + 60
-        while not any("/logs" in seen.path for seen in house.fake.seen) and time.monotonic() < end:
+        while not any("/logs" in seen.path for seen in harness.fake.seen) and time.monotonic() < end:
             time.sleep(0.1)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=60)[0]
@@ -121,76 +121,76 @@ def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(house: House)
     assert "Traceback" not in said
     assert "The run was interrupted while Coder was to start workspace demo." in said
     assert "Come back to it: ansible-playbook spt.flow.up -e workspace=demo" in said
-    (workspace,) = house.fake.state.workspaces.values()
-    assert workspace.latest.status(house.fake.state.now) == "starting"
+    (workspace,) = harness.fake.state.workspaces.values()
+    assert workspace.latest.status(harness.fake.state.now) == "starting"
 
 
-def test_somebody_elses_workspace_takes_a_role(house: House) -> None:
+def test_somebody_elses_workspace_takes_a_role(harness: Harness) -> None:
     body = {"email": "bob@example.com", "username": "bob", "login_type": "none", "user_status": "active"}
-    house.fake.state.create_user({**body, "organization_ids": [house.fake.state.organization]})
-    refused = house.json("up", "-e", f"repo={REPO}", "-e", "owner=bob")
+    harness.fake.state.create_user({**body, "organization_ids": [harness.fake.state.organization]})
+    refused = harness.json("up", "-e", f"repo={REPO}", "-e", "owner=bob")
     assert (refused["status"], refused["error"]["kind"]) == (4, "auth"), refused
     assert "administrator" in refused["error"]["hint"]
-    assert house.fake.state.workspaces == {}
+    assert harness.fake.state.workspaces == {}
 
 
-def test_status_shows_that_a_new_template_is_there(house: House) -> None:
-    house.json("up", "-e", f"repo={REPO}")
-    template = house.fake.state.template_by_name("spt-flow")
-    house.fake.state.promote(template, coder_house.add_version(house.fake.state, "v2", template.id))
-    assert house.json("status")["workspaces"][0]["outdated"] == ["template"]
-    assert "outdated template" in house.run("status").stdout
+def test_status_shows_that_a_new_template_is_there(harness: Harness) -> None:
+    harness.json("up", "-e", f"repo={REPO}")
+    template = harness.fake.state.template_by_name("spt-flow")
+    harness.fake.state.promote(template, coder_harness.add_version(harness.fake.state, "v2", template.id))
+    assert harness.json("status")["workspaces"][0]["outdated"] == ["template"]
+    assert "outdated template" in harness.run("status").stdout
 
 
 @pytest.mark.parametrize("verb", ["stop", "ssh", "restart", "keepalive", "logs"])
-def test_what_is_not_there_is_said_to_the_caller_by_name(house: House, verb: str) -> None:
-    result = house.json(verb, "-e", "workspace=nope")
+def test_what_is_not_there_is_said_to_the_caller_by_name(harness: Harness, verb: str) -> None:
+    result = harness.json(verb, "-e", "workspace=nope")
     assert (result["status"], result["error"]["kind"]) == (6, "not_found")
     assert "of me" not in result["msg"]
-    assert house.json(verb)["error"]["message"] == "There is no workspace."
+    assert harness.json(verb)["error"]["message"] == "There is no workspace."
 
 
-def test_a_token_of_nobody_is_refused_with_the_way_to_a_new_one(house: House) -> None:
-    result = house.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
+def test_a_token_of_nobody_is_refused_with_the_way_to_a_new_one(harness: Harness) -> None:
+    result = harness.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
     assert (result["status"], result["error"]["kind"]) == (4, "auth")
     assert "coder login" in result["error"]["hint"]
 
 
-def test_exit_statuses_of_conflict_deadline_and_an_unhealthy_server(house: House) -> None:
-    house.json("up", "-e", f"repo={REPO}")
-    other = house.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=demo")
+def test_exit_statuses_of_conflict_deadline_and_an_unhealthy_server(harness: Harness) -> None:
+    harness.json("up", "-e", f"repo={REPO}")
+    other = harness.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=demo")
     assert (other["status"], other["error"]["kind"]) == (7, "conflict")
-    house.fake.state.next("start", error="no such image", lines=("Error: image is missing",))
-    failed = house.json("restart")
+    harness.fake.state.next("start", error="no such image", lines=("Error: image is missing",))
+    failed = harness.json("restart")
     assert (failed["status"], failed["error"]["kind"]) == (8, "unhealthy")
     assert "image is missing" in failed["msg"]
-    page = house.json("status", CODER_URL=house.fake.url + "/wrong")
+    page = harness.json("status", CODER_URL=harness.fake.url + "/wrong")
     assert page["status"] in (6, 8)
 
 
-def test_a_list_may_mix_targets_and_means_the_caller_on_a_server(house: House) -> None:
+def test_a_list_may_mix_targets_and_means_the_caller_on_a_server(harness: Harness) -> None:
     entries = [{"repo": REPO}, {"repo": "https://git.invalid/team/two.git"}]
-    result = house.json("workspaces", "-e", json.dumps({"flow_workspaces": entries}))
+    result = harness.json("workspaces", "-e", json.dumps({"flow_workspaces": entries}))
     assert result["ok"], result
     assert [row["name"] for row in result["workspaces"]] == ["demo", "two"]
-    assert {workspace.name for workspace in house.fake.state.workspaces.values()} == {"demo", "two"}
+    assert {workspace.name for workspace in harness.fake.state.workspaces.values()} == {"demo", "two"}
 
 
-def test_a_server_that_does_not_answer_is_told_before_long(house: House) -> None:
-    house.fake.faults.add("500", times=100)
-    result = house.json("status")
+def test_a_server_that_does_not_answer_is_told_before_long(harness: Harness) -> None:
+    harness.fake.faults.add("500", times=100)
+    result = harness.json("status")
     assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
 
 
-def test_no_secret_is_in_any_output_process_or_artifact(house: House, tmp_path: Path) -> None:
+def test_no_secret_is_in_any_output_process_or_artifact(harness: Harness, tmp_path: Path) -> None:
     """The token lies where Coder's command line keeps it; a proxy's password is in the environment."""
     canary = f"canary{secrets.token_hex(8)}"
-    secret = coder_house.TOKEN.partition("-")[2]
-    place = house.home / ".config/coderv2"
+    secret = coder_harness.TOKEN.partition("-")[2]
+    place = harness.home / ".config/coderv2"
     place.mkdir(parents=True, mode=0o700)
-    (place / "url").write_text(house.fake.url)
-    (place / "session").write_text(coder_house.TOKEN)
-    env = {name: text for name, text in house.environment().items() if not name.startswith("CODER_")}
+    (place / "url").write_text(harness.fake.url)
+    (place / "session").write_text(coder_harness.TOKEN)
+    env = {name: text for name, text in harness.environment().items() if not name.startswith("CODER_")}
     programs = Path(sys.executable).parent
     folder = tmp_path / "private"
     subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(folder)], check=True, capture_output=True, timeout=60)

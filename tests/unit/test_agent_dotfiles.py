@@ -7,13 +7,13 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import contract, dotfiles, processes
 
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = kit.Machine(tmp_path / "m")
+    machine = harness.Machine(tmp_path / "m")
     yield machine
     machine.kill_rest()
 
@@ -21,20 +21,20 @@ def machine(tmp_path):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     place = tmp_path_factory.mktemp("dotfiles")
-    with kit.https_git(place, place) as (prefix, certificate, _handler):
+    with harness.https_git(place, place) as (prefix, certificate, _handler):
         yield place, prefix, certificate
 
 
 def publish(served, name: str, files: dict[str, str], branch: str = "main") -> str:
     work = served[0] / f"{name}.work"
-    kit.git("init", "-q", "-b", branch, str(work))
+    harness.git("init", "-q", "-b", branch, str(work))
     for path, text in files.items():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         (work / path).write_text(text)
         (work / path).chmod(0o755 if text.startswith("#!") else 0o644)
-    kit.git("add", ".", cwd=work)
-    kit.git("commit", "-q", "-m", "x", cwd=work)
-    kit.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
+    harness.git("add", ".", cwd=work)
+    harness.git("commit", "-q", "-m", "x", cwd=work)
+    harness.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
     return f"{served[1]}/{name}.git"
 
 
@@ -72,12 +72,12 @@ def test_dotfiles_without_a_script_are_linked_and_what_was_there_is_kept(machine
 def commit(served, name: str, files: dict[str, str], *branch: str) -> None:
     """One more commit on what ``publish`` has published."""
     work = served[0] / f"{name}.work"
-    kit.git("checkout", "-q", *branch, cwd=work)
+    harness.git("checkout", "-q", *branch, cwd=work)
     for path, text in files.items():
         (work / path).write_text(text)
-    kit.git("add", ".", cwd=work)
-    kit.git("commit", "-q", "-m", "more", cwd=work)
-    kit.git("push", "-q", str(served[0] / f"{name}.git"), "HEAD", cwd=work)
+    harness.git("add", ".", cwd=work)
+    harness.git("commit", "-q", "-m", "more", cwd=work)
+    harness.git("push", "-q", str(served[0] / f"{name}.git"), "HEAD", cwd=work)
 
 
 def test_dotfiles_of_a_branch_and_then_of_another(machine, served):
@@ -101,7 +101,7 @@ def test_the_next_start_updates_dotfiles(machine, served):
 
 def test_dotfiles_of_a_tag(machine, served):
     url = publish(served, "tagged", {".one": "1"})
-    kit.git("tag", "v1", cwd=served[0] / "tagged.git")
+    harness.git("tag", "v1", cwd=served[0] / "tagged.git")
     for _ in range(2):
         assert start_with(machine, served, f"{url}#v1")["state"] == "ok"
         machine.end()
@@ -133,7 +133,7 @@ def test_private_dotfiles_wait_for_a_session_with_the_users_keys(machine, served
         config.write(f"[credential]\n\thelper = {machine.root}/helper\n")
     done = machine.command("dotfiles", "waiting")
     assert (done.returncode, "install.sh ran" in done.stderr) == (0, True), done.stderr
-    kit.wait_for(lambda: machine.step("dotfiles")["state"] == "ok")
+    harness.wait_for(lambda: machine.step("dotfiles")["state"] == "ok")
     assert (machine.paths.home / "installed").exists()
     everything = [place for place in machine.paths.home.rglob("*") if place.is_file()]
     assert not any(b"canary-91" in place.read_bytes() for place in [machine.log, *everything])

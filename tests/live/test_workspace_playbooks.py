@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
-from ansible_collections.spt.flow.tests.live.conftest import House
+from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-REPO = "https://git.invalid/team/doors.git"
+REPO = "https://git.invalid/team/playbooks.git"
 
 
 @dataclass
-class Doors:
-    house: House
+class Playbooks:
+    live_server: LiveServer
     home: Path
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -35,7 +35,11 @@ class Doors:
             if not (programs / name).exists():
                 (programs / name).symlink_to(f"/usr/bin/{name}")
         kept = {name: os.environ[name] for name in ("LANG", "XDG_RUNTIME_DIR") if name in os.environ}
-        server = {"CODER_URL": self.house.url, "CODER_SESSION_TOKEN": self.house.token, "SPT_FLOW_TARGET": "coder"}
+        server = {
+            "CODER_URL": self.live_server.url,
+            "CODER_SESSION_TOKEN": self.live_server.token,
+            "SPT_FLOW_TARGET": "coder",
+        }
         path = f"{Path(sys.executable).parent}:{programs}"
         return {**kept, **server, "PATH": path, "HOME": str(self.home), "SPT_FLOW_WAIT_TIMEOUT": "10m", **more}
 
@@ -52,7 +56,7 @@ class Doors:
             check=False,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
-        assert self.house.token.split("-")[1] not in done.stdout + done.stderr
+        assert self.live_server.token.split("-")[1] not in done.stdout + done.stderr
         return done
 
     def json(self, verb: str, *more: str, **environment: str) -> dict[str, Any]:
@@ -64,57 +68,57 @@ class Doors:
 
 
 @pytest.fixture(scope="module")
-def doors(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    assert house.admin is not None
+def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
+    assert live_server.admin is not None
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
-    coder_template.roll_out(house.admin, house.wanted(settings))
-    made = Doors(house, tmp_path_factory.mktemp("home"))
+    coder_template.roll_out(live_server.admin, live_server.wanted(settings))
+    made = Playbooks(live_server, tmp_path_factory.mktemp("home"))
     yield made
-    made.json("delete", "-e", "workspace=doors", "-e", "confirm=true")
+    made.json("delete", "-e", "workspace=playbooks", "-e", "confirm=true")
 
 
-def test_up_makes_a_workspace_and_ends_in_the_command(doors: Doors) -> None:
-    planned = doors.json("up", "-e", f"repo={REPO}", "--check")
+def test_up_makes_a_workspace_and_ends_in_the_command(playbooks: Playbooks) -> None:
+    planned = playbooks.json("up", "-e", f"repo={REPO}", "--check")
     assert planned["changed"], planned
-    assert not (doors.home / ".cache/spt-flow/coder").exists()
-    made = doors.json("up", "-e", f"repo={REPO}")
+    assert not (playbooks.home / ".cache/spt-flow/coder").exists()
+    made = playbooks.json("up", "-e", f"repo={REPO}")
     assert made["ok"], made
     assert (made["workspace"]["owner"], made["workspace"]["target"]) == ("ada", "coder")
-    done = doors.run("up", "-e", f"repo={REPO}", SPT_FLOW_COMMAND="exit 37")
+    done = playbooks.run("up", "-e", f"repo={REPO}", SPT_FLOW_COMMAND="exit 37")
     assert done.returncode == 37, done.stdout + done.stderr
-    program = (doors.home / ".cache/spt-flow/coder/coder").resolve()
+    program = (playbooks.home / ".cache/spt-flow/coder/coder").resolve()
     assert program.stat().st_mode & 0o777 == 0o755
-    done = doors.run("ssh", SPT_FLOW_COMMAND="id -un; hostname >/dev/null; exit 0")
+    done = playbooks.run("ssh", SPT_FLOW_COMMAND="id -un; hostname >/dev/null; exit 0")
     assert (done.returncode, done.stdout) == (0, "coder\n"), done.stderr
 
 
-def test_every_other_verb(doors: Doors) -> None:
-    assert doors.json("status")["workspaces"][0]["state"] == "running"
-    assert "doors  running  git.invalid/team/doors" in doors.run("status").stdout
-    assert any('"event"' in line for line in doors.json("logs", "-e", "workspace=doors")["lines"])
-    assert doors.json("ssh_config")["changed"]
-    kept = doors.json("keepalive", "-e", "hours=20")
+def test_every_other_verb(playbooks: Playbooks) -> None:
+    assert playbooks.json("status")["workspaces"][0]["state"] == "running"
+    assert "playbooks  running  git.invalid/team/playbooks" in playbooks.run("status").stdout
+    assert any('"event"' in line for line in playbooks.json("logs", "-e", "workspace=playbooks")["lines"])
+    assert playbooks.json("ssh_config")["changed"]
+    kept = playbooks.json("keepalive", "-e", "hours=20")
     assert kept["changed"], kept
-    assert doors.json("stop")["changed"]
-    assert not doors.json("stop")["changed"]
-    started = doors.json("ssh")
+    assert playbooks.json("stop")["changed"]
+    assert not playbooks.json("stop")["changed"]
+    started = playbooks.json("ssh")
     assert started["actions"] == ["start"], started
-    assert doors.json("restart")["changed"]
-    assert doors.json("doctor")["ok"]
+    assert playbooks.json("restart")["changed"]
+    assert playbooks.json("doctor")["ok"]
 
 
-def test_exit_statuses(doors: Doors) -> None:
-    expired = doors.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
+def test_exit_statuses(playbooks: Playbooks) -> None:
+    expired = playbooks.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
     assert (expired["status"], expired["error"]["kind"]) == (4, "auth")
-    assert doors.json("stop", "-e", "workspace=nope")["status"] == 6
-    other = doors.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=doors")
+    assert playbooks.json("stop", "-e", "workspace=nope")["status"] == 6
+    other = playbooks.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=playbooks")
     assert (other["status"], other["error"]["kind"]) == (7, "conflict")
-    assert doors.json("status", CODER_URL="http://127.0.0.1:9", SPT_FLOW_WAIT_TIMEOUT="1s")["status"] == 8
-    late = doors.json("restart", SPT_FLOW_WAIT_TIMEOUT="1s")
+    assert playbooks.json("status", CODER_URL="http://127.0.0.1:9", SPT_FLOW_WAIT_TIMEOUT="1s")["status"] == 8
+    late = playbooks.json("restart", SPT_FLOW_WAIT_TIMEOUT="1s")
     assert (late["status"], late["error"]["kind"]) == (5, "timeout"), late
 
 
-def test_delete_leaves_nothing(doors: Doors) -> None:
-    assert doors.json("delete", "-e", "workspace=doors")["status"] == 2
-    assert doors.json("delete", "-e", "workspace=doors", "-e", "confirm=true")["changed"]
-    assert doors.json("status")["workspaces"] == []
+def test_delete_leaves_nothing(playbooks: Playbooks) -> None:
+    assert playbooks.json("delete", "-e", "workspace=playbooks")["status"] == 2
+    assert playbooks.json("delete", "-e", "workspace=playbooks", "-e", "confirm=true")["changed"]
+    assert playbooks.json("status")["workspaces"] == []

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import ENDING
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import contract, processes, record, services
 
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = kit.Machine(tmp_path / "m")
+    machine = harness.Machine(tmp_path / "m")
     yield machine
     machine.kill_rest()
 
@@ -58,7 +58,7 @@ def test_password_is_new_each_time_private_and_never_in_the_log_or_the_home(mach
         passwords.append(machine.status()["ide"]["password"])
         config = machine.paths.run / "code-server.yaml"
         assert stat.S_IMODE(config.stat().st_mode) == 0o600
-        kit.wait_for(lambda: "password from file" in machine.log.read_text())
+        harness.wait_for(lambda: "password from file" in machine.log.read_text())
         assert machine.end() == 0
     assert passwords[0] != passwords[1]
     text = machine.log.read_text()
@@ -92,7 +92,7 @@ def test_a_home_that_cannot_be_written_ends_the_start_with_8_and_a_sentence(mach
 
 
 def test_wrong_contract_version_or_number_is_a_sentence(machine):
-    program = [sys.executable, str(kit.PROGRAM), "run"]
+    program = [sys.executable, str(harness.PROGRAM), "run"]
     for env in ({"SPT_FLOW_CONTRACT": "9"}, {"SPT_FLOW_DEPTH": "many"}, {"SPT_FLOW_IDLE_STOP": "-1"}):
         done = subprocess.run(program, env={**machine.environ, **env}, capture_output=True, text=True, timeout=20)
         assert done.returncode == 8 and "Traceback" not in done.stderr and "start contract" in done.stderr
@@ -103,7 +103,7 @@ def test_ide_that_dies_is_started_again_and_reported(machine):
     machine.wait("ide", "ok")
     first = int((machine.root / "code-server.pid").read_text())
     os.kill(first, signal.SIGKILL)
-    again = kit.wait_for(lambda: "started again 1 times" in machine.step("ide")["detail"] and machine.step("ide"))
+    again = harness.wait_for(lambda: "started again 1 times" in machine.step("ide")["detail"] and machine.step("ide"))
     assert again["state"] == "ok"
     told = [e["detail"] for e in machine.events() if e.get("step") == "ide" and e["state"] == "running"]
     assert any("signal SIGKILL" in detail and "try 2" in detail for detail in told)
@@ -130,7 +130,7 @@ def test_docker_is_ready_when_it_answers_is_restarted_and_ends_last(machine):
     assert "ready in" in machine.wait("docker", "ok")["detail"]
     assert f"unix://{machine.paths.docker_socket}" in (machine.paths.run / "sshd_config").read_text()
     os.kill(int((machine.root / "dockerd.pid").read_text()), signal.SIGKILL)
-    kit.wait_for(lambda: "started again" in machine.step("docker")["detail"])
+    harness.wait_for(lambda: "started again" in machine.step("docker")["detail"])
     assert machine.end() == 0
     assert (machine.root / "dockerd.ended").exists(), "dockerd must get the time to end by itself"
 
@@ -169,7 +169,7 @@ def test_idle_workspace_stops_itself_and_says_why(machine):
 def test_deadline_ends_a_ci_workspace(machine):
     process = machine.start(SPT_FLOW_IDLE_STOP="0", SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 3))
     machine.wait("ide", "skipped")
-    kit.wait_for(lambda: any(e["event"] == "life" for e in machine.events()), 5)
+    harness.wait_for(lambda: any(e["event"] == "life" for e in machine.events()), 5)
     stops = [e["stops_at"] for e in machine.events() if e["event"] == "life"][0]
     assert abs(stops - time.time()) < 5
     assert process.wait(20) == 0
@@ -182,14 +182,14 @@ def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):
     machine.wait("ide", "ok")
     done = machine.command("keepalive", "2", "dev@example.org")
     assert done.returncode == 0 and json.loads(done.stdout)["keepalive"]["by"] == "dev@example.org"
-    kit.wait_for(lambda: machine.status()["life"].get("keepalive_by") == "dev@example.org", 5)
+    harness.wait_for(lambda: machine.status()["life"].get("keepalive_by") == "dev@example.org", 5)
     time.sleep(2.5)  # longer than the idle stop at this tick
     assert machine.process.poll() is None
     assert machine.status()["life"]["reason"] == "kept alive"
     machine.end()
     machine.start(SPT_FLOW_IDLE_STOP="200")
     machine.wait("ide", "ok")
-    kit.wait_for(lambda: machine.status()["life"].get("keepalive_until"), 5)
+    harness.wait_for(lambda: machine.status()["life"].get("keepalive_until"), 5)
     machine.command("keepalive", "0")
     assert machine.process.wait(20) == 0
 
@@ -285,10 +285,10 @@ def test_backoff_is_bounded():
 def test_full_tmp_is_a_note(machine, monkeypatch):
     usage = type("Usage", (), {"used": 90, "free": 10})
     monkeypatch.setattr("spt_workspace.main.shutil.disk_usage", lambda place: usage)
-    notes = kit.spt_workspace.main.shortages(contract.Contract(), machine.paths)
+    notes = harness.spt_workspace.main.shortages(contract.Contract(), machine.paths)
     assert any("tmp is 90% full" in note for note in notes)
 
 
 def test_required_kvm_that_is_missing_is_a_note(machine):
-    notes = kit.spt_workspace.main.shortages(contract.Contract(kvm="required"), machine.paths)
+    notes = harness.spt_workspace.main.shortages(contract.Contract(kvm="required"), machine.paths)
     assert "/dev/kvm was required and cannot be opened in this workspace." in notes

@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
-from ansible_collections.spt.flow.tests.unit import test_contract_verify as verifying
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
+from ansible_collections.spt.flow.tests.unit import test_agent_verify as verifying
 from spt_workspace import leaks
 
 machine = verifying.machine
@@ -100,7 +100,7 @@ def test_verify_finds_a_credential_that_the_clone_keeps(machine):
     verifying.holds(machine)
     machine.start()
     machine.wait("ide", "ok")
-    kit.make_repository(machine.root / "r.git")
+    harness.make_repository(machine.root / "r.git")
     text = f'[remote "origin"]\n\turl = https://me:{LETTERS[:12]}@github.com/o/r\n'
     put(machine.paths.home, "demo/.git/config", text)
     detail = verifying.verify(machine, "secrets")[1]["secrets"]["detail"]

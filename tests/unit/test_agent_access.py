@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import access, contract
 
 ED = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
@@ -30,7 +30,7 @@ def short_path():
 
 @pytest.fixture
 def machine(short_path):
-    machine = kit.Machine(short_path / "m")
+    machine = harness.Machine(short_path / "m")
     yield machine
     machine.kill_rest()
 
@@ -151,13 +151,19 @@ def test_a_session_is_private_counts_as_life_and_is_gone_afterwards(machine, mon
     stub.chmod(0o755)
     machine.start()
     machine.wait("ide", "ok")
-    program = kit.COMMAND.replace(
+    program = harness.COMMAND.replace(
         "from spt_workspace.main",
         f"from spt_workspace import access\naccess.SSHD = {str(stub)!r}\nfrom spt_workspace.main",
     )
-    argv = [sys.executable, "-c", program.format(library=str(kit.LIBRARY), root=str(machine.root)), "session", ED]
+    argv = [
+        sys.executable,
+        "-c",
+        program.format(library=str(harness.LIBRARY), root=str(machine.root)),
+        "session",
+        ED,
+    ]
     client = subprocess.Popen(argv, stdin=subprocess.PIPE)
-    kit.wait_for(lambda: machine.status()["life"]["reason"] == "an SSH session is open", 5)
+    harness.wait_for(lambda: machine.status()["life"]["reason"] == "an SSH session is open", 5)
     (place,) = machine.paths.sessions.iterdir()
     assert (place / "authorized_keys").read_text() == f"{ED}\n"
     assert (place / "authorized_keys").stat().st_mode & 0o777 == 0o600 and place.stat().st_mode & 0o777 == 0o700
@@ -166,11 +172,11 @@ def test_a_session_is_private_counts_as_life_and_is_gone_afterwards(machine, mon
     assert client.returncode == 7
     assert not list(machine.paths.sessions.iterdir())
     client = subprocess.Popen(argv, stdin=subprocess.PIPE)
-    kit.wait_for(lambda: list(machine.paths.sessions.iterdir()))
+    harness.wait_for(lambda: list(machine.paths.sessions.iterdir()))
     time.sleep(0.3)
     client.kill()
     client.wait()
-    kit.wait_for(lambda: not list(machine.paths.sessions.iterdir()), 5)
+    harness.wait_for(lambda: not list(machine.paths.sessions.iterdir()), 5)
 
 
 def test_credential_asks_the_newest_live_session_and_keeps_nothing(machine):

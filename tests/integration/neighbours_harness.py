@@ -363,4 +363,4 @@ NOISES = {
     + " f.seek(0)\n f.write(b'x' * 4096)\n os.fsync(f.fileno())",
     "processes that come and go": _LOOP + "while time.time() < end:\n if not os.fork(): os._exit(0)\n os.wait()",
 }
-"""Further noise beside that of noise_kit: Python programs, told for how many seconds."""
+"""Further noise beside that of noise_harness: Python programs, told for how many seconds."""

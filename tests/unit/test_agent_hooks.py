@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node import errors
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
-from ansible_collections.spt.flow.tests.unit import test_contract_verify as verifying
+from ansible_collections.spt.flow.tests.unit import test_agent_verify as verifying
 from spt_workspace import hooks
 
 machine = verifying.machine

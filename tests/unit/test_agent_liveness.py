@@ -9,7 +9,7 @@ import json
 import os
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit  # noqa: F401
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness  # noqa: F401
 from spt_workspace import contract, life
 
 HOUR = 3600.0

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the doors share: an owner of their own, a small repository, whole `ansible-playbook` processes."""
+"""Run whole `ansible-playbook` processes for a test: with an owner of its own and a small repository."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def git(*argv: str, cwd: Path) -> str:
 
 
 def make_repository(path: Path) -> Path:
-    """A repository with one commit."""
+    """Create a repository with one commit."""
     path.mkdir(parents=True)
     git("init", "--quiet", "--initial-branch=main", cwd=path)
     (path / "hello.txt").write_text("hello\n")
@@ -37,8 +37,8 @@ def make_repository(path: Path) -> Path:
 
 
 @dataclass
-class Doors:
-    """Runs playbooks for one owner; ``name`` is the workspace's, ``repository`` a local path."""
+class Playbooks:
+    """Run playbooks for one owner. ``name`` is the name of the workspace, ``repository`` a local path."""
 
     owner: str
     repository: Path
@@ -53,7 +53,7 @@ class Doors:
         return self.repository.name
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A clean one with its own home, so that no setting of the user counts; parts of the image stay cached."""
+        """Return a clean environment with its own home, so that no setting of the user applies."""
         kept = ("PATH", "LANG", "LC_ALL", "TERM", "DOCKER_HOST", "XDG_RUNTIME_DIR")
         base = {name: os.environ[name] for name in kept if name in os.environ}
         base["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -87,7 +87,7 @@ class Doors:
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def json(self, verb: str, *more: str, **environment: str) -> dict[str, Any]:
-        """The one object that a verb prints; a run that fails is an object too."""
+        """Return the JSON object that a playbook prints; a failed run prints one too."""
         done = self.run(verb, *more, SPT_FLOW_OUTPUT="json", **environment)
         try:
             result: dict[str, Any] = json.loads(done.stdout)
@@ -107,7 +107,7 @@ def docker(*argv: str) -> str:
 
 
 def belongings(owner: str) -> list[str]:
-    """Names of everything on the engine that carries the owner's label."""
+    """Return the names of all containers and volumes with the owner's label."""
     label = f"label=spt.flow.owner={owner}"
     containers = docker("ps", "--all", "--filter", label, "--format", "{{.Names}}").split()
     volumes = docker("volume", "ls", "--filter", label, "--format", "{{.Name}}").split()
@@ -115,7 +115,7 @@ def belongings(owner: str) -> list[str]:
 
 
 def remove(owner: str) -> None:
-    """Take away what a test left, by label of its owner only."""
+    """Remove all containers and volumes with the owner's label."""
     label = f"label=spt.flow.owner={owner}"
     for container in docker("ps", "--all", "--quiet", "--filter", label).split():
         subprocess.run(
@@ -126,13 +126,13 @@ def remove(owner: str) -> None:
 
 
 @contextmanager
-def doors(folder: Path, **more: Any) -> Iterator[Doors]:
-    """Doors for an owner that nobody else has; what is left of it afterwards is removed."""
-    owner = f"doors-{secrets.token_hex(3)}"
+def playbooks(folder: Path, **more: Any) -> Iterator[Playbooks]:
+    """Run playbooks for a random owner; remove everything of this owner afterwards."""
+    owner = f"test-{secrets.token_hex(3)}"
     home = folder / "home"
     home.mkdir(parents=True)
     repository = make_repository(folder / f"repo-{secrets.token_hex(2)}")
     try:
-        yield Doors(owner, repository, home, **more)
+        yield Playbooks(owner, repository, home, **more)
     finally:
         remove(owner)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spt_workspace import contract, devcontainer
@@ -221,8 +221,8 @@ def test_what_spt_flow_wrote_itself_asks_for_nothing(tmp_path) -> None:
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = kit.Machine(tmp_path / "m")
-    code_server = kit.CODE_SERVER.replace(
+    machine = harness.Machine(tmp_path / "m")
+    code_server = harness.CODE_SERVER.replace(
         "import http.server, os, pathlib, sys, time\n",
         "import http.server, os, pathlib, sys, time\n"
         'if "--install-extension" in sys.argv:\n'
@@ -237,18 +237,18 @@ def machine(tmp_path):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     place = tmp_path_factory.mktemp("served")
-    with kit.https_git(place, place) as (prefix, certificate, _handler):
+    with harness.https_git(place, place) as (prefix, certificate, _handler):
         yield place, prefix, certificate
 
 
 def publish(served, name: str, file: dict | str, where: str = ".devcontainer/devcontainer.json") -> str:
     work = served[0] / f"{name}.work"
-    kit.git("init", "-q", "-b", "main", str(work))
+    harness.git("init", "-q", "-b", "main", str(work))
     (work / where).parent.mkdir(parents=True, exist_ok=True)
     (work / where).write_text(file if isinstance(file, str) else json.dumps(file))
-    kit.git("add", ".", cwd=work)
-    kit.git("commit", "-q", "-m", "x", cwd=work)
-    kit.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
+    harness.git("add", ".", cwd=work)
+    harness.git("commit", "-q", "-m", "x", cwd=work)
+    harness.git("clone", "-q", "--bare", str(work), str(served[0] / f"{name}.git"))
     return f"{served[1]}/{name}.git"
 
 
@@ -296,7 +296,7 @@ def test_consent_runs_the_command_once_and_is_kept(machine, served):
     assert (machine.paths.home / "ran").read_text() == "x\n"
     assert "it's red\n" in (machine.paths.state / "devcontainer.log").read_text()
     assert '"COLOUR=it\'s red"' in (machine.paths.run / "sshd_config").read_text()
-    kit.wait_for(lambda: "BASH_ENV" in (machine.paths.run / "environment.sh").read_text())
+    harness.wait_for(lambda: "BASH_ENV" in (machine.paths.run / "environment.sh").read_text())
     assert "ran earlier" in machine.command("trust").stderr
     machine.end()
     assert "its postCreateCommand ran earlier" in start(machine, served, f"{served[1]}/consent.git")["detail"]
@@ -324,7 +324,7 @@ def test_consent_to_variables_alone_sets_them_in_new_shells(machine, served):
     done = machine.command("trust")
     assert done.returncode == 0 and "New shells have its variables: COLOUR." in done.stderr
     wanted = "export COLOUR='it'\"'\"'s red'\n"
-    kit.wait_for(lambda: (machine.paths.run / "environment.sh").read_text() == wanted)
+    harness.wait_for(lambda: (machine.paths.run / "environment.sh").read_text() == wanted)
 
 
 def test_consent_is_one_repositorys(machine, served):

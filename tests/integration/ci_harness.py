@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.spt.flow.tests.integration import doors_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors, git
+from ansible_collections.spt.flow.tests.integration import playbook_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks, git
 
 
 @contextlib.contextmanager
-def two_commits(folder: Path) -> Iterator[Doors]:
-    """Doors whose repository has two commits."""
-    with doors_kit.doors(folder) as house:
-        (house.repository / "second.txt").write_text("second\n")
-        git("add", ".", cwd=house.repository)
-        git("commit", "--quiet", "-m", "second", cwd=house.repository)
-        yield house
+def two_commits(folder: Path) -> Iterator[Playbooks]:
+    """Playbooks whose repository has two commits."""
+    with playbook_harness.playbooks(folder) as playbooks:
+        (playbooks.repository / "second.txt").write_text("second\n")
+        git("add", ".", cwd=playbooks.repository)
+        git("commit", "--quiet", "-m", "second", cwd=playbooks.repository)
+        yield playbooks
 
 
-def values(house: Doors, folder: Path, command: str, **more: str) -> dict[str, str]:
-    wanted = {"repo": str(house.repository), "command": command, "artifacts_dir": str(folder), "docker": "disabled"}
+def values(playbooks: Playbooks, folder: Path, command: str, **more: str) -> dict[str, str]:
+    wanted = {"repo": str(playbooks.repository), "command": command, "artifacts_dir": str(folder), "docker": "disabled"}
     return {f"SPT_FLOW_{name.upper()}": value for name, value in {**wanted, **more}.items()}
 
 
@@ -40,11 +40,11 @@ def record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def start(house: Doors, environment: dict[str, str]) -> subprocess.Popen[str]:
+def start(playbooks: Playbooks, environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        house.argv("ci"),
-        cwd=house.cwd,
-        env=house.environment(**environment),
+        playbooks.argv("ci"),
+        cwd=playbooks.cwd,
+        env=playbooks.environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -86,4 +86,4 @@ def until(look: Callable[[], object], seconds: float) -> None:
 
 
 def networks() -> set[str]:
-    return set(doors_kit.docker("network", "ls", "--format", "{{.Name}}").split())
+    return set(playbook_harness.docker("network", "ls", "--format", "{{.Name}}").split())

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import clone, contract, processes
 
 
@@ -22,10 +22,10 @@ from spt_workspace import clone, contract, processes
 def served(tmp_path_factory):
     """(URL prefix, certificate, handler, head of o/r.git, its bare directory)."""
     place = tmp_path_factory.mktemp("served")
-    head = kit.make_repository(place / "o/r.git")
-    kit.make_repository(place / "o/other.git", 1)
-    kit.git("init", "-q", "--bare", str(place / "o/empty.git"))
-    with kit.https_git(place, place) as (prefix, certificate, handler):
+    head = harness.make_repository(place / "o/r.git")
+    harness.make_repository(place / "o/other.git", 1)
+    harness.git("init", "-q", "--bare", str(place / "o/empty.git"))
+    with harness.https_git(place, place) as (prefix, certificate, handler):
         yield prefix, certificate, handler, head, place / "o/r.git"
 
 
@@ -38,7 +38,7 @@ def short_path():
 
 @pytest.fixture
 def machine(short_path, served):
-    machine = kit.Machine(short_path / "m")
+    machine = harness.Machine(short_path / "m")
     machine.trust(served[1])
     machine.environ["SPT_FLOW_REPO"] = f"{served[0]}/o/r.git"
     machine.environ["SPT_FLOW_REPO_ID"] = f"{served[0][8:]}/o/r"
@@ -46,15 +46,15 @@ def machine(short_path, served):
     machine.kill_rest()
 
 
-def here(machine: kit.Machine) -> Path:
+def here(machine: harness.Machine) -> Path:
     return machine.paths.home / "demo"
 
 
-def leftovers(machine: kit.Machine) -> list[str]:
+def leftovers(machine: harness.Machine) -> list[str]:
     return [p.name for p in machine.paths.home.iterdir() if p.name.startswith(clone.LEFTOVER)]
 
 
-def attempt(machine: kit.Machine, **extra: str) -> str:
+def attempt(machine: harness.Machine, **extra: str) -> str:
     """The clone step alone, in this process; its sentence."""
     machine.paths.run.mkdir(parents=True, exist_ok=True)
     (machine.paths.run / "known_hosts").touch()
@@ -63,7 +63,7 @@ def attempt(machine: kit.Machine, **extra: str) -> str:
     return clone.Cloner(values, machine.paths, processes.Children(), environ, lambda line: None).run()
 
 
-def refused(machine: kit.Machine, **extra: str) -> contract.Failure:
+def refused(machine: harness.Machine, **extra: str) -> contract.Failure:
     with pytest.raises(contract.Failure) as caught:
         attempt(machine, **extra)
     assert not leftovers(machine)
@@ -74,11 +74,11 @@ def test_clone_is_whole_and_a_second_start_leaves_it_alone(machine, served):
     machine.start()
     assert machine.wait("clone")["state"] == "ok"
     machine.end()
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
-    assert kit.git("status", "--porcelain", cwd=here(machine)) == ""
-    assert kit.git("config", "remote.origin.url", cwd=here(machine)) == machine.environ["SPT_FLOW_REPO"]
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    assert harness.git("status", "--porcelain", cwd=here(machine)) == ""
+    assert harness.git("config", "remote.origin.url", cwd=here(machine)) == machine.environ["SPT_FLOW_REPO"]
     (here(machine) / "mine").write_text("work in progress\n")
-    kit.git("remote", "set-url", "origin", "https://example.org/my/fork.git", cwd=here(machine))
+    harness.git("remote", "set-url", "origin", "https://example.org/my/fork.git", cwd=here(machine))
     machine.start()
     assert "left untouched" in machine.wait("clone", "ok")["detail"]
     assert (here(machine) / "mine").exists()
@@ -97,16 +97,16 @@ def test_clone_is_whole_and_a_second_start_leaves_it_alone(machine, served):
 )
 @pytest.mark.parametrize("depth", ["0", "1"])
 def test_branch_tag_and_commit_with_and_without_depth(machine, served, ref, branch, commit, depth):
-    first = kit.git("rev-parse", "v1", cwd=served[4])
+    first = harness.git("rev-parse", "v1", cwd=served[4])
     if ref == "{short}" and depth == "1":
         pytest.skip("no server gives a shortened commit alone")
     attempt(machine, SPT_FLOW_REF=ref.format(first=first, short=first[:10]), SPT_FLOW_DEPTH=depth)
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", commit, cwd=served[4])
-    assert kit.git("branch", "--show-current", cwd=here(machine)) == branch
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == harness.git("rev-parse", commit, cwd=served[4])
+    assert harness.git("branch", "--show-current", cwd=here(machine)) == branch
     if branch:
-        assert kit.git("rev-parse", "--abbrev-ref", "@{u}", cwd=here(machine)) == f"origin/{branch}"
+        assert harness.git("rev-parse", "--abbrev-ref", "@{u}", cwd=here(machine)) == f"origin/{branch}"
     if depth == "1":
-        assert kit.git("rev-list", "--count", "HEAD", cwd=here(machine)) == "1"
+        assert harness.git("rev-list", "--count", "HEAD", cwd=here(machine)) == "1"
 
 
 def test_empty_repository_is_cloned_and_said_so(machine, served):
@@ -128,7 +128,7 @@ def test_other_content_is_refused_and_kept(machine, served, content):
         (here(machine) / "precious").write_text("x")
     else:
         attempt(machine, SPT_FLOW_REPO=f"{served[0]}/o/other.git", SPT_FLOW_REPO_ID="host/o/other")
-    before = kit.git("hash-object", "--", str(Path(__file__)))
+    before = harness.git("hash-object", "--", str(Path(__file__)))
     failure = refused(machine)
     assert failure.status == 7 and str(here(machine)) in failure.sentence and "nothing was deleted" in failure.sentence
     assert here(machine).exists() and before
@@ -169,13 +169,13 @@ def test_needs_auth_is_finished_by_the_command_through_the_sessions_credential_s
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         # The helper that gitconfig names, looking below this test's root.
-        program = kit.COMMAND.format(library=str(kit.LIBRARY), root=str(machine.root))
+        program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
         machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
         done = machine.command("clone")
         thread.join(5)
     assert done.returncode == 0, done.stderr
-    kit.wait_for(lambda: machine.step("clone")["state"] == "ok", 5)
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    harness.wait_for(lambda: machine.step("clone")["state"] == "ok", 5)
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
     assert "password" not in (here(machine) / ".git/config").read_text()
 
 
@@ -185,7 +185,7 @@ def test_network_failures_are_tried_again_and_then_told(machine, served):
     served[2].failures = 0
     said = refused(
         machine,
-        SPT_FLOW_REPO=f"https://localhost:{kit.free_port()}/o/r.git",
+        SPT_FLOW_REPO=f"https://localhost:{harness.free_port()}/o/r.git",
         SPT_FLOW_DIRECTORY=f"{machine.paths.home}/x",
     )
     assert "cannot be reached from the workspace, 4 attempts" in said.sentence and said.state == "failed"
@@ -245,13 +245,13 @@ def test_hostile_refs_are_refused(machine, ref):
 
 @pytest.mark.parametrize("ref", ["a{{lookup('pipe','touch${IFS}x')}}", "a;b$(id)`id`", "ünï"])
 def test_odd_but_legal_refs_are_plain_names(machine, served, ref):
-    kit.git("branch", "-f", ref, "v1", cwd=served[4])
+    harness.git("branch", "-f", ref, "v1", cwd=served[4])
     try:
         attempt(machine, SPT_FLOW_REF=ref)
     finally:
-        kit.git("branch", "-D", ref, cwd=served[4])
-    assert kit.git("branch", "--show-current", cwd=here(machine)) == ref
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", "v1", cwd=served[4])
+        harness.git("branch", "-D", ref, cwd=served[4])
+    assert harness.git("branch", "--show-current", cwd=here(machine)) == ref
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == harness.git("rev-parse", "v1", cwd=served[4])
 
 
 @pytest.mark.parametrize("directory", ["", "/etc/x", "relative", "{home}", "{home}/../../x"])
@@ -268,11 +268,13 @@ BOUNDARIES = [f"{when}:{command}" for command in COMMANDS for when in ("before",
 def test_kill_at_any_boundary_leaves_nothing_or_a_whole_clone(machine, served, boundary):
     machine.start(KILL_AT=boundary, SPT_FLOW_REF="topic/one").wait(20)
     assert machine.process.returncode == -9
-    assert not here(machine).exists() or kit.git("fsck", cwd=here(machine)) == ""
+    assert not here(machine).exists() or harness.git("fsck", cwd=here(machine)) == ""
     machine.start(SPT_FLOW_REF="topic/one")
     assert machine.wait("clone")["state"] == "ok"
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == kit.git("rev-parse", "topic/one", cwd=served[4])
-    assert kit.git("fsck", cwd=here(machine)) == "" and kit.git("status", "--porcelain", cwd=here(machine)) == ""
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == harness.git("rev-parse", "topic/one", cwd=served[4])
+    assert (
+        harness.git("fsck", cwd=here(machine)) == "" and harness.git("status", "--porcelain", cwd=here(machine)) == ""
+    )
     assert not leftovers(machine)
 
 
@@ -285,7 +287,7 @@ def test_kill_between_rename_and_the_note_of_it(machine, served, monkeypatch):
 
 def test_stop_during_a_slow_clone_is_quick_and_leaves_nothing(machine, served):
     machine.start(SPT_FLOW_REPO=f"{served[0]}/slow/o/r.git")
-    kit.wait_for(lambda: leftovers(machine))
+    harness.wait_for(lambda: leftovers(machine))
     began = time.monotonic()
     assert machine.end() == 0
     assert time.monotonic() - began < 8 and not here(machine).exists()
@@ -293,7 +295,7 @@ def test_stop_during_a_slow_clone_is_quick_and_leaves_nothing(machine, served):
 
 def test_two_clones_at_once_do_not_disturb_each_other(machine, served):
     machine.start(SPT_FLOW_REPO=f"{served[0]}/slow/o/r.git")
-    kit.wait_for(lambda: leftovers(machine))
+    harness.wait_for(lambda: leftovers(machine))
     done = machine.command("clone")
     assert done.returncode == 0 and "left untouched" in done.stderr
     assert machine.wait("clone")["state"] == "ok"
@@ -302,7 +304,7 @@ def test_two_clones_at_once_do_not_disturb_each_other(machine, served):
 def bundle(machine, served, origin="/home/me/project"):
     seed = machine.paths.home / ".cache/spt-flow/seed.bundle"
     seed.parent.mkdir(parents=True)
-    kit.git("bundle", "create", "-q", str(seed), "HEAD", "--branches", "--tags", cwd=served[4])
+    harness.git("bundle", "create", "-q", str(seed), "HEAD", "--branches", "--tags", cwd=served[4])
     return {"SPT_FLOW_SEED": str(seed), "SPT_FLOW_REPO": origin, "SPT_FLOW_REPO_ID": "local/home/me/project"}
 
 
@@ -311,8 +313,8 @@ def test_local_repository_comes_as_a_bundle_that_is_gone_afterwards(machine, ser
     machine.start(**extra)
     assert machine.wait("clone")["state"] == "ok"
     assert not Path(extra["SPT_FLOW_SEED"]).exists()
-    assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
-    assert kit.git("config", "remote.origin.url", cwd=here(machine)) == "/home/me/project"
+    assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+    assert harness.git("config", "remote.origin.url", cwd=here(machine)) == "/home/me/project"
     machine.end()
     machine.start(**extra)
     assert "left untouched" in machine.wait("clone", "ok")["detail"]
@@ -334,18 +336,18 @@ def test_damaged_or_missing_bundle_is_a_sentence(machine, served):
 def test_submodules_only_when_asked_and_never_from_a_file(machine, served):
     work = served[4].parent / "with-sub.work"
     if not work.exists():
-        kit.git("init", "-q", "-b", "main", str(work))
+        harness.git("init", "-q", "-b", "main", str(work))
         (work / ".gitmodules").write_text(f'[submodule "s"]\n\tpath = s\n\turl = {served[0]}/o/r.git\n')
-        kit.git("add", ".", cwd=work)
-        kit.git("update-index", "--add", "--cacheinfo", f"160000,{served[3]},s", cwd=work)
-        kit.git("commit", "-q", "-m", "sub", cwd=work)
-        kit.git("clone", "-q", "--bare", str(work), str(served[4].parent / "with-sub.git"))
+        harness.git("add", ".", cwd=work)
+        harness.git("update-index", "--add", "--cacheinfo", f"160000,{served[3]},s", cwd=work)
+        harness.git("commit", "-q", "-m", "sub", cwd=work)
+        harness.git("clone", "-q", "--bare", str(work), str(served[4].parent / "with-sub.git"))
     extra = {"SPT_FLOW_REPO": f"{served[0]}/o/with-sub.git", "SPT_FLOW_REPO_ID": ""}
     attempt(machine, **extra)
     assert not list((here(machine) / "s").iterdir())
     other = f"{machine.paths.home}/other"
     attempt(machine, **extra, SPT_FLOW_SUBMODULES="1", SPT_FLOW_DIRECTORY=other)
-    assert kit.git("rev-parse", "HEAD", cwd=Path(other) / "s") == served[3]
+    assert harness.git("rev-parse", "HEAD", cwd=Path(other) / "s") == served[3]
 
 
 def test_clone_cache_is_filled_used_and_not_needed(machine, served, tmp_path):
@@ -354,9 +356,9 @@ def test_clone_cache_is_filled_used_and_not_needed(machine, served, tmp_path):
     for name in ("one", "two"):
         attempt(machine, SPT_FLOW_CLONE_CACHE=str(cache), SPT_FLOW_DIRECTORY=f"{machine.paths.home}/{name}")
     stored = list(cache.glob("*.git"))
-    assert len(stored) == 1 and kit.git("rev-parse", "main", cwd=stored[0]) == served[3]
-    kit.subprocess.run(["rm", "-r", str(cache)], check=True)
-    assert kit.git("fsck", cwd=machine.paths.home / "two") == ""
+    assert len(stored) == 1 and harness.git("rev-parse", "main", cwd=stored[0]) == served[3]
+    harness.subprocess.run(["rm", "-r", str(cache)], check=True)
+    assert harness.git("fsck", cwd=machine.paths.home / "two") == ""
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ def test_a_git_that_was_killed_is_run_again(machine, served, tmp_path, times):
     path = f"{git.parent}:{os.environ['PATH']}"
     if times < clone.TRIES:
         assert "cloned" in attempt(machine, PATH=path)
-        assert kit.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
+        assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
     else:
         assert "git was killed" in refused(machine, PATH=path).sentence
         assert not here(machine).exists()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A laboratory on the real engine: one random owner, small repositories, and what the engine then has of both."""
+"""Act on the real engine as a random owner, with small repositories, and check what the engine then has."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-class Lab:
+class Harness:
     """One owner's workspaces; ``spec`` describes one, ``up`` and ``ensure`` act on it."""
 
     def __init__(self, folder: Path, image: image_identity.Image) -> None:
-        self.owner = f"lab-{secrets.token_hex(4)}"
+        self.owner = f"test-{secrets.token_hex(4)}"
         self.folder = folder
         self.image = image
         self.target = DockerTarget()
         self.engine = docker_http.connect()
 
     def repository(self, name: str = "demo", where: str = "src", files: int = 3, size: int = 100) -> Path:
-        """A new local repository of two commits in ``where``/``name``."""
+        """Create a local repository with two commits in ``where``/``name``."""
         path = self.folder / where / name
         path.mkdir(parents=True)
         git(path, "init", "-q", "-b", "main")
@@ -57,7 +57,7 @@ class Lab:
         return path
 
     def spec(self, repository: Path | None = None, name: str = "", **settings: Any) -> WorkspaceSpec:
-        """Small limits, no Docker inside: these tests are about the outside."""
+        """Small limits and no Docker inside, because these tests look at workspaces from outside."""
         values = {"cpus": 1.0, "memory": GIBIBYTE, "docker": "disabled", "wait_timeout": WAIT, **settings}
         return WorkspaceSpec(
             self.owner,
@@ -79,9 +79,9 @@ class Lab:
     def up_process(
         self, repository: Path, state: str = "started", die: tuple[str, str, int] | None = None, **settings: Any
     ) -> subprocess.Popen[str]:
-        """One ``ensure`` in a process of its own; it prints one line of JSON: changed, id and name, or the error.
+        """Run one ``ensure`` in its own process, which prints its result or error as one line of JSON.
 
-        ``die`` is (``before`` or ``after``, pattern of "METHOD /path", which one from 1 on): it kills itself there.
+        ``die`` says where it kills itself: (``before`` or ``after``, pattern of "METHOD /path", number of the match).
         """
         spec = self.spec(repository, **settings)
         words = {"owner": self.owner, "repository": str(repository), "settings": spec.settings.__dict__}
@@ -94,7 +94,7 @@ class Lab:
             start_new_session=True,
         )
 
-    # What there is
+    # What exists
 
     def containers(self) -> list[str]:
         filters = {"label": [f"spt.flow.owner={self.owner}"]}
@@ -109,12 +109,12 @@ class Lab:
         return container_name(self.owner, workspace.name)
 
     def belongings(self, *names: str) -> tuple[list[str], list[str]]:
-        """(containers, volumes) of an owner who has exactly the workspaces ``names``."""
+        """Return the (containers, volumes) of an owner with exactly the workspaces ``names``."""
         keys = [container_name(self.owner, name) for name in sorted(names)]
         return keys, sorted(f"{key}-{part}" for key in keys for part in ("home", "docker"))
 
     def is_exactly(self, *names: str) -> None:
-        """Fail unless the engine has these workspaces of the owner and nothing else of it."""
+        """Fail unless the owner has exactly these workspaces on the engine."""
         assert (self.containers(), self.volumes()) == self.belongings(*names)
 
     def inspect(self, identifier: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Lab:
         self.engine.request_json("POST", f"/containers/{identifier}/kill")
 
     def clean(self) -> None:
-        """Remove all that carries the owner's label, whatever state it is in."""
+        """Remove everything with the owner's label, in any state."""
         for name in self.containers():
             subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True, timeout=120)
         for name in self.volumes():
@@ -175,9 +175,9 @@ print(json.dumps({"ok": True, "changed": result.changed, "actions": result.actio
 
 
 @contextmanager
-def lab(folder: Path, image: image_identity.Image) -> Iterator[Lab]:
-    """A laboratory of which nothing is left afterwards."""
-    made = Lab(folder, image)
+def harness(folder: Path, image: image_identity.Image) -> Iterator[Harness]:
+    """A harness that removes everything of its owner afterwards."""
+    made = Harness(folder, image)
     try:
         yield made
     finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
-from ansible_collections.spt.flow.tests.integration.lab import Lab
+from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 CGROUPS = Path("/sys/fs/cgroup")
 LOUD: dict[str, Any] = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400}
@@ -71,24 +71,24 @@ def by_ide(workspace: Workspace) -> None:
         assert answer.status == 200
 
 
-Door = Callable[[Workspace], None]
-DOORS: dict[str, Door] = {"docker exec": by_exec, "IDE": by_ide}
+Entry = Callable[[Workspace], None]
+ENTRIES: dict[str, Entry] = {"docker exec": by_exec, "IDE": by_ide}
 
 
 def latencies(
-    workspace: Workspace, seconds: float, child: subprocess.Popen[bytes] | None = None, **more: Door
+    workspace: Workspace, seconds: float, child: subprocess.Popen[bytes] | None = None, **more: Entry
 ) -> dict[str, list[float]]:
-    """Seconds of every answer of ``workspace`` by door, asked in turns for ``seconds`` while ``child`` lives.
+    """Seconds of every answer of ``workspace`` by entry, measured in turns for ``seconds`` while ``child`` lives.
 
-    Every door answers at least once.
+    Every entry answers at least once.
     """
-    doors = {**DOORS, **more}
-    found: dict[str, list[float]] = {name: [] for name in doors}
+    entries = {**ENTRIES, **more}
+    found: dict[str, list[float]] = {name: [] for name in entries}
     end = time.monotonic() + seconds
     while not all(found.values()) or (time.monotonic() < end and (child is None or child.poll() is None)):
-        for name, door in doors.items():
+        for name, entry in entries.items():
             begun = time.monotonic()
-            door(workspace)
+            entry(workspace)
             found[name].append(time.monotonic() - begun)
             time.sleep(0.02)
     return found
@@ -96,19 +96,19 @@ def latencies(
 
 def table(quiet: dict[str, list[float]], beside: dict[str, dict[str, list[float]]]) -> str:
     """Medians and the worst answers as Markdown; the ratio is that of the medians."""
-    rows = ["| Beside | Door | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
-    for noise_name, doors in beside.items():
-        for door, answers in doors.items():
-            median, base = statistics.median(answers), statistics.median(quiet[door])
+    rows = ["| Beside | Entry | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
+    for noise_name, entries in beside.items():
+        for entry, answers in entries.items():
+            median, base = statistics.median(answers), statistics.median(quiet[entry])
             figures = [f"{value * 1000:.0f} ms" for value in (median, max(answers), base)]
-            rows.append(f"| {noise_name} | {door} | {' | '.join(figures)} | {median / base:.2f} |")
+            rows.append(f"| {noise_name} | {entry} | {' | '.join(figures)} | {median / base:.2f} |")
     return "\n".join(rows) + "\n"
 
 
 # What the kernel counted
 
 
-def counter(lab: Lab, workspace: Workspace, which: str) -> int:
+def counter(harness: Harness, workspace: Workspace, which: str) -> int:
     """``pids`` (forks refused) or ``oom`` (processes killed for memory) of its cgroup.
 
     Version 1 and version 2 name them differently; a file that is not there is an error of the test.
@@ -117,7 +117,7 @@ def counter(lab: Lab, workspace: Workspace, which: str) -> int:
         "pids": ("pids", ("pids.events",), "max"),
         "oom": ("memory", ("memory.oom_control", "memory.events"), "oom_kill"),
     }[which]
-    pid = lab.inspect(workspace.id)["State"]["Pid"]
+    pid = harness.inspect(workspace.id)["State"]["Pid"]
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _number, controllers, path = line.split(":", 2)
         folder = CGROUPS / controllers / path.lstrip("/") if controllers else CGROUPS / path.lstrip("/")
@@ -130,22 +130,22 @@ def counter(lab: Lab, workspace: Workspace, which: str) -> int:
     raise AssertionError(f"no {which} counter of {workspace.name}")
 
 
-def pair(lab: Lab) -> tuple[Workspace, Workspace]:
+def pair(harness: Harness) -> tuple[Workspace, Workspace]:
     """A workspace that is going to be loud, and its neighbour, whose IDE answers."""
-    loud = lab.up(lab.spec(lab.repository("loud"), **LOUD))
-    other = lab.up(lab.spec(lab.repository("other")))
-    for door in DOORS.values():
-        door(other)
+    loud = harness.up(harness.spec(harness.repository("loud"), **LOUD))
+    other = harness.up(harness.spec(harness.repository("other")))
+    for entry in ENTRIES.values():
+        entry(other)
     return loud, other
 
 
-def measure(lab: Lab, rounds: int, seconds: float = 5.0) -> Iterator[tuple[str, str, float, float]]:
-    """(noise, door, median beside it, median when all is quiet) in seconds; quiet is asked anew before each noise."""
-    loud, other = pair(lab)
+def measure(harness: Harness, rounds: int, seconds: float = 5.0) -> Iterator[tuple[str, str, float, float]]:
+    """(noise, entry, median beside it, median when all is quiet) in seconds; quiet is asked anew before each noise."""
+    loud, other = pair(harness)
     for _ in range(rounds):
         for name in NOISES:
             quiet = latencies(other, seconds / 2)
             with noise(loud, name, seconds + 1) as child:
                 beside = latencies(other, seconds, child)
-            for door in DOORS:
-                yield name, door, statistics.median(beside[door]), statistics.median(quiet[door])
+            for entry in ENTRIES:
+                yield name, entry, statistics.median(beside[entry]), statistics.median(quiet[entry])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A copy of the collection with a recipe of its own, for tests that release images: gh is a script, and may move.
 
-As a program (molecule) it makes FOLDER/seed.tar: ``recipe_kit.py FOLDER``.
+As a program (molecule) it makes FOLDER/seed.tar: ``recipe_harness.py FOLDER``.
 """
 
 from __future__ import annotations

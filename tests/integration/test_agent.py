@@ -18,7 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.spt.flow.tests.integration.contract_kit import Inside, docker, unavailable, wait_for, workspace
+from ansible_collections.spt.flow.tests.integration.agent_harness import (
+    Inside,
+    docker,
+    unavailable,
+    wait_for,
+    workspace,
+)
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
@@ -294,13 +300,13 @@ def test_ci_workspace_removes_itself_at_its_deadline(folder):
 
 
 @pytest.fixture
-def forge(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
+def git_server(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
     """A git server with a private repository: a real sshd in a container of its own.
 
     A workspace reaches neither this machine's services nor its neighbours, so the server can be in neither place. It
     is on a network of its own, which the workspace is attached to before it starts: that is its "internet".
     """
-    name = f"spt-flow-test-forge-{os.getpid()}"
+    name = f"spt-flow-test-git-server-{os.getpid()}"
     docker("network", "create", "--label", "spt.flow.test=1", name)
     script = (
         "set -e; umask 077; mkdir -p ~/.ssh ~/r; printf '%s' \"$KEY\" > ~/keys; cd ~/r; git init -q -b main; "
@@ -311,29 +317,29 @@ def forge(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
     )
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-    words = ("--network", name, "--network-alias", "forge.test", "-e", f"KEY={agent['public']}", "--user", "1000:1000")
+    words = ("--network", name, "--network-alias", "git.test", "-e", f"KEY={agent['public']}", "--user", "1000:1000")
     docker("run", "-d", "--name", name, *words, "--entrypoint", "/bin/sh", image_identity.identity().tag, "-c", script)
     try:
         reading = ("exec", name, "cat", "/home/coder/host.pub")
         public = wait_for(lambda: docker(*reading, check=False).stdout, 20)
         wait_for(lambda: "Server listening" in docker("logs", name).stderr, 20)
         head = docker("exec", name, "git", "-C", "/home/coder/r.git", "rev-parse", "HEAD").stdout.strip()
-        yield {"network": name, "known": f"[forge.test]:2222 {' '.join(public.split()[:2])}\n", "head": head}
+        yield {"network": name, "known": f"[git.test]:2222 {' '.join(public.split()[:2])}\n", "head": head}
     finally:
         docker("rm", "-f", name, check=False)
         docker("network", "rm", name, check=False)
 
 
-def test_private_repository_waits_for_the_callers_agent_and_is_then_cloned_with_it(folder, forge, agent):
+def test_private_repository_waits_for_the_callers_agent_and_is_then_cloned_with_it(folder, git_server, agent):
     environment = {
-        "SPT_FLOW_REPO": "ssh://coder@forge.test:2222/home/coder/r.git",
-        "SPT_FLOW_REPO_ID": "forge.test/home/coder/r",
+        "SPT_FLOW_REPO": "ssh://coder@git.test:2222/home/coder/r.git",
+        "SPT_FLOW_REPO_ID": "git.test/home/coder/r",
         "SPT_FLOW_DIRECTORY": "/home/coder/r",
-        "SPT_FLOW_KNOWN_HOSTS": forge["known"],
+        "SPT_FLOW_KNOWN_HOSTS": git_server["known"],
     }
 
     def attach(inside: Inside) -> None:
-        docker("network", "connect", forge["network"], inside.container)
+        docker("network", "connect", git_server["network"], inside.container)
 
     with workspace(folder, "private", before_start=attach, environment=environment) as inside:
         step = inside.wait("clone")
@@ -344,20 +350,20 @@ def test_private_repository_waits_for_the_callers_agent_and_is_then_cloned_with_
         assert without.returncode == 4 and "No access" in without.stderr
         done = inside.ssh("spt-workspace clone", options=FORWARD, **with_agent(agent))
         assert done.returncode == 0, done.stderr
-        assert inside.exec("git", "-C", "/home/coder/r", "rev-parse", "HEAD") == forge["head"]
+        assert inside.exec("git", "-C", "/home/coder/r", "rev-parse", "HEAD") == git_server["head"]
         wait_for(lambda: inside.step("clone").get("state") == "ok", 10)
         assert inside.exec("sh", "-c", "grep -rl 'PRIVATE KEY' /home/coder 2>/dev/null; true") == ""
 
 
-def test_unknown_host_key_of_a_server_is_a_sentence_and_nothing_is_trusted(folder, forge):
+def test_unknown_host_key_of_a_server_is_a_sentence_and_nothing_is_trusted(folder, git_server):
     environment = {
-        "SPT_FLOW_REPO": "ssh://coder@forge.test:2222/home/coder/r.git",
-        "SPT_FLOW_REPO_ID": "forge.test/home/coder/r",
+        "SPT_FLOW_REPO": "ssh://coder@git.test:2222/home/coder/r.git",
+        "SPT_FLOW_REPO_ID": "git.test/home/coder/r",
         "SPT_FLOW_DIRECTORY": "/home/coder/r",
     }
 
     def attach(inside: Inside) -> None:
-        docker("network", "connect", forge["network"], inside.container)
+        docker("network", "connect", git_server["network"], inside.container)
 
     with workspace(folder, "unknown", before_start=attach, environment=environment) as inside:
         step = inside.wait("clone")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as kvm_probe
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import kvm, machine, tree
 from spt_workspace.contract import Failure, Paths
 
@@ -27,7 +27,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch):
     """A root with a kernel, and an emulator of this test's."""
     (tmp_path / "boot").mkdir()
     (tmp_path / "bin").mkdir()
@@ -54,80 +54,80 @@ def says(monkeypatch, state: str) -> None:
     monkeypatch.setattr(kvm, "verdict", lambda device: (state, f"KVM is {state}."))
 
 
-def test_kvm_is_taken_where_a_guest_boots_under_it(house, monkeypatch, capsys):
+def test_kvm_is_taken_where_a_guest_boots_under_it(root, monkeypatch, capsys):
     says(monkeypatch, "works")
-    assert machine.main([], Paths(house)) == 0
+    assert machine.main([], Paths(root)) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["KVM is works.", "Booting Linux 6.1.0-56-cloud with kvm …"]
     assert said[2].startswith("Under KVM the guest's shell answered after ")
     assert "no tap can be made here" in said[2] and "times slower than this one." in said[2]
-    assert (house / "run/spt-flow/accel").read_text() == "kvm\n"
+    assert (root / "run/spt-flow/accel").read_text() == "kvm\n"
 
 
-def test_without_kvm_it_is_emulation(house, monkeypatch, capsys):
+def test_without_kvm_it_is_emulation(root, monkeypatch, capsys):
     says(monkeypatch, "absent")
-    assert machine.main([], Paths(house)) == 0
+    assert machine.main([], Paths(root)) == 0
     assert "Under TCG (software emulation) the guest's shell" in capsys.readouterr().out
-    assert (house / "run/spt-flow/accel").read_text() == "tcg\n"
+    assert (root / "run/spt-flow/accel").read_text() == "tcg\n"
 
 
-def test_a_kvm_that_boots_no_guest_is_left_with_a_sentence(house, monkeypatch, capsys):
+def test_a_kvm_that_boots_no_guest_is_left_with_a_sentence(root, monkeypatch, capsys):
     says(monkeypatch, "works")
     monkeypatch.setattr(machine, "TRIAL", 0.5)
-    emulator(house, CONSOLE.replace("import re, sys", "import sys, time\nif 'kvm' in sys.argv: time.sleep(60)"))
-    assert machine.main([], Paths(house)) == 0
+    emulator(root, CONSOLE.replace("import re, sys", "import sys, time\nif 'kvm' in sys.argv: time.sleep(60)"))
+    assert machine.main([], Paths(root)) == 0
     said = capsys.readouterr().out
     assert "did not answer under kvm within 0 s; its console said last: nothing. Booting with tcg" in said
-    assert (house / "run/spt-flow/accel").read_text() == "tcg\n"
+    assert (root / "run/spt-flow/accel").read_text() == "tcg\n"
 
 
 @pytest.mark.parametrize("wish", ["--accel", "SPT_FLOW_ACCEL"])
-def test_a_wish_is_not_replaced_by_something_else(house, monkeypatch, capsys, wish):
+def test_a_wish_is_not_replaced_by_something_else(root, monkeypatch, capsys, wish):
     says(monkeypatch, "denied")
     monkeypatch.setenv("SPT_FLOW_ACCEL", "kvm" if wish == "SPT_FLOW_ACCEL" else "")
-    assert machine.main(["--accel", "kvm"] if wish == "--accel" else [], Paths(house)) == 1
+    assert machine.main(["--accel", "kvm"] if wish == "--accel" else [], Paths(root)) == 1
     assert "not possible here. KVM is denied." in capsys.readouterr().err
 
 
-def test_a_wish_that_is_none_is_wrong_usage(house, monkeypatch, capsys):
+def test_a_wish_that_is_none_is_wrong_usage(root, monkeypatch, capsys):
     monkeypatch.setenv("SPT_FLOW_ACCEL", "xen")
-    assert machine.main([], Paths(house)) == 2
+    assert machine.main([], Paths(root)) == 2
     assert "'xen', neither kvm nor tcg" in capsys.readouterr().err
-    assert machine.main(["--accel", "xen"], Paths(house)) == 2
+    assert machine.main(["--accel", "xen"], Paths(root)) == 2
 
 
-def test_an_emulator_that_ends_is_told_with_its_words(house, monkeypatch, capsys):
+def test_an_emulator_that_ends_is_told_with_its_words(root, monkeypatch, capsys):
     says(monkeypatch, "absent")
-    emulator(house, "#!/bin/sh\necho could not load PC BIOS >&2\nexit 1\n")
-    assert machine.main([], Paths(house)) == 1
+    emulator(root, "#!/bin/sh\necho could not load PC BIOS >&2\nexit 1\n")
+    assert machine.main([], Paths(root)) == 1
     assert "ended under tcg with status 1; it said last: could not load PC BIOS." in capsys.readouterr().err
 
 
-def test_an_image_without_what_it_takes_says_so_with_a_status_of_its_own(house, capsys):
-    (house / "bin" / machine.EMULATOR).unlink()
-    assert machine.main([], Paths(house)) == 6
+def test_an_image_without_what_it_takes_says_so_with_a_status_of_its_own(root, capsys):
+    (root / "bin" / machine.EMULATOR).unlink()
+    assert machine.main([], Paths(root)) == 6
     assert "no qemu-system-x86_64; profile fat has" in capsys.readouterr().err
-    emulator(house, CONSOLE)
-    for kernel in (house / "boot").iterdir():
+    emulator(root, CONSOLE)
+    for kernel in (root / "boot").iterdir():
         kernel.unlink()
-    assert machine.main([], Paths(house)) == 6
+    assert machine.main([], Paths(root)) == 6
 
 
-def test_the_emulator_is_gone_when_a_run_is_ended(house, tmp_path):
-    emulator(house, f"#!/bin/sh\necho $$ >{house}/pid\nexec sleep 60\n")
+def test_the_emulator_is_gone_when_a_run_is_ended(root, tmp_path):
+    emulator(root, f"#!/bin/sh\necho $$ >{root}/pid\nexec sleep 60\n")
     program = (
-        f"import sys; sys.path.insert(0, {str(kit.LIBRARY)!r}); sys.dont_write_bytecode = True\n"
+        f"import sys; sys.path.insert(0, {str(harness.LIBRARY)!r}); sys.dont_write_bytecode = True\n"
         "from pathlib import Path\nfrom spt_workspace import kvm, machine\nfrom spt_workspace.contract import Paths\n"
         "machine._can_tap, machine.first_files, machine._modules = lambda: False, lambda k: b'', lambda v, p: ()\n"
-        f"sys.exit(machine.main(['--accel', 'tcg'], Paths(Path({str(house)!r}))))"
+        f"sys.exit(machine.main(['--accel', 'tcg'], Paths(Path({str(root)!r}))))"
     )
     for _attempt in range(5):  # the signal comes when the emulator has hardly begun
-        (house / "pid").unlink(missing_ok=True)
+        (root / "pid").unlink(missing_ok=True)
         child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
-        kit.wait_for(lambda: (house / "pid").exists() and (house / "pid").read_text().strip())
+        harness.wait_for(lambda: (root / "pid").exists() and (root / "pid").read_text().strip())
         child.terminate()
         assert child.wait(20) == 130
-        assert not Path("/proc", (house / "pid").read_text().strip()).exists()
+        assert not Path("/proc", (root / "pid").read_text().strip()).exists()
 
 
 def test_a_tree_runs_what_it_was_made_of():

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import services
 from spt_workspace.contract import Contract
 
@@ -34,14 +34,14 @@ sys.exit(beside.start(Paths(Path({root!r})), os.environ, run))
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = kit.Machine(tmp_path / "m")
+    machine = harness.Machine(tmp_path / "m")
     yield machine
     machine.kill_rest()
 
 
 def start(machine, **extra):
-    run = kit.RUN.format(library=str(kit.LIBRARY), root=str(machine.root), docker=())
-    program = START.format(library=str(kit.LIBRARY), root=str(machine.root), run=run)
+    run = harness.RUN.format(library=str(harness.LIBRARY), root=str(machine.root), docker=())
+    program = START.format(library=str(harness.LIBRARY), root=str(machine.root), run=run)
     env = {**machine.environ, **extra}
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
 
@@ -61,7 +61,7 @@ def test_the_script_ends_when_the_ide_answers_and_the_workspace_goes_on(machine)
     assert answers(machine)
     assert machine.status()["steps"]["ide"]["state"] == "ok"
     assert machine.command("stop").returncode == 0
-    kit.wait_for(lambda: not answers(machine))
+    harness.wait_for(lambda: not answers(machine))
     assert machine.command("stop").returncode == 0
 
 
@@ -73,7 +73,7 @@ def test_an_ide_that_cannot_start_is_a_failed_script_with_its_words(machine):
 
 def test_what_cannot_be_begun_is_a_sentence_and_no_traceback(machine):
     program = (
-        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(kit.LIBRARY)!r})\n"
+        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(harness.LIBRARY)!r})\n"
         "from pathlib import Path\nfrom spt_workspace import main\nfrom spt_workspace.contract import Failure, Paths\n"
         "def run(*_words): raise Failure('It cannot be begun.', 8)\n"
         f"main.run = run\nsys.exit(main.main(['start'], Paths(Path({str(machine.root)!r}))))"
@@ -85,8 +85,8 @@ def test_what_cannot_be_begun_is_a_sentence_and_no_traceback(machine):
 
 def agent(machine, **extra):
     """A stand-in for the agent: it runs the script and goes on."""
-    run = kit.RUN.format(library=str(kit.LIBRARY), root=str(machine.root), docker=())
-    program = START.format(library=str(kit.LIBRARY), root=str(machine.root), run=run)
+    run = harness.RUN.format(library=str(harness.LIBRARY), root=str(machine.root), docker=())
+    program = START.format(library=str(harness.LIBRARY), root=str(machine.root), run=run)
     words = ["sh", "-c", '"$0" -c "$1"; echo started; while :; do sleep 0.1; done', sys.executable, program]
     return subprocess.Popen(words, env={**machine.environ, **extra}, stdout=subprocess.PIPE, text=True)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
-from ansible_collections.spt.flow.tests.integration import doors_kit, recipe_kit
-from ansible_collections.spt.flow.tests.integration.doors_kit import Doors
-from ansible_collections.spt.flow.tests.integration.recipe_kit import Copy
+from ansible_collections.spt.flow.tests.integration import playbook_harness, recipe_harness
+from ansible_collections.spt.flow.tests.integration.playbook_harness import Playbooks
+from ansible_collections.spt.flow.tests.integration.recipe_harness import Copy
 
 pytestmark = pytest.mark.full
 
@@ -21,65 +21,67 @@ pytestmark = pytest.mark.full
 @pytest.fixture
 def recipe(tmp_path: Path, image: image_identity.Image) -> Copy:
     """The slim profile, whose layers the engine has, and a script that is called gh."""
-    made = recipe_kit.copy(tmp_path / "collections/ansible_collections/spt/flow")
+    made = recipe_harness.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.gh("1.0")
-    recipe_kit.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
+    recipe_harness.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
     return made
 
 
 @pytest.fixture
-def house(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doors]:
+def playbooks(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playbooks]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "release/image.json"
     made_here = set()
-    with doors_kit.doors(tmp_path / "doors", cwd=recipe.root, installed=tmp_path / "collections") as made:
+    with playbook_harness.playbooks(
+        tmp_path / "playbooks", cwd=recipe.root, installed=tmp_path / "collections"
+    ) as made:
         (tmp_path / "inventory.yml").write_text(
             yaml.safe_dump({"all": {"vars": {"flow_image_release": str(file), "image_build_keep": -1}}})
         )
         yield made
         made_here = {path.name.removesuffix(".verify.json") for path in file.parent.glob("*.verify.json")}
     for tag in made_here:
-        doors_kit.docker("rmi", "--force", f"spt-flow/workspace:{tag}")
+        playbook_harness.docker("rmi", "--force", f"spt-flow/workspace:{tag}")
 
 
-def test_gh_moves_beside_a_running_workspace(house: Doors, recipe: Copy, tmp_path: Path) -> None:
+def test_gh_moves_beside_a_running_workspace(playbooks: Playbooks, recipe: Copy, tmp_path: Path) -> None:
     inventory = ("-i", str(tmp_path / "inventory.yml"))
 
     def released() -> str:
-        done = house.run("release", *inventory)
+        done = playbooks.run("release", *inventory)
         assert done.returncode == 0, done.stdout + done.stderr
         return str(json.loads((tmp_path / "release/image.json").read_text())["slim"]["hash"])
 
     def gh() -> str:
-        done = house.run("ssh", *inventory, SPT_FLOW_WORKSPACE=house.name, SPT_FLOW_COMMAND="gh --version")
+        done = playbooks.run("ssh", *inventory, SPT_FLOW_WORKSPACE=playbooks.name, SPT_FLOW_COMMAND="gh --version")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
     def outdated() -> list[str]:
-        (workspace,) = house.json("status", *inventory)["workspaces"]
+        (workspace,) = playbooks.json("status", *inventory)["workspaces"]
         return list(workspace["outdated"])
 
     first = released()
-    created = house.json("up", *inventory, SPT_FLOW_REPO=str(house.repository))
+    created = playbooks.json("up", *inventory, SPT_FLOW_REPO=str(playbooks.repository))
     assert created["ok"], created
     assert (gh(), outdated()) == ("gh version 1.0", [])
-    name = f"spt-flow-{house.owner}-{house.name}"
+    name = f"spt-flow-{playbooks.owner}-{playbooks.name}"
     state = "{{.Id}} {{.State.StartedAt}} {{.State.Pid}}"
-    before = doors_kit.docker("inspect", "--format", state, name)
-    doors_kit.docker("exec", name, "sh", "-c", "echo mine >~/kept")
+    before = playbook_harness.docker("inspect", "--format", state, name)
+    playbook_harness.docker("exec", name, "sh", "-c", "echo mine >~/kept")
 
     recipe.gh("1.1")
     assert released() != first
-    assert doors_kit.docker("inspect", "--format", state, name) == before
+    assert playbook_harness.docker("inspect", "--format", state, name) == before
     assert (gh(), outdated()) == ("gh version 1.0", ["image"])
-    assert house.json("up", *inventory, SPT_FLOW_REPO=str(house.repository))["changed"] is False
+    assert playbooks.json("up", *inventory, SPT_FLOW_REPO=str(playbooks.repository))["changed"] is False
 
     recipe.gh("1.2", works=False)
-    failed = house.run("release", *inventory)
+    failed = playbooks.run("release", *inventory)
     assert failed.returncode != 0
     assert "failed its verification: gh: " in failed.stdout + failed.stderr
 
-    restarted = house.json("restart", *inventory, SPT_FLOW_WORKSPACE=house.name)
+    restarted = playbooks.json("restart", *inventory, SPT_FLOW_WORKSPACE=playbooks.name)
     assert restarted["ok"], restarted
     assert (gh(), outdated()) == ("gh version 1.1", [])
-    assert doors_kit.docker("exec", name, "cat", "/home/coder/kept") == "mine"
+    assert playbook_harness.docker("exec", name, "cat", "/home/coder/kept") == "mine"

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from ansible_collections.spt.flow.tests.unit import _contract_kit as kit
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace.contract import Contract, Failure, Paths
 from spt_workspace.verify import place, report
 
@@ -24,7 +24,7 @@ JQ = "#!/bin/sh\necho jq-1.7: the answer is 42\n"
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    machine = kit.Machine(tmp_path / "m")
+    machine = harness.Machine(tmp_path / "m")
     machine.stub("dpkg-query", DPKG)
     machine.stub("jq", JQ)
     (machine.root / "var/tmp/coder").mkdir(parents=True)
@@ -166,12 +166,12 @@ def test_help_tells_the_statuses_and_how_to_try_an_image(machine):
 def test_a_run_that_is_ended_leaves_nothing_and_one_that_was_killed_is_cleaned_up_after(machine):
     machine.stub("jq", f"#!/bin/sh\necho $$ >{machine.root}/jq.pid\nexec sleep 60\n")
     holds(machine)
-    program = kit.COMMAND.format(library=str(kit.LIBRARY), root=str(machine.root))
+    program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
     for number in (signal.SIGTERM, signal.SIGKILL):
         (machine.root / "jq.pid").unlink(missing_ok=True)
         argv = [sys.executable, "-c", program, "verify", "jq"]
         child = subprocess.Popen(argv, env=machine.environ, stdout=subprocess.DEVNULL)
-        kit.wait_for((machine.root / "jq.pid").exists)
+        harness.wait_for((machine.root / "jq.pid").exists)
         child.send_signal(number)
         status = child.wait(20)
         assert status == (130 if number == signal.SIGTERM else -signal.SIGKILL)
@@ -235,8 +235,8 @@ def test_a_step_that_failed_is_named_and_dotfiles_are_not(machine):
 
 def test_a_clone_is_the_right_one_and_the_users(machine, tmp_path):
     holds(machine)
-    kit.make_repository(tmp_path / "git/one.git")
-    with kit.https_git(tmp_path / "git", tmp_path) as (prefix, authority, _handler):
+    harness.make_repository(tmp_path / "git/one.git")
+    with harness.https_git(tmp_path / "git", tmp_path) as (prefix, authority, _handler):
         machine.trust(authority)
         machine.start(SPT_FLOW_REPO=f"{prefix}/one.git", SPT_FLOW_REPO_ID=f"{prefix[8:]}/one")
         machine.wait("clone", "ok")
@@ -245,5 +245,5 @@ def test_a_clone_is_the_right_one_and_the_users(machine, tmp_path):
     os.chown(machine.paths.home / "demo/second", 12345, 12345)
     assert "1 files that are not the user's" in verify(machine, "clone")[1]["clone"]["detail"]
     os.chown(machine.paths.home / "demo/second", os.getuid(), os.getgid())
-    kit.git("remote", "set-url", "origin", "https://elsewhere/x/y", cwd=machine.paths.home / "demo")
+    harness.git("remote", "set-url", "origin", "https://elsewhere/x/y", cwd=machine.paths.home / "demo")
     assert "a clone of https://elsewhere/x/y, not of" in verify(machine, "clone")[1]["clone"]["detail"]
