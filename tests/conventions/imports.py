@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The imports of the collection's Python files, resolved to files; shared by the tests of this folder."""
+"""Resolve the imports of the collection's Python files to files; shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Import:
 
     @property
     def package(self) -> str:
-        """The top-level package of an import from elsewhere."""
+        """Return the top-level package of an external import."""
         return self.module.partition(".")[0]
 
 
 def statements(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import statement of a file but those for type checkers, and whether it runs when the file is loaded."""
+    """Yield each import statement except those for type checkers, and whether it runs when the file is loaded."""
 
     def walk(node: ast.AST, top: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -48,7 +48,7 @@ def statements(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]
 
 
 def _file(root: Path, parts: list[str]) -> Path | None:
-    """The file of a dotted module below ``root``, relative to it."""
+    """Return the file of a dotted module, relative to ``root``."""
     name = Path(*parts).with_suffix(".py") if parts else None
     return name if name and (root / name).is_file() else None
 
@@ -63,7 +63,7 @@ def imports(path: Path, root: Path) -> list[Import]:
 
 @cache
 def _imports(path: Path, root: Path, size: int) -> list[Import]:
-    """``size`` makes a changed file another one for the cache."""
+    """Import cache; ``size`` invalidates the entry of a changed file."""
     found = []
     for node, top in statements(path):
         if isinstance(node, ast.Import):
@@ -88,7 +88,7 @@ def _imports(path: Path, root: Path, size: int) -> list[Import]:
 
 
 def graph(root: Path, folder: str = "plugins") -> dict[Path, set[Path]]:
-    """The files below ``folder`` and the files of the collection that each imports, anywhere in its text."""
+    """Return the files below ``folder``, each with the files of the collection that it imports anywhere."""
     return {
         path.relative_to(root): {one.target for one in imports(path, root) if one.target}
         for path in sorted((root / folder).rglob("*.py"))
@@ -96,7 +96,7 @@ def graph(root: Path, folder: str = "plugins") -> dict[Path, set[Path]]:
 
 
 def closure(root: Path, start: Path) -> set[Path]:
-    """Every file of the collection that ``start`` imports, all the way down, and itself."""
+    """Return ``start`` and every file of the collection that it imports, directly or indirectly."""
     todo, seen = [start], set()
     while todo:
         path = todo.pop()
@@ -107,7 +107,7 @@ def closure(root: Path, start: Path) -> set[Path]:
 
 
 def circles(edges: dict[Path, set[Path]]) -> list[list[Path]]:
-    """Groups of files that import each other, by Tarjan's algorithm."""
+    """Return groups of files that import each other, by Tarjan's algorithm."""
     index: dict[Path, int] = {}
     low: dict[Path, int] = {}
     stack: list[Path] = []

@@ -23,11 +23,11 @@ PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 ROLES = sorted(path for path in (CHECKOUT / "roles").glob("*") if path.is_dir())
 ACTIONS = {path.stem for path in (CHECKOUT / "plugins/action").glob("[!_]*.py")}
 ON_NODES = {path.stem for path in MODULES} - (ACTIONS - {"host_files"})
-"""Modules that run on nodes; the others document the action plugin of their name."""
+"""Modules that run on nodes. All others document the action plugin of their name."""
 CLIENTS = {"docker", "coder"}
-"""Commands that roles must not run: what they do belongs into the engine, where it is planned and tested."""
+"""Commands that roles must not run, because the engine plans and tests what they do."""
 CLIENT_CALLS = {("roles/host_docker/tasks/configure.yml", "docker network create")}
-"""Exceptions: the bridge that Coder's template refers to is made once, before any client is there to make it."""
+"""Exceptions: this bridge of Coder's template must exist before any client that could create it."""
 NO_COMMENTS = {".json", ".log", ".md5", ".png", ".svg", ".patch", ".pub"}
 NO_HEADER = {"LICENSE", "GPL-3.0-or-later.txt", "motd", "CHANGELOG.md", ".gitignore", "changelog.yaml"}
 NO_HEADER |= {"ignore-2.19.txt", "ignore-2.20.txt", "ignore-2.21.txt", "ignore-2.22.txt"}
@@ -35,7 +35,7 @@ LICENCE = b"SPDX-%s-Identifier: GPL-3.0-or-later" % b"License"
 
 
 def tracked() -> list[Path]:
-    """Every file that git tracks or would track."""
+    """Return every file that git tracks or would track."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [CHECKOUT / name for name in names if name and (CHECKOUT / name).is_file()]
@@ -54,7 +54,7 @@ def load(path: Path) -> Any:
 
 
 def assigned(path: Path) -> dict[str, Any]:
-    """The literal values assigned at the top level and in the classes of a Python file, by name."""
+    """Return the literal values assigned at the top level and in the classes of a Python file, by name."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: dict[str, Any] = {}
     for body in [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]:
@@ -68,7 +68,7 @@ def assigned(path: Path) -> dict[str, Any]:
 
 
 def documentation(module: Path) -> dict[str, Any]:
-    """A module's DOCUMENTATION with the options and attributes of its fragments merged in, as ansible-doc shows it."""
+    """Return a module's DOCUMENTATION merged with its fragments, as ansible-doc shows it."""
     own = yaml.safe_load(assigned(module)["DOCUMENTATION"])
     merged: dict[str, Any] = {"options": {}, "attributes": {}}
     for name in own.get("extends_documentation_fragment", []):
@@ -90,7 +90,7 @@ def documentation(module: Path) -> dict[str, Any]:
 
 
 def documented_options() -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Documentation of each option name: (module, text) of every module that takes user values."""
+    """Return each option's documentation as (module, text) for every module that takes user values."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for module in (path for path in MODULES if path.stem not in ON_NODES):
         for name, text in documentation(module)["options"].items():
@@ -110,7 +110,7 @@ def test_every_option_is_documented_with_its_default_and_choices(name: str) -> N
             assert text["default"] == option.default, f"{module}: default of {name}"
 
 
-def test_every_documented_option_of_workspace_is_one_that_exists() -> None:
+def test_every_documented_workspace_option_exists() -> None:
     own = {"create", "state"}
     documented = set(documentation(CHECKOUT / "plugins/modules/workspace.py")["options"]) - own
     assert documented <= set(settings_options.OPTIONS)
@@ -141,17 +141,17 @@ def test_module_is_in_the_action_group(module: Path) -> None:
     assert module.stem in load(CHECKOUT / "meta/runtime.yml")["action_groups"]["flow"]
 
 
-def test_action_group_names_only_what_exists() -> None:
+def test_action_group_names_only_existing_modules() -> None:
     assert set(load(CHECKOUT / "meta/runtime.yml")["action_groups"]["flow"]) == {module.stem for module in MODULES}
 
 
-def test_every_action_has_a_module_of_its_name() -> None:
+def test_every_action_has_a_module_of_the_same_name() -> None:
     actions = {path.stem for path in (CHECKOUT / "plugins/action").glob("[!_]*.py")}
     assert actions <= {module.stem for module in MODULES}
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=identity)
-def test_playbook_says_what_it_does_and_holds_no_logic(playbook: Path) -> None:
+def test_playbook_describes_itself_and_contains_no_logic(playbook: Path) -> None:
     lines = playbook.read_text(encoding="utf-8").splitlines()
     assert lines[2].startswith("# "), "line 3 says what the playbook does"
     assert any(line.startswith("# Values: ") for line in lines[: lines.index("---")])
@@ -173,7 +173,7 @@ def test_root_playbooks_only_import() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=identity)
-def test_role_defaults_are_its_argument_specification_and_its_readme(role: Path) -> None:
+def test_role_defaults_match_argument_specification_and_readme(role: Path) -> None:
     specification = load(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
     defaults = load(role / "defaults/main.yml") or {}
     readme = (role / "README.md").read_text(encoding="utf-8")
@@ -187,7 +187,7 @@ def test_role_defaults_are_its_argument_specification_and_its_readme(role: Path)
 
 
 def tasks(content: Any) -> Iterator[dict[str, Any]]:
-    """Every task of a task file, a play or a block, however deep."""
+    """Return every task of a task file, a play or a block, at any depth."""
     for entry in content if isinstance(content, list) else []:
         if isinstance(entry, dict):
             yield entry
@@ -196,7 +196,7 @@ def tasks(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def commands(path: Path) -> Iterator[str]:
-    """The command lines that a task file runs by the modules command and shell."""
+    """Return the command lines that a task file runs."""
     for task in tasks(load(path)):
         for name, words in task.items():
             if name.rpartition(".")[2] in {"command", "shell", "raw", "script"}:
@@ -205,7 +205,7 @@ def commands(path: Path) -> Iterator[str]:
 
 
 def client_calls(root: Path) -> list[str]:
-    """Commands of roles that run a client of Docker or Coder, but for the known exceptions."""
+    """Return the Docker and Coder commands of roles, except for the known exceptions."""
     found = []
     for path in sorted(root.glob("roles/*/tasks/*.yml")):
         for command in commands(path):
@@ -217,7 +217,7 @@ def client_calls(root: Path) -> list[str]:
 
 
 def network_requests(root: Path) -> list[str]:
-    """Tasks of roles that call an HTTP API other than the engine's own socket; downloads are checked elsewhere."""
+    """Return the tasks of roles that call an HTTP API other than the engine's socket."""
     return [
         f"{path.relative_to(root)}: {task.get('name')}"
         for path in sorted(root.glob("roles/*/tasks/*.yml"))
@@ -227,7 +227,7 @@ def network_requests(root: Path) -> list[str]:
     ]
 
 
-def test_roles_run_no_client_and_speak_no_http() -> None:
+def test_roles_run_no_client_and_call_no_http_api() -> None:
     assert client_calls(CHECKOUT) == []
     assert network_requests(CHECKOUT) == []
 
@@ -242,7 +242,7 @@ def test_roles_run_no_client_and_speak_no_http() -> None:
         ("ansible.builtin.uri: {url: 'http://localhost/'}", network_requests),
     ],
 )
-def test_rules_of_roles_find_what_breaks_them(task: str, rule: Any, tmp_path: Path) -> None:
+def test_role_rules_find_violations(task: str, rule: Any, tmp_path: Path) -> None:
     folder = tmp_path / "roles/host_kvm/tasks"
     folder.mkdir(parents=True)
     (folder / "main.yml").write_text(f"- name: Break the rule\n  {task}\n")
@@ -252,7 +252,7 @@ def test_rules_of_roles_find_what_breaks_them(task: str, rule: Any, tmp_path: Pa
 # Commands
 
 
-def test_nobody_runs_a_shell_with_values() -> None:
+def test_no_shell_is_run_with_values() -> None:
     for path in tracked():
         if path.suffix == ".py" and "plugins" in path.parts:
             assert not re.search(r"shell\s*=\s*True|os\.system|os\.popen", path.read_text(encoding="utf-8")), relative(
@@ -274,10 +274,10 @@ def test_every_file_names_its_licence() -> None:
     assert missing == []
 
 
-def test_executable_is_what_starts_with_an_interpreter() -> None:
+def test_only_files_with_an_interpreter_line_are_executable() -> None:
     wrong = []
     for path in tracked():
-        if "modules" in path.parts:  # Ansible's modules start with an interpreter line and are never executable
+        if "modules" in path.parts:  # Ansible's modules have an interpreter line and are never executable
             continue
         script = path.read_bytes()[:2] == b"#!"
         if script != os.access(path, os.X_OK) or (os.geteuid() == 0 and script != bool(path.stat().st_mode & 0o111)):
@@ -285,12 +285,12 @@ def test_executable_is_what_starts_with_an_interpreter() -> None:
     assert wrong == []
 
 
-def test_no_file_is_a_link() -> None:
+def test_no_file_is_a_symbolic_link() -> None:
     assert [relative(path) for path in tracked() if path.is_symlink()] == []
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "image").glob("**/Dockerfile*")), ids=relative)
-def test_dockerfile_is_one_that_the_classic_builder_reads(path: Path) -> None:
+def test_dockerfile_works_with_the_classic_builder(path: Path) -> None:
     """Decision B9."""
     text = re.sub(r"^#(?! *syntax=).*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert not re.search(r"--mount|<<-?\w|--chmod|--link|^# *syntax=", text, re.MULTILINE)
@@ -298,7 +298,7 @@ def test_dockerfile_is_one_that_the_classic_builder_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "requirements").iterdir()), ids=identity)
-def test_python_packages_are_pinned_with_the_hashes_of_their_files(path: Path) -> None:
+def test_python_packages_are_pinned_with_hashes(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     pin = r"[\w.-]+==[\w.]+( ; python_full_version [><=]+ '3\.1\d(\.\*)?')?( and [^\\]*)?"
     package = rf"{pin}( \\\n    --hash=sha256:[0-9a-f]{{64}})+\n"
@@ -311,7 +311,7 @@ def test_image_versions_are_pinned() -> None:
 
 
 def workflow_actions() -> Iterator[tuple[str, str]]:
-    """(file, value) of every ``uses:`` in workflows and in the examples of the documents."""
+    """Return (file, value) of every ``uses:`` in workflows and in the examples of documents."""
     for path in tracked():
         if path.suffix in {".md", ".yml", ".yaml"}:
             for value in re.findall(r"^\s*-? ?uses: *(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -325,7 +325,7 @@ def test_workflow_actions_are_pinned_by_commit() -> None:
     assert [pair for pair in found if not (pinned.fullmatch(pair[1]) or pair[1].startswith("./"))] == []
 
 
-def test_one_action_has_one_version() -> None:
+def test_each_action_has_one_version_everywhere() -> None:
     versions: dict[str, set[str]] = {}
     for _, value in workflow_actions():
         versions.setdefault(value.partition("@")[0], set()).add(value)
@@ -359,7 +359,7 @@ def test_help_lists_every_target() -> None:
     assert max(rule.count("\n") for rule in rules) <= 2
 
 
-def test_workflows_call_only_targets_that_exist() -> None:
+def test_workflows_call_only_existing_targets() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for workflow in (CHECKOUT / ".github/workflows").glob("*.yml"):
         called = set(re.findall(r"\bmake ([a-z-]+)", workflow.read_text(encoding="utf-8")))
@@ -371,14 +371,14 @@ def test_ci_runs_make_test() -> None:
 
 
 def promise_rows(page: str) -> list[str]:
-    """The rows of a page's table of promises and tests."""
+    """Return the rows of a page's table of promises and tests."""
     text = (CHECKOUT / page).read_text(encoding="utf-8")
     table = text.partition("\n| Promise | Test |\n| --- | --- |\n")[2].partition("\n\n")[0]
     return table.strip().splitlines()
 
 
 def broken_promises(rows: list[str]) -> list[str]:
-    """Rows without a test, and tests that do not exist."""
+    """Return rows without a test, and tests that do not exist."""
     broken = []
     for row in rows:
         named = re.findall(r"`(tests/[^`:]+|molecule/[^`:]+)(?:::(\w+))?`", row.rstrip(" |").rpartition(" | ")[2])
@@ -391,7 +391,7 @@ def broken_promises(rows: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("page", "least"), [("docs/promises.md", 100), ("docs/security.md", 25)])
-def test_every_promise_names_a_test_that_exists(page: str, least: int) -> None:
+def test_every_promise_names_an_existing_test(page: str, least: int) -> None:
     rows = promise_rows(page)
     assert len(rows) >= least
     assert broken_promises(rows) == []
@@ -411,14 +411,14 @@ def test_promise_without_a_test_is_found(row: str) -> None:
 
 
 def test_plugins_do_not_assert() -> None:
-    """ansible-test refuses the statement, because Python can leave it out."""
+    """ansible-test forbids the statement, because Python's -O removes it."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (CHECKOUT / "plugins").rglob("*.py")}
     found = [relative(path) for path, tree in trees.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))]
     assert found == []
 
 
 def refused_ignores(text: str) -> list[str]:
-    """Entries of an ignore file without a reason, or that the inclusion checklist does not allow."""
+    """Return entries of an ignore file that have no reason or that the inclusion checklist does not allow."""
     entry = re.compile(r"(?P<path>\S+) (?P<test>\S+)  # \S.*")
     found = [(line, entry.fullmatch(line)) for line in text.splitlines()]
     allowed = [line for line, match in found if match and permitted(match["path"], match["test"])]

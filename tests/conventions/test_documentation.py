@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a reader relies on: generated tables, links, and a README that is short and starts with two commands."""
+"""Check the documentation: generated tables, links, plain words, commands, and a short README."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ REFERENCE = CHECKOUT / "docs/reference"
 
 
 def pages() -> list[Path]:
-    """Every Markdown file that git tracks or would track."""
+    """Return every Markdown file that git tracks or would track."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"]
     names = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [CHECKOUT / name for name in names if name and (CHECKOUT / name).is_file()]
 
 
 def prose(text: str) -> str:
-    """``text`` without fenced blocks and comments."""
+    """Return ``text`` without fenced blocks and comments."""
     return COMMENT.sub("", FENCE.sub("", text))
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ +(.*)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def links(text: str) -> Iterator[str]:
-    """The targets of links and pictures outside code."""
+    """Return the targets of links and pictures outside code."""
     plain = re.sub(r"`[^`]*`", "", prose(text))
     yield from re.findall(r"\]\(([^)\s]+)\)", plain)
 
 
 def broken(page: Path) -> list[str]:
-    """Links of ``page`` whose file or heading does not exist."""
+    """Return links of ``page`` whose file or heading does not exist."""
     found = []
     for link in links(page.read_text(encoding="utf-8")):
         name, _, anchor = link.partition("#")
@@ -58,7 +58,7 @@ def broken(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
-def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+def test_links_of_a_page_have_targets(page: Path) -> None:
     assert broken(page) == []
 
 
@@ -86,7 +86,7 @@ def test_readme_is_short_and_starts_with_the_two_commands() -> None:
     assert "ansible-playbook up.yml -e repo=" in screen
 
 
-def test_readme_leads_to_every_page() -> None:
+def test_readme_links_to_every_page() -> None:
     """Every page of docs/ can be reached from the README by links."""
     todo, seen = [CHECKOUT / "README.md"], set()
     while todo:
@@ -99,11 +99,11 @@ def test_readme_leads_to_every_page() -> None:
 
 
 OUTSIDE = re.compile(r"\bdecisions? [A-F]\d+|\b(design|facts),? section|\bFR\d+\b|\bPRD\b")
-"""References to documents that readers do not have."""
+"""References to documents outside the repository."""
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """Every text file that git tracks, except for recorded data of other projects."""
+    """Return every text file that git tracks, except recorded data of other projects."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     for path in (CHECKOUT / name for name in names.split("\0") if name):
         data = path.read_bytes() if path.is_file() else b""
@@ -125,11 +125,11 @@ def test_cited_decisions_exist() -> None:
 DIALECT = re.compile(
     r"\b(anew|in vain|whoever|as wished|thereby|once more|nobody|somebody|beside|way back)\b", re.IGNORECASE
 )
-"""Words of the style that plain English replaces; see CONTRIBUTING.md."""
+"""Words that plain English replaces; see CONTRIBUTING.md."""
 
 
 def plain_texts() -> Iterator[tuple[str, str]]:
-    """Pages, headers of playbooks, argument specifications and the example inventory, by name."""
+    """Return pages, playbook headers, argument specifications and the example inventory, by name."""
     for page in pages():
         if not page.is_relative_to(CHECKOUT / "tests"):
             yield str(page.relative_to(CHECKOUT)), prose(page.read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def plain_texts() -> Iterator[tuple[str, str]]:
             yield str(path.relative_to(CHECKOUT)), path.read_text(encoding="utf-8")
 
 
-def test_documents_are_in_plain_words() -> None:
+def test_documents_use_plain_words() -> None:
     found = {name: DIALECT.findall(text) for name, text in plain_texts()}
     assert {name: words for name, words in found.items() if words} == {}
 
@@ -172,10 +172,10 @@ TESTS = {
         "tests/integration/test_nodes.py::test_a_list_of_the_inventory_is_ensured_twice"
     ),
 }
-"""The test that runs the commands of each section's ``console`` blocks. Examples that no test runs are ``text``."""
+"""The test that runs the commands of each section's ``console`` blocks. Other examples are marked ``text``."""
 
 
-def test_commands_are_run_by_a_test_or_are_examples() -> None:
+def test_commands_are_tested_or_marked_as_examples() -> None:
     used = set()
     for page in pages():
         name = str(page.relative_to(CHECKOUT))
@@ -191,14 +191,14 @@ def test_commands_are_run_by_a_test_or_are_examples() -> None:
 
 
 def shell_lines() -> Iterator[tuple[str, str]]:
-    """Every line of every command block, examples included, with the name of its page."""
+    """Yield every line of every command block, including examples, with the name of its page."""
     for page in pages():
         for block in documents.blocks(page, "(?:console|text|sh)"):
             yield from ((str(page.relative_to(CHECKOUT)), line) for line in block.splitlines())
 
 
-def test_documented_commands_name_what_exists() -> None:
-    """Playbooks, their values, targets of make and settings, also in examples."""
+def test_documented_commands_use_existing_names() -> None:
+    """Check playbooks, their values, make targets and settings, also in examples."""
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     headers = "\n".join(path.read_text(encoding="utf-8") for path in (CHECKOUT / "playbooks").glob("*.yml"))
@@ -226,10 +226,10 @@ def test_documented_commands_name_what_exists() -> None:
 
 
 def test_quoted_messages_exist() -> None:
-    """Code in the first column of docs/troubleshooting.md is what the programs really print."""
+    """Messages in the first column of docs/troubleshooting.md are what the programs really print."""
     paths = [*CHECKOUT.glob("plugins/**/*.py"), *CHECKOUT.glob("tools/*"), CHECKOUT / "image/rootfs"]
     source = " ".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
-    # A sentence may be split over several lines of a program.
+    # A program may split a sentence over several lines.
     joined = re.sub(r'"\s*\n?\s*f?"', "", source)
     page = (CHECKOUT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     quoted = [

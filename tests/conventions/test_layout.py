@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where Python code lives and what it may import. Each rule is a function that returns what breaks it.
+"""Where Python code lives and what it may import. Each rule is a function that returns its violations.
 
-Every rule has a test over the checkout and one that breaks it in a copy and expects it to be found.
+One test applies every rule to the checkout; another breaks each rule in a copy and expects the violation to be found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLOORS = (
     ("controller",),
     ("_ansible",),
 )
-"""Packages from the ground up; a package imports only from its own floor or those below."""
+"""Packages from the bottom up; each imports only from its own level or lower ones."""
 CLIENTS = {
     "docker": (ENGINE / "image",),
     "http.client": (
@@ -47,7 +47,7 @@ CLIENTS = {
     "xml": (ENGINE / "ci/artifacts.py", NODE / "acceptance/report.py"),
     "yaml": (ENGINE, Path("plugins/action/doctor.py")),
 }
-"""Modules that reach servers or parse foreign text, and the files that may import them."""
+"""Modules that reach servers or parse untrusted text, and the files that may import them."""
 STANDARD = sys.stdlib_module_names
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
@@ -59,7 +59,7 @@ def files(root: Path, folder: Path) -> list[Path]:
 
 
 def floor(path: Path) -> int | None:
-    """The floor of a file by the package it lies in; ``None`` for plugins, which may use every floor."""
+    """Return the level of a file's package; ``None`` for plugins, which may use every level."""
     for number, packages in enumerate(FLOORS):
         if set(packages) & set(path.parts[2:4]):
             return number
@@ -76,7 +76,7 @@ def node_library_needs_only_the_standard_library(root: Path) -> list[str]:
 
 
 def modules_need_only_the_node_library(root: Path) -> list[str]:
-    """A module and all that it imports run on nodes, where neither the SDK nor the engine is."""
+    """A module and all its imports run on nodes, which have neither the SDK nor the engine."""
     wrong = []
     for module in files(root, Path("plugins/modules")):
         for path in imports.closure(root, module):
@@ -111,12 +111,12 @@ def imports_go_down(root: Path) -> list[str]:
     return wrong
 
 
-def no_file_imports_itself_in_a_circle(root: Path) -> list[str]:
+def no_circular_imports(root: Path) -> list[str]:
     return [" and ".join(map(str, group)) for group in imports.circles(imports.graph(root))]
 
 
-def other_packages_are_imported_late(root: Path) -> list[str]:
-    """At the top of a file they would cost every run their import time, and every user an installation."""
+def third_party_packages_are_imported_late(root: Path) -> list[str]:
+    """At the top of a file they would slow down every run and have to be installed by every user."""
     return [
         f"{path}:{one.line} imports {one.package}"
         for folder, allowed in ((ENGINE, set()), (ANSIBLE, {"ansible"}))
@@ -170,11 +170,11 @@ BREAKS: dict[Rule, tuple[str, str]] = {
         "plugins/plugin_utils/_engine/repository/names.py",
         "def f():\n    from ..workspace import lifecycle\n    return lifecycle\n",
     ),
-    no_file_imports_itself_in_a_circle: (
+    no_circular_imports: (
         "plugins/plugin_utils/_engine/settings/options.py",
         "def f():\n    from . import resolve\n    return resolve\n",
     ),
-    other_packages_are_imported_late: ("plugins/plugin_utils/_engine/image/build.py", "import docker\n"),
+    third_party_packages_are_imported_late: ("plugins/plugin_utils/_engine/image/build.py", "import docker\n"),
     one_client_reaches_each_server: (
         "plugins/plugin_utils/_engine/docker/target.py",
         "def f():\n    import requests\n    return requests\n",
@@ -187,7 +187,7 @@ BREAKS: dict[Rule, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("rule", BREAKS, ids=lambda rule: rule.__name__)
-def test_checkout_keeps_the_rule(rule: Rule) -> None:
+def test_checkout_follows_the_rule(rule: Rule) -> None:
     assert rule(CHECKOUT) == []
 
 
@@ -199,7 +199,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("rule", BREAKS, ids=lambda rule: rule.__name__)
-def test_rule_finds_what_breaks_it(rule: Rule, copied: Path) -> None:
+def test_rule_finds_violations(rule: Rule, copied: Path) -> None:
     name, addition = BREAKS[rule]
     path = copied / name
     kept = path.read_text(encoding="utf-8")
@@ -210,7 +210,7 @@ def test_rule_finds_what_breaks_it(rule: Rule, copied: Path) -> None:
         path.write_text(kept, encoding="utf-8")
 
 
-def test_module_utils_and_plugin_utils_hold_only_the_two_trees() -> None:
+def test_module_utils_and_plugin_utils_contain_only_the_two_trees() -> None:
     kept = {
         path.parts[2]
         for folder in ("module_utils", "plugin_utils")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verdicts about hosts: what counts as a failure, and the table, JSON and JUnit XML that tell it."""
+"""Verdicts about hosts: what counts as a failure, and the reports as table, JSON and JUnit XML."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def report() -> acceptance_report.Report:
     )
 
 
-def test_only_what_could_be_met_counts_as_a_failure() -> None:
+def test_only_unmet_requirements_count_as_failures() -> None:
     assert acceptance_report.failures(report()) == [
         "node1: firewall: rules are <missing> (needed: in place)",
         "node2: host answers: No route to host (needed: yes)",
     ]
 
 
-def test_the_table_names_every_host_wraps_long_cells_and_counts() -> None:
+def test_table_lists_every_host_and_wraps_long_cells() -> None:
     long = acceptance_report.judge("audit trail", "a sentence that is long " * 5, "whole", False)
     lines = acceptance_report.lines({**report(), "node3": [long]})
     assert {"node1", "node2", "node3"} <= set(lines)
@@ -49,13 +49,13 @@ def test_a_host_that_was_skipped_is_a_row_and_a_failure() -> None:
     assert "skipped" in acceptance_report.failures(acceptance_report.gather({"node1": {}}))[0]
 
 
-def test_json_holds_rows_and_failures() -> None:
+def test_json_contains_rows_and_failures() -> None:
     found = json.loads(acceptance_report.as_json(report()))
     assert found["hosts"]["node1"] == ROWS
     assert len(found["failures"]) == 2
 
 
-def test_junit_counts_and_escapes_whatever_a_host_says() -> None:
+def test_junit_counts_and_escapes_host_text() -> None:
     odd = acceptance_report.judge("x", "bell \x07 & <b>", "y", False)
     root = etree.fromstring(acceptance_report.as_junit({**report(), "node3": [odd]}))
     suites = {suite.get("name"): suite for suite in root}
@@ -68,7 +68,7 @@ def test_junit_counts_and_escapes_whatever_a_host_says() -> None:
     assert failure is not None and failure.get("message") == "bell ? & <b> (needed: y)"
 
 
-def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_without_any_feature_is_measured_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise Unhealthy("The Docker engine does not answer.")
 
@@ -82,7 +82,7 @@ def test_a_host_without_anything_is_measured_without_an_error(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("script", "verdict"), [("echo hash", "met"), ("exit 1", "failed")], ids=["there", "gone"])
-def test_the_row_of_the_image_names_node_and_image(
+def test_image_row_names_node_and_image(
     script: str, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
@@ -109,7 +109,7 @@ def test_audit_and_timers_are_impossible_only_without_systemd(
     assert {row.verdict for row in acceptance_checks.audit(systemd, container=False)} == {verdict}
 
 
-def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance_checks.machine_audit, "kernel", lambda: {"enabled": 0, "lost": 0})
     monkeypatch.setattr(acceptance_checks.machine_audit, "problems", lambda *_: ["Auditing is disabled in the kernel."])
     monkeypatch.setattr(acceptance_checks, "_run", lambda *_: (0, "active"))
@@ -118,7 +118,7 @@ def test_a_container_has_no_audit_trail_of_its_own(monkeypatch: pytest.MonkeyPat
     assert verdicts["timer spt-flow-audit-status"] == "met"
 
 
-def test_kvm_is_a_failure_only_where_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_kvm_is_a_failure_only_where_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     none = acceptance_checks.kvm_probe.verdict(str(tmp_path / "kvm"))
     monkeypatch.setattr(acceptance_checks.kvm_probe, "verdict", lambda: none)
     assert [row.verdict for row in acceptance_checks.kvm(True)] == ["failed"]

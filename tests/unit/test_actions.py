@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the actions take values from, what they refuse, what they return."""
+"""Where the actions take values from, what they refuse and what they return."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BIN = Path(sys.executable).parent
 
 
 class Templar:
-    """Inventory variables are trusted and templated; this one shows that they were."""
+    """A templar that marks what it has templated."""
 
     def template(self, value: Any) -> Any:
         return value.replace("{{ it }}", "inventory") if isinstance(value, str) else value
@@ -55,7 +55,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def extra(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set the command line's `-e` texts."""
+    """Set the texts of ``-e`` on the command line."""
 
     def set_texts(*texts: str) -> None:
         monkeypatch.setattr(context, "CLIARGS", CLIArgs({"extra_vars": texts}))
@@ -73,7 +73,7 @@ def value(name: str, **sources: dict[str, Any]) -> Any:
     return settings_resolve.resolve(layers(sources.get("args"), sources.get("task_vars")))[name]
 
 
-def test_the_strongest_source_wins(extra: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_first_source_in_order_wins(extra: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sources: dict[str, dict[str, Any]] = {"task_vars": {}, "args": {}}
     assert value("workspace", **sources) == ""
     sources["task_vars"]["flow_workspace"] = "{{ it }}"
@@ -91,7 +91,7 @@ def test_the_strongest_source_wins(extra: Any, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("mark", ["{{ lookup('pipe','id') }}", "a{{x}}", "{% if x %}", "{# x #}"])
 @pytest.mark.parametrize("form", ["pair", "json"])
-def test_a_template_in_an_extra_variable_is_refused(extra: Any, mark: str, form: str) -> None:
+def test_template_in_extra_variable_is_refused(extra: Any, mark: str, form: str) -> None:
     extra(f'ref="{mark}"' if form == "pair" else json.dumps({"ref": mark}))
     with pytest.raises(InvalidInput) as refused:
         layers()
@@ -99,12 +99,12 @@ def test_a_template_in_an_extra_variable_is_refused(extra: Any, mark: str, form:
     assert "lookup" not in str(refused.value)
 
 
-def test_a_template_in_the_environment_is_only_text(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_in_environment_is_plain_text(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPT_FLOW_REF", "a{{lookup('pipe','id')}}")
     assert layers()["the environment"] == {"ref": "a{{lookup('pipe','id')}}"}
 
 
-def test_extra_variables_of_others_may_be_templates(extra: Any) -> None:
+def test_unrelated_extra_variables_may_be_templates(extra: Any) -> None:
     extra("mine={{x}}")
     assert layers()["extra variables"] == {}
 
@@ -129,36 +129,36 @@ def test_stray_words_are_refused_with_the_right_form(extra: Any, text: str) -> N
         ('{"command": "ls -la"}', "ls -la"),
     ],
 )
-def test_a_quoted_command_is_whole(extra: Any, text: str, wanted: str) -> None:
+def test_quoted_command_stays_whole(extra: Any, text: str, wanted: str) -> None:
     extra(text)
     assert value("command") == wanted
 
 
 @pytest.mark.parametrize("text", [r"command='printf a\nb'", r"command='printf a\tb' workspace=x"])
-def test_a_command_that_ansible_would_change_is_refused(extra: Any, text: str) -> None:
+def test_command_that_ansible_would_change_is_refused(extra: Any, text: str) -> None:
     extra(text)
     with pytest.raises(InvalidInput, match="SPT_FLOW_COMMAND"):
         layers()
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("connect=false", False), ("connect=no", False), ("connect=true", True)])
-def test_words_for_true_and_false_are_read(extra: Any, text: str, wanted: bool) -> None:
+def test_boolean_words_are_accepted(extra: Any, text: str, wanted: bool) -> None:
     extra(text)
     assert value("connect") is wanted
 
 
-def test_values_carry_no_trust_of_ansibles(extra: Any) -> None:
+def test_values_lose_ansible_trust_tags(extra: Any) -> None:
     extra("workspace=a")
     assert type(layers()["extra variables"]["workspace"]) is str
 
 
-def test_an_unforeseen_fault_is_one_sentence() -> None:
+def test_unexpected_error_is_reported_in_one_sentence() -> None:
     result = ansible_results.failed(ansible_results.unexpected("read the workspaces", ValueError("bad")))
     assert result["msg"].startswith("Cannot read the workspaces: ValueError: bad. ")
     assert result["error"]["code"] == 1
 
 
-def test_a_failed_result_shows_no_secret() -> None:
+def test_failed_result_contains_no_secret() -> None:
     result = ansible_results.failed(FlowError("Cannot clone https://user:secret@host/x."))
     assert "secret" not in json.dumps(result)
     foreign = ansible_results.failure({"msg": "at https://user:secret@host/x"})
@@ -175,7 +175,7 @@ class Target(FakeTarget):
 
 @pytest.fixture
 def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
-    """Run an action with values from the environment; ``act.target`` holds the workspaces, ``act.said`` the lines."""
+    """Run an action with values from the environment. ``act.target`` has the workspaces, ``act.said`` the lines."""
     target = Target()
     image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64)
     engine = "ansible_collections.spt.flow.plugins.plugin_utils._engine.image"
@@ -220,12 +220,12 @@ def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
 
 
 def left(result: dict[str, Any]) -> dict[str, Any]:
-    """What the action left for the callbacks."""
+    """Return what the action passed to the callbacks."""
     data: dict[str, Any] = result["ansible_stats"]["data"]["spt_flow"]
     return data
 
 
-def test_up_creates_and_hands_over(act: Any) -> None:
+def test_up_creates_a_workspace_and_hands_over_the_terminal(act: Any) -> None:
     result = act("workspace", repo="https://example.com/o/demo")
     assert (result["changed"], result["workspace"]["name"]) == (True, "demo")
     connect = left(result)["connect"]
@@ -235,14 +235,14 @@ def test_up_creates_and_hands_over(act: Any) -> None:
     assert any(line.endswith(" spt-flow-alice-demo") and "ssh -F" in line for line in left(result)["block"])
 
 
-def test_up_again_is_unchanged(act: Any) -> None:
+def test_second_up_changes_nothing(act: Any) -> None:
     act("workspace", repo="https://example.com/o/demo")
     result = act("workspace")
     assert (result["changed"], result["actions"]) == (False, [])
     assert "(unchanged)" in result["msg"]
 
 
-def test_check_mode_writes_nothing_and_never_connects(act: Any) -> None:
+def test_check_mode_writes_nothing_and_does_not_connect(act: Any) -> None:
     act.target.read_only = True
     result = act("workspace", check=True, repo="https://example.com/o/demo")
     assert result["changed"] and result["msg"].startswith("Check mode: ")
@@ -250,13 +250,13 @@ def test_check_mode_writes_nothing_and_never_connects(act: Any) -> None:
     assert left(result)["connect"] is None
 
 
-def test_up_without_a_repository_shows_the_command(act: Any) -> None:
+def test_up_without_repository_shows_the_command(act: Any) -> None:
     result = act("workspace")
     assert result["failed"] and "-e repo=https://" in result["msg"]
     assert act.target.calls == []
 
 
-def test_a_verb_without_a_name_means_the_only_workspace(act: Any) -> None:
+def test_playbook_without_a_name_uses_the_only_workspace(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     assert act("workspace", {"state": "stopped"})["workspace"]["state"] == "stopped"
     act.target.add("other", "example.com/o/other")
@@ -264,12 +264,12 @@ def test_a_verb_without_a_name_means_the_only_workspace(act: Any) -> None:
     assert result["error"]["kind"] == "invalid_input" and "demo, other" in result["msg"]
 
 
-def test_ssh_never_creates(act: Any) -> None:
+def test_ssh_never_creates_a_workspace(act: Any) -> None:
     result = act("workspace", {"create": False}, repo="https://example.com/o/demo")
     assert (result["error"]["code"], act.target.writes) == (6, [])
 
 
-def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
+def test_run_ends_with_the_given_command(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     result = act("workspace", {"create": False}, command="make test")
     connect = left(result)["connect"]
@@ -277,7 +277,7 @@ def test_a_command_is_what_the_run_ends_in(act: Any) -> None:
     assert connect["always"] and "-t" not in connect["argv"]
 
 
-def test_a_command_is_refused_when_nothing_would_run_it(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_refused_when_nothing_would_run_it(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ansible_action.C, "CALLBACKS_ENABLED", [])
     act.target.add("demo", "example.com/o/demo")
     result = act("workspace", {"create": False}, command="make test")
@@ -290,7 +290,7 @@ def test_a_command_is_refused_when_nothing_would_run_it(act: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["workspace", "ci", "workspace_info"])
-def test_a_run_configured_by_its_repository_is_refused(
+def test_run_configured_by_its_repository_is_refused(
     act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     folder, other = tmp_path / "work", tmp_path / "other"
@@ -306,7 +306,7 @@ def test_a_run_configured_by_its_repository_is_refused(
         assert "a file of the repository" in result["msg"] and "playbooks/ansible.cfg" in result["error"]["hint"]
 
 
-def test_a_list_with_a_repository_that_configures_the_run_is_refused(
+def test_list_with_a_repository_that_configures_the_run_is_refused(
     act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(tmp_path / "work/ansible.cfg"))
@@ -315,7 +315,7 @@ def test_a_list_with_a_repository_that_configures_the_run_is_refused(
     assert "a file of the repository" in result["workspaces"][0]["msg"]
 
 
-def test_other_configurations_are_not_refused(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_configurations_are_accepted(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     for file, repo in (
         (tmp_path / "ansible.cfg", tmp_path / "work"),
@@ -327,7 +327,7 @@ def test_other_configurations_are_not_refused(act: Any, monkeypatch: pytest.Monk
         assert "a file of the repository" not in act("workspace_info", repo=str(repo))["msg"], file
 
 
-def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
+def test_dev_container_is_not_written_into_a_folder_that_configures_ansible(
     act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ansible_action.C, "CONFIG_FILE", str(tmp_path / "ansible.cfg"))
@@ -335,7 +335,7 @@ def test_a_dev_container_is_not_written_for_a_folder_that_configures_ansible(
     assert not (tmp_path / ".devcontainer").exists()
 
 
-def test_results_are_not_written_through_a_link_of_the_repository(act: Any, tmp_path: Path) -> None:
+def test_results_are_not_written_through_a_symbolic_link(act: Any, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "work/spt-flow-ci").symlink_to(tmp_path / "elsewhere")
@@ -343,7 +343,7 @@ def test_results_are_not_written_through_a_link_of_the_repository(act: Any, tmp_
     assert "leads out of the repository by a link" in result["msg"] and list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_the_author_does_not_come_from_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_git_author_is_not_read_from_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hostile.git(tmp_path, "init", "-q", str(tmp_path / "work"))
     hostile.git(tmp_path / "work", "config", "user.name", "Somebody Else")
     (tmp_path / ".gitconfig").write_text("[user]\n\temail = me@example.com\n")
@@ -354,7 +354,7 @@ def test_the_author_does_not_come_from_the_current_directory(monkeypatch: pytest
     assert ansible_open.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
 
 
-def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
+def test_delete_requires_a_name_and_confirmation(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     assert act("workspace", {"state": "absent"}, confirm="true")["error"]["kind"] == "invalid_input"
     assert act("workspace", {"state": "absent"}, confirm="false", workspace="demo")["error"]["code"] == 2
@@ -366,9 +366,7 @@ def test_delete_needs_a_name_and_confirmation(act: Any) -> None:
     assert act("workspace", {"state": "absent"})["changed"] is False
 
 
-def test_a_clone_without_access_and_without_an_agent_is_kept_with_code_4(
-    act: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clone_without_access_or_agent_ends_with_code_4(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
@@ -380,7 +378,7 @@ def test_a_clone_without_access_and_without_an_agent_is_kept_with_code_4(
 
 
 @pytest.mark.parametrize(("program", "state"), [("true", "ok"), ("false", "needs-auth")])
-def test_a_clone_without_access_is_tried_with_the_agent(
+def test_clone_without_access_is_retried_with_the_agent(
     act: Any, monkeypatch: pytest.MonkeyPatch, program: str, state: str
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/somewhere")
@@ -435,14 +433,14 @@ def test_one_of_a_list_fails_when_its_clone_failed(act: Any) -> None:
     assert result["failed"] and result["workspaces"][0]["error"]["code"] == 9
 
 
-def test_a_shell_first_finishes_the_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_shell_finishes_the_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ansible_action, "at_terminal", lambda: True)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo")
     assert left(result)["connect"]["argv"][-1].startswith("spt-workspace clone; cd -- ")
 
 
-def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_clone_of_a_running_workspace_is_finished(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
     waiting = to_session(
         "", '{"ide": {}, "directory": "/home/coder/demo"}\n{"steps": {"clone": {"state": "needs-auth"}}}'
@@ -454,8 +452,8 @@ def test_a_clone_that_waits_in_a_running_workspace_is_taken_up(act: Any, monkeyp
     assert act("workspace", connect="false")["error"]["code"] == 4
 
 
-def test_a_workspace_that_is_about_to_stop_is_outlasted_and_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody told its engine to stop it, and was gone before it had: for seconds it is still called running."""
+def test_stopping_workspace_is_waited_for_and_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another client requested the stop and was killed; the workspace is reported as running for some seconds."""
     running = act.target.add("demo", "example.com/o/demo")
     said = '{"ide": {}, "directory": "/home/coder/demo"}\n{"steps": {}}\n{"reason": "was told to stop"}'
     monkeypatch.setattr(
@@ -473,7 +471,7 @@ def test_a_workspace_that_is_about_to_stop_is_outlasted_and_started(act: Any, mo
     assert any("is just stopping; waiting for its end" in line for line in act.said)
 
 
-def test_one_that_ends_between_two_questions_is_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_that_stops_between_two_requests_is_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = act.target.add("demo", "example.com/o/demo")
     known = type(act.target).session
 
@@ -491,14 +489,14 @@ def test_one_that_ends_between_two_questions_is_started(act: Any, monkeypatch: p
     ("state", "first"),
     [("pending", True), ("running", True), ("needs-auth", True), ("ok", False), ("skipped", False), ("failed", False)],
 )
-def test_a_shell_first_installs_dotfiles_that_wait_for_keys(act: Any, state: str, first: bool) -> None:
+def test_new_shell_installs_dotfiles_that_wait_for_keys(act: Any, state: str, first: bool) -> None:
     dotfiles = step_event("dotfiles", state)
     act.target._script = lambda workspace, boot: [*ready_lines(boot)[:2], dotfiles, *ready_lines(boot)[2:]]
     shell = left(act("workspace", repo="https://example.com/o/demo"))["connect"]["argv"][-1]
     assert shell.startswith("spt-workspace dotfiles waiting; cd -- ") == first
 
 
-def test_dotfiles_that_wait_in_a_running_workspace_are_taken_up(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_dotfiles_of_a_running_workspace_are_installed(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
     waiting = to_session("", '{"ide": {}, "steps": {"dotfiles": {"state": "needs-auth"}, "clone": {"state": "ok"}}}')
     monkeypatch.setattr(act.target, "session", lambda workspace: waiting)
@@ -507,7 +505,7 @@ def test_dotfiles_that_wait_in_a_running_workspace_are_taken_up(act: Any, monkey
     )
 
 
-def test_dotfiles_have_a_branch(act: Any) -> None:
+def test_dotfiles_branch_is_used(act: Any) -> None:
     seen: list[str] = []
     create = act.target.create
     act.target.create = lambda spec, progress: seen.append(spec.dotfiles) or create(spec, progress)
@@ -515,9 +513,7 @@ def test_dotfiles_have_a_branch(act: Any) -> None:
     assert seen == ["https://github.com/ada/dotfiles#team/one"]
 
 
-def test_a_shell_brings_the_repositorys_ports_here_unless_they_are_taken(
-    act: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shell_forwards_the_repository_ports_that_are_unused(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
     with socket.socket() as taken, socket.socket() as other:
         for place in (taken, other):
@@ -533,7 +529,7 @@ def test_a_shell_brings_the_repositorys_ports_here_unless_they_are_taken(
 
 
 @pytest.mark.parametrize("ports", ['["x"]', "[null]", "7"])
-def test_values_that_are_not_ports_are_not_forwarded(ports: str) -> None:
+def test_invalid_ports_are_not_forwarded(ports: str) -> None:
     assert to_session("", f'{{"ide": {{}}, "ports": {ports}}}').ports == ()
 
 
@@ -549,7 +545,7 @@ def test_damaged_session_file_is_reported(text: str) -> None:
 @pytest.mark.parametrize(
     ("said", "changed"), [("its postCreateCommand ran; log: x", True), ("its postCreateCommand ran earlier", False)]
 )
-def test_trust_runs_the_repositorys_command_and_says_so(
+def test_trust_runs_the_repository_command_and_reports_it(
     act: Any, monkeypatch: pytest.MonkeyPatch, said: str, changed: bool
 ) -> None:
     act.target.add("demo", "example.com/o/demo")
@@ -559,27 +555,27 @@ def test_trust_runs_the_repositorys_command_and_says_so(
     assert (result["changed"], result["notes"][-1], asked[0]) == (changed, said, "spt-workspace trust")
 
 
-def test_trust_for_every_repository_is_refused(act: Any) -> None:
+def test_trusting_all_repositories_is_refused(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     result = act("workspace", task_vars={"flow_trust": True}, workspace="demo")
     assert result["error"]["kind"] == "invalid_input" and "every repository" in result["msg"]
     assert act.target.calls == []
 
 
-def test_status_says_what_did_not_go_well_inside() -> None:
+def test_status_reports_failed_steps() -> None:
     steps = (Step("dotfiles", "failed", detail="install ended with status 9; see ~/x.log."), Step("clone", "ok"))
     lines = workspace_report.status([Workspace("ada", "demo", "h/o/r", state="running", steps=steps)], 200, 0.0)
     assert lines[-1] == "  note: demo: dotfiles failed: install ended with status 9; see ~/x.log."
     assert len(lines) == 3
 
 
-# A list of them
+# A list of workspaces
 
 
 COURSE = [{"repo": f"https://example.com/o/{name}"} for name in ("one", "two", "three")]
 
 
-def test_a_list_of_the_inventory_is_ensured_and_then_unchanged(act: Any) -> None:
+def test_inventory_list_is_created_and_then_unchanged(act: Any) -> None:
     result = act("workspaces", task_vars={"flow_workspaces": COURSE})
     assert [(row["index"], row["name"], row["changed"]) for row in result["workspaces"]] == [
         (1, "one", True),
@@ -592,7 +588,7 @@ def test_a_list_of_the_inventory_is_ensured_and_then_unchanged(act: Any) -> None
     assert left(again)["connect"] is None
 
 
-def test_one_that_fails_does_not_stop_the_others_and_is_named(act: Any) -> None:
+def test_failed_workspace_does_not_stop_the_others(act: Any) -> None:
     act.target.add("two", "example.com/other/two")
     result = act("workspaces", {"workspaces": [COURSE[0], {**COURSE[1], "workspace": "two"}, COURSE[2]]})
     assert result["failed"] and result["changed"]
@@ -602,7 +598,7 @@ def test_one_that_fails_does_not_stop_the_others_and_is_named(act: Any) -> None:
     assert ("alice", "three") in act.target.workspaces
 
 
-def test_a_mistake_in_a_list_means_that_nothing_is_done(act: Any) -> None:
+def test_invalid_list_changes_nothing(act: Any) -> None:
     result = act("workspaces", {"workspaces": [*COURSE, {"repos": "x"}]})
     assert result["error"]["kind"] == "invalid_input" and "Did you mean repo?" in result["msg"]
     assert act.target.calls == []
@@ -615,7 +611,7 @@ def test_check_mode_of_a_list_writes_nothing(act: Any) -> None:
     assert len(result["diff"]) == 3 and all(row["msg"].startswith("Check mode: ") for row in result["workspaces"])
 
 
-def test_a_list_deletes_only_when_confirmed(act: Any) -> None:
+def test_list_deletes_only_with_confirmation(act: Any) -> None:
     act.target.add("one", "example.com/o/one")
     gone = {"workspaces": [{"workspace": "one", "state": "absent"}]}
     assert act("workspaces", gone)["workspaces"][0]["error"]["code"] == 2
@@ -624,7 +620,7 @@ def test_a_list_deletes_only_when_confirmed(act: Any) -> None:
     assert act("workspaces", gone, confirm="false")["changed"] is False
 
 
-def test_no_list_says_where_it_is_written(act: Any, extra: Any) -> None:
+def test_missing_list_is_reported_with_its_location(act: Any, extra: Any) -> None:
     assert "flow_workspaces is not set" in act("workspaces")["msg"]
     assert act("workspaces", {"workspaces": []})["changed"] is False
     extra(json.dumps({"flow_workspaces": [{"repo": "{{ lookup('pipe', 'id') }}"}]}))
@@ -638,7 +634,7 @@ def test_no_list_says_where_it_is_written(act: Any, extra: Any) -> None:
 LOOP = {"groups": {"flow_nodes": ["loop"]}, "hostvars": {"loop": {"ansible_host": "127.0.0.1", "ansible_user": "u"}}}
 
 
-def test_a_drained_host_is_empty_and_starts_nothing_until_it_is_opened(act: Any) -> None:
+def test_drained_host_starts_nothing_until_undrained(act: Any) -> None:
     for owner in ("alice", "bob"):
         act.target.add("demo", "example.com/o/demo", owner=owner, id=owner)
     act.target.add("rests", "example.com/o/rests", "stopped")
@@ -660,7 +656,7 @@ def test_a_drained_host_is_empty_and_starts_nothing_until_it_is_opened(act: Any)
     assert act("workspace", task_vars=LOOP, repo="", workspace="demo")["changed"]
 
 
-def test_one_that_will_not_stop_is_named_and_the_others_are_stopped(act: Any) -> None:
+def test_workspace_that_does_not_stop_is_named_and_the_others_stop(act: Any) -> None:
     for name in ("one", "two"):
         act.target.add(name, f"example.com/o/{name}", id=name)
     stop = act.target.stop
@@ -676,11 +672,11 @@ def test_one_that_will_not_stop_is_named_and_the_others_are_stopped(act: Any) ->
     assert act.target.workspaces["alice", "two"].state == "stopped" and act.target.mark
 
 
-def test_draining_needs_a_host(act: Any) -> None:
+def test_drain_requires_a_host(act: Any) -> None:
     assert "-e node=name" in act("node", {"state": "drained"})["msg"]
 
 
-def test_plain_ssh_learns_the_hosts_of_the_inventory(act: Any, tmp_path: Path) -> None:
+def test_ssh_config_contains_hosts_of_the_inventory(act: Any, tmp_path: Path) -> None:
     assert act("ssh_config", task_vars=LOOP)["changed"] and not act("ssh_config", task_vars=LOOP)["changed"]
     config = tmp_path / "spt-flow/ssh_config"
     for host, wanted in (("spt-flow-alice-demo.loop", "u@127.0.0.1 docker exec"), ("spt-flow-alice-demo", "docker ex")):
@@ -688,7 +684,7 @@ def test_plain_ssh_learns_the_hosts_of_the_inventory(act: Any, tmp_path: Path) -
         assert f"{wanted}" in said and ("u@127.0.0.1" in said) == host.endswith("loop") and "user coder\n" in said
 
 
-def test_status_tells_outdated_ones_apart(act: Any) -> None:
+def test_status_marks_outdated_workspaces(act: Any) -> None:
     act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=settings_workspace.Settings().hash())
     act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=settings_workspace.Settings().hash())
     result = act("workspace_info")
@@ -696,14 +692,14 @@ def test_status_tells_outdated_ones_apart(act: Any) -> None:
     assert act("workspace_info", workspace="gone")["error"]["code"] == 6
 
 
-def test_logs_are_shown_line_by_line(act: Any) -> None:
+def test_logs_are_printed_line_by_line(act: Any) -> None:
     act.target.add("demo", "example.com/o/demo")
     act.target.log["alice", "demo"] = ["one", "two"]
     assert act("workspace_info", {"logs": True})["lines"] == ["one", "two"]
     assert act.said == ["one", "two"]
 
 
-def test_exec_streams_lines_and_fails_with_the_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exec_streams_lines_and_fails_with_the_exit_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     act.target.add("demo", "example.com/o/demo")
     monkeypatch.setattr(workspace_ssh, "argv", lambda workspace, command: ["sh", "-c", command])
     result = act("workspace_exec", {"argv": ["sh", "-c", "echo a b; echo c >&2; exit 3"]})
@@ -713,7 +709,7 @@ def test_exec_streams_lines_and_fails_with_the_status(act: Any, monkeypatch: pyt
     assert act("workspace_exec")["error"]["kind"] == "invalid_input"
 
 
-def test_a_fault_inside_is_a_sentence(act: Any) -> None:
+def test_internal_error_is_reported_in_one_sentence(act: Any) -> None:
     def broken() -> None:
         raise KeyError("x")
 
@@ -722,13 +718,13 @@ def test_a_fault_inside_is_a_sentence(act: Any) -> None:
     assert result["failed"] and "KeyError" in result["msg"] and "Traceback" not in json.dumps(result)
 
 
-def test_one_object_needs_our_callback(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_output_requires_our_callback(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ansible_action.C, "DEFAULT_STDOUT_CALLBACK", "default")
     result = act("workspace_info", output="json")
     assert "ANSIBLE_STDOUT_CALLBACK=spt.flow.output" in result["msg"]
 
 
-def test_the_ssh_block_is_read_by_ssh_and_makes_one_key(act: Any, tmp_path: Path) -> None:
+def test_ssh_block_is_valid_and_creates_one_key(act: Any, tmp_path: Path) -> None:
     argv = workspace_ssh.argv(Workspace("alice", "demo", "example.com/o/demo"))
     for _time in range(2):
         said = subprocess.run(["ssh", "-G", *argv[1:]], capture_output=True, text=True, timeout=30, check=True).stdout
@@ -739,7 +735,7 @@ def test_the_ssh_block_is_read_by_ssh_and_makes_one_key(act: Any, tmp_path: Path
     assert "docker" not in other
 
 
-def test_the_key_lies_where_nobody_else_can_look(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_key_directory_is_private(act: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "open/spt-flow").mkdir(parents=True)
     (tmp_path / "open/spt-flow").chmod(0o755)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "open"))
@@ -747,7 +743,7 @@ def test_the_key_lies_where_nobody_else_can_look(act: Any, monkeypatch: pytest.M
     assert folder != tmp_path / "open/spt-flow" and folder.stat().st_mode & 0o077 == 0
 
 
-def test_ssh_config_adds_one_line_and_takes_it_back(act: Any, tmp_path: Path) -> None:
+def test_ssh_config_adds_and_removes_one_line(act: Any, tmp_path: Path) -> None:
     (tmp_path / ".ssh").mkdir()
     (tmp_path / "real").write_text("Host a\n")
     config = tmp_path / ".ssh/config"
@@ -770,7 +766,7 @@ def documentation(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name", ["ci", "workspace", "workspace_info", "workspace_exec", "workspaces", "node", "ssh_config"]
 )
-def test_documentation_is_what_the_action_takes(name: str) -> None:
+def test_documentation_matches_the_accepted_arguments(name: str) -> None:
     action = importlib.import_module(f"ansible_collections.spt.flow.plugins.action.{name}").ActionModule
     options = documentation(name)["options"]
     assert set(options) == {*action.OWN, *action.VALUES}
@@ -796,7 +792,7 @@ def test_documentation_is_what_the_action_takes(name: str) -> None:
         {"repo": "https://git.example.com/o/r.git", "command": "true", "env": "A=b"},
     ],
 )
-def test_a_ci_job_is_refused_before_anything_starts(act: Any, args: dict[str, Any]) -> None:
+def test_invalid_ci_job_is_refused_before_anything_starts(act: Any, args: dict[str, Any]) -> None:
     result = act("ci", args)
     assert result["error"]["kind"] == "invalid_input" and result["exit_status"] == 125
     assert act.target.calls == []

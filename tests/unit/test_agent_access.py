@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keys, sessions and git's identity of a workspace."""
+"""Keys, sessions and git identity of a workspace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ED = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2
 
 @pytest.fixture
 def short_path():
-    """A folder whose sockets' names fit into the kernel's 108 bytes, which pytest's own folders do not promise."""
+    """A folder with a short path, because socket names are limited to 108 bytes."""
     with tempfile.TemporaryDirectory(prefix="spt-") as folder:
         yield Path(folder)
 
@@ -36,7 +36,7 @@ def machine(short_path):
 
 
 @pytest.mark.parametrize("text", [ED, f"{ED} me@host", f"  {ED} a comment with words \n"])
-def test_a_public_key_becomes_one_plain_line(text):
+def test_public_key_is_normalised_to_one_line(text):
     assert access.check_key(text) == f"{ED}\n"
 
 
@@ -60,13 +60,13 @@ def test_a_public_key_becomes_one_plain_line(text):
         ED.replace(" ", "\t"),
     ],
 )
-def test_what_is_no_public_key_opens_nothing(machine, text):
+def test_invalid_public_key_grants_no_access(machine, text):
     with pytest.raises(contract.Failure) as caught:
         access.check_key(text)
     assert caught.value.status == 2 and caught.value.sentence.isprintable()
 
 
-def test_known_hosts_line_names_the_asked_host_and_nothing_else(machine):
+def test_known_hosts_line_names_only_the_requested_host(machine):
     machine.start()
     machine.wait("home", "ok")
     done = machine.command("hostkey", "spt-flow-me-demo")
@@ -76,7 +76,7 @@ def test_known_hosts_line_names_the_asked_host_and_nothing_else(machine):
         assert machine.command("hostkey", bad).returncode == 2
 
 
-def test_identity_is_there_at_the_first_commit_and_the_users_own_settings_win(machine):
+def test_git_identity_is_set_and_user_settings_win(machine):
     nasty = 'Zoë "Z"\\ # ; $(id)'
     machine.start(SPT_FLOW_GIT_NAME=nasty, SPT_FLOW_GIT_EMAIL="z@example.org")
     machine.wait("home", "ok")
@@ -101,13 +101,13 @@ def test_identity_is_there_at_the_first_commit_and_the_users_own_settings_win(ma
     assert ask("config", "user.name") == "Other" and nasty not in (machine.paths.home / ".gitconfig").read_text()
 
 
-def test_a_name_with_line_breaks_cannot_add_settings(machine):
+def test_name_with_line_breaks_cannot_add_settings(machine):
     values = contract.Contract(git_name="x\n[core]\n\tsshCommand = touch /tmp/x", git_email="a\r\nb")
     text = access.gitconfig(values, machine.paths)
     assert text.count("\n[core]\n") == 1 and "\n\tsshCommand" not in text
 
 
-def test_known_hosts_are_the_pinned_ones_and_the_extra_lines(machine):
+def test_known_hosts_contains_pinned_and_extra_lines(machine):
     machine.start(SPT_FLOW_KNOWN_HOSTS=f"git.example.org {ED}\n")
     machine.wait("home", "ok")
     text = (machine.paths.run / "known_hosts").read_text()
@@ -117,7 +117,7 @@ def test_known_hosts_are_the_pinned_ones_and_the_extra_lines(machine):
             access.check_key(line.split(" ", 1)[1])
 
 
-def test_sshd_config_is_accepted_and_says_what_was_decided(machine):
+def test_sshd_accepts_the_generated_configuration(machine):
     machine.start(SPT_FLOW_DOCKER="on", WEIRD='a"b\\c d', MULTI="a\nb")
     machine.wait("home", "ok")
     text = (machine.paths.run / "sshd_config").read_text()
@@ -138,14 +138,14 @@ def test_sshd_config_is_accepted_and_says_what_was_decided(machine):
     assert "allowagentforwarding yes" in done.stdout, done.stderr
 
 
-def test_a_session_waits_for_a_start_but_not_for_ever(machine, monkeypatch):
-    # Other tests' servers may still look at this clock, so it goes on for everybody.
+def test_session_waits_for_a_start_with_a_timeout(machine, monkeypatch):
+    # Do not stop the clock: servers of other tests may still read it.
     monkeypatch.setattr(access.time, "monotonic", itertools.count(0.0, 5.0).__next__)
     with pytest.raises(contract.Failure, match="has not made its host key yet"):
         access.session(ED, machine.paths)
 
 
-def test_a_session_is_private_counts_as_life_and_is_gone_afterwards(machine, monkeypatch):
+def test_session_is_private_counts_as_activity_and_is_removed(machine, monkeypatch):
     stub = machine.bin / "sshd"
     stub.write_text(f'#!/bin/sh\necho "$@" > {machine.root}/sshd.argv\nread line\nexit 7\n')
     stub.chmod(0o755)
@@ -179,7 +179,7 @@ def test_a_session_is_private_counts_as_life_and_is_gone_afterwards(machine, mon
     harness.wait_for(lambda: not list(machine.paths.sessions.iterdir()), 5)
 
 
-def test_credential_asks_the_newest_live_session_and_keeps_nothing(machine):
+def test_credential_is_requested_from_the_newest_session_and_not_stored(machine):
     for name in ("old", "new"):
         (machine.paths.sessions / name).mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as dead:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The start contract beside an agent that is the main process: a script that ends, and a workspace that goes on."""
+"""The workspace agent below Coder's agent, which is the main process: the script ends, the workspace goes on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answers(machine):
         return probe.connect_ex(("127.0.0.1", machine.port)) == 0
 
 
-def test_the_script_ends_when_the_ide_answers_and_the_workspace_goes_on(machine):
+def test_script_ends_when_the_ide_answers_and_the_workspace_continues(machine):
     done = start(machine)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"spt_flow"')]
@@ -65,13 +65,13 @@ def test_the_script_ends_when_the_ide_answers_and_the_workspace_goes_on(machine)
     assert machine.command("stop").returncode == 0
 
 
-def test_an_ide_that_cannot_start_is_a_failed_script_with_its_words(machine):
+def test_failed_ide_fails_the_script_with_its_message(machine):
     done = start(machine, STUB_DIES="1")
     assert done.returncode == 8
     assert '"step": "ide", "state": "failed"' in done.stdout
 
 
-def test_what_cannot_be_begun_is_a_sentence_and_no_traceback(machine):
+def test_invalid_start_is_reported_in_one_sentence(machine):
     program = (
         f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(harness.LIBRARY)!r})\n"
         "from pathlib import Path\nfrom spt_workspace import main\nfrom spt_workspace.contract import Failure, Paths\n"
@@ -84,15 +84,15 @@ def test_what_cannot_be_begun_is_a_sentence_and_no_traceback(machine):
 
 
 def agent(machine, **extra):
-    """A stand-in for the agent: it runs the script and goes on."""
+    """A stand-in for Coder's agent: it runs the script and stays alive."""
     run = harness.RUN.format(library=str(harness.LIBRARY), root=str(machine.root), docker=())
     program = START.format(library=str(harness.LIBRARY), root=str(machine.root), run=run)
     words = ["sh", "-c", '"$0" -c "$1"; echo started; while :; do sleep 0.1; done', sys.executable, program]
     return subprocess.Popen(words, env={**machine.environ, **extra}, stdout=subprocess.PIPE, text=True)
 
 
-def test_at_its_deadline_a_workspace_ends_the_agent_and_tells_who_is_there(machine):
-    """The agent is the container's main process: without it nothing is left, whatever the server was told."""
+def test_workspace_at_its_deadline_ends_the_agent_and_notifies_terminals(machine):
+    """The agent is the container's main process, so that ending it ends the container."""
     terminal = machine.root / "pts/0"
     terminal.touch()
     with agent(machine, SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 4)) as one:
@@ -103,7 +103,7 @@ def test_at_its_deadline_a_workspace_ends_the_agent_and_tells_who_is_there(machi
     assert "The deadline has come. The workspace ends now." in terminal.read_text()
 
 
-def test_a_workspace_that_is_only_stopped_leaves_the_agent_alone(machine):
+def test_stopping_a_workspace_does_not_end_the_agent(machine):
     with agent(machine, SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=str(int(time.time()) + 3600)) as one:
         try:
             assert one.stdout is not None and any(line == "started\n" for line in one.stdout)
@@ -114,7 +114,7 @@ def test_a_workspace_that_is_only_stopped_leaves_the_agent_alone(machine):
             one.kill()
 
 
-def test_a_number_that_another_process_has_by_now_is_left_alone(machine):
+def test_reused_process_id_is_not_killed(machine):
     assert start(machine).returncode == 0
     record = machine.paths.run / "run.json"
     kept = json.loads(record.read_text())
@@ -141,6 +141,6 @@ def test_a_number_that_another_process_has_by_now_is_left_alone(machine):
         ("127.0.0.1", "None", "password"),
     ],
 )
-def test_an_ide_without_a_password_is_reached_from_the_workspace_alone(bind, wanted, auth):
+def test_ide_without_password_is_reachable_only_inside_the_workspace(bind, wanted, auth):
     values = {"SPT_FLOW_IDE_BIND": bind, "SPT_FLOW_IDE_AUTH": wanted}
     assert f"\nauth: {auth}\n" in services.ide_config(Contract.from_environment(values), "secret")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The clone step against a real HTTPS git server: whole or nothing, never a question, never a deletion."""
+"""The clone step against a real HTTPS git server: complete or absent, no prompts, no deletions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def short_path():
-    """A folder whose sockets' names fit into the kernel's 108 bytes, which pytest's own folders do not promise."""
+    """A folder with a short path, because socket names are limited to 108 bytes."""
     with tempfile.TemporaryDirectory(prefix="spt-") as folder:
         yield Path(folder)
 
@@ -55,7 +55,7 @@ def leftovers(machine: harness.Machine) -> list[str]:
 
 
 def attempt(machine: harness.Machine, **extra: str) -> str:
-    """The clone step alone, in this process; its sentence."""
+    """Run only the clone step, in this process; return its message."""
     machine.paths.run.mkdir(parents=True, exist_ok=True)
     (machine.paths.run / "known_hosts").touch()
     environ = {**machine.environ, **extra}
@@ -70,7 +70,7 @@ def refused(machine: harness.Machine, **extra: str) -> contract.Failure:
     return caught.value
 
 
-def test_clone_is_whole_and_a_second_start_leaves_it_alone(machine, served):
+def test_clone_is_complete_and_unchanged_by_a_second_start(machine, served):
     machine.start()
     assert machine.wait("clone")["state"] == "ok"
     machine.end()
@@ -96,7 +96,7 @@ def test_clone_is_whole_and_a_second_start_leaves_it_alone(machine, served):
     ],
 )
 @pytest.mark.parametrize("depth", ["0", "1"])
-def test_branch_tag_and_commit_with_and_without_depth(machine, served, ref, branch, commit, depth):
+def test_branch_tag_and_commit_are_cloned_with_and_without_depth(machine, served, ref, branch, commit, depth):
     first = harness.git("rev-parse", "v1", cwd=served[4])
     if ref == "{short}" and depth == "1":
         pytest.skip("no server gives a shortened commit alone")
@@ -109,18 +109,18 @@ def test_branch_tag_and_commit_with_and_without_depth(machine, served, ref, bran
         assert harness.git("rev-list", "--count", "HEAD", cwd=here(machine)) == "1"
 
 
-def test_empty_repository_is_cloned_and_said_so(machine, served):
+def test_empty_repository_is_cloned_and_reported(machine, served):
     said = attempt(machine, SPT_FLOW_REPO=f"{served[0]}/o/empty.git", SPT_FLOW_REPO_ID="")
     assert said.endswith("the repository is empty") and (here(machine) / ".git").is_dir()
 
 
-def test_empty_directory_is_taken(machine):
+def test_empty_directory_is_used(machine):
     here(machine).mkdir()
     assert attempt(machine).startswith("cloned to")
 
 
 @pytest.mark.parametrize("content", ["file", "other", "is-file"])
-def test_other_content_is_refused_and_kept(machine, served, content):
+def test_directory_with_other_content_is_kept_and_refused(machine, served, content):
     if content == "is-file":
         here(machine).write_text("precious")
     elif content == "file":
@@ -134,7 +134,7 @@ def test_other_content_is_refused_and_kept(machine, served, content):
     assert here(machine).exists() and before
 
 
-def test_https_without_a_login_is_needs_auth_at_once_and_the_rest_goes_on(machine, served):
+def test_https_without_login_needs_auth_and_other_steps_continue(machine, served):
     secret = "hunter2-canary"
     (machine.paths.home / ".netrc.unused").write_text(secret)
     began = time.monotonic()
@@ -146,8 +146,8 @@ def test_https_without_a_login_is_needs_auth_at_once_and_the_rest_goes_on(machin
     assert not here(machine).exists() and not leftovers(machine)
 
 
-def test_needs_auth_is_finished_by_the_command_through_the_sessions_credential_socket(machine, served):
-    """What the client's helper does on its side: answers git's question, once, from memory."""
+def test_waiting_clone_is_finished_with_the_session_credentials(machine, served):
+    """The client's side: answer git's question once, from memory."""
     import socket
 
     machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git")
@@ -168,7 +168,7 @@ def test_needs_auth_is_finished_by_the_command_through_the_sessions_credential_s
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        # The helper that gitconfig names, looking below this test's root.
+        # The credential helper of gitconfig, with the root of this test.
         program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
         machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
         done = machine.command("clone")
@@ -179,7 +179,7 @@ def test_needs_auth_is_finished_by_the_command_through_the_sessions_credential_s
     assert "password" not in (here(machine) / ".git/config").read_text()
 
 
-def test_network_failures_are_tried_again_and_then_told(machine, served):
+def test_network_failures_are_retried_and_then_reported(machine, served):
     served[2].failures = 2
     assert attempt(machine).startswith("cloned to")
     served[2].failures = 0
@@ -191,7 +191,7 @@ def test_network_failures_are_tried_again_and_then_told(machine, served):
     assert "cannot be reached from the workspace, 4 attempts" in said.sentence and said.state == "failed"
 
 
-def test_missing_repository_ref_and_untrusted_server_have_their_own_sentences(machine, served):
+def test_missing_repository_missing_ref_and_untrusted_server_have_their_own_messages(machine, served):
     assert "no repository" in refused(machine, SPT_FLOW_REPO=f"{served[0]}/o/nothing.git", SPT_FLOW_REPO_ID="").sentence
     for depth in ("0", "1"):
         said = refused(machine, SPT_FLOW_REF="nope", SPT_FLOW_DEPTH=depth).sentence
@@ -244,7 +244,7 @@ def test_hostile_refs_are_refused(machine, ref):
 
 
 @pytest.mark.parametrize("ref", ["a{{lookup('pipe','touch${IFS}x')}}", "a;b$(id)`id`", "ünï"])
-def test_odd_but_legal_refs_are_plain_names(machine, served, ref):
+def test_unusual_but_valid_refs_are_plain_names(machine, served, ref):
     harness.git("branch", "-f", ref, "v1", cwd=served[4])
     try:
         attempt(machine, SPT_FLOW_REF=ref)
@@ -265,7 +265,7 @@ BOUNDARIES = [f"{when}:{command}" for command in COMMANDS for when in ("before",
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_kill_at_any_boundary_leaves_nothing_or_a_whole_clone(machine, served, boundary):
+def test_kill_at_any_step_leaves_nothing_or_a_complete_clone(machine, served, boundary):
     machine.start(KILL_AT=boundary, SPT_FLOW_REF="topic/one").wait(20)
     assert machine.process.returncode == -9
     assert not here(machine).exists() or harness.git("fsck", cwd=here(machine)) == ""
@@ -278,8 +278,8 @@ def test_kill_at_any_boundary_leaves_nothing_or_a_whole_clone(machine, served, b
     assert not leftovers(machine)
 
 
-def test_kill_between_rename_and_the_note_of_it(machine, served, monkeypatch):
-    """The narrowest moment: renamed, but the state file was not written."""
+def test_kill_between_rename_and_state_file(machine, served, monkeypatch):
+    """The clone is renamed, but the state file is not written yet."""
     attempt(machine)
     (machine.paths.state / "clone").unlink()
     assert "left untouched" in attempt(machine)
@@ -293,7 +293,7 @@ def test_stop_during_a_slow_clone_is_quick_and_leaves_nothing(machine, served):
     assert time.monotonic() - began < 8 and not here(machine).exists()
 
 
-def test_two_clones_at_once_do_not_disturb_each_other(machine, served):
+def test_parallel_clones_do_not_disturb_each_other(machine, served):
     machine.start(SPT_FLOW_REPO=f"{served[0]}/slow/o/r.git")
     harness.wait_for(lambda: leftovers(machine))
     done = machine.command("clone")
@@ -308,7 +308,7 @@ def bundle(machine, served, origin="/home/me/project"):
     return {"SPT_FLOW_SEED": str(seed), "SPT_FLOW_REPO": origin, "SPT_FLOW_REPO_ID": "local/home/me/project"}
 
 
-def test_local_repository_comes_as_a_bundle_that_is_gone_afterwards(machine, served):
+def test_seed_bundle_is_cloned_and_removed(machine, served):
     extra = bundle(machine, served)
     machine.start(**extra)
     assert machine.wait("clone")["state"] == "ok"
@@ -320,7 +320,7 @@ def test_local_repository_comes_as_a_bundle_that_is_gone_afterwards(machine, ser
     assert "left untouched" in machine.wait("clone", "ok")["detail"]
 
 
-def test_damaged_or_missing_bundle_is_a_sentence(machine, served):
+def test_damaged_or_missing_bundle_is_reported(machine, served):
     extra = bundle(machine, served)
     seed = Path(extra["SPT_FLOW_SEED"])
     seed.write_bytes(seed.read_bytes()[:-40])
@@ -328,12 +328,12 @@ def test_damaged_or_missing_bundle_is_a_sentence(machine, served):
     assert seed.exists()
     seed.unlink()
     assert "is not there" in refused(machine, **extra).sentence
-    # Beside an agent the client can bring it only once the workspace runs.
+    # With an agent as main process, the client uploads it only once the workspace runs.
     follows = refused(machine, SPT_FLOW_AGENT="1 1", **extra)
     assert (follows.state, follows.sentence) == ("needs-auth", "The copy of the local repository follows.")
 
 
-def test_submodules_only_when_asked_and_never_from_a_file(machine, served):
+def test_submodules_are_opt_in_and_never_cloned_from_files(machine, served):
     work = served[4].parent / "with-sub.work"
     if not work.exists():
         harness.git("init", "-q", "-b", "main", str(work))
@@ -350,7 +350,7 @@ def test_submodules_only_when_asked_and_never_from_a_file(machine, served):
     assert harness.git("rev-parse", "HEAD", cwd=Path(other) / "s") == served[3]
 
 
-def test_clone_cache_is_filled_used_and_not_needed(machine, served, tmp_path):
+def test_clone_cache_is_filled_used_and_optional(machine, served, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     for name in ("one", "two"):
@@ -374,7 +374,7 @@ def test_clone_cache_is_filled_used_and_not_needed(machine, served, tmp_path):
         ("fatal: something new", "other"),
     ],
 )
-def test_what_git_says(text, kind):
+def test_messages_of_git_are_classified(text, kind):
     assert clone.classify(text) == kind
 
 
@@ -388,11 +388,11 @@ def test_what_git_says(text, kind):
         ("https://h.org/o/r", "https://i.org/o/r", False),
     ],
 )
-def test_addresses_of_one_repository(one, other, same):
+def test_addresses_of_one_repository_are_equal(one, other, same):
     assert clone.same_repository(one, other) is same
 
 
-def test_disk_full_is_a_sentence(machine):
+def test_full_disk_is_reported(machine):
     small = machine.paths.home
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True)
     if done.returncode:
@@ -407,7 +407,7 @@ def test_disk_full_is_a_sentence(machine):
 
 
 @pytest.mark.parametrize("times", [1, clone.TRIES])
-def test_a_git_that_was_killed_is_run_again(machine, served, tmp_path, times):
+def test_killed_git_is_run_again(machine, served, tmp_path, times):
     git = tmp_path / "bin" / "git"
     git.parent.mkdir()
     git.write_text(

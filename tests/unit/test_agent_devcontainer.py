@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A repository's own devcontainer.json: what is read, what is granted, and that nothing runs by itself."""
+"""A repository's own devcontainer.json: what is read, what is allowed, and that nothing runs without consent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ comments = st.sampled_from(["", " ", "\n", '// a "word", ]\n', "/* , } // */", '
 
 @st.composite
 def commented(draw: st.DrawFn) -> tuple[dict, str]:
-    """An object, and text of it with comments and commas wherever they may stand."""
+    """Return an object, and its text with comments and commas wherever they are allowed."""
 
     def text(value: object) -> str:
         gap = draw(comments)
@@ -43,14 +43,14 @@ def commented(draw: st.DrawFn) -> tuple[dict, str]:
 
 @quick
 @given(commented())
-def test_comments_and_trailing_commas_change_nothing(pair: tuple[dict, str]) -> None:
+def test_comments_and_trailing_commas_are_ignored(pair: tuple[dict, str]) -> None:
     value, text = pair
     assert devcontainer.parse(text.encode()) == value
 
 
 @quick
 @given(st.binary() | st.text().map(str.encode) | json_values.map(json.dumps).map(str.encode))
-def test_whatever_it_is_it_is_an_object_or_a_sentence(raw: bytes) -> None:
+def test_any_text_gives_an_object_or_a_message(raw: bytes) -> None:
     try:
         assert isinstance(devcontainer.parse(raw), dict)
     except contract.Failure as failure:
@@ -62,7 +62,7 @@ KEYS = ("forwardPorts", "containerEnv", "customizations", "postCreateCommand", "
 
 @quick
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, json_values)))
-def test_whatever_is_asked_for_only_the_safe_part_is_granted(data: dict) -> None:
+def test_any_request_grants_only_the_safe_part(data: dict) -> None:
     found = devcontainer.wishes(data, CLONE)
     assert all(1024 <= port <= 65535 for port in found.ports)
     assert all("\n" not in text and "\0" not in text for text in found.environment.values())
@@ -195,12 +195,12 @@ def test_value_that_may_be_a_path_needs_consent(name: str, text: str) -> None:
     assert (found.environment, found.unset) == ({}, (name,))
 
 
-def test_at_most_32_ports_are_asked_for() -> None:
+def test_at_most_32_ports_are_requested() -> None:
     found = devcontainer.wishes({"forwardPorts": list(range(3000, 3040))}, CLONE)
     assert found.ports == tuple(range(3000, 3032)) and found.ignored[0] == "forwardPorts 3032"
 
 
-def test_a_file_behind_a_link_that_leaves_the_clone_is_none(tmp_path) -> None:
+def test_file_behind_a_link_out_of_the_clone_is_ignored(tmp_path) -> None:
     (tmp_path / "outside.json").write_text("{}")
     clone = tmp_path / "clone"
     clone.mkdir()
@@ -211,7 +211,7 @@ def test_a_file_behind_a_link_that_leaves_the_clone_is_none(tmp_path) -> None:
     assert devcontainer.find(clone) == clone / ".devcontainer/devcontainer.json"
 
 
-def test_what_spt_flow_wrote_itself_asks_for_nothing(tmp_path) -> None:
+def test_generated_file_requests_nothing(tmp_path) -> None:
     (tmp_path / ".devcontainer.json").write_text('// Written by spt.flow (…)\n{"image": "x", "runArgs": []}')
     assert devcontainer.read(tmp_path) == devcontainer.Wishes()
 
@@ -267,7 +267,7 @@ ALL = {
 }
 
 
-def test_ports_variables_and_extensions_come_by_themselves_and_nothing_runs(machine, served):
+def test_ports_variables_and_extensions_apply_without_running_anything(machine, served):
     step = start(machine, served, publish(served, "all", "// hello\n" + json.dumps(ALL)))
     assert step["state"] == "ok"
     assert step["detail"] == (
@@ -289,7 +289,7 @@ def test_ports_variables_and_extensions_come_by_themselves_and_nothing_runs(mach
     )
 
 
-def test_consent_runs_the_command_once_and_is_kept(machine, served):
+def test_consent_runs_the_command_once_and_is_stored(machine, served):
     start(machine, served, publish(served, "consent", ALL))
     done = machine.command("trust")
     assert done.returncode == 0 and "its postCreateCommand ran; log: " in done.stderr
@@ -303,7 +303,7 @@ def test_consent_runs_the_command_once_and_is_kept(machine, served):
     assert (machine.paths.home / "ran").read_text() == "x\n"
 
 
-def test_consent_before_there_is_a_clone_counts_and_can_be_taken_back(machine, served):
+def test_consent_before_the_clone_applies_and_can_be_withdrawn(machine, served):
     machine.paths.run.mkdir(parents=True)
     machine.environ |= {"SPT_FLOW_REPO_ID": "example.com/o/demo"}
     environ = {name: machine.environ[name] for name in ("SPT_FLOW_REPO_ID", "SPT_FLOW_DIRECTORY")}
@@ -318,7 +318,7 @@ def test_consent_before_there_is_a_clone_counts_and_can_be_taken_back(machine, s
     assert "its postCreateCommand ran; " in machine.wait("devcontainer")["detail"]
 
 
-def test_consent_to_variables_alone_sets_them_in_new_shells(machine, served):
+def test_consent_to_variables_only_sets_them_in_new_shells(machine, served):
     step = start(machine, served, publish(served, "variables", {"containerEnv": {"COLOUR": "it's red"}}))
     assert step["detail"] == "variables that need your consent: COLOUR, spt-workspace trust sets them"
     done = machine.command("trust")
@@ -327,7 +327,7 @@ def test_consent_to_variables_alone_sets_them_in_new_shells(machine, served):
     harness.wait_for(lambda: (machine.paths.run / "environment.sh").read_text() == wanted)
 
 
-def test_consent_is_one_repositorys(machine, served):
+def test_consent_applies_to_one_repository(machine, served):
     start(machine, served, publish(served, "one", ALL))
     assert machine.command("trust").returncode == 0
     machine.end()
@@ -344,13 +344,13 @@ def test_consent_is_one_repositorys(machine, served):
         ('{"forwardPorts": ', "is not valid JSON in line 1 and was not read."),
     ],
 )
-def test_what_goes_wrong_is_a_sentence_and_the_rest_goes_on(machine, served, tmp_path, file, said):
+def test_failure_is_reported_and_the_start_continues(machine, served, tmp_path, file, said):
     step = start(machine, served, publish(served, tmp_path.name, file))
     assert step["state"] == "failed" and said in step["detail"]
     assert machine.step("ide")["state"] == "ok" and machine.process.poll() is None
 
 
-def test_a_command_that_fails_is_said_and_runs_again(machine, served):
+def test_failed_command_is_reported_and_retried(machine, served):
     start(machine, served, publish(served, "fails", {"postCreateCommand": ["sh", "-c", "test -e ~/fixed || exit 7"]}))
     done = machine.command("trust")
     assert done.returncode == 1 and "ended with status 7; see " in done.stderr
@@ -359,7 +359,7 @@ def test_a_command_that_fails_is_said_and_runs_again(machine, served):
     assert "its postCreateCommand ran; " in start(machine, served, f"{served[1]}/fails.git")["detail"]
 
 
-def test_a_repository_without_one_is_left_alone(machine, served):
+def test_repository_without_the_file_is_unchanged(machine, served):
     assert start(machine, served, publish(served, "none", "x", "README"))["detail"] == "the repository has none"
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The dotfiles of a workspace: fetched, installed, updated, waiting for their owner's keys."""
+"""The dotfiles of a workspace: fetched, installed, updated, and waiting for the user's keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start_with(machine, served, url: str, **extra: str) -> dict:
     return machine.wait("dotfiles")
 
 
-def test_dotfiles_script_runs_after_the_rest_and_again_at_the_next_start(machine, served):
+def test_dotfiles_script_runs_last_and_again_at_the_next_start(machine, served):
     script = "#!/bin/sh\necho told to the log\necho $PWD >> ~/ran\n"
     url = publish(served, "script", {"install.sh": script, "setup.sh": "#!/bin/sh\ntouch ~/wrong\n", ".vimrc": "x"})
     step = start_with(machine, served, url)
@@ -58,7 +58,7 @@ def test_dotfiles_script_runs_after_the_rest_and_again_at_the_next_start(machine
     assert (machine.paths.home / "ran").read_text().count("\n") == 2
 
 
-def test_dotfiles_without_a_script_are_linked_and_what_was_there_is_kept(machine, served):
+def test_dotfiles_without_a_script_are_linked_and_existing_files_kept(machine, served):
     url = publish(served, "plain", {".vimrc": "theirs", ".config/a": "b", "README.md": "x", ".gitignore": "y"})
     (machine.paths.home / ".vimrc").write_text("mine")
     assert start_with(machine, served, url)["detail"].startswith("2 files linked; ")
@@ -70,7 +70,7 @@ def test_dotfiles_without_a_script_are_linked_and_what_was_there_is_kept(machine
 
 
 def commit(served, name: str, files: dict[str, str], *branch: str) -> None:
-    """One more commit on what ``publish`` has published."""
+    """Add a commit to the repository of ``publish``."""
     work = served[0] / f"{name}.work"
     harness.git("checkout", "-q", *branch, cwd=work)
     for path, text in files.items():
@@ -80,7 +80,7 @@ def commit(served, name: str, files: dict[str, str], *branch: str) -> None:
     harness.git("push", "-q", str(served[0] / f"{name}.git"), "HEAD", cwd=work)
 
 
-def test_dotfiles_of_a_branch_and_then_of_another(machine, served):
+def test_dotfiles_switch_to_another_branch(machine, served):
     url = publish(served, "branch", {".one": "1"}, "special")
     assert start_with(machine, served, f"{url}#special")["state"] == "ok"
     machine.end()
@@ -90,7 +90,7 @@ def test_dotfiles_of_a_branch_and_then_of_another(machine, served):
     assert (machine.paths.home / ".two").read_text() == "2" and not (machine.paths.home / ".three").exists()
 
 
-def test_the_next_start_updates_dotfiles(machine, served):
+def test_next_start_updates_dotfiles(machine, served):
     url = publish(served, "grows", {".one": "1"})
     assert start_with(machine, served, url)["state"] == "ok"
     machine.end()
@@ -99,7 +99,7 @@ def test_the_next_start_updates_dotfiles(machine, served):
     assert (machine.paths.home / ".one").read_text() == "2"
 
 
-def test_dotfiles_of_a_tag(machine, served):
+def test_dotfiles_of_a_tag_are_installed(machine, served):
     url = publish(served, "tagged", {".one": "1"})
     harness.git("tag", "v1", cwd=served[0] / "tagged.git")
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_dotfiles_of_a_tag(machine, served):
         machine.end()
 
 
-def test_dotfiles_with_changes_of_the_users_own_are_installed_as_they_are(machine, served):
+def test_dotfiles_with_local_changes_are_installed_unchanged(machine, served):
     url = publish(served, "changed", {"install.sh": "#!/bin/sh\necho old >> ~/ran\n"})
     assert start_with(machine, served, url)["state"] == "ok"
     machine.end()
@@ -140,7 +140,7 @@ def test_private_dotfiles_wait_for_a_session_with_the_users_keys(machine, served
     assert machine.command("dotfiles", "waiting").stderr == "", "nothing waits any more"
 
 
-def test_an_opening_session_does_nothing_about_dotfiles_that_do_not_wait(machine, served):
+def test_new_session_ignores_dotfiles_that_do_not_wait(machine, served):
     machine.start()
     machine.wait("dotfiles", "skipped")
     done = machine.command("dotfiles", "waiting")
@@ -153,7 +153,7 @@ def test_an_opening_session_does_nothing_about_dotfiles_that_do_not_wait(machine
     ("files", "said"),
     [({"install": "#!/bin/sh\nexit 9\n"}, "install ended with status 9"), (None, "could not be cloned")],
 )
-def test_dotfiles_that_fail_are_a_sentence_with_the_log_and_nothing_more(machine, served, files, said):
+def test_failing_dotfiles_are_reported_and_do_not_fail_the_start(machine, served, files, said):
     url = publish(served, "fails", files) if files else f"{served[1]}/nothing.git"
     step = start_with(machine, served, url)
     assert step["state"] == "failed" and said in step["detail"] and "dotfiles.log" in step["detail"]
@@ -168,7 +168,7 @@ def test_hostile_dotfiles_are_refused(machine, served, url):
     assert step["state"] == "failed" and "secret" not in machine.log.read_text()
 
 
-def test_endless_dotfiles_are_given_up(machine, served, monkeypatch):
+def test_endless_dotfiles_are_timed_out(machine, served, monkeypatch):
     url = publish(served, "endless", {"install": "#!/bin/sh\nsleep 600\n"})
     machine.trust(served[2])
     machine.paths.run.mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_endless_dotfiles_are_given_up(machine, served, monkeypatch):
     assert time.monotonic() - began < 6
 
 
-def test_foreign_directory_at_dotfiles_is_left_alone(machine, served):
+def test_foreign_directory_at_dotfiles_is_kept(machine, served):
     (machine.paths.home / ".dotfiles").mkdir()
     (machine.paths.home / ".dotfiles/precious").touch()
     step = start_with(machine, served, publish(served, "mine", {".a": "b"}))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The operator's git hooks: laid out at every start, run before the clone's own, and proved by a refused commit."""
+"""The operator's git hooks: installed at every start, run before the clone's own, and verified by a refused commit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def started(machine, text: str) -> None:
 
 
 def user_git(machine, *words, check=True, **env):
-    """git as the workspace's user types it, with the start contract's settings."""
+    """Run git as the workspace's user, with the workspace agent's settings."""
     author = ("-c", "user.name=U", "-c", "user.email=u@example.org")
     environ = {"PATH": machine.environ["PATH"], "HOME": str(machine.paths.home), **env}
     environ["GIT_CONFIG_SYSTEM"] = machine.environ["GIT_CONFIG_SYSTEM"]
@@ -54,13 +54,13 @@ def own_hook(repository, name: str, text: str) -> None:
     place.chmod(0o755)
 
 
-def test_a_commit_is_refused_by_the_operators_hook(machine, repository):
+def test_operator_hook_refuses_a_commit(machine, repository):
     started(machine, lists(pre_commit=REFUSES))
     done = commit(machine, repository, check=False)
     assert done.returncode != 0 and "not this one" in done.stderr
 
 
-def test_the_clones_own_hook_runs_after_the_operators(machine, repository):
+def test_clone_hook_runs_after_the_operator_hook(machine, repository):
     ran = machine.root / "ran"
     own_hook(repository, "pre-commit", f"#!/bin/sh\necho own >>{ran}\n")
     started(machine, lists(pre_commit=f"#!/bin/sh\necho operator >>{ran}\n"))
@@ -70,7 +70,7 @@ def test_the_clones_own_hook_runs_after_the_operators(machine, repository):
     assert commit(machine, repository, check=False).returncode != 0
 
 
-def test_both_read_what_git_pushes(machine, repository):
+def test_both_hooks_read_what_git_pushes(machine, repository):
     ran = machine.root / "ran"
     subprocess.run(["/usr/bin/git", "init", "-q", "--bare", str(machine.root / "there")], check=True)
     own_hook(repository, "pre-push", f"#!/bin/sh\nsed 's/^/own /' >>{ran}\n")
@@ -82,7 +82,7 @@ def test_both_read_what_git_pushes(machine, repository):
     assert second == first.replace("operator", "own")
 
 
-def test_a_hook_that_is_no_longer_listed_is_gone_at_the_next_start(machine, repository):
+def test_removed_hook_is_deleted_at_the_next_start(machine, repository):
     started(machine, lists(pre_commit=REFUSES, commit_msg=REFUSES))
     machine.end()
     started(machine, lists(commit_msg="#!/bin/sh\n"))
@@ -93,12 +93,12 @@ def test_a_hook_that_is_no_longer_listed_is_gone_at_the_next_start(machine, repo
     assert user_git(machine, "config", "core.hooksPath", check=False).stdout == ""
 
 
-def test_what_is_no_list_is_a_note_and_the_start_goes_on(machine):
+def test_invalid_list_is_a_note_and_the_start_continues(machine):
     started(machine, "nonsense")
     assert any("SPT_FLOW_GIT_HOOKS" in note for note in machine.status()["notes"])
 
 
-def test_verify_proves_it_by_a_refused_commit(machine):
+def test_verify_proves_hooks_by_a_refused_commit(machine):
     verifying.holds(machine)
     started(machine, lists(pre_commit="#!/bin/sh\nexit 0\n", pre_push=REFUSES))
     status, rows, _found = verifying.verify(machine, "hooks", "repository-hooks")
@@ -107,7 +107,7 @@ def test_verify_proves_it_by_a_refused_commit(machine):
     assert rows["repository-hooks"]["state"] == "passed"
 
 
-def test_verify_finds_a_hook_that_was_changed_or_is_passed_over(machine):
+def test_verify_finds_a_changed_or_bypassed_hook(machine):
     verifying.holds(machine)
     started(machine, lists(pre_commit=REFUSES))
     (machine.paths.home / ".gitconfig").write_text("[core]\n\thooksPath = /elsewhere\n")
@@ -118,7 +118,7 @@ def test_verify_finds_a_hook_that_was_changed_or_is_passed_over(machine):
     assert status == 1 and "pre-commit is missing or was changed" in rows["hooks"]["detail"]
 
 
-def test_names_are_those_that_settings_allow():
+def test_hook_names_match_the_settings():
     assert hooks.NAMES == settings_options.GIT_HOOKS
 
 
@@ -126,7 +126,7 @@ def resolved(value):
     return settings_resolve.resolve([{"git_hooks": value}])["git_hooks"]
 
 
-def test_a_mapping_and_its_json_are_one():
+def test_mapping_and_its_json_are_equal():
     scripts = {"pre-push": "#!/bin/sh\n", "commit-msg": "#!/bin/sh\ntrue\n"}
     assert resolved(scripts) == resolved(json.dumps(scripts)) == json.dumps(scripts, sort_keys=True)
     assert resolved({}) == resolved("") == ""
@@ -144,6 +144,6 @@ def test_a_mapping_and_its_json_are_one():
         ({"pre-commit": "#!/bin/sh\n" + "#" * 70000}, "at most 65536"),
     ],
 )
-def test_what_is_no_hook_is_refused_with_a_sentence(value, said):
+def test_invalid_hook_is_refused_with_a_message(value, said):
     with pytest.raises(errors.InvalidInput, match=said):
         resolved(value)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Secrets on disk are found by kind and place, and never shown. Every secret here is made up."""
+"""Secrets on disk are reported by kind and place, and never shown. Every secret here is invented."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put(root, name: str, text: str):
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_a_secret_is_found(tmp_path, kind):
+def test_secret_is_found(tmp_path, kind):
     place = put(tmp_path, *SECRETS[kind])
     assert leaks.search([str(tmp_path)]).found == [(str(place), kind)]
 
@@ -54,12 +54,12 @@ def test_a_secret_is_found(tmp_path, kind):
         ("node_modules/x/test/key.pem", KEY),
     ],
 )
-def test_what_only_looks_like_one_is_not(tmp_path, name, text):
+def test_similar_text_is_not_a_secret(tmp_path, name, text):
     put(tmp_path, name, text)
     assert leaks.search([str(tmp_path)]).found == []
 
 
-def test_links_pipes_and_other_folders_are_left_alone(tmp_path):
+def test_links_pipes_and_other_folders_are_skipped(tmp_path):
     put(tmp_path, "out/key", KEY)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/link").symlink_to(tmp_path / "out/key")
@@ -69,7 +69,7 @@ def test_links_pipes_and_other_folders_are_left_alone(tmp_path):
     assert (result.found, result.files) == ([], 0)
 
 
-def test_a_search_without_time_says_so(tmp_path):
+def test_search_that_runs_out_of_time_is_reported(tmp_path):
     put(tmp_path, "a", "b")
     assert not leaks.search([str(tmp_path)], seconds=-1).in_time
 
@@ -83,7 +83,7 @@ def test_verify_names_the_place_and_never_the_secret(machine):
     assert LETTERS[:12] not in str(found)
 
 
-def test_verify_finds_this_starts_password_on_disk_and_skips_what_the_repository_holds(machine):
+def test_verify_finds_the_current_password_and_skips_repository_content(machine):
     verifying.holds(machine)
     machine.start()
     machine.wait("ide", "ok")
@@ -96,7 +96,7 @@ def test_verify_finds_this_starts_password_on_disk_and_skips_what_the_repository
     assert password not in rows["secrets"]["detail"]
 
 
-def test_verify_finds_a_credential_that_the_clone_keeps(machine):
+def test_verify_finds_a_credential_in_the_clone(machine):
     verifying.holds(machine)
     machine.start()
     machine.wait("ide", "ok")

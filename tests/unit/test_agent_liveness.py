@@ -16,7 +16,7 @@ HOUR = 3600.0
 
 
 class World:
-    """A clock of both kinds and a workspace that lives by it."""
+    """A simulated wall clock and monotonic clock, and a workspace that uses them."""
 
     def __init__(self, **values: object) -> None:
         self.boot, self.wall = 1000.0, 1_800_000_000.0
@@ -25,7 +25,7 @@ class World:
         self.verdict = self.life.sample(self.boot, self.wall, self.seen)
 
     def pass_(self, seconds: float, step: float = 30.0, **seen: object) -> life.Verdict:
-        """Let time pass in samples; stops early when the workspace would stop."""
+        """Advance the time in samples; stop early when the workspace would stop."""
         self.seen = life.Seen(**seen)  # type: ignore[arg-type]
         until = self.boot + seconds
         while self.boot < until and not self.verdict.stop:
@@ -42,7 +42,7 @@ def grant(world: World, hours: float, by: str = "me", granted: float = 0.0) -> s
     return json.dumps({"granted_at": world.wall + granted, "until": world.wall + hours * HOUR, "by": by})
 
 
-def test_nobody_there_stops_after_two_hours_and_not_before():
+def test_unused_workspace_stops_after_two_hours():
     world = World()
     assert world.verdict.record["reason"] == "just started"
     assert world.verdict.record["stops_at"] == round(world.wall + 2 * HOUR)
@@ -51,13 +51,13 @@ def test_nobody_there_stops_after_two_hours_and_not_before():
     assert world.pass_(120).stop
 
 
-def test_never_when_switched_off():
+def test_idle_stop_can_be_disabled():
     world = World(idle_stop=0)
     assert not world.pass_(100 * HOUR, 600).stop
     assert world.verdict.record["stops_at"] is None and world.verdict.record["reason"] == "runs until it is stopped"
 
 
-def test_an_open_session_keeps_it_and_the_two_hours_start_at_its_end():
+def test_open_session_prevents_the_idle_stop():
     world = World()
     assert not world.pass_(10 * HOUR, sessions=1).stop
     assert world.verdict.record == {
@@ -71,7 +71,7 @@ def test_an_open_session_keeps_it_and_the_two_hours_start_at_its_end():
     assert world.pass_(120).stop
 
 
-def test_ide_traffic_and_typing_count_by_change_only():
+def test_ide_traffic_and_typing_count_only_when_they_change():
     world = World()
     beat = 1
     for _ in range(60):
@@ -86,8 +86,8 @@ def test_ide_traffic_and_typing_count_by_change_only():
     assert world.pass_(3 * HOUR, heartbeat=beat, terminals={"0": when}).stop
 
 
-def test_an_open_tab_that_nobody_touches_is_no_activity_though_its_heartbeat_goes_on():
-    """Rates as measured: two connections, 35 bytes a second each; the heartbeat's file changes every minute."""
+def test_open_tab_without_use_is_not_activity():
+    """Rates as measured: two connections with 35 bytes a second each; the heartbeat file changes every minute."""
     world, sent = World(), 160_000
     while not world.verdict.stop and world.boot < 9 * HOUR:
         sent += 35 * 30
@@ -95,7 +95,7 @@ def test_an_open_tab_that_nobody_touches_is_no_activity_though_its_heartbeat_goe
     assert world.boot - 1000 < 2 * HOUR + 120
 
 
-def test_a_person_at_the_ide_is_activity_also_when_samples_come_in_between():
+def test_ide_use_between_two_samples_is_activity():
     world, sent = World(), 160_000
     for _ in range(600):
         sent += 35 * 30 + 900
@@ -120,14 +120,14 @@ def test_traffic_is_read_from_the_kernel(tmp_path):
         peer.close()
 
 
-def test_heartbeat_and_terminals_left_by_the_last_run_are_no_activity():
+def test_leftover_heartbeat_and_terminals_are_not_activity():
     world = World()
     world.life = life.Life(contract.Contract(), world.boot, world.wall)
     world.verdict = world.life.sample(world.boot, world.wall, life.Seen(heartbeat=77, terminals={"3": 5.0}))
     assert world.pass_(2 * HOUR + 60, heartbeat=77, terminals={"3": 5.0}).stop
 
 
-def test_a_terminal_that_closes_is_no_activity():
+def test_closing_terminal_is_not_activity():
     world = World()
     world.pass_(HOUR, terminals={"0": 1.0, "1": 1.0})
     began = world.boot
@@ -146,7 +146,7 @@ def test_clock_jumps_change_nothing(jump):
 
 
 @pytest.mark.parametrize("jump", [-100 * HOUR, -HOUR, HOUR, 100 * HOUR])
-def test_keepalive_is_as_long_as_granted_whatever_the_clock_does(jump):
+def test_keepalive_lasts_as_granted_despite_clock_jumps(jump):
     world = World()
     text = grant(world, 10)
     world.pass_(HOUR, keepalive=text)
@@ -156,14 +156,14 @@ def test_keepalive_is_as_long_as_granted_whatever_the_clock_does(jump):
     assert world.pass_(120, keepalive=text).stop
 
 
-def test_keepalive_ends_do_not_shorten_the_idle_time():
+def test_end_of_keepalive_does_not_shorten_the_idle_time():
     world = World()
     text = grant(world, 1)
     assert not world.pass_(2 * HOUR - 60, keepalive=text).stop
     assert world.pass_(120, keepalive=text).stop
 
 
-def test_keepalive_taken_back_counts_at_once():
+def test_withdrawn_keepalive_applies_at_once():
     world = World()
     text = grant(world, 20)
     world.pass_(5 * HOUR, keepalive=text)
@@ -176,7 +176,7 @@ def test_keepalive_taken_back_counts_at_once():
     [(25, 0), (-1, -HOUR), (10, HOUR), (24 * 365, 0)],
     ids=["longer than a day", "past", "granted in the future", "a year"],
 )
-def test_keepalive_that_cannot_be_is_ignored(hours, granted):
+def test_impossible_keepalive_is_ignored(hours, granted):
     world = World()
     assert world.pass_(3 * HOUR, keepalive=grant(world, hours, granted=granted)).stop
 
@@ -187,7 +187,7 @@ def test_damaged_keepalive_is_ignored(text):
     assert World().pass_(3 * HOUR, keepalive=text).stop
 
 
-def test_deadline_is_absolute_and_neither_use_nor_keepalive_moves_it():
+def test_deadline_is_absolute_despite_use_and_keepalive():
     world = World(idle_stop=0, deadline=1_800_000_000.0 + HOUR, kind="ci")
     assert world.verdict.record["stops_at"] == 1_800_000_000 + 3600
     assert not world.pass_(HOUR - 60, sessions=1, keepalive=grant(world, 20)).stop
@@ -195,14 +195,14 @@ def test_deadline_is_absolute_and_neither_use_nor_keepalive_moves_it():
     assert world.pass_(120, sessions=1).stop == "The deadline has come."
 
 
-def test_a_clock_put_back_does_not_lengthen_a_deadline():
+def test_clock_set_back_does_not_extend_a_deadline():
     world = World(idle_stop=0, deadline=1_800_000_000.0 + HOUR)
     world.pass_(HOUR / 2)
     world.jump(-10 * HOUR)
     assert world.pass_(HOUR / 2 + 60).stop
 
 
-def test_tick_speeds_everything_up():
+def test_tick_speeds_up_all_times():
     world = World(tick=60.0)
     assert world.verdict.wait == 0.5
     assert not world.pass_(115, 1).stop
@@ -211,13 +211,13 @@ def test_tick_speeds_everything_up():
     assert world.pass_(300, 1, keepalive=grant(world, 23)).stop, "23 real hours are 57 days on this clock"
 
 
-def test_next_sample_comes_in_time_for_the_stop():
+def test_next_sample_is_in_time_for_the_stop():
     world = World(idle_stop=45)
     world.pass_(30)
     assert world.verdict.wait <= 15
 
 
-def test_records_that_only_differ_by_rounding_are_not_told_again():
+def test_records_that_differ_only_by_rounding_are_not_repeated():
     world = World()
     first = world.verdict.record
     assert not life.Life.changed(first, {**first, "stops_at": first["stops_at"] + 1})
@@ -225,8 +225,8 @@ def test_records_that_only_differ_by_rounding_are_not_told_again():
     assert life.Life.changed(first, {**first, "reason": "idle"}) and life.Life.changed({}, first)
 
 
-def test_a_quiet_day_makes_few_records():
-    """The log is read by every status; it must not fill."""
+def test_quiet_day_writes_few_records():
+    """Every status reads the log, so that it must stay small."""
     world, told = World(), 0
     record: dict = {}
     for minute in range(600):
@@ -236,7 +236,7 @@ def test_a_quiet_day_makes_few_records():
     assert told <= 3
 
 
-def test_sessions_are_those_that_hold_their_lock_and_dead_ones_are_swept(tmp_path):
+def test_live_sessions_hold_their_lock_and_dead_ones_are_removed(tmp_path):
     paths = contract.Paths(tmp_path)
     for name in ("live", "dead"):
         (paths.sessions / name).mkdir(parents=True)

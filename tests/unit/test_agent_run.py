@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The start contract as a whole: real processes below a temporary root."""
+"""The whole workspace agent: real processes below a temporary root."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def machine(tmp_path):
     machine.kill_rest()
 
 
-def test_a_start_without_a_repository_ends_with_a_working_ide_and_a_clean_stop(machine):
+def test_start_without_repository_runs_an_ide_and_stops_cleanly(machine):
     machine.start(SPT_FLOW_DOCKER_REASON="the engine has no user namespaces")
     assert machine.wait("ide")["state"] == "ok"
     assert machine.wait("home")["detail"].startswith("first start: 2 files")
@@ -50,7 +50,7 @@ def test_a_start_without_a_repository_ends_with_a_working_ide_and_a_clean_stop(m
         assert probe.connect_ex(("127.0.0.1", machine.port)), "the IDE must be gone"
 
 
-def test_password_is_new_each_time_private_and_never_in_the_log_or_the_home(machine):
+def test_password_is_new_private_and_not_in_log_or_home(machine):
     passwords = []
     for _ in range(2):
         machine.start()
@@ -79,7 +79,7 @@ def test_skeleton_is_copied_once_and_never_overwrites(machine):
     assert not (machine.paths.home / ".config/x/y").exists()
 
 
-def test_a_home_that_cannot_be_written_ends_the_start_with_8_and_a_sentence(machine):
+def test_unwritable_home_ends_the_start_with_status_8(machine):
     machine.paths.home.rmdir()
     machine.paths.home.write_text("a file where the home should be")
     assert machine.start().wait(20) == 8
@@ -91,14 +91,14 @@ def test_a_home_that_cannot_be_written_ends_the_start_with_8_and_a_sentence(mach
     )
 
 
-def test_wrong_contract_version_or_number_is_a_sentence(machine):
+def test_wrong_version_or_number_is_reported(machine):
     program = [sys.executable, str(harness.PROGRAM), "run"]
     for env in ({"SPT_FLOW_CONTRACT": "9"}, {"SPT_FLOW_DEPTH": "many"}, {"SPT_FLOW_IDLE_STOP": "-1"}):
         done = subprocess.run(program, env={**machine.environ, **env}, capture_output=True, text=True, timeout=20)
         assert done.returncode == 8 and "Traceback" not in done.stderr and "start contract" in done.stderr
 
 
-def test_ide_that_dies_is_started_again_and_reported(machine):
+def test_crashed_ide_is_restarted_and_reported(machine):
     machine.start()
     machine.wait("ide", "ok")
     first = int((machine.root / "code-server.pid").read_text())
@@ -110,7 +110,7 @@ def test_ide_that_dies_is_started_again_and_reported(machine):
     assert int((machine.root / "code-server.pid").read_text()) != first
 
 
-def test_ide_that_never_lives_is_given_up_and_the_workspace_goes_on(machine):
+def test_failing_ide_is_given_up_and_the_workspace_continues(machine):
     machine.start(STUB_DIES="1", SPT_FLOW_TICK="1000")
     step = machine.wait("ide", "failed", seconds=40)
     assert "ended 7 times in a row" in step["detail"] and "exit status 3" in step["detail"]
@@ -118,14 +118,14 @@ def test_ide_that_never_lives_is_given_up_and_the_workspace_goes_on(machine):
     assert machine.end() == 0
 
 
-def test_missing_programs_are_sentences(machine):
+def test_missing_programs_are_reported(machine):
     (machine.bin / "code-server").unlink()
     machine.start()
     assert machine.wait("ide")["detail"] == "code-server cannot be started: No such file or directory."
     assert machine.end() == 0
 
 
-def test_docker_is_ready_when_it_answers_is_restarted_and_ends_last(machine):
+def test_docker_is_ready_when_it_answers_and_stops_last(machine):
     machine.start(SPT_FLOW_DOCKER="on")
     assert "ready in" in machine.wait("docker", "ok")["detail"]
     assert f"unix://{machine.paths.docker_socket}" in (machine.paths.run / "sshd_config").read_text()
@@ -135,7 +135,7 @@ def test_docker_is_ready_when_it_answers_is_restarted_and_ends_last(machine):
     assert (machine.root / "dockerd.ended").exists(), "dockerd must get the time to end by itself"
 
 
-def test_nothing_is_left_after_the_stop_also_of_children_that_ignore_it(machine):
+def test_stop_leaves_no_process_even_if_children_ignore_it(machine):
     machine.stub("code-server", f"#!/bin/sh\ntrap '' TERM\nsleep 1000 {machine.root} &\nwhile :; do sleep 1; done\n")
     machine.start()
     machine.wait("home", "ok")
@@ -147,7 +147,7 @@ def test_nothing_is_left_after_the_stop_also_of_children_that_ignore_it(machine)
     assert found == "", found
 
 
-def test_environment_of_the_ide_has_docker_caches_and_no_secret(machine):
+def test_ide_environment_has_docker_and_caches_and_no_secret(machine):
     machine.start(SPT_FLOW_DOCKER="on", PASSWORD="oops", HASHED_PASSWORD="oops")
     machine.wait("ide", "ok")
     env = eval((machine.root / "code-server.env").read_text())
@@ -159,7 +159,7 @@ def test_environment_of_the_ide_has_docker_caches_and_no_secret(machine):
     assert machine.environ["SPT_FLOW_DIRECTORY"] in (machine.root / "code-server.argv").read_text()
 
 
-def test_idle_workspace_stops_itself_and_says_why(machine):
+def test_idle_workspace_stops_and_reports_why(machine):
     process = machine.start(SPT_FLOW_IDLE_STOP="120")
     assert process.wait(20) == 0
     assert [e["reason"] for e in machine.events() if e["event"] == "life"][-1] == "idle for too long"
@@ -177,7 +177,7 @@ def test_deadline_ends_a_ci_workspace(machine):
     assert machine.events()[-1]["reason"] in ENDING
 
 
-def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):
+def test_keepalive_command_delays_the_stop_and_survives_a_restart(machine):
     machine.start(SPT_FLOW_IDLE_STOP="200")
     machine.wait("ide", "ok")
     done = machine.command("keepalive", "2", "dev@example.org")
@@ -194,7 +194,7 @@ def test_keepalive_command_holds_the_stop_off_and_outlives_a_restart(machine):
     assert machine.process.wait(20) == 0
 
 
-def test_a_deadline_may_be_a_time(machine):
+def test_deadline_may_be_a_time(machine):
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3))
     process = machine.start(SPT_FLOW_IDLE_STOP="0", SPT_FLOW_KIND="ci", SPT_FLOW_DEADLINE=ends)
     assert process.wait(20) == 0
@@ -202,13 +202,13 @@ def test_a_deadline_may_be_a_time(machine):
 
 
 @pytest.mark.parametrize("hours", ["25", "-1", "many", "nan", "inf"])
-def test_keepalive_refuses_what_is_no_number_of_hours_up_to_24(machine, hours):
+def test_keepalive_refuses_invalid_hours(machine, hours):
     done = machine.command("keepalive", hours)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["status", "x"], ["session"], ["hostkey"], ["keepalive"]])
-def test_unknown_commands_exit_2_with_the_usage(machine, words):
+def test_unknown_command_exits_with_2_and_the_usage(machine, words):
     done = machine.command(*words)
     assert done.returncode == 2 and done.stderr.startswith("usage: spt-workspace")
 
@@ -219,14 +219,14 @@ def test_status_answers_before_anything_has_started(machine):
 
 
 @pytest.mark.parametrize("told", ["on", ""])
-def test_a_workspace_says_that_its_commands_are_recorded_only_where_the_node_does(machine, told):
+def test_workspace_reports_recorded_commands_only_where_the_node_records(machine, told):
     machine.start(SPT_FLOW_AUDIT=told)
     machine.wait("home", "ok")
     assert machine.status()["audited"] is (told == "on")
     assert "logged" not in (Path(__file__).parents[2] / "image/rootfs/etc/motd").read_text()
 
 
-def test_messages_to_the_supervisor_that_make_no_sense_change_nothing(machine):
+def test_invalid_messages_to_the_supervisor_change_nothing(machine):
     machine.start()
     machine.wait("ide", "ok")
     before = machine.status()["steps"]
@@ -237,7 +237,7 @@ def test_messages_to_the_supervisor_that_make_no_sense_change_nothing(machine):
     assert machine.status()["steps"] == before and machine.process.poll() is None
 
 
-def test_lines_of_tools_cannot_pass_for_the_record(tmp_path):
+def test_output_of_tools_cannot_imitate_events(tmp_path):
     reader, writer = os.pipe()
     paths = contract.Paths(tmp_path)
     paths.run.mkdir(parents=True)
@@ -249,7 +249,7 @@ def test_lines_of_tools_cannot_pass_for_the_record(tmp_path):
     assert json.loads(lines[1])["detail"].startswith("two lines")
 
 
-def test_a_stdout_that_nobody_reads_any_more_is_no_reason_to_fail(tmp_path):
+def test_closed_stdout_does_not_fail_the_workspace(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     paths = contract.Paths(tmp_path)
@@ -266,13 +266,13 @@ def test_a_stdout_that_nobody_reads_any_more_is_no_reason_to_fail(tmp_path):
         ("0 1000 1\n1 100000 65536\n", "65537 ids"),
     ],
 )
-def test_docker_needs_a_range_that_holds_its_ids(uid_map, problem):
+def test_docker_requires_a_sufficient_id_range(uid_map, problem):
     assert problem in services.range_problem(uid_map, "coder:100000:65536\n", "coder")
     assert bool(problem) == bool(services.range_problem(uid_map, "coder:100000:65536\n", "coder"))
     assert "no range for coder" in services.range_problem(uid_map, "other:1:2\n", "coder")
 
 
-def test_docker_on_a_container_layer_gets_fuse_overlayfs_and_none_on_a_volume(tmp_path):
+def test_docker_uses_fuse_overlayfs_on_a_container_layer_only(tmp_path):
     paths = contract.Paths(tmp_path)
     assert not any("storage-driver" in word for word in services.docker_argv(paths, True))
     assert "--storage-driver=fuse-overlayfs" in services.docker_argv(paths, False)
@@ -289,6 +289,6 @@ def test_full_tmp_is_a_note(machine, monkeypatch):
     assert any("tmp is 90% full" in note for note in notes)
 
 
-def test_required_kvm_that_is_missing_is_a_note(machine):
+def test_missing_required_kvm_is_a_note(machine):
     notes = harness.spt_workspace.main.shortages(contract.Contract(kvm="required"), machine.paths)
     assert "/dev/kvm was required and cannot be opened in this workspace." in notes

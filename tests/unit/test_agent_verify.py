@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``spt-workspace verify`` below a temporary root: what it says of whole, broken, missing and unavailable tools."""
+"""``spt-workspace verify`` below a temporary root: verdicts on working, broken, missing and unavailable tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def holds(machine, packages=("git", "jq"), **tools):
-    """Make the image say that it holds ``packages`` and ``tools``."""
+    """Declare that the image contains ``packages`` and ``tools``."""
     about = machine.root / place.ABOUT
     about.parent.mkdir(parents=True, exist_ok=True)
     groups = {"workspace": list(packages)}
@@ -45,7 +45,7 @@ def present(version="1.0"):
 
 
 def names(machine):
-    """The image's own checks: the others start an IDE, search /etc and so on, and are tried one by one."""
+    """Return the image's checks that run anywhere; others start an IDE or search /etc and are tested one by one."""
     try:
         about = json.loads((machine.root / place.ABOUT).read_text())
     except OSError:
@@ -54,7 +54,7 @@ def names(machine):
 
 
 def verify(machine, *words):
-    """(exit status, rows by name, the object)."""
+    """Return (exit status, rows by name, the object)."""
     done = machine.command("verify", "--format", "json", *(words or names(machine)))
     found = json.loads(done.stdout)
     return done.returncode, {row["name"]: row for row in found["checks"]}, found
@@ -64,7 +64,7 @@ def left(machine):
     return list((machine.root / "var/tmp/coder").iterdir())
 
 
-def test_what_works_passes_and_nothing_is_left(machine):
+def test_working_tool_passes_and_leaves_nothing(machine):
     machine.stub("hyperfine", "#!/bin/sh\necho hyperfine 1.20.0\n")
     holds(machine, hyperfine=present("1.20.0"))
     status, rows, found = verify(machine)
@@ -75,7 +75,7 @@ def test_what_works_passes_and_nothing_is_left(machine):
     assert left(machine) == []
 
 
-def test_a_broken_tool_is_found_by_its_work_and_the_others_go_on(machine):
+def test_broken_tool_is_found_and_the_other_checks_continue(machine):
     machine.stub("jq", "#!/bin/sh\necho 'jq: error while loading shared libraries: libonig.so.5' >&2\nexit 127\n")
     holds(machine)
     status, rows, found = verify(machine)
@@ -85,7 +85,7 @@ def test_a_broken_tool_is_found_by_its_work_and_the_others_go_on(machine):
     assert rows["git"]["state"] == "passed"
 
 
-def test_a_tool_that_answers_wrongly_is_found(machine):
+def test_wrong_answer_of_a_tool_is_found(machine):
     machine.stub("jq", "#!/bin/sh\necho the answer is 41\n")
     holds(machine)
     status, rows, _found = verify(machine, "jq")
@@ -93,38 +93,38 @@ def test_a_tool_that_answers_wrongly_is_found(machine):
     assert rows["jq"]["detail"] == "'jq --null-input' did not print 'the answer is 42' but: the answer is 41"
 
 
-def test_a_tool_that_the_image_names_and_lacks_is_found(machine):
+def test_missing_tool_is_found(machine):
     holds(machine, packages=(), wasmtime=present(), nothing=present())
     _status, rows, _found = verify(machine)
     assert rows["wasmtime"]["detail"] == "wasmtime is not installed, or not in the PATH."
     assert rows["nothing"]["state"] == "failed"
 
 
-def test_a_package_that_the_image_names_and_lacks_is_found(machine):
+def test_missing_package_is_found(machine):
     machine.stub("dpkg-query", "#!/bin/sh\necho git installed\necho jq deinstall\nexit 1\n")
     holds(machine)
     assert verify(machine)[1]["packages"]["detail"] == "The image names packages that are not installed: jq."
 
 
-def test_what_is_unavailable_is_named_with_its_reason_and_fails_nothing(machine):
+def test_unavailable_tool_is_named_with_its_reason_and_does_not_fail(machine):
     holds(machine, firecracker={"version": "", "state": "unavailable", "reason": "released on GitHub only"})
     status, rows, found = verify(machine)
     assert status == 0 and found["counts"]["unavailable"] == 1
     assert (rows["firecracker"]["state"], rows["firecracker"]["detail"]) == ("unavailable", "released on GitHub only")
 
 
-def test_what_the_image_does_not_name_is_not_tried(machine):
+def test_undeclared_tool_is_not_checked(machine):
     holds(machine, packages=("git",))
     done = machine.command("verify", "jq")
     assert done.returncode == 2 and "There is no check jq here." in done.stderr
 
 
-def test_an_image_that_says_nothing_about_itself_fails(machine):
+def test_image_without_a_description_fails(machine):
     status, rows, _found = verify(machine)
     assert status == 1 and "/usr/share/spt-flow/image.json says nothing" in rows["image"]["detail"]
 
 
-def test_the_table_has_a_row_for_each_check_and_a_count(machine):
+def test_table_has_a_row_for_each_check_and_a_count(machine):
     holds(machine, firecracker={"version": "", "state": "unavailable", "reason": "why"})
     done = machine.command("verify", *names(machine))
     lines = done.stdout.splitlines()
@@ -157,13 +157,13 @@ def test_wrong_usage_ends_with_2(machine, words, said):
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_tells_the_statuses_and_how_to_try_an_image(machine):
+def test_help_explains_exit_statuses_and_checking_an_image(machine):
     done = machine.command("verify", "--help")
     assert done.returncode == 0
     assert "1 a check failed" in done.stdout and "--entrypoint spt-workspace IMAGE verify" in done.stdout
 
 
-def test_a_run_that_is_ended_leaves_nothing_and_one_that_was_killed_is_cleaned_up_after(machine):
+def test_interrupted_run_leaves_nothing_and_a_killed_one_is_cleaned_up(machine):
     machine.stub("jq", f"#!/bin/sh\necho $$ >{machine.root}/jq.pid\nexec sleep 60\n")
     holds(machine)
     program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
@@ -181,13 +181,13 @@ def test_a_run_that_is_ended_leaves_nothing_and_one_that_was_killed_is_cleaned_u
     assert left(machine) == []
 
 
-def test_a_command_that_hangs_is_ended_and_named(tmp_path):
+def test_hanging_command_is_ended_and_named(tmp_path):
     there = place.Place(Paths(tmp_path), Contract(), dict(os.environ), {}, False, tmp_path)
     with pytest.raises(Failure, match=r"'sleep 60' did not end within 0 s; it said last: it printed nothing"):
         there.run(["sleep", "60"], timeout=0.2)
 
 
-def test_the_users_caches_are_left_alone(machine):
+def test_caches_of_the_user_are_unchanged(machine):
     machine.stub("jq", f"#!/bin/sh\nenv >{machine.root}/env\necho the answer is 42\n")
     holds(machine)
     verify(machine, "jq")
@@ -198,7 +198,7 @@ def test_the_users_caches_are_left_alone(machine):
     assert env["HOME"] == str(machine.paths.home) and env["GOPROXY"] == "off"
 
 
-def test_forms_agree():
+def test_output_forms_agree():
     rows = [report.Row("a", "passed", "fine", 1.0), report.Row("b", "failed", "Broken.", 0.1)]
     subject = report.Subject("image", "slim", "")
     assert json.loads(report.as_json(rows, subject))["counts"] == report.counts(rows)
@@ -206,13 +206,13 @@ def test_forms_agree():
     assert report.as_junit(rows, subject).startswith("<?xml")
 
 
-def test_in_an_image_without_a_workspace_what_needs_one_is_skipped(machine):
+def test_workspace_checks_are_skipped_in_an_image_alone(machine):
     holds(machine)
     _status, rows, _found = verify(machine, "start", "home", "clone", "hooks")
     assert {row["state"] for row in rows.values()} == {"skipped"}
 
 
-def test_a_started_workspace_is_verified_as_one(machine):
+def test_started_workspace_is_verified_as_a_workspace(machine):
     holds(machine)
     machine.start()
     machine.wait("ide", "ok")
@@ -224,7 +224,7 @@ def test_a_started_workspace_is_verified_as_one(machine):
     assert rows["repository-hooks"]["state"] == "passed"
 
 
-def test_a_step_that_failed_is_named_and_dotfiles_are_not(machine):
+def test_failed_step_is_named_and_dotfiles_are_not(machine):
     holds(machine)
     machine.start(SPT_FLOW_REPO="https://localhost:1/x/y.git", SPT_FLOW_REPO_ID="localhost/x/y")
     machine.wait("clone", "failed")
@@ -233,7 +233,7 @@ def test_a_step_that_failed_is_named_and_dotfiles_are_not(machine):
     assert status == 1 and rows["start"]["detail"].startswith("A step of the start failed. clone: ")
 
 
-def test_a_clone_is_the_right_one_and_the_users(machine, tmp_path):
+def test_clone_is_the_right_one_and_belongs_to_the_user(machine, tmp_path):
     holds(machine)
     harness.make_repository(tmp_path / "git/one.git")
     with harness.https_git(tmp_path / "git", tmp_path) as (prefix, authority, _handler):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``flow-vm``: which accelerator, what is said of it, and what is done with an emulator that fails."""
+"""``flow-vm``: the choice of accelerator, its report, and failures of the emulator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from spt_workspace import kvm, machine, tree
 from spt_workspace.contract import Failure, Paths
 
-# A console that echoes what is typed, and a shell behind it.
+# Echoes what is typed, like a serial console with a shell.
 CONSOLE = """#!{python}
 import re, sys
 print("console", flush=True)
@@ -28,7 +28,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A root with a kernel, and an emulator of this test's."""
+    """A root with a kernel and a fake emulator."""
     (tmp_path / "boot").mkdir()
     (tmp_path / "bin").mkdir()
     (tmp_path / "run/spt-flow").mkdir(parents=True)
@@ -54,7 +54,7 @@ def says(monkeypatch, state: str) -> None:
     monkeypatch.setattr(kvm, "verdict", lambda device: (state, f"KVM is {state}."))
 
 
-def test_kvm_is_taken_where_a_guest_boots_under_it(root, monkeypatch, capsys):
+def test_kvm_is_used_if_a_guest_boots(root, monkeypatch, capsys):
     says(monkeypatch, "works")
     assert machine.main([], Paths(root)) == 0
     said = capsys.readouterr().out.splitlines()
@@ -64,14 +64,14 @@ def test_kvm_is_taken_where_a_guest_boots_under_it(root, monkeypatch, capsys):
     assert (root / "run/spt-flow/accel").read_text() == "kvm\n"
 
 
-def test_without_kvm_it_is_emulation(root, monkeypatch, capsys):
+def test_emulation_is_used_without_kvm(root, monkeypatch, capsys):
     says(monkeypatch, "absent")
     assert machine.main([], Paths(root)) == 0
     assert "Under TCG (software emulation) the guest's shell" in capsys.readouterr().out
     assert (root / "run/spt-flow/accel").read_text() == "tcg\n"
 
 
-def test_a_kvm_that_boots_no_guest_is_left_with_a_sentence(root, monkeypatch, capsys):
+def test_kvm_that_boots_no_guest_falls_back_to_emulation(root, monkeypatch, capsys):
     says(monkeypatch, "works")
     monkeypatch.setattr(machine, "TRIAL", 0.5)
     emulator(root, CONSOLE.replace("import re, sys", "import sys, time\nif 'kvm' in sys.argv: time.sleep(60)"))
@@ -82,28 +82,28 @@ def test_a_kvm_that_boots_no_guest_is_left_with_a_sentence(root, monkeypatch, ca
 
 
 @pytest.mark.parametrize("wish", ["--accel", "SPT_FLOW_ACCEL"])
-def test_a_wish_is_not_replaced_by_something_else(root, monkeypatch, capsys, wish):
+def test_explicit_accelerator_is_never_replaced(root, monkeypatch, capsys, wish):
     says(monkeypatch, "denied")
     monkeypatch.setenv("SPT_FLOW_ACCEL", "kvm" if wish == "SPT_FLOW_ACCEL" else "")
     assert machine.main(["--accel", "kvm"] if wish == "--accel" else [], Paths(root)) == 1
     assert "not possible here. KVM is denied." in capsys.readouterr().err
 
 
-def test_a_wish_that_is_none_is_wrong_usage(root, monkeypatch, capsys):
+def test_invalid_accelerator_is_wrong_usage(root, monkeypatch, capsys):
     monkeypatch.setenv("SPT_FLOW_ACCEL", "xen")
     assert machine.main([], Paths(root)) == 2
     assert "'xen', neither kvm nor tcg" in capsys.readouterr().err
     assert machine.main(["--accel", "xen"], Paths(root)) == 2
 
 
-def test_an_emulator_that_ends_is_told_with_its_words(root, monkeypatch, capsys):
+def test_crashed_emulator_is_reported_with_its_output(root, monkeypatch, capsys):
     says(monkeypatch, "absent")
     emulator(root, "#!/bin/sh\necho could not load PC BIOS >&2\nexit 1\n")
     assert machine.main([], Paths(root)) == 1
     assert "ended under tcg with status 1; it said last: could not load PC BIOS." in capsys.readouterr().err
 
 
-def test_an_image_without_what_it_takes_says_so_with_a_status_of_its_own(root, capsys):
+def test_missing_requirement_has_its_own_exit_status(root, capsys):
     (root / "bin" / machine.EMULATOR).unlink()
     assert machine.main([], Paths(root)) == 6
     assert "no qemu-system-x86_64; profile fat has" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_an_image_without_what_it_takes_says_so_with_a_status_of_its_own(root, c
     assert machine.main([], Paths(root)) == 6
 
 
-def test_the_emulator_is_gone_when_a_run_is_ended(root, tmp_path):
+def test_interrupted_run_ends_the_emulator(root, tmp_path):
     emulator(root, f"#!/bin/sh\necho $$ >{root}/pid\nexec sleep 60\n")
     program = (
         f"import sys; sys.path.insert(0, {str(harness.LIBRARY)!r}); sys.dont_write_bytecode = True\n"
@@ -121,7 +121,7 @@ def test_the_emulator_is_gone_when_a_run_is_ended(root, tmp_path):
         "machine._can_tap, machine.first_files, machine._modules = lambda: False, lambda k: b'', lambda v, p: ()\n"
         f"sys.exit(machine.main(['--accel', 'tcg'], Paths(Path({str(root)!r}))))"
     )
-    for _attempt in range(5):  # the signal comes when the emulator has hardly begun
+    for _attempt in range(5):  # The signal comes when the emulator has just started.
         (root / "pid").unlink(missing_ok=True)
         child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
         harness.wait_for(lambda: (root / "pid").exists() and (root / "pid").read_text().strip())
@@ -130,7 +130,7 @@ def test_the_emulator_is_gone_when_a_run_is_ended(root, tmp_path):
         assert not Path("/proc", (root / "pid").read_text().strip()).exists()
 
 
-def test_a_tree_runs_what_it_was_made_of():
+def test_archive_round_trips():
     made = tree.of(["sh", "cat"], {"init": b"#!/bin/sh\n"}, ["proc"])
     assert {"bin/sh", "bin/cat", "init", "proc"} <= set(made)
     paths = list(made)
@@ -139,7 +139,7 @@ def test_a_tree_runs_what_it_was_made_of():
 
 
 def unpacked(archive: bytes):
-    """Path, mode and content of each entry (the kernel's documentation, initramfs buffer format)."""
+    """Return path, mode and content of each entry (kernel documentation: initramfs buffer format)."""
     at = 0
     while at < len(archive):
         assert archive[at : at + 6] == b"070701"
@@ -150,7 +150,7 @@ def unpacked(archive: bytes):
         at = content + fields[6] + -fields[6] % 4
 
 
-def test_a_program_that_is_missing_is_named():
+def test_missing_program_is_named():
     with pytest.raises(Failure, match="no-such-program is not installed"):
         tree.of(["no-such-program"])
 
@@ -158,7 +158,7 @@ def test_a_program_that_is_missing_is_named():
 @pytest.mark.parametrize(
     "name", ["_tried", "_run_guest", "_prepare", "_followed", "_call", "_owner", "_errno", "_said"]
 )
-def test_the_trial_is_the_one_that_hosts_are_tried_with(name):
+def test_trial_is_the_same_as_on_hosts(name):
     assert inspect.getsource(getattr(kvm, name)) == inspect.getsource(getattr(kvm_probe, name))
     constants = [key for key in vars(kvm_probe) if key.isupper()]
     assert {key: getattr(kvm, key) for key in constants} == {key: getattr(kvm_probe, key) for key in constants}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading the audit trail from recorded lines, and the judgement of its health."""
+"""Read the audit trail from recorded lines, and judge its health."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.machine import audi
 from hypothesis import given
 from hypothesis import strategies as st
 
-# Recorded on the test machine (kernel 6.18): two commands of a root shell in a remapped workspace.
+# Recorded on a test machine (kernel 6.18): two commands of a root shell in a remapped workspace.
 RECORDED = (Path(__file__).parent / "data/audit_commands.log").read_text().splitlines()
 
 RULES = " ".join([*audit.KEYS, audit.IDS])
@@ -37,7 +37,7 @@ def test_recorded_commands_are_read_with_their_arguments() -> None:
     assert second.title.startswith("/bin/echo two\nlines")
 
 
-def test_records_of_several_events_may_be_mixed() -> None:
+def test_interleaved_records_of_events_are_separated() -> None:
     chance = random.Random(1)
     for _round in range(20):
         mixed = list(RECORDED)
@@ -50,7 +50,7 @@ def test_enriched_and_forwarded_lines_are_understood() -> None:
     assert [event.command for event in audit.events(enriched)] == [event.command for event in audit.events(RECORDED)]
 
 
-def test_a_long_argument_in_pieces_is_joined_before_it_is_decoded() -> None:
+def test_split_argument_is_joined_before_decoding() -> None:
     word = "ä" * 100
     text = word.encode().hex().upper()
     lines = [f'type=EXECVE msg=audit(1.0:1): argc=2 a0="x" a1_len={len(text)} a1[0]={text[:51]}']
@@ -60,7 +60,7 @@ def test_a_long_argument_in_pieces_is_joined_before_it_is_decoded() -> None:
 
 
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")), min_size=1, max_size=6))
-def test_every_argument_the_kernel_writes_in_hexadecimal_comes_back(words: list[str]) -> None:
+def test_hexadecimal_arguments_are_decoded(words: list[str]) -> None:
     fields = " ".join(f"a{n}={word.encode().hex().upper() or chr(34) * 2}" for n, word in enumerate(words))
     (event,) = audit.events([f"type=EXECVE msg=audit(1.0:1): argc={len(words)} {fields}"])
     assert event.argv == words
@@ -68,12 +68,12 @@ def test_every_argument_the_kernel_writes_in_hexadecimal_comes_back(words: list[
 
 
 @given(st.text())
-def test_no_line_breaks_the_reader(line: str) -> None:
+def test_reader_accepts_any_line(line: str) -> None:
     list(audit.events([line, f"type=EXECVE msg=audit(1.0:1): {line}"]))
 
 
 @pytest.mark.parametrize("text", ["700001 ", '"root"', "(null)", "", "ABC", "deadbeef"])
-def test_what_is_not_hexadecimal_stays_as_it_is(text: str) -> None:
+def test_text_that_is_not_hexadecimal_is_unchanged(text: str) -> None:
     assert audit.decode(text) == text.strip('"').replace("(null)", "")
 
 
@@ -86,14 +86,14 @@ def node(tmp_path: Path) -> tuple[str, str]:
     return str(log), str(tmp_path / "registry")
 
 
-def test_the_report_names_owner_and_workspace(node: tuple[str, str]) -> None:
+def test_report_names_owner_and_workspace(node: tuple[str, str]) -> None:
     rows = audit.report(log=node[0], registry_path=node[1])
     assert [(row["owner"], row["workspace"], row["ok"]) for row in rows] == [("alice", "demo", True)] * 2
     assert audit.report("bob", log=node[0], registry_path=node[1]) == []
     assert len(audit.report("alice", "demo", 1795457558.6, *node)) == 1
 
 
-def test_packed_and_rotated_logs_are_searched(node: tuple[str, str], tmp_path: Path) -> None:
+def test_compressed_and_rotated_logs_are_searched(node: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "audit.log").rename(tmp_path / "audit.log.1")
     (tmp_path / "audit.log").write_text("")
     assert len(audit.report(log=node[0], registry_path=node[1])) == 2
@@ -105,17 +105,17 @@ def test_packed_and_rotated_logs_are_searched(node: tuple[str, str], tmp_path: P
     assert audit.archive(30, node[0]) == (0, 1)
 
 
-def test_without_a_log_the_role_is_named(tmp_path: Path) -> None:
+def test_missing_log_names_the_role(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no audit log"):
         audit.report(log=str(tmp_path / "none"))
 
 
-def test_commands_of_other_rules_are_left_out(node: tuple[str, str]) -> None:
+def test_commands_of_other_rules_are_ignored(node: tuple[str, str]) -> None:
     Path(node[0]).write_text(f'{EARLY}"other"\ntype=EXECVE msg=audit(1.000:7): argc=1 a0="ls"\n')
     assert audit.report(log=node[0], registry_path=node[1]) == []
 
 
-def test_several_keys_of_one_event_are_understood(node: tuple[str, str]) -> None:
+def test_event_with_several_keys_is_understood(node: tuple[str, str]) -> None:
     keys = b"other\x01spt-flow-root".hex().upper()
     Path(node[0]).write_text(f'{EARLY}{keys}\ntype=EXECVE msg=audit(1.000:7): argc=1 a0="ls"\n')
     assert len(audit.report(log=node[0], registry_path=node[1])) == 1
@@ -131,11 +131,11 @@ def test_several_keys_of_one_event_are_understood(node: tuple[str, str]) -> None
         (4242424, ("4242424", "-")),
     ],
 )
-def test_names(auid: int, who: tuple[str, str]) -> None:
+def test_names_are_resolved(auid: int, who: tuple[str, str]) -> None:
     assert audit_registry.name(auid, {771206: "alice/demo"}) == who
 
 
-def test_times_are_understood() -> None:
+def test_times_are_parsed() -> None:
     assert audit.since_time("2h", 10_000) == 2_800
     assert audit.since_time("1795457558", 0) == 1795457558
     assert audit.since_time("2026-11-23T18:00+00:00", 0) == 1795456800
@@ -158,7 +158,7 @@ def test_times_are_understood() -> None:
         ),
     ],
 )
-def test_health(status: dict[str, int], rules: str, known: int, words: str, tmp_path: Path) -> None:
+def test_health_is_judged(status: dict[str, int], rules: str, known: int, words: str, tmp_path: Path) -> None:
     found = " ".join(audit.problems(status, rules, known, str(tmp_path / "audit.log")))
     assert words in found
     assert words or "lost" not in found

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Audit numbers: taken by the shell program of the runtime, freed by Python, and never slow."""
+"""Audit numbers: the runtime's shell program takes them, Python frees them, and both are fast."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         yield made
 
 
-def test_a_workspace_keeps_its_number_while_a_container_or_a_log_has_it(node: Node) -> None:
+def test_workspace_keeps_its_number_while_a_container_or_log_uses_it(node: Node) -> None:
     first, other = node.start("alice/demo", "c1"), node.start("bob/demo", "c2")
     assert FIRST <= first <= LAST and first != other
     assert node.free() == 0, "both run"
@@ -71,15 +71,13 @@ def test_a_workspace_keeps_its_number_while_a_container_or_a_log_has_it(node: No
     assert [list((node.place / folder).iterdir()) for folder in ("containers", "keys")] == [[], []]
 
 
-def test_a_number_that_was_just_taken_is_not_freed(node: Node) -> None:
+def test_recently_taken_number_is_not_freed(node: Node) -> None:
     node.shell("key=alice/demo; spt_flow_audit_allocate")
     assert audit_registry.free(set(), str(node.place)) == 0
     assert node.free() == 1
 
 
-def test_a_number_that_is_taken_while_it_is_freed_stays_with_its_workspace(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_taken_while_being_freed_stays_with_its_workspace(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     number = node.start("alice/demo", "c1")
     node.end("c1")
     rename = Path.rename
@@ -95,7 +93,7 @@ def test_a_number_that_is_taken_while_it_is_freed_stays_with_its_workspace(
     assert node.taken == {number}
 
 
-def test_a_start_whose_number_was_freed_meanwhile_takes_another(node: Node) -> None:
+def test_start_whose_number_was_just_freed_takes_another(node: Node) -> None:
     script = (
         "key=alice/demo; spt_flow_audit_allocate; rm $spt_flow_registry/ids/$number $spt_flow_registry/keys/*;"
         " spt_flow_audit_register c1 && read -r taken <$spt_flow_registry/ids/$number && echo $taken"
@@ -104,7 +102,7 @@ def test_a_start_whose_number_was_freed_meanwhile_takes_another(node: Node) -> N
 
 
 @pytest.mark.parametrize("wrong", ["700001", "nonsense", "", "799999999"])
-def test_a_key_that_points_to_a_wrong_number_gets_one_of_its_own(node: Node, wrong: str) -> None:
+def test_key_with_a_wrong_number_gets_a_new_one(node: Node, wrong: str) -> None:
     node.start("bob/demo", "c1")
     (node.place / "ids/700001").write_text("carol/demo\n")
     (node.place / "keys/alice.demo").write_text(f"{wrong}\n" if wrong else "")
@@ -112,7 +110,7 @@ def test_a_key_that_points_to_a_wrong_number_gets_one_of_its_own(node: Node, wro
     assert (node.place / "ids" / str(number)).read_text() == "alice/demo\nc2\n"
 
 
-def test_a_full_registry_is_refused_at_once(node: Node) -> None:
+def test_full_registry_is_refused_at_once(node: Node) -> None:
     tries = 2_000
     for number in range(FIRST, FIRST + tries):
         (node.place / "ids" / str(number)).touch()
@@ -122,7 +120,7 @@ def test_a_full_registry_is_refused_at_once(node: Node) -> None:
     assert node.start("alice/demo", "c1") == FIRST + tries, "the next start looks further on"
 
 
-def test_the_next_start_looks_where_most_numbers_are_free(node: Node) -> None:
+def test_next_start_searches_where_most_numbers_are_unused(node: Node) -> None:
     for number in (FIRST, FIRST + 10, FIRST + 500, LAST):
         (node.place / "ids" / str(number)).write_text("a/b\n")
     node.shell("key=c/d; spt_flow_audit_allocate")
@@ -131,8 +129,8 @@ def test_the_next_start_looks_where_most_numbers_are_free(node: Node) -> None:
 
 
 @pytest.mark.parametrize("runs", [500, pytest.param(25_000, marks=pytest.mark.full)])
-def test_ci_runs_leave_numbers_free(node: Node, runs: int) -> None:
-    """Four times as many CI runs, each with a key of its own, 100,000 in all; of each 500 one is in the log."""
+def test_ci_runs_leave_numbers_unused(node: Node, runs: int) -> None:
+    """100,000 CI runs, four times the registry's size, each with its own key; one of 500 is in the log."""
     script = (
         "n=0; while [ $n -lt $2 ]; do n=$((n+1)); key=ci/run-$1-$n; spt_flow_audit_allocate || exit 1;"
         ' [ $((n % 500)) -ne 0 ] || echo "$number"; done'
@@ -147,7 +145,7 @@ def test_ci_runs_leave_numbers_free(node: Node, runs: int) -> None:
     assert node.start("ci/last", "c1")
 
 
-def test_numbers_in_packed_logs_stay_taken_without_unpacking(node: Node, tmp_path: Path) -> None:
+def test_numbers_in_compressed_logs_stay_taken_without_decompressing(node: Node, tmp_path: Path) -> None:
     numbers = [node.start(f"alice/w{n}", f"c{n}") for n in range(3)]
     for n in range(3):
         node.end(f"c{n}")
@@ -167,9 +165,7 @@ def test_numbers_in_packed_logs_stay_taken_without_unpacking(node: Node, tmp_pat
     assert list((tmp_path / "archive").iterdir()) == []
 
 
-def test_a_registry_that_fills_is_freed_before_the_day_ends(
-    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filling_registry_is_freed_within_the_day(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "MANY", 3)
     monkeypatch.setattr(audit_registry, "GRACE", 0)
     log = tmp_path / "audit.log"

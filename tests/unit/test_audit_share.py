@@ -18,7 +18,7 @@ ALICE, BOB = 700_001, 700_002
 
 
 class Kernel:
-    """The rules that were added and not removed; locked, it takes none."""
+    """The kernel's current rules; when locked, it accepts no changes."""
 
     def __init__(self) -> None:
         self.rules: list[str] = []
@@ -63,9 +63,7 @@ def detail(number: int) -> list[str]:
     return [f"always,exclude -F auid={number} -F msgtype={kind}" for kind in audit_share.DETAILS]
 
 
-def test_a_workspace_over_its_share_keeps_its_commands_without_arguments(
-    shares: Shares, kernel: Kernel, tmp_path: Path
-) -> None:
+def test_workspace_over_its_share_is_recorded_without_arguments(shares: Shares, kernel: Kernel, tmp_path: Path) -> None:
     shares.count([*event(1, ALICE, 11_000), *event(2, BOB, 100)])
     shares.act(MORNING)
     assert kernel.rules == detail(ALICE)
@@ -77,7 +75,7 @@ def test_a_workspace_over_its_share_keeps_its_commands_without_arguments(
     assert (lost["owner"], lost["level"], lost["commands"]) == ("alice", 1, 5), "each command is counted, nothing else"
 
 
-def test_at_twice_its_share_a_workspace_is_not_recorded_until_the_next_day(
+def test_workspace_at_twice_its_share_is_not_recorded_until_the_next_day(
     shares: Shares, kernel: Kernel, tmp_path: Path
 ) -> None:
     shares.count(event(1, ALICE, 11_000))
@@ -95,8 +93,8 @@ def test_at_twice_its_share_a_workspace_is_not_recorded_until_the_next_day(
     assert "in full again" in kernel.said[-1]
 
 
-def test_one_event_of_many_megabytes_is_the_workspaces_own(shares: Shares, kernel: Kernel) -> None:
-    """Pieces of several events may be mixed; each counts for the workspace that its event names."""
+def test_event_of_many_megabytes_counts_for_its_workspace(shares: Shares, kernel: Kernel) -> None:
+    """Records of several events may be interleaved; each counts for the workspace that its event names."""
     mine, other = event(1, ALICE, 9_000), event(2, BOB, 9_000)
     shares.count([mine[0], other[0], mine[1], other[1], b'type=EXECVE msg=audit(1.000:1): a1="y"'])
     assert 9_000 < shares.bytes[BOB] < shares.bytes[ALICE] < 10_000
@@ -106,7 +104,7 @@ def test_one_event_of_many_megabytes_is_the_workspaces_own(shares: Shares, kerne
     assert kernel.rules == [], "the host's own records count for no workspace"
 
 
-def test_rules_that_were_dropped_are_set_again(shares: Shares, kernel: Kernel) -> None:
+def test_dropped_rules_are_set_again(shares: Shares, kernel: Kernel) -> None:
     shares.count(event(1, ALICE, 11_000))
     shares.act(MORNING)
     kernel.rules.clear()
@@ -114,7 +112,7 @@ def test_rules_that_were_dropped_are_set_again(shares: Shares, kernel: Kernel) -
     assert kernel.rules == detail(ALICE)
 
 
-def test_a_new_watcher_goes_on_where_the_last_one_was_killed(shares: Shares, kernel: Kernel, tmp_path: Path) -> None:
+def test_new_watcher_resumes_where_the_killed_one_stopped(shares: Shares, kernel: Kernel, tmp_path: Path) -> None:
     shares.count(event(1, ALICE, 11_000))
     shares.act(MORNING)
     again = Shares(10_000, str(tmp_path), str(tmp_path / "registry"))
@@ -126,14 +124,14 @@ def test_a_new_watcher_goes_on_where_the_last_one_was_killed(shares: Shares, ker
     assert Shares(10_000, str(tmp_path)).bytes == {}
 
 
-def test_locked_rules_are_said(shares: Shares, kernel: Kernel, tmp_path: Path) -> None:
+def test_locked_rules_are_reported(shares: Shares, kernel: Kernel, tmp_path: Path) -> None:
     kernel.locked = True
     shares.count(event(1, ALICE, 11_000))
     shares.act(MORNING)
     assert "locked, so it is not limited" in audit_share.sentence(audit_share.current(str(tmp_path))[0])
 
 
-def test_the_tail_follows_the_log_over_its_rotation(tmp_path: Path) -> None:
+def test_tail_follows_the_log_over_its_rotation(tmp_path: Path) -> None:
     log = tmp_path / "audit.log"
     tail = Tail(str(log))
     assert tail.lines() == []
@@ -147,14 +145,14 @@ def test_the_tail_follows_the_log_over_its_rotation(tmp_path: Path) -> None:
     assert Tail(str(log)).lines() == [], "what was there before the watcher is not counted"
 
 
-def test_gaps_are_forgotten_with_the_trail(tmp_path: Path) -> None:
+def test_gaps_are_removed_with_the_trail(tmp_path: Path) -> None:
     old = {"owner": "a", "workspace": "b", "level": 2, "since": 1.0, "until": 2.0, "commands": 0}
     (tmp_path / "gaps").write_text(json.dumps(old) + "\nbroken\n" + json.dumps({**old, "until": MORNING}) + "\n")
     audit_share.forget(1, str(tmp_path), MORNING + 3600)
     assert [gap["until"] for gap in audit_share.gaps(str(tmp_path))] == [MORNING]
 
 
-def test_a_watcher_that_is_not_there_is_noticed(shares: Shares, tmp_path: Path) -> None:
+def test_missing_watcher_is_noticed(shares: Shares, tmp_path: Path) -> None:
     assert not audit_share.alive(str(tmp_path), wait=0)
     shares.act(MORNING)
     assert audit_share.alive(str(tmp_path), wait=0)
