@@ -158,6 +158,17 @@ def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
     assert 20 <= clock.now <= 30 and said and "CODER_URL" in caught.value.hint
 
 
+def test_database_that_is_down_for_a_minute_is_waited_for_with_one_line(server: Server) -> None:
+    """Twelve answers are a minute of waiting; a server that only answers wrongly gets six tries."""
+    clock, said = Clock(), []
+    detail = "dial unix /run/postgresql/.s.PGSQL.5432: connect: no such file or directory"
+    server.script = [error(500, "Internal error fetching API key by id.", detail=detail)] * 18
+    assert client(server, clock, say=said.append).request("GET", "/x").status == 200
+    assert 45 <= clock.now <= coder_http.OUTAGE
+    (line,) = said
+    assert "Waiting up to 75 s for the server and its database" in line
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [

@@ -225,8 +225,7 @@ class CoderClient:
     # How requests are made
 
     def _request(self, method: str, path: str, **more: Any) -> Answer:
-        left = self.http.timeout if self._left is None else self._left()
-        return self.http.request(method, path, timeout=min(left, self.http.timeout), **more)
+        return self.http.request(method, path, timeout=None if self._left is None else self._left(), **more)
 
     def _object(self, method: str, path: str, body: Any = None, **more: Any) -> Json:
         found: Json = self._request(method, path, body=body, **more).data

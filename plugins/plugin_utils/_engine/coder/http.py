@@ -10,6 +10,7 @@ raised, and the caller has to look whether its request was carried out. Knows no
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,8 +39,10 @@ SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 """Methods that may be sent again when nobody knows whether the first one arrived."""
 NOT_PROCESSED = frozenset({429, 503})
 AGAIN = frozenset({500, 502, 504})
-OUTAGE = 30.0
-"""Seconds that a server which cannot be reached is waited for: a restart takes less, a wrong URL should be told."""
+OUTAGE = 75.0
+"""Seconds to wait for a server or database that is down: a restart takes less, and a wrong URL must be reported."""
+DATABASE = re.compile(r"\bpq: |\bsql: |\bdial (?:tcp|unix)|driver: bad connection|database|broken pipe|\bEOF\b", re.I)
+"""What the server (v2.35.1) says in an answer 500 while its database is down."""
 CONNECT_TIMEOUT = 10.0
 VERSION_HEADER = "X-Coder-Build-Version"
 
@@ -108,12 +111,13 @@ class CoderHttp:
         repeat: bool = False,
         content_type: str = "application/json",
     ) -> Answer:
-        """The answer within ``timeout`` seconds, every try and pause included.
+        """Return the answer within ``timeout`` seconds, including retries and pauses.
 
+        Without ``timeout`` the server has its usual time for an answer, plus the time that an outage may take.
         ``body`` is sent as it is when it is ``bytes``, else as JSON. Raises ``Unsure`` (see above), ``AuthError``,
         ``NotFound``, ``Conflict``, ``InvalidInput``, ``DeadlineExceeded``, ``Unhealthy``, or another ``FlowError``.
         """
-        waiter = self.waiter(self.timeout if timeout is None else timeout)
+        waiter = self.waiter(self.timeout + self.outage if timeout is None else timeout)
         words = {name: _word(value) for name, value in (query or {}).items() if value is not None}
         target = path + (f"?{urlencode(words)}" if words else "")
         retry = Retry(f"{method} {path}", waiter, repeat or method in SAFE, self.outage, self.say)
@@ -171,7 +175,7 @@ class CoderHttp:
             headers["Coder-Session-Token"] = self.config.token
         if data is not None:
             headers["Content-Type"] = content_type
-        left = max(waiter.remaining, 0.001)
+        left = max(min(waiter.remaining, self.timeout), 0.001)
         limit = Timeout(connect=min(CONNECT_TIMEOUT, left), read=left)
         self.requests += 1
         try:
@@ -217,7 +221,8 @@ class CoderHttp:
                 said.details(status),
             )
             after = retry_after(response.headers.get("Retry-After", ""))
-            return Trouble(error, status in AGAIN, status in (502, 503, 504), after)
+            down = status in (502, 503, 504) or DATABASE.search(said.text) is not None
+            return Trouble(error, status in AGAIN, down, after)
         if status >= 400:
             raise self._refused(method, path, status, said, VERSION_HEADER in response.headers)
         if kind == "text/html":

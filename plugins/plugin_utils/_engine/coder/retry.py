@@ -68,7 +68,10 @@ class Retry:
             pause = trouble.after + _RANDOM.uniform(0.0, 0.1 * trouble.after + 0.1)
         if pause >= left:
             raise self._given_up(trouble)
-        if self._tries == 1 or pause >= 1:
+        if trouble.outage and trouble.after is None:
+            if self._tries == 1:
+                self._say(f"{error.message} Waiting up to {left:.0f} s for the server and its database to come back.")
+        elif self._tries == 1 or pause >= 1:
             self._say(f"{error.message} Trying again in {pause:.1f} s.")
         self._waiter.pause(pause)
 
