@@ -202,6 +202,18 @@ def test_container_of_the_template_is_created_with_the_image_by_its_id(served: S
     assert sent == {**body, "Image": IMAGE}
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "body"), [("POST", CREATE, PASSES), ("DELETE", f"/v1.41/volumes/{NAME}-home", None)]
+)
+def test_container_left_by_a_lost_build_is_removed_first(method: str, target: str, body: Any, served: Served) -> None:
+    """Else a start fails with a name that is in use, and a deletion with a volume that is in use."""
+    assert served.call(method, target, body)[0] == 200
+    *removed, (last, _, _) = [call for call in served.calls if call[0] != "GET"]
+    path = f"/containers/{CONTAINER}"
+    assert removed == [("POST", f"{path}/stop?t=30", None), ("DELETE", f"{path}?force=true", None)]
+    assert last == method
+
+
 def test_body_of_target_docker_has_what_the_proxy_asks_for() -> None:
     """So that the template, which follows it, is not refused by its own proxy."""
     assert set(docker_container.DROPPED) >= bodies.DROPPED

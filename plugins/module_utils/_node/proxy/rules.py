@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import body as bodies
@@ -35,13 +35,17 @@ Lookup = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """A call to the engine. ``long``: the answer may take as long as a container runs."""
+    """A call to the engine. ``long``: the answer may take as long as a container runs.
+
+    ``leftover`` is the id of a container of the same workspace that has to be removed first.
+    """
 
     method: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     long: bool = False
+    leftover: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Rules:
                 raise Refused("this call must not have a body")
             call = route.make(self, request, matched.groupdict())
             prefix = f"/v1.{request.version}" if request.version else ""
-            return Call(call.method, prefix + call.path, call.query, call.body, call.long)
+            return replace(call, path=prefix + call.path)
         raise Refused("the template does not make such a call")
 
     def container(self, name: str) -> dict[str, Any] | None:
@@ -92,6 +96,15 @@ class Rules:
         if not owner or found["Name"] != f"/spt-flow-{owner}":
             raise Refused("this container was not made by the Coder server's template")
         return dict(found)
+
+    def leftover(self, name: str) -> str:
+        """Return the id of the container of this name, empty where there is none.
+
+        Terraform removes its own container before it creates the next one or deletes a volume. One that is still there
+        comes from a build whose state was lost, as in an outage of the server's database.
+        """
+        found = self.container(name)
+        return str(found["Id"]) if found else ""
 
     def image(self, name: str) -> str:
         """Return the id of our image, or ``name`` if it does not exist. Raise ``Refused`` for any other image."""
@@ -124,7 +137,7 @@ def _create(rules: Rules, request: Request, _parts: Mapping[str, str]) -> Call:
     bodies.container(name, body, rules.node)
     # Use the id, so that the name cannot point to another image in the meantime.
     body["Image"] = rules.image(body["Image"])
-    return Call("POST", "/containers/create", {"name": name}, canonical(body))
+    return Call("POST", "/containers/create", {"name": name}, canonical(body), leftover=rules.leftover(name))
 
 
 def _of_container(end: str, long: bool = False) -> Callable[[Rules, Request, Mapping[str, str]], Call]:
@@ -160,7 +173,8 @@ def _volume(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:
         matched = bodies.VOLUME.fullmatch(name)
         if matched is None or (found.get("Labels") or {}).get(bodies.OWNER) != matched[2]:
             raise Refused("this volume was not made by the Coder server's template")
-    return Call(request.method, f"/volumes/{name}", request.query)
+    leftover = rules.leftover(name.rpartition("-")[0]) if request.method == "DELETE" else ""
+    return Call(request.method, f"/volumes/{name}", request.query, leftover=leftover)
 
 
 def _network(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:

@@ -34,6 +34,8 @@ ENGINE = "/var/run/docker.sock"
 MOST_CONNECTIONS = 128
 IDLE, ANSWER, LONG = 600.0, 900.0, 120.0
 """Seconds that a client may be silent, and that the engine may be silent: during a call, and during a wait."""
+GRACE = 30
+"""Seconds in which a leftover container may end its programs, as in the template."""
 DRAIN = 20.0
 """Seconds in which running calls may finish when the service stops."""
 FIRST_DESCRIPTOR = 3
@@ -86,6 +88,16 @@ class Engine:
         except BaseException:
             connection.close()
             raise
+
+    def remove(self, container: str) -> None:
+        """Stop a container in an orderly way and remove it. Raise ``OSError``."""
+        try:
+            self._client.request_json("POST", f"/containers/{container}/stop", {"t": GRACE}, timeout=ANSWER)
+            self._client.request_json("DELETE", f"/containers/{container}", {"force": True}, timeout=ANSWER)
+        except NotFound:
+            return
+        except FlowError as error:
+            raise OSError(error.message) from None
 
     def lookup(self, path: str) -> Any:
         """Return the engine's description of an object, ``None`` if it does not exist. Raise ``OSError``."""
@@ -199,6 +211,9 @@ class Proxy:
                 self._busy -= 1
 
     def _pass_on(self, client: socket.socket, request: Request, call: Call) -> bool:
+        if call.leftover:
+            note(f"removed the leftover container {call.leftover[:12]} before {call.method} {call.path}", 5)
+            self._engine.remove(call.leftover)
         connection, answer = self._engine.send(call)
         with contextlib.closing(connection):
             headers = {name: answer.headers[name] for name in PASSED_BACK if name in answer.headers}
