@@ -42,6 +42,34 @@ def ensure(target, spec=SPEC, state="started", probe=None, **more):
     return lifecycle.ensure(target, spec, state, probe=probe or says("open"), **more)
 
 
+class Clock:
+    """A clock that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("state", ["started", "restarted"])
+def test_image_build_does_not_use_up_the_time_to_wait_for_the_ide(state: str) -> None:
+    clock, progress = Clock(), common_progress.Progress()
+    waiter = common_wait.Waiter(600, clock=clock)
+    target = FakeTarget()
+
+    def build() -> None:
+        clock.now += 1200
+        progress.done("image", 1200)
+
+    if state == "restarted":
+        target.add("demo", REPO.identity)
+    target.before["create"] = target.before["restart"] = build
+    result = lifecycle.ensure(target, SPEC, state, progress, waiter=waiter, probe=says("open"))
+    assert result.workspace and result.workspace.state == "running"
+    assert waiter.remaining == 600
+
+
 # Planning
 
 

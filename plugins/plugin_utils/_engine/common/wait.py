@@ -37,6 +37,10 @@ class Waiter:
         """Seconds left, never below 0."""
         return max(0.0, self._end - self._clock())
 
+    def extend(self, seconds: float) -> None:
+        """Move the deadline by ``seconds`` that were spent on something other than waiting."""
+        self._end += seconds
+
     @property
     def expired(self) -> bool:
         return self.remaining == 0

@@ -189,7 +189,14 @@ class _Run:
     def _restart(self, workspace: Workspace) -> Workspace:
         if workspace.id:
             self._seed(workspace, fresh=False)
-        return self.target.restart(workspace, self.spec, self.progress)
+        known = len(self.progress.stages)
+        restarted = self.target.restart(workspace, self.spec, self.progress)
+        self._exclude_image(known)
+        return restarted
+
+    def _exclude_image(self, known: int) -> None:
+        """Do not count an image build among the stages after ``known`` as waiting for the IDE."""
+        self.waiter.extend(sum(seconds for name, seconds in self.progress.stages[known:] if name == "image"))
 
     def _delete(self, workspace: Workspace) -> None:
         with self.progress.stage("delete", f"deleting {workspace.name}"):
@@ -209,6 +216,7 @@ class _Run:
         self.progress.note("create: creating the workspace")
         workspace = self.target.create(self.spec, self.progress)
         inner = self.progress.stages[known:]
+        self._exclude_image(known)
         if "create" not in [name for name, _seconds in inner]:
             own = self.progress.elapsed - begun - sum(seconds for _name, seconds in inner)
             self.progress.done("create", max(0.0, own), workspace.name)
