@@ -65,7 +65,7 @@ def test_image_build_does_not_use_up_the_time_to_wait_for_the_ide(state: str) ->
     if state == "restarted":
         target.add("demo", REPO.identity)
     target.before["create"] = target.before["restart"] = build
-    result = lifecycle.ensure(target, SPEC, state, progress, waiter=waiter, probe=says("open"))
+    result = ensure(target, state=state, progress=progress, waiter=waiter)
     assert result.workspace and result.workspace.state == "running"
     assert waiter.remaining == 600
 
