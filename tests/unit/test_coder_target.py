@@ -21,10 +21,12 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
     Unhealthy,
 )
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import builds as coder_builds
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import jobs as coder_jobs
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import reading as coder_reading
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.parse import seconds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.wait import Waiter
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
@@ -514,6 +516,33 @@ def test_one_made_by_a_click_has_the_templates_time(fake: Fake, target: CoderTar
     made = ensure(target, CI).workspace
     assert made and made.deadline
     assert 1795 <= made.deadline - next(iter(fake.state.workspaces.values())).created <= 1805
+
+
+def test_delete_after_a_failed_start_first_stops_so_that_nothing_is_left(fake: Fake, target: CoderTarget) -> None:
+    """A start whose state was lost in an outage leaves volumes that only another build can find."""
+    hung = "Coder: Build has been detected as hung for 5 minutes and has been terminated by the reaper."
+    fake.state.next("start", error=hung)
+    with pytest.raises(Unhealthy) as failed:
+        ensure(target)
+    assert "run the command again" in failed.value.hint
+    fake.state.next("stop", error="the volume is in use")
+    assert ensure(target, NAMED, "absent").changed
+    assert builds(fake) == ["start", "stop", "delete"]
+
+
+def test_build_that_hangs_is_named_after_a_minute() -> None:
+    now, said = 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def read() -> dict[str, Any]:
+        return {"job": {"status": "running" if now < 150 else "succeeded"}}
+
+    waiter = Waiter(600, clock=lambda: now, sleep=sleep)
+    coder_jobs.follow("build", waiter, read, lambda after: [], Progress(said.append))
+    assert [line for line in said if "no news for 60 s" in line] == said and len(said) == 2
 
 
 @pytest.mark.parametrize(("kind", "cancelled"), [("ci", True), ("dev", False)])

@@ -25,6 +25,7 @@ from .reading import CoderReader
 LAST_LINES = 5
 ADVICE = {
     "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status shows yours), or ask for more.",
+    "detected as hung": "The server or its provisioner stopped during the build: run the command again.",
     "no space left on device": "The node's disk is full: whoever runs it makes room there, then run the command again.",
 }
 """What helps, by words of a build that failed."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .client import CoderClient, Json
 
 NOBODY = "no provisioner of the server was free or alive"
+QUIET = 60.0
+"""Seconds without a line of its log after which a job that runs may hang: Terraform writes one every ten seconds."""
+SILENT = f"no news for {QUIET:g} s; Coder ends a hung build after 5 minutes, then run the command again"
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -28,16 +31,17 @@ def follow(
 ) -> Json:
     """What ``read`` gives (an object with a ``job``) once that job has ended.
 
-    Each new stage of ``logs`` (lines after an id) is told as progress; so is, once, that nobody is there to take the
-    job. Raises ``DeadlineExceeded``, with a hint where nobody ever was, and ``NotFound``.
+    Each new stage of ``logs`` (lines after an id) is reported as progress. So are, once, a missing provisioner, and
+    each minute in which a running job writes nothing. Raises ``DeadlineExceeded``, with a hint if no provisioner
+    was there, and ``NotFound``.
     """
     progress = progress or Progress()
-    stage, after, idle, told = "", 0, False, False
+    stage, after, idle, told, heard = "", 0, False, False, waiter.remaining
 
     def look() -> Json | None:
-        nonlocal stage, after, idle, told
+        nonlocal stage, after, idle, told, heard
         for line in logs(after):
-            after = line["id"]
+            after, heard = line["id"], waiter.remaining
             if line["stage"] != stage:
                 stage = line["stage"]
                 progress.note(f"{what}: {untrusted.line(stage, 200)}")
@@ -49,6 +53,11 @@ def follow(
         if idle and not told:
             told = True
             progress.note(f"{what}: {NOBODY}; waiting for one")
+        if found["job"]["status"] != "running":
+            heard = waiter.remaining
+        elif heard - waiter.remaining >= QUIET:
+            heard = waiter.remaining
+            progress.note(f"{what}: {SILENT}")
         return found if found["job"]["status"] in ENDED else None
 
     try:

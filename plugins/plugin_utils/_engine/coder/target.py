@@ -153,6 +153,12 @@ class CoderTarget(Builder):
                 # Without its template's leave only what nobody builds yet can be cancelled; the rest is waited for.
                 self._client.cancel_build(build["id"])
         found = self._settled(workspace, timeout)
+        latest = found["latest_build"]
+        if workspace.kind != "ci" and latest["transition"] == "start" and latest["job"]["status"] != "succeeded":
+            # What a failed start made may be missing from Terraform's state; a stop brings the volumes back into it.
+            with contextlib.suppress(Unhealthy):
+                found = self._change(found, "stop")
+            found = self._fresh(workspace)
         self._built(found, self._client.create_build(found, "delete"), Progress(), timeout)
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
