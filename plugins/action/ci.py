@@ -18,6 +18,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results a
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.preparation import Preparation
 
 NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "trust", "workspace", "from_run")
 KEPT = (
@@ -47,12 +48,12 @@ class ActionModule(ansible_action.FlowAction):
         spec = replace(ansible_open.make_spec(values), name="")
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": "Check mode: the job would run in a workspace of its own."}, [])
-        # Before the TTL begins: an image is made once, and may take minutes.
-        furnished = ansible_open.PreparedTarget(target, values)
-        furnished.prepare(self.progress)
+        if target.client_prepares:
+            # Before the TTL begins: building a missing image may take minutes.
+            spec = Preparation(values)(spec, self.progress)
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
-        outcome = ci_run.run(furnished, spec, job, self.progress, lines)
+        outcome = ci_run.run(target, spec, job, self.progress, lines)
         outcome.notes[:0] = [*notes, *(self._kept() if runner else [])]
         return self._answer(outcome)
 

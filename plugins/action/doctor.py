@@ -9,20 +9,19 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.spt.flow.plugins.action import ssh_config
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, NotFound
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
-from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import config_dir, parse_url
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.author import git_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet
-
-if TYPE_CHECKING:
-    from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import fleet, kinds
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.checks import Check
 
 LASTING = tuple(
     option.name
@@ -64,14 +63,11 @@ class ActionModule(ansible_action.FlowAction):
         checks, target = [], self.values["target"]
         write = self.own["write"] and not self._task.check_mode
         try:
-            target = ansible_open.target_name(self.values)
-            if self.server and self.values["target"] == "auto":
-                target = "coder"  # where workspaces will be once there is a token
-            checks = doctor.examine(
-                target, self.values["kvm"], self.values["template"], self.values["engine"], self._connect, write
-            )
+            kind = kinds.chosen(self.values, self.server)
+            target = kind.name
+            checks = doctor.examine(self.values, kind, self.server, ansible_values.display.warning, write)
         except FlowError as error:
-            checks.append(doctor.Check("server", "missing", error.message, error.hint))
+            checks.append(Check("server", "missing", error.message, error.hint))
         lacking = doctor.missing(checks)
         written = self._keep("" if lacking else target) if self.own["write"] else {"changed": False}
         rows = [check.to_dict() for check in checks]
@@ -85,15 +81,12 @@ class ActionModule(ansible_action.FlowAction):
             return ansible_results.failed(lacking, **answer)
         return self.finish({**answer, "msg": f"Everything that target {target} needs is there."}, ["", *block])
 
-    def _connect(self, anonymous: bool = False) -> CoderHttp:
-        return ansible_open.coder_http(self.server, anonymous=anonymous)
-
     def _questions(self) -> list[dict[str, str]]:
         """What nobody has said yet, where there is somebody to ask; never a secret."""
         if self.values["output"] == "json" or not ansible_action.at_terminal():
             return []
         said = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
-        author = ansible_open.git_identity(self.values)
+        author = git_identity(self.values)
         asked = {name: text for name, text in QUESTIONS.items() if not said.get(name)}
         asked = {name: text for name, text in asked.items() if not author.get(name.removeprefix("git_"))}
         if has_server():
@@ -104,7 +97,7 @@ class ActionModule(ansible_action.FlowAction):
         """Write what the user answered, and a Coder server that was found to work; the rest of the file stays."""
         given = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
         answers = {name: value for name, value in given.items() if name in LASTING}
-        if found == "coder":
+        if found and kinds.kind(found).has_server:
             answers.setdefault("target", found)
         server = self._keep_server()
         path = Path(settings_resolve.user_settings_file())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
-from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import preparation
 
 if TYPE_CHECKING:
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image.identity import Image
@@ -45,7 +45,7 @@ class ActionModule(ansible_action.FlowAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-        options = ansible_open.image_options(self.values)
+        options = preparation.image_options(self.values)
         image = image_identity.identity(self.values["profile"])
         if self.own["state"] == "released" and self.values["image_release"]:
             return self._released(image, options)

@@ -10,6 +10,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import Cance
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import kinds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import Drainable
 
@@ -45,7 +46,7 @@ class ActionModule(ansible_action.FlowAction):
         if self._task.check_mode or (changed and not self.values["confirm"]):
             return self._ask(mark, running)
         if not mark:
-            self._target.drain(ansible_open.owner_of(self.values))
+            self._target.drain(kinds.owner_of(self.values))
         return self._drained(mark, self._stop(running))
 
     def _running(self) -> list[Workspace]:

@@ -20,6 +20,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import prefetch 
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import values as settings_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import kinds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import (
     Result,
     Session,
@@ -27,6 +28,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
     Workspace,
     WorkspaceSpec,
 )
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.preparation import Preparation
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ensure_client
 
 if TYPE_CHECKING:
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import Target
@@ -77,7 +80,7 @@ class ActionModule(ansible_action.FlowAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 
         return lifecycle.ensure(
-            ansible_open.PreparedTarget(target, self.values),
+            target,
             spec,
             self.own["state"],
             check,
@@ -85,6 +88,7 @@ class ActionModule(ansible_action.FlowAction):
             hours=self.values["hours"],
             by=spec.owner,
             create=self.own["create"],
+            prepare=Preparation(self.values),
         )
 
     def _session(
@@ -122,8 +126,8 @@ class ActionModule(ansible_action.FlowAction):
             )
         # Ansible may have changed the folder that it works in.
         record = ci_record.load(Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser())
-        target = ansible_open.target_name(self.values)
-        self.values.update(ci_record.values(record, self.values["repo"], target, self.values["docker"]))
+        directories = kinds.chosen(self.values).clones_directories
+        self.values.update(ci_record.values(record, self.values["repo"], directories, self.values["docker"]))
         return record
 
     def _differences(self, run: dict[str, Any], spec: WorkspaceSpec, result: Result) -> list[str]:
@@ -202,7 +206,7 @@ class ActionModule(ansible_action.FlowAction):
             raise AssertionError("result.workspace is set by now")
         workspace = result.workspace = with_steps(result.workspace, session)
         connect, shell = self.values["connect"], self._opens_shell()
-        result.notes += target.ready_to_enter(self.progress, bool(connect and self.values["command"]))
+        result.notes += ensure_client(target, self.progress, bool(connect and self.values["command"]))
         if not shell and workspace.step("clone").state == "needs-auth" and (self.own["create"] or not connect):
             workspace = self._finish_clone(result, workspace)
         error = workspace_clone.missing(workspace)

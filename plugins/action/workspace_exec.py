@@ -13,6 +13,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ensure_client
 
 
 class ActionModule(ansible_action.FlowAction):
@@ -34,7 +35,7 @@ class ActionModule(ansible_action.FlowAction):
         if self._task.check_mode:
             return self.finish({"changed": True, "msg": f"Check mode: a command would run in {workspace.name}."}, [])
         lines = Lines(self.say, batch="AWX_ISOLATED_DATA_DIR" in os.environ)
-        for note in target.ready_to_enter(self.progress, needed=True):
+        for note in ensure_client(target, self.progress, needed=True):
             self.say(f"note: {note}")
         there = workspace_ssh.inside(target.session(workspace).directory, command)
         status = ansible_action.stream(workspace_ssh.argv(workspace, there), lines.add)

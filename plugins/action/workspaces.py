@@ -14,6 +14,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as a
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import kinds
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.preparation import Preparation
 
 VARIABLE = "flow_workspaces"
 MOST = 32
@@ -71,7 +73,7 @@ class ActionModule(ansible_action.FlowAction):
         row = {
             "index": entry.index,
             "name": entry.title,
-            "owner": ansible_open.owner_of(entry.values),
+            "owner": kinds.owner_of(entry.values),
             "node": entry.values["node"],
             "state": entry.state,
             "changed": False,
@@ -93,11 +95,12 @@ class ActionModule(ansible_action.FlowAction):
         target = self._targets[place(entry.values)]
         spec = ansible_open.make_spec(entry.values)
         result = lifecycle.ensure(
-            ansible_open.PreparedTarget(target, entry.values),
+            target,
             spec,
             entry.state,
             check or unconfirmed,
             Progress(lambda line: self._tell(f"{entry.title} {line}")),
+            prepare=Preparation(entry.values),
         )
         if unconfirmed and result.changed and not check:
             raise Cancelled(f"Workspace {entry.title} was not deleted: it was not confirmed.", "Use -e confirm=true.")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.targets import TARGETS
 from ansible_collections.spt.flow.tests.conventions import imports
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,40 @@ def one_client_reaches_each_server(root: Path) -> list[str]:
     return wrong
 
 
+def targets_are_not_told_apart_by_name(root: Path) -> list[str]:
+    """Outside a target's package, code asks for a capability; a comparison would have to change for each new target."""
+    own = [ENGINE / module.partition(".")[0] for module in TARGETS.values()]
+    return [
+        f"{path}:{node.lineno} compares the name of a target"
+        for path in files(root, Path("plugins"))
+        if not any(package in path.parents for package in own)
+        for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8")))
+        if any(part.value in TARGETS for place in compared(node) for part in constants(place))
+    ]
+
+
+def compared(node: ast.AST) -> list[ast.AST]:
+    """What a node compares: both sides of an operator, the value of a case, the words of ``startswith``."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.MatchValue):
+        return [node.value]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "startswith":
+        return list(node.args)
+    return []
+
+
+def constants(node: ast.AST) -> list[ast.Constant]:
+    """The strings of an operand: itself, or the members of a tuple, list, set or dictionary."""
+    if isinstance(node, ast.Constant):
+        return [node] if isinstance(node.value, str) else []
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        return [one for part in node.elts for one in constants(part)]
+    if isinstance(node, ast.Dict):
+        return [one for part in node.keys if part is not None for one in constants(part)]
+    return []
+
+
 def files_and_functions_are_short(root: Path) -> list[str]:
     wrong = []
     for path in files(root, Path("plugins")):
@@ -179,6 +214,10 @@ BREAKS: dict[Rule, tuple[str, str]] = {
         "plugins/plugin_utils/_engine/docker/target.py",
         "def f():\n    import requests\n    return requests\n",
     ),
+    targets_are_not_told_apart_by_name: (
+        "plugins/plugin_utils/_engine/workspace/report.py",
+        "def f(workspace):\n    return workspace.target == 'coder'\n",
+    ),
     files_and_functions_are_short: (
         "plugins/plugin_utils/_engine/common/text.py",
         "def f():\n" + "    print()\n" * LONGEST_FUNCTION,
@@ -208,6 +247,26 @@ def test_rule_finds_violations(rule: Rule, copied: Path) -> None:
         assert any(name in line for line in rule(copied))
     finally:
         path.write_text(kept, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 'docker' != target.name",
+        "x = target.name in ('coder', 'other')",
+        "x = target.name not in {'docker'}",
+        "x = target.name in {'docker': 1}",
+        "x = target.name.startswith('coder')",
+        "match target.name:\n    case 'docker':\n        pass",
+    ],
+)
+def test_comparison_of_a_target_is_found_in_each_form(code: str, copied: Path) -> None:
+    path = copied / "plugins/plugin_utils/_engine/workspace/compares.py"
+    path.write_text(code + "\n", encoding="utf-8")
+    try:
+        assert [line for line in targets_are_not_told_apart_by_name(copied) if path.name in line]
+    finally:
+        path.unlink()
 
 
 def test_module_utils_and_plugin_utils_contain_only_the_two_trees() -> None:

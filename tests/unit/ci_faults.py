@@ -50,7 +50,7 @@ class Bench(CoderTarget):
         self.touched()
         return super().find(spec)
 
-    def ready_to_enter(self, progress: Any, needed: bool = False) -> list[str]:
+    def ensure_client(self, progress: Any, needed: bool) -> list[str]:
         return []
 
     def exec(self, workspace: Workspace, argv: Any, *more: Any, **named: Any) -> ExecResult:

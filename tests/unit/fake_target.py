@@ -51,6 +51,7 @@ class FakeTarget:
     same_network = True
     seed_follows = False
     clone_path_known = True
+    log_ends_with_workspace = True
 
     def __init__(self, script: Callable[[Any, str], list[str]] | None = None, read_only: bool = False) -> None:
         self.workspaces: dict[tuple[str, str], workspace_models.Workspace] = {}
@@ -172,9 +173,6 @@ class FakeTarget:
     def exec(self, workspace: Any, argv: Any, stdin: bytes = b"", timeout: float = 60.0, user: str = "") -> Any:
         self._note("exec")
         raise NotImplementedError
-
-    def ready_to_enter(self, progress: Any, needed: bool = False) -> list[str]:
-        return []
 
     def put(self, workspace: Any, directory: str, tar: bytes) -> None:
         self._note("put")

@@ -25,6 +25,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as a
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.session import UNREADABLE, to_session
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import author as repository_author
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
@@ -351,7 +352,7 @@ def test_git_author_is_not_read_from_the_current_directory(monkeypatch: pytest.M
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "work/.git"))
     monkeypatch.chdir(tmp_path / "work")
-    assert ansible_open.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
+    assert repository_author.git_identity({"git_name": "", "git_email": ""}) == {"name": "", "email": "me@example.com"}
 
 
 def test_delete_requires_a_name_and_confirmation(act: Any) -> None:

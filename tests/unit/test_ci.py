@@ -417,12 +417,12 @@ def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_
     assert ci_record.values(record)["repo"] == str(checkout)
     assert ci_record.values(record, "https://other.example.com/o/r")["repo"] == "https://other.example.com/o/r"
     elsewhere = {**record, "source": str(tmp_path / "gone")}
-    for there, target in ((record, "coder"), (elsewhere, "docker")):
+    for there, directories in ((record, False), (elsewhere, True)):
         if known:
-            assert ci_record.values(there, target=target)["repo"] == known
+            assert ci_record.values(there, directories=directories)["repo"] == known
         else:
             with pytest.raises(InvalidInput, match="cannot be cloned from here"):
-                ci_record.values(there, target=target)
+                ci_record.values(there, directories=directories)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import holes
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLE = CHECKOUT / "roles/host_docker"

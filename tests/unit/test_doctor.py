@@ -18,8 +18,11 @@ import pexpect
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.action import doctor as action
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import doctor as coder_doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import doctor as docker_doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.checks import Check
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_harness
 from ansible_collections.spt.flow.tests.unit.test_docker_body import FACTS
@@ -39,7 +42,7 @@ def connected(fake: Fake, token: str = coder_harness.TOKEN) -> Any:
     return lambda anonymous: coder_harness.client(fake, "" if anonymous else token).http
 
 
-def states(checks: list[doctor.Check]) -> dict[str, str]:
+def states(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
@@ -59,15 +62,15 @@ def play(verb: str, home: Path, *more: str, **environment: str) -> dict[str, Any
 
 
 def test_a_server_that_works_is_told_in_every_part(fake: Fake) -> None:
-    found = doctor.server("spt-flow", connected(fake))
+    found = coder_doctor.examine("spt-flow", connected(fake))
     assert {check.name for check in found} == {"server", "token", "template", "apps", "coder"}
     assert states(found)["token"] == "ok"
     assert "ada's" in next(check.message for check in found if check.name == "token")
 
 
 def test_shared_origin_of_the_ide_is_noted_and_an_address_of_its_own_is_fine(fake: Fake) -> None:
-    def apps() -> doctor.Check:
-        return next(check for check in doctor.server("spt-flow", connected(fake)) if check.name == "apps")
+    def apps() -> Check:
+        return next(check for check in coder_doctor.examine("spt-flow", connected(fake)) if check.name == "apps")
 
     assert apps().state == "note" and "act as you on the Coder server" in apps().message
     assert "coder_server_wildcard" in apps().hint
@@ -76,25 +79,25 @@ def test_shared_origin_of_the_ide_is_noted_and_an_address_of_its_own_is_fine(fak
 
 
 def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
-    assert states(doctor.server("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
+    assert states(coder_doctor.examine("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
     fake.state.slots = 0
-    health = doctor.server("spt-flow", connected(fake, ADMIN))[-1]
+    health = coder_doctor.examine("spt-flow", connected(fake, ADMIN))[-1]
     assert (health.name, health.state) == ("health", "missing")
     assert "EPD01" in health.hint
 
 
 def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
-    found = doctor.server("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
+    found = coder_doctor.examine("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
     assert {name: state for name, state in states(found).items() if name != "coder"} == {
         "server": "ok",
         "token": "missing",
     }
     assert "coder login" in found[-1].hint
-    assert states(doctor.server("other", connected(fake)))["template"] == "missing"
+    assert states(coder_doctor.examine("other", connected(fake)))["template"] == "missing"
     fake.state.build_version = "v2.33.0+abc1234"
-    assert "2.34.8" in doctor.server("spt-flow", connected(fake))[0].message
+    assert "2.34.8" in coder_doctor.examine("spt-flow", connected(fake))[0].message
     fake.stop()
-    found = doctor.server("spt-flow", connected(fake))
+    found = coder_doctor.examine("spt-flow", connected(fake))
     assert states(found) == {"server": "missing"}
     error = doctor.missing(found)
     assert error is not None
@@ -205,6 +208,6 @@ def test_an_engine_that_nobody_prepared_is_told_in_one_line(
 ) -> None:
     facts = replace(FACTS, runtime=runtime)
     monkeypatch.setattr(docker_target.DockerTarget, "probe_engine", lambda _self: facts)
-    (check,) = doctor.protection()
+    (check,) = docker_doctor.protection()
     assert (check.name, check.state) == ("protection", state)
     assert word in check.message and "\n" not in check.message

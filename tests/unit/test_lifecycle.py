@@ -58,14 +58,16 @@ def test_image_build_does_not_use_up_the_time_to_wait_for_the_ide(state: str) ->
     waiter = common_wait.Waiter(600, clock=clock)
     target = FakeTarget()
 
-    def build() -> None:
+    def build(
+        spec: workspace_models.WorkspaceSpec, progress: common_progress.Progress
+    ) -> workspace_models.WorkspaceSpec:
         clock.now += 1200
         progress.done("image", 1200)
+        return spec
 
     if state == "restarted":
         target.add("demo", REPO.identity)
-    target.before["create"] = target.before["restart"] = build
-    result = ensure(target, state=state, progress=progress, waiter=waiter)
+    result = ensure(target, state=state, progress=progress, waiter=waiter, prepare=build)
     assert result.workspace and result.workspace.state == "running"
     assert waiter.remaining == 600
 

@@ -52,11 +52,12 @@ def source(repository: Repository) -> dict[str, str]:
     return {"source": repository.path, "origin": "" if found.kind == "local" else found.url}
 
 
-def values(record: Mapping[str, Any], repo: str = "", target: str = "docker", docker: str = "") -> dict[str, Any]:
+def values(record: Mapping[str, Any], repo: str = "", directories: bool = True, docker: str = "") -> dict[str, Any]:
     """Values of ``spt.flow.workspace`` that make what the run had: repository, commit, settings.
 
-    ``repo`` says where the commit is from instead. A folder of the run's machine may be none here, and is none on a
-    Coder server; then it is what that was cloned from. ``docker`` is what the user asked for.
+    ``repo`` overrides where the commit comes from. ``directories`` says whether the target can clone a directory of
+    this machine; where it cannot, or the directory is not here, the record's origin counts. ``docker`` is the user's
+    value.
 
     Raises ``InvalidInput`` for wrong settings and when nobody knows where the commit is.
     """
@@ -70,7 +71,7 @@ def values(record: Mapping[str, Any], repo: str = "", target: str = "docker", do
             "If you trust the record, say so: -e docker=unsafe",
         )
     folder = record["source"].startswith("/")
-    if folder and (target == "coder" or not Path(record["source"]).is_dir()):
+    if folder and not (directories and Path(record["source"]).is_dir()):
         repo = repo or str(record.get("origin") or "")
     elif not repo:
         repo = record["source"]

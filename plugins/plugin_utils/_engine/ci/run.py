@@ -17,6 +17,7 @@ from ....module_utils._node.errors import AuthError, Cancelled, Conflict, FlowEr
 from ..common.progress import Lines, Progress
 from ..repository.address import ci_name
 from ..workspace.models import Workspace, WorkspaceSpec
+from ..workspace.target import ensure_client
 from . import artifacts as ci_artifacts
 from . import job as ci_job
 from . import record as ci_record
@@ -158,7 +159,7 @@ class _Run:
 
         if self.target.find(self.spec) is not None:
             raise Conflict(f"There is a workspace {self.spec.name} already.", "Leave its name to the run.")
-        self.outcome.notes += self.target.ready_to_enter(self.progress, needed=True)
+        self.outcome.notes += ensure_client(self.target, self.progress, needed=True)
         self.touched = True
         result = lifecycle.ensure(self.target, self.spec, "started", progress=self.progress)
         self.outcome.notes += result.notes

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ....module_utils._node.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -17,9 +15,6 @@ from ..common.wait import Waiter
 from ..workspace.models import Workspace
 from .client import Json
 from .jobs import ENDED, follow, last_lines
-
-if TYPE_CHECKING:
-    pass
 from .reading import CoderReader
 
 LAST_LINES = 5

@@ -48,6 +48,7 @@ class CoderReader:
     same_network = False
     seed_follows = True
     clone_path_known = False
+    log_ends_with_workspace = False
 
     def __init__(self, client: CoderClient, template: str = TEMPLATE, patience: float = BUILD_TIMEOUT) -> None:
         self._client = client
@@ -192,8 +193,8 @@ class CoderReader:
             raise FlowError(f"Cannot run a command in workspace {workspace.name}: {error.message}") from None
         return ExecResult(status, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
-        """Have the program that workspaces are entered by; notes about it. After a first answer of the server."""
+    def ensure_client(self, progress: Progress, needed: bool) -> Words:
+        """Install the server's own `coder` where it is missing; works only after a first answer of the server."""
         from . import cli as coder_cli
 
         return coder_cli.ready(self._client.http, progress, needed)

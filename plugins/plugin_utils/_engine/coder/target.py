@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from ....module_utils._node.errors import (
@@ -33,7 +32,7 @@ LEAST_EXTENSION = 1800.0
 
 
 class CoderTarget(Builder):
-    """Implements ``Target`` on one server."""
+    """Implements ``Target`` and ``NeedsClient`` on one server."""
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
         """Refuse what a Coder workspace cannot be made for."""
@@ -184,10 +183,6 @@ class CoderTarget(Builder):
             raise Unhealthy(
                 f"Cannot copy files into workspace {workspace.name}: {untrusted.line(done.stderr.strip()[-200:])}."
             )
-
-    def sweep(self) -> Iterable[str]:
-        """Nothing: on a server expired workspaces are the reaper's."""
-        return ()
 
 
 def _given(spec: WorkspaceSpec) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ....module_utils._node.labels import LABEL
 from ..common import untrusted
 from ..common.progress import Progress
-from ..workspace.models import Workspace, WorkspaceSpec
+from ..workspace.models import Workspace
 from .session import container_name
 
 if TYPE_CHECKING:
@@ -82,12 +82,6 @@ def from_home(entry: Mapping[str, Any]) -> Workspace:
         created=labels.get(f"{LABEL}created", ""),
         contract=labels.get(f"{LABEL}contract", ""),
     )
-
-
-def _outdated(workspace: Workspace, spec: WorkspaceSpec) -> tuple[str, ...]:
-    wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
-    has = {"settings": workspace.settings_hash, "image": workspace.image_hash}
-    return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
 
 
 def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:

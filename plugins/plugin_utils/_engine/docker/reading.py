@@ -16,7 +16,7 @@ from ....module_utils._node.errors import Conflict, NotFound
 from ....module_utils._node.labels import LABEL
 from ..common import untrusted
 from ..workspace.models import Workspace, WorkspaceSpec
-from .parse import OLD, _outdated, engine_facts, from_container, from_home, with_events
+from .parse import OLD, engine_facts, from_container, from_home, with_events
 from .session import PREFIX, USER
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class EngineReader:
     same_network = True
     seed_follows = False
     clone_path_known = True
+    log_ends_with_workspace = True
 
     def __init__(self, host: str = "", node: str = "") -> None:
         self._engine = docker_http.connect(host)
@@ -62,7 +63,7 @@ class EngineReader:
         found = next(filter(wanted, self._containers(spec.owner)), None)
         if found is None:
             found = next(filter(wanted, self._homes(spec.owner)), None)
-        return replace(found, outdated=_outdated(found, spec)) if found and found.id else found
+        return replace(found, outdated=found.differs_from(spec)) if found and found.id else found
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
         found = self._containers(owner)

@@ -9,21 +9,17 @@ of the Docker Engine API.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ....module_utils._node.docker import http as docker_http
 from ....module_utils._node.errors import FlowError, Unhealthy
 from ....module_utils._node.labels import LABEL
 from ..common import untrusted
-from ..common.progress import Progress
 from ..workspace.models import Session, Workspace
 from . import session as docker_session
 from .parse import OLD, age, from_container, with_events
+from .reading import DETAILS_DEADLINE
 from .session import PREFIX, container_name
-
-if TYPE_CHECKING:
-    pass
-from .reading import DETAILS_DEADLINE, Words
 from .starting import Starter
 
 LEFTOVER_AGE = 600.0
@@ -31,10 +27,10 @@ LEFTOVER_AGE = 600.0
 
 
 class DockerTarget(Starter):
-    """Implements ``Target`` and ``Drainable`` on one engine."""
+    """Implements ``Target``, ``Sweeper`` and ``Drainable`` on one engine."""
 
     def delete(self, workspace: Workspace) -> None:
-        """Container, then inner Docker's volume, then the home, which is the record that there is anything (C7)."""
+        """Container, then inner Docker's volume, then the home, which is the record of identity."""
         name = container_name(workspace.owner, workspace.name)
         for container in (name, name + OLD):
             if self._is_ours(f"/containers/{container}/json", workspace, "Config"):
@@ -66,10 +62,6 @@ class DockerTarget(Starter):
                 f"Workspace {workspace.name} does not answer: {said}",
                 f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
             ) from None
-
-    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Words:
-        """Nothing: `docker` made the workspace."""
-        return []
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         path = f"/containers/{workspace.id}/archive"

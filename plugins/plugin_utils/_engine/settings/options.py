@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .targets import TARGETS
+
 PREFIX = "SPT_FLOW_"
 TEXT_LIMIT = 1024
 """Longest text of an option that is not told otherwise, in characters."""
@@ -86,7 +88,7 @@ OPTIONS: dict[str, Option] = {
         Option("ref", "str", "", "Branch, tag or commit of a new clone; by default the repository's own."),
         Option("workspace", "str", "", "Name of the workspace; by default derived from the repository's name."),
         Option("owner", "str", "", "Owner of the workspace; by default the login name."),
-        Option("target", "str", "auto", "Target on which workspaces run.", choices=("auto", "docker", "coder")),
+        Option("target", "str", "auto", "Target on which workspaces run.", choices=("auto", *reversed(TARGETS))),
         Option(
             "node",
             "str",

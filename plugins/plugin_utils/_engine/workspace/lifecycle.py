@@ -17,17 +17,19 @@ from ..repository.address import HOME, Repository
 from ..repository.seed import _bundle, seed_archive
 from .models import Result, Step, Workspace, WorkspaceSpec
 from .plan import Plan, plan
+from .target import Sweeper
 
 if TYPE_CHECKING:
     from ..repository.probe import Probe
     from .target import Target
-
 
 TRIES = 5
 """How often a run reads again after somebody else was faster."""
 YOUNG = 30.0
 """Seconds after its start in which a running workspace may still be somebody else's that is not ready yet."""
 ProbeFunction = Callable[[Repository, str], "Probe"]
+Prepare = Callable[[WorkspaceSpec, Progress], WorkspaceSpec]
+"""Adds to a specification what only a new or replaced workspace needs (``preparation``)."""
 
 
 def ensure(
@@ -43,6 +45,7 @@ def ensure(
     by: str = "",
     create: bool = True,
     waiter: Waiter | None = None,
+    prepare: Prepare | None = None,
 ) -> Result:
     """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
 
@@ -51,7 +54,7 @@ def ensure(
     ``FlowError``; what was created until then stays and is taken up by the next run.
     """
     waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
-    run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec))
+    run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec), prepare)
     if not check:
         run.sweep()
     for attempt in range(TRIES):
@@ -106,13 +109,20 @@ class _Run:
     """One call of ``ensure``: what was learnt and done so far."""
 
     def __init__(
-        self, target: Target, spec: WorkspaceSpec, progress: Progress, waiter: Waiter, probe: ProbeFunction
+        self,
+        target: Target,
+        spec: WorkspaceSpec,
+        progress: Progress,
+        waiter: Waiter,
+        probe: ProbeFunction,
+        prepare: Prepare | None,
     ) -> None:
         self.target = target
         self.spec = spec
         self.progress = progress
         self.waiter = waiter
         self.probe = probe
+        self.prepare = prepare
         self.notes: list[str] = []
         self.actions: list[str] = []
         self.joined = False
@@ -121,6 +131,8 @@ class _Run:
 
     def sweep(self) -> None:
         """Delete expired CI workspaces; failures do not stop the run (docs/decisions/ci-self-deletion.md)."""
+        if not isinstance(self.target, Sweeper):
+            return
         try:
             gone = sorted(self.target.sweep())
         except FlowError as error:
@@ -189,14 +201,16 @@ class _Run:
     def _restart(self, workspace: Workspace) -> Workspace:
         if workspace.id:
             self._seed(workspace, fresh=False)
-        known = len(self.progress.stages)
-        restarted = self.target.restart(workspace, self.spec, self.progress)
-        self._exclude_image(known)
-        return restarted
+        return self.target.restart(workspace, self._prepared(), self.progress)
 
-    def _exclude_image(self, known: int) -> None:
-        """Do not count an image build among the stages after ``known`` as waiting for the IDE."""
+    def _prepared(self) -> WorkspaceSpec:
+        if self.prepare is None or not self.target.client_prepares:
+            return self.spec
+        known = len(self.progress.stages)
+        prepared = self.prepare(self.spec, self.progress)
+        # An image build is not part of waiting for the IDE.
         self.waiter.extend(sum(seconds for name, seconds in self.progress.stages[known:] if name == "image"))
+        return prepared
 
     def _delete(self, workspace: Workspace) -> None:
         with self.progress.stage("delete", f"deleting {workspace.name}"):
@@ -214,9 +228,8 @@ class _Run:
         known = len(self.progress.stages)
         begun = self.progress.elapsed
         self.progress.note("create: creating the workspace")
-        workspace = self.target.create(self.spec, self.progress)
+        workspace = self.target.create(self._prepared(), self.progress)
         inner = self.progress.stages[known:]
-        self._exclude_image(known)
         if "create" not in [name for name, _seconds in inner]:
             own = self.progress.elapsed - begun - sum(seconds for _name, seconds in inner)
             self.progress.done("create", max(0.0, own), workspace.name)

@@ -117,6 +117,12 @@ class Workspace:
     def key(self) -> str:
         return f"{self.owner}-{self.name}"
 
+    def differs_from(self, spec: WorkspaceSpec) -> tuple[str, ...]:
+        """Return what a workspace of ``spec`` would get in another version: settings, image."""
+        wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
+        has = {"settings": self.settings_hash, "image": self.image_hash}
+        return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
+
     def step(self, name: str) -> Step:
         """The step called ``name``; a pending one when it has not been reported."""
         return next((s for s in self.steps if s.name == name), Step(name))

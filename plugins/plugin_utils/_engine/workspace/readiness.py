@@ -179,11 +179,10 @@ def wait_ready(
             break
     if not waiter.expired:
         failed = "".join(f" Step {s.name} failed: {s.detail}" for s in watch.steps.values() if s.state == "failed")
-        # Beside an agent the log is that of the start script, which ends before the workspace does.
         what = (
-            "did not get ready: its start script failed"
-            if workspace.target == "coder"
-            else "ended while it was starting"
+            "ended while it was starting"
+            if target.log_ends_with_workspace
+            else "did not get ready: its start script failed"
         )
         raise Unhealthy(f"Workspace {workspace.name} {what}.{failed}", _log_hint(watch, workspace), _log(watch))
     if not watch.usable:

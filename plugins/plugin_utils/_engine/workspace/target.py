@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a place that runs workspaces must be able to do."""
+"""What a target must be able to do.
+
+``kinds`` says how targets differ before they are opened.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,9 @@ class ExecResult:
 class Readable(Protocol):
     """What waiting for a workspace needs of a target: its log."""
 
+    log_ends_with_workspace: bool
+    """Whether the log goes on until the workspace stops; else it is that of the start script alone."""
+
     def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
         """Lines of the workspace's log; with ``follow`` until it stops or the caller closes the iterator."""
 
@@ -55,14 +61,14 @@ class Readable(Protocol):
 class Target(Readable, Protocol):
     """The verbs of a target. All raise children of ``FlowError``; none prints.
 
-    The attributes say in what targets differ, so that no other code compares their names.
+    The attributes are its capabilities. What only some targets do are protocols of their own, below.
     """
 
     name: str
     client_prepares: bool
-    """Whether the client brings the image and names the author of commits; a Coder server has both."""
+    """Whether settings, image and author of commits are the client's (``Preparation``); else a server has them."""
     same_network: bool
-    """Whether a repository that this machine cannot reach is out of the workspace's reach, too."""
+    """Whether workspaces can reach only the repositories that this machine can reach."""
     seed_follows: bool
     """Whether a local repository can be copied only once the workspace runs."""
     clone_path_known: bool
@@ -103,19 +109,34 @@ class Target(Readable, Protocol):
     ) -> ExecResult:
         """Run ``argv`` inside, as the workspace's user unless told otherwise."""
 
-    def ready_to_enter(self, progress: Progress, needed: bool = False) -> Sequence[str]:
-        """See to the program that enters workspaces beside SSH; notes. Raises when there is none and it is needed."""
-
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         """Unpack ``tar`` below ``directory``; works on a created, not yet started workspace."""
 
+
+@runtime_checkable
+class Sweeper(Protocol):
+    """A target whose clients delete expired CI workspaces; on others a server does it."""
+
     def sweep(self) -> Iterable[str]:
-        """Delete what is ``kind=ci`` and past its time by the clock of the engine; the names of what went."""
+        """Delete CI workspaces that have expired by the engine's clock. Return their names."""
+
+
+@runtime_checkable
+class NeedsClient(Protocol):
+    """A target whose workspaces are entered through a program of its own."""
+
+    def ensure_client(self, progress: Progress, needed: bool) -> Sequence[str]:
+        """Install the program where it is missing. Return notes; raise when it is missing and ``needed``."""
+
+
+def ensure_client(target: Target, progress: Progress, needed: bool = False) -> Sequence[str]:
+    """Make sure that workspaces of ``target`` can be entered. Return notes."""
+    return target.ensure_client(progress, needed) if isinstance(target, NeedsClient) else ()
 
 
 @runtime_checkable
 class Drainable(Protocol):
-    """A target whose machine can be closed to new workspaces."""
+    """A target whose machine can be drained."""
 
     def drained(self) -> str:
         """Since when and by whom nothing may start here, in words; nothing when it may."""

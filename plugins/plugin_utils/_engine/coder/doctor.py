@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check what a user needs for the target coder: the server, its client program, a token and the template."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ....module_utils._node.errors import AuthError, FlowError, NotFound
+from ..common.progress import Progress
+from ..workspace.checks import TIMEOUT, Check
+from . import cli as coder_cli
+from .admin import CoderAdmin
+from .client import is_deprecated
+from .compatibility import refuse_old_server
+from .http import CoderHttp
+
+Connect = Callable[[bool], CoderHttp]
+"""Gives the way to the server; without the user's token when its argument says so."""
+SECTIONS = ("access_url", "database", "derp", "websocket", "workspace_proxy", "provisioner_daemons")
+SHARED_ORIGIN = (
+    "The IDE shares the dashboard's address, so a hostile program in your workspace can act as you on the Coder server."
+)
+
+
+def examine(template: str, connect: Connect, fetch: bool = False) -> list[Check]:
+    """The server, the program that enters workspaces, the caller's token, our template there, the server's health.
+
+    With ``fetch`` a program that is missing is had from the server: without one nobody can log in.
+    """
+    try:
+        client = _client(connect, anonymous=True)
+        about = client.buildinfo()
+        version = about.get("version") or "an unknown version"
+        refuse_old_server(version, client.http.config.url)
+    except FlowError as error:
+        return [Check("server", "missing", error.message, error.hint)]
+    found = [Check("server", "ok", f"{client.http.config.url} answers ({version})."), _program(client, fetch)]
+    try:
+        client = _client(connect, anonymous=False)
+        user = client.me()
+    except FlowError as error:
+        return [*found, Check("token", "missing", error.message, error.hint)]
+    found.append(Check("token", "ok", f"It is {user['username']}'s, from {client.http.config.source}."))
+    return [*found, _template(client, template), _apps(client), *_health(client)]
+
+
+def _client(connect: Connect, anonymous: bool) -> CoderAdmin:
+    client = CoderAdmin(connect(anonymous))
+    client.http.outage = 0.0
+    client.http.timeout = TIMEOUT
+    return client
+
+
+def _template(client: CoderAdmin, name: str) -> Check:
+    bring = "Whoever runs the server brings it there: ansible-playbook site.yml"
+    try:
+        template = client.template(name)
+    except FlowError as error:
+        return Check("template", "missing", error.message, error.hint)
+    if template is None:
+        return Check("template", "missing", f"The server has no template {name}.", bring)
+    if is_deprecated(template):
+        return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
+    return Check("template", "ok", f"Template {name} is there.")
+
+
+def _apps(client: CoderAdmin) -> Check:
+    """Whether programs of a workspace share the dashboard's origin."""
+    try:
+        host = client.app_host()
+    except FlowError as error:
+        return Check("apps", "note", error.message, error.hint)
+    if host:
+        return Check("apps", "ok", f"The IDE of each workspace has an address of its own ({host}).")
+    return Check(
+        "apps", "note", SHARED_ORIGIN, "The server's administrator sets coder_server_wildcard (docs/operations.md)."
+    )
+
+
+def _program(client: CoderAdmin, fetch: bool) -> Check:
+    path = shutil.which("coder")
+    version = coder_cli.asked(path) if path else ""
+    if path and coder_cli.goes_with(version, client.http.server_version):
+        return Check("coder", "ok", f"{path} ({version}) goes with the server.")
+    words = f"{path} ({version or 'of an unknown version'}) does not go with the server." if path else "There is none."
+    if fetch and not _fetched(client):
+        coder_cli.ready(client.http, Progress())
+    if _fetched(client):
+        return Check("coder", "ok", f"{words} {coder_cli.folder() / 'coder'} is the server's own.".strip())
+    return Check("coder", "note", words, "`up` and `init` fetch the server's own.")
+
+
+def _fetched(client: CoderAdmin) -> bool:
+    program = coder_cli.folder() / "coder"
+    return os.access(program, os.X_OK) and coder_cli.goes_with(
+        f"v{program.resolve().parent.name}", client.http.server_version
+    )
+
+
+def _health(client: CoderAdmin) -> list[Check]:
+    """The server's own verdict, which it tells its owners only, with its codes (EDB02, EPD01 …)."""
+    try:
+        report = client.debug_health()
+    except (AuthError, NotFound):
+        return []
+    except FlowError as error:
+        return [Check("health", "note", error.message, error.hint)]
+    worst = [line for name in SECTIONS for line in complaints(name, report.get(name) or {})]
+    if report.get("healthy") and not worst:
+        return [Check("health", "ok", "The server calls itself healthy.")]
+    state = "note" if report.get("healthy") else "missing"
+    hint = "\n".join([*worst, "Each code is explained at https://coder.com/docs/admin/monitoring/health-check"])
+    verdict = "healthy with warnings" if report.get("healthy") else "unhealthy"
+    return [Check("health", state, f"The server calls itself {verdict}.", hint)]
+
+
+def complaints(name: str, section: Mapping[str, Any]) -> list[str]:
+    """A line for the error and each warning of a section that nobody dismissed."""
+    if section.get("dismissed"):
+        return []
+    said = [f"{one.get('code', '')} {one.get('message', '')}".strip() for one in section.get("warnings") or []]
+    error = [str(section["error"])] if section.get("error") else []
+    return [f"{name}: {line}" for line in (*error, *said)]
