@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .fit import KVM
 from .http import Refused, canonical, strict_json
 
 REPOSITORY = "spt-flow/workspace"
@@ -114,13 +115,15 @@ HOST_EMPTY = [
 class Node:
     """What workspaces may use on this node.
 
-    ``seccomp``: digests of the allowed profiles; ``apparmor``: the profile, empty if the node has no AppArmor.
+    ``seccomp``: digests of the allowed profiles; ``apparmor``: the profile, empty if the node has no AppArmor; ``kvm``:
+    the device whose existence says that the node has KVM.
     """
 
     runtime: str
     networks: tuple[str, ...]
     seccomp: frozenset[str]
     apparmor: str = ""
+    kvm: str = KVM
 
 
 def fingerprint(profile: bytes) -> str:

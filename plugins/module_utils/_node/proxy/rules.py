@@ -9,12 +9,14 @@ so that a call never reaches a container or volume of another owner.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import body as bodies
+from .fit import fit
 from .http import Refused, Request, canonical, strict_json
 
 OLDEST_API = 40
@@ -137,6 +139,7 @@ def _create(rules: Rules, request: Request, _parts: Mapping[str, str]) -> Call:
     bodies.container(name, body, rules.node)
     # Use the id, so that the name cannot point to another image in the meantime.
     body["Image"] = rules.image(body["Image"])
+    body = fit(body, rules.lookup("/info") or {}, os.path.exists(rules.node.kvm))
     return Call("POST", "/containers/create", {"name": name}, canonical(body), leftover=rules.leftover(name))
 
 

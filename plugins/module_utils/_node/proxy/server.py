@@ -27,6 +27,7 @@ from urllib.parse import urlencode
 from ..docker import http as docker_http
 from ..errors import FlowError, NotFound
 from .body import Node, fingerprint
+from .fit import KVM
 from .http import PASSED_BACK, Malformed, Refused, Request, answer_head, read_request
 from .rules import Call, Rules
 
@@ -52,7 +53,7 @@ def settings(path: str) -> tuple[Node, str]:
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     profiles = frozenset(fingerprint(one.read_bytes()) for one in sorted(Path(given["seccomp"]).glob("*.json")))
-    node = Node(given["runtime"], tuple(given["networks"]), profiles, given.get("apparmor", ""))
+    node = Node(given["runtime"], tuple(given["networks"]), profiles, given.get("apparmor", ""), given.get("kvm", KVM))
     return node, given.get("engine", ENGINE)
 
 
