@@ -73,6 +73,13 @@ def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target
     assert any("build: Starting workspace" in line for line in said)
 
 
+def test_up_says_when_the_server_stops_the_workspace(fake: Fake, target: CoderTarget) -> None:
+    """The workspace agent does not know it: in there, nothing stops a workspace."""
+    workspace = ensure(target).workspace
+    assert workspace is not None and workspace.life.stops_at is not None
+    assert abs(workspace.life.stops_at - fake.state.now - 7200) < 300
+
+
 def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.clock.advance(60)

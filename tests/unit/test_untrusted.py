@@ -298,6 +298,16 @@ def test_steps_and_their_number_are_bounded() -> None:
     assert len(watch.steps) == readiness.MOST_STEPS
 
 
+def test_notes_of_the_start_script_are_kept_clean_and_bounded() -> None:
+    watch = readiness.Watch(Progress())
+    for number in range(50):
+        watch.feed(event("note", text=f"The node has no /dev/kvm.\x1b[31m {number}"))
+    watch.feed(start_event("b"))
+    workspace = watch.apply(Workspace("ada", "demo", ""))
+    assert len(workspace.notes) == readiness.MOST_NOTES
+    assert_clean(" ".join(workspace.notes))
+
+
 # Ports
 
 

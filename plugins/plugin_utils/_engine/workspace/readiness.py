@@ -26,6 +26,7 @@ LAST_LINES = 5
 """Lines of a log that an error shows."""
 LONGEST_EVENT = 65536
 MOST_STEPS = 32
+MOST_NOTES = 4
 MOMENTS = ("since", "stops_at", "keepalive_until")
 WORDS = ("reason", "keepalive_by")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -74,6 +75,7 @@ class Watch:
         self._ci = ci
         self.steps: dict[str, Step] = {}
         self.life = Life()
+        self.notes: list[str] = []
         self.tail: deque[str] = deque(maxlen=LAST_LINES)
         self._progress = progress
         self._old = old
@@ -93,6 +95,8 @@ class Watch:
             self._step(data)
         elif self._current and data["event"] == "life":
             self.life = life_of(data)
+        elif data["event"] == "note":
+            self.notes = [*self.notes, untrusted.line(data.get("text"), 400)][-MOST_NOTES:]
 
     def _step(self, data: dict[str, Any]) -> None:
         step = step_of(data)
@@ -124,7 +128,10 @@ class Watch:
     def apply(self, workspace: Workspace) -> Workspace:
         order = [*STEPS, *(name for name in self.steps if name not in STEPS)]
         steps = tuple(self.steps[name] for name in order if name in self.steps)
-        return replace(workspace, steps=steps, life=self.life)
+        # A server that stops workspaces itself knows when; the workspace agent does not.
+        life = workspace.life if workspace.life.stops_at else self.life
+        notes = tuple(note for note in self.notes if note and note not in workspace.notes)
+        return replace(workspace, steps=steps, life=life, notes=(*workspace.notes, *notes))
 
 
 def life_of(data: dict[str, Any]) -> Life:
