@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A workspace's inside on this machine: a temporary root, git over HTTPS, small stand-ins for big programs."""
+"""Run the workspace agent on this machine: a temporary root, git over HTTPS, small stand-ins for big programs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def free_port() -> int:
 
 
 def wait_for(what, seconds: float = 15.0, message: str = ""):  # type: ignore[no-untyped-def]
-    """The first true answer of ``what``."""
+    """Return the first true answer of ``what``."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         answer = what()
@@ -187,7 +187,7 @@ class Machine:
         return [json.loads(line) for line in lines if line.startswith('{"spt_flow": 1')]
 
     def step(self, name: str) -> dict:
-        """Newest state of a step in this start, from the log."""
+        """Return the newest state of a step in this start, from the log."""
         found: dict = {}
         starts = 0
         for event in self.events():
@@ -211,7 +211,7 @@ class Machine:
         return self.process.wait(seconds)
 
     def kill_rest(self) -> None:
-        """Everything that this machine started (its processes name its root)."""
+        """Kill every process that this machine started, found by the root in its command line."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -222,7 +222,7 @@ class Machine:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """git's smart HTTP over ``git http-backend``; below /private/ everything wants a login; /slow/ takes its time."""
+    """git's smart HTTP over ``git http-backend``. Paths below /private/ need a login; those below /slow/ are slow."""
 
     protocol_version = "HTTP/1.1"
     root = Path()
@@ -287,7 +287,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def https_git(root: Path, place: Path) -> Iterator[tuple[str, Path, type[_Handler]]]:
-    """Serve the bare repositories below ``root``; yields (URL prefix, certificate, handler)."""
+    """Serve the bare repositories below ``root``; yield (URL prefix, certificate, handler)."""
     certificate, key = place / "cert.pem", place / "key.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
@@ -311,7 +311,7 @@ def git(*words: str, cwd: Path | None = None) -> str:
 
 
 def make_repository(place: Path, files: int = 3) -> str:
-    """A bare repository with branches main and topic/one, a tag v1 on the first commit; returns main's commit."""
+    """Create a bare repository: branches main and topic/one, tag v1 on the first commit; return the commit of main."""
     work = place.with_name(f"{place.name}.work")
     git("init", "-q", "-b", "main", str(work))
     for number in range(files):

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs to which something is done, each in the main thread of a process of its own kind, as signals need it.
+"""CI runs with injected faults, each in the main thread of its own process, because signals need it.
 
-``PLANS`` says of each what is done and how the run has to end; ``several`` carries out a share of them against a fake
-Coder server that answers a part of all requests wrongly besides.
+``PLANS`` describes each fault and the expected end of the run. ``several`` executes some of them against a fake
+Coder server that also answers some requests wrongly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LONG = "sleep 60"
 
 
 class Bench(CoderTarget):
-    """The target with what goes through SSH cut off: whether the agent answers is the fake's to say."""
+    """The Coder target without SSH: the fake decides whether the agent answers."""
 
     touched: Callable[[], None] = staticmethod(lambda: None)
     answer = ExecResult(0, COMMIT, "")
@@ -72,7 +72,7 @@ def slow_to_pack(text: str) -> list[str]:
 
 
 def clone(state: str, detail: str = "") -> dict[str, Any]:
-    """What the next start prints when its clone ends so."""
+    """Return what the next start prints for a clone that ends in ``state``."""
     event = f'{{"spt_flow": 1, "event": "step", "step": "clone", "state": "{state}", "detail": "{detail}"}}'
     events = tuple(event if '"clone"' in one else one for one in coder_harness.EVENTS)
     return {"scripts": (Script(output=events),)}
@@ -80,7 +80,7 @@ def clone(state: str, detail: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a run, and how it has to end. ``signum`` comes at any moment of it, of packing with ``late``."""
+    """A fault and the expected end. ``signum`` is sent at a random moment of the run, with ``late`` while packing."""
 
     kind: str
     status: int
@@ -132,14 +132,14 @@ class Ended:
 
 
 def plan_of(number: int) -> str:
-    """All plans as often as one another, in no order."""
+    """Return plans in equal shares, in a scattered order."""
     names = list(PLANS)
     random.Random(number // len(names)).shuffle(names)
     return names[number % len(names)]
 
 
 def several(numbers: Sequence[int], folder: Path) -> list[Ended]:
-    """Runs, one after the other, on a server of their own."""
+    """Execute runs one after another on their own server."""
     with coder_harness.server(speed=20.0) as fake, _open_repository():
         fake.faults.share = SHARE
         return [_one(fake, number, folder) for number in numbers]
@@ -160,7 +160,7 @@ def _one(fake: Fake, number: int, folder: Path) -> Ended:
 
     def send() -> None:
         if plan.signum and not timers:
-            # The first second is the creation, the build and the beginning of the job.
+            # The first second covers the creation, the build and the start of the job.
             timers.append(threading.Timer(chance.uniform(0.0, 1.2), os.kill, (os.getpid(), plan.signum)))
             timers[0].start()
 

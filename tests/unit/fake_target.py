@@ -27,7 +27,7 @@ def step_event(step: str, state: str, started: float | None = 1.0, ended: float 
 
 
 def ready_lines(boot: str, clone: str = "ok") -> list[str]:
-    """What a start prints when all goes well."""
+    """Return what a successful start prints."""
     return [
         start_event(boot),
         step_event("home", "ok", 1.0, 1.1),
@@ -40,10 +40,10 @@ def ready_lines(boot: str, clone: str = "ok") -> list[str]:
 
 
 class FakeTarget:
-    """Workspaces in a dictionary by (owner, name); every call is noted in ``calls``.
+    """Workspaces in a dictionary by (owner, name); every call is recorded in ``calls``.
 
     ``script(workspace, boot)`` gives the log lines of a start; ``hang`` keeps a followed log open after them.
-    ``before[verb]`` runs before a verb (raise there to inject a fault). ``read_only`` makes every write an error.
+    ``before[verb]`` runs before a call (raise there to inject a fault). ``read_only`` makes every write an error.
     """
 
     name = "docker"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Looks at every command line of the machine for what must be in none."""
+"""Watch every command line of this machine for secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Processes(threading.Thread):
-    """Ten times a second, from ``start`` to ``stop``, which gives the command lines that held one of ``secrets``."""
+    """Looks ten times a second, from ``start`` to ``stop``, and returns the command lines with one of ``secrets``."""
 
     def __init__(self, *secrets: str) -> None:
         super().__init__(daemon=True)

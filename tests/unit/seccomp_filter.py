@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter that an engine makes of a seccomp profile, for any processor, and what it answers to a system call.
+"""The filter that an engine compiles from a seccomp profile, and its answer to a system call, for any processor.
 
-libseccomp translates the profile as runc does; the filter is then run here, so nothing has to be of that processor.
+libseccomp translates the profile as runc does. The filter is then interpreted here, so any processor can be tested.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _X86 = {
     393: "semget semctl shmget shmctl shmat shmdt msgget msgsnd msgrcv msgctl",
 }
 DIRECT_X86 = {name: first + at for first, names in _X86.items() for at, name in enumerate(names.split())}
-"""Calls of 32-bit x86 for which libseccomp 2.5 knows only their older form, socketcall and ipc."""
+"""Calls of 32-bit x86 that libseccomp 2.5 knows only in their older form, socketcall and ipc."""
 X32 = 0x40000000
-"""Added to numbers of the third ABI of x86-64 processors."""
+"""Added to call numbers of the third ABI of x86-64 (x32)."""
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 OPERATORS = {"SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7, "SCMP_CMP_GT": 6}
-"""The comparisons that the profile uses, and one that it must not."""
+"""The comparisons that the profile uses, and one that it must not use."""
 EXISTS = 17
 
 
@@ -73,7 +73,7 @@ def _library() -> Any:
 
 
 def number(architecture: str, name: str) -> int:
-    """The call's number there; negative where it has none."""
+    """Return the call's number on that architecture; negative if it has none."""
     if architecture == "SCMP_ARCH_X86" and name in DIRECT_X86:
         return DIRECT_X86[name]
     return int(_library().seccomp_syscall_resolve_name_arch(ARCHITECTURES[architecture], name.encode()))
@@ -110,11 +110,11 @@ class Filter:
         array = (_Compare * len(compared))(*compared)
         for name in rule["names"]:
             call = library.seccomp_syscall_resolve_name(name.encode())
-            if call != -1:  # a call that this libseccomp does not know is refused by default
+            if call != -1:  # A call that this libseccomp does not know is refused by default.
                 assert library.seccomp_rule_add_array(context, action, call, len(compared), array) == 0, name
 
     def answer(self, architecture: str, call: int, *arguments: int) -> int:
-        """What the filter returns for a call of that ABI: ``ALLOW``, or ``ERRNO`` with the error's number."""
+        """Return what the filter answers to a call of that ABI: ``ALLOW``, or ``ERRNO`` with the error's number."""
         words = [*arguments, *[0] * (6 - len(arguments))]
         data = struct.pack("=IIQ6Q", call, ARCHITECTURES[architecture], 0, *words)
         accumulator, at = 0, 0

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bad input is refused before any process starts, with a sentence, and no secret in it is repeated."""
+"""Bad input is refused before any process starts, with a message that does not repeat secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import r
 CANARY = "c4n4ry53cr3t"
 
 REPOSITORIES = [
-    # nothing, and not text
+    # empty or not text
     "",
     " ",
     "   ",
@@ -51,7 +51,7 @@ REPOSITORIES = [
     "https://h.example/o/%2d-upload-pack",
     "o/-r",
     "-o/r",
-    # transports that run programs or leave the user's own rights
+    # transports that run programs or use other rights than the user's
     "ext::sh -c id",
     "ext::sh%20-c%20id",
     "EXT::id",
@@ -481,7 +481,7 @@ def _nothing_starts(monkeypatch):
 
 
 def refusal(function, *arguments) -> str:
-    """What the refusal says, after checking that it is a sentence for people."""
+    """Return the message of the refusal; fail if it is not a readable sentence."""
     with pytest.raises(errors.InvalidInput) as caught:
         function(*arguments)
     error = caught.value
@@ -501,12 +501,12 @@ def title(value: object) -> str:
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=title)
-def test_refused(name, value):
+def test_bad_value_is_refused(name, value):
     refusal(settings_resolve.resolve, {"extra variables": {name: value}})
 
 
 @pytest.mark.parametrize("value", REPOSITORIES, ids=title)
-def test_refused_as_a_repository(value):
+def test_bad_repository_is_refused(value):
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import address as repository_address
 
     refusal(repository_address.Repository.parse, value)
@@ -514,14 +514,14 @@ def test_refused_as_a_repository(value):
 
 @pytest.mark.parametrize("name", ["REPO", "REF", "WORKSPACE", "OWNER", "DOTFILES"])
 @pytest.mark.parametrize("value", ["{{ lookup('pipe','id') }}", "--upload-pack=id", "$(id)", "\udcff", "x" * 4096])
-def test_refused_through_the_environment(name, value):
+def test_bad_environment_value_is_refused(name, value):
     refusal(settings_resolve.resolve, [settings_resolve.from_environment({f"SPT_FLOW_{name}": value})])
 
 
-def test_a_command_is_taken_literally():
+def test_command_is_taken_literally():
     text = "echo \"{{ lookup('pipe','id') }}\" $(id) `id`; ls -la\n"
     assert settings_resolve.resolve([settings_resolve.from_environment({"SPT_FLOW_COMMAND": text})])["command"] == text
 
 
-def test_there_are_enough_cases():
+def test_at_least_200_cases_are_tested():
     assert len({(name, ascii(value)) for name, value in CASES}) >= 200

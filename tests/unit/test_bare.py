@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tests/bare/names finds every name that does not exist beside a bare ansible-core."""
+"""tests/bare/names finds every name that a bare ansible-core does not have."""
 
 from __future__ import annotations
 

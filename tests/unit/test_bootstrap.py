@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook `bootstrap` as a person runs it, on the fake server: what it leaves and never shows."""
+"""The playbook `bootstrap` as a user runs it, on the fake server: what it creates, and that it shows no secret."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CANARY = "Kanarienvogel-7-im-Bergwerk-der-Geheimnisse"
 
 
 class Harness:
-    """An empty server, and the inventory of the machine that it runs on."""
+    """An empty server, and the inventory of its machine."""
 
     def __init__(self, fake: Fake, folder: Path) -> None:
         self.fake = fake
@@ -42,7 +42,7 @@ class Harness:
             "workspace_reaper_coder_token_file": str(self.reaper),
             "coder_users": [{"username": "ada", "email": "ada@example.com"}],
         }
-        # Whoever runs the tests need not be allowed to become root: the file is the caller's own then.
+        # Tests may run without root: the files then belong to the current user.
         (folder / "sudo").write_text('#!/bin/sh\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n')
         (folder / "sudo").chmod(0o755)
 
@@ -64,7 +64,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield Harness(fake, tmp_path)
 
 
-def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(harness: Harness) -> None:
+def test_new_server_gets_users_and_a_token_without_showing_secrets(harness: Harness) -> None:
     checked = harness.run("--check", "--diff")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "Check mode" in checked.stdout and "flow-bot" in checked.stdout
@@ -101,7 +101,7 @@ def test_a_fresh_server_gets_its_users_and_a_token_and_shows_no_secret(harness: 
     assert [key for key in harness.fake.state.keys.values() if key.login_type == "password"] == [], "sessions are ended"
 
 
-def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(harness: Harness) -> None:
+def test_departed_users_and_invalid_tokens_are_handled_in_one_run(harness: Harness) -> None:
     assert harness.run().returncode == 0
     harness.dest.write_text("abcdefghij-0123456789012345678901\n")
     harness.dest.chmod(0o644)
@@ -125,28 +125,28 @@ def test_who_leaves_and_a_token_that_is_wrong_are_seen_to_together(harness: Harn
         ({"coder_token_file": "relative"}, "no absolute path"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(harness: Harness, more: dict[str, Any], said: str) -> None:
+def test_impossible_request_is_reported(harness: Harness, more: dict[str, Any], said: str) -> None:
     done = harness.run("-vvv", **more)
     assert done.returncode == 2
     assert said in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert "Kanarie1" not in done.stdout + done.stderr and CANARY not in done.stdout + done.stderr
 
 
-def test_a_failed_write_leaves_no_token_behind(harness: Harness) -> None:
+def test_failed_write_leaves_no_token(harness: Harness) -> None:
     (harness.folder / "etc").write_text("a file where a folder should be")
     done = harness.run()
     assert done.returncode == 2 and "cannot be written" in done.stdout
     assert harness.fake.state.keys == {}
 
 
-def test_the_result_is_one_object_that_a_program_reads(harness: Harness) -> None:
+def test_result_is_one_json_object(harness: Harness) -> None:
     assert harness.run().returncode == 0
     done = harness.run("-e", "output=json")
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["token"]["name"] == "spt-flow"
 
 
-def test_the_templates_are_brought_by_the_token_of_the_server(harness: Harness) -> None:
+def test_templates_are_pushed_with_the_token_of_the_server(harness: Harness) -> None:
     harness.fake.state.clock.speed = 40.0
     early = harness.run("--check", "--tags", "coder_template", playbook="servers")
     assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
@@ -167,6 +167,6 @@ def test_the_templates_are_brought_by_the_token_of_the_server(harness: Harness) 
     assert "settings changed" in marked.stdout, marked.stdout
 
 
-def test_check_mode_before_there_is_a_server_says_so(harness: Harness) -> None:
+def test_check_mode_works_before_the_server_exists(harness: Harness) -> None:
     checked = harness.run("--check", coder_url="http://127.0.0.1:9")
     assert checked.returncode == 0 and "does not answer; a run would wait for it" in checked.stdout, checked.stdout

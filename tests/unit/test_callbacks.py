@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a whole `ansible-playbook` process shows and how it ends, with an action that stands in for ours."""
+"""Output and exit status of whole `ansible-playbook` processes, with a stand-in for our actions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TYPED = "ansible-playbook spt.flow.ssh_config"
 
 @pytest.fixture
 def play(tmp_path: Path) -> Any:
-    """Write a play whose one task returns ``run`` or fails with ``error``; give its command line and environment."""
+    """Write a play whose task returns ``run`` or fails with ``error``; return its command line and environment."""
     (tmp_path / "action_plugins").mkdir()
     (tmp_path / "action_plugins" / "stand_in.py").write_text(ACTION)
     (tmp_path / "library").mkdir()
@@ -77,7 +77,7 @@ def connect(*argv: str, always: bool = False) -> dict[str, Any]:
     return {"run": {**RUN, "connect": {"argv": list(argv), "env": {"FROM_RUN": "yes"}, "always": always}}}
 
 
-def test_the_closing_block_is_the_last_thing_printed(play: Any) -> None:
+def test_closing_block_is_printed_last(play: Any) -> None:
     done = run(play, {"run": RUN})
     assert done.returncode == 0
     assert done.stdout.endswith("\n\ndemo is running\n  shell       ssh demo\n")
@@ -101,7 +101,7 @@ def test_printed_commands_start_with_a_program_that_the_users_shell_finds(
     assert [line.split()[-2:] for line in lines] == [[expected, "spt.flow.ssh_config"]]
 
 
-def test_a_failure_is_a_sentence_and_keeps_ansibles_status(play: Any) -> None:
+def test_failure_is_a_sentence_and_keeps_ansible_status(play: Any) -> None:
     done = run(play, {"error": ERROR})
     assert done.returncode == 2
     assert "FAILED!\nCannot enter demo: it is not there.\nCreate it.\n" in done.stdout
@@ -109,7 +109,7 @@ def test_a_failure_is_a_sentence_and_keeps_ansibles_status(play: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["extra", "environment", "file"])
-def test_json_is_exactly_one_object(play: Any, tmp_path: Path, how: str) -> None:
+def test_json_output_is_exactly_one_object(play: Any, tmp_path: Path, how: str) -> None:
     (tmp_path / ".config/spt-flow").mkdir(parents=True)
     if how == "file":
         (tmp_path / ".config/spt-flow/config.yml").write_text("output: json\n")
@@ -124,27 +124,27 @@ def test_json_is_exactly_one_object(play: Any, tmp_path: Path, how: str) -> None
     assert "a progress line" in done.stderr
 
 
-def test_a_failure_in_json_is_the_same_object_and_leaves_with_its_code(play: Any) -> None:
+def test_failure_in_json_is_an_object_with_its_exit_code(play: Any) -> None:
     done = run(play, {"error": ERROR, "stderr": True}, "-e", "output=json")
     assert json.loads(done.stdout) == {"ok": False, "changed": False, "msg": ERROR["message"], "error": ERROR}
     assert done.returncode == 6
 
 
-def test_a_failure_that_is_not_ours_has_the_general_code_in_json(play: Any) -> None:
+def test_foreign_failure_has_the_general_code_in_json(play: Any) -> None:
     done = run(play, {"stderr": True}, "-e", "output=json")
     result = json.loads(done.stdout)
     assert (result["ok"], result["error"]["code"], done.returncode) == (False, 1, 1)
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_play_without_our_actions_is_an_object_too(play: Any, tmp_path: Path) -> None:
+def test_play_without_our_actions_prints_a_json_object(play: Any, tmp_path: Path) -> None:
     argv, env = play({}, SPT_FLOW_OUTPUT="json")
     (tmp_path / "play.yml").write_text('[{"hosts": "localhost", "gather_facts": false, "tasks": []}]')
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert json.loads(done.stdout) == {"ok": True, "changed": False}
 
 
-def test_a_command_gets_raw_streams_and_gives_its_status(play: Any, tmp_path: Path) -> None:
+def test_command_gets_raw_streams_and_its_exit_status_is_returned(play: Any, tmp_path: Path) -> None:
     script = 'cat; printf "\\001%s" "$FROM_RUN"; ls /proc/self/fd | wc -l >&2; exit 7'
     done = run(play, {**connect("sh", "-c", script, always=True), "stderr": True}, "-e", "command=x", stdin="bytes")
     assert (done.returncode, done.stdout) == (7, "bytes\x01yes")
@@ -152,13 +152,13 @@ def test_a_command_gets_raw_streams_and_gives_its_status(play: Any, tmp_path: Pa
     assert list((tmp_path / "local").glob("*")) == []
 
 
-def test_no_terminal_no_hand_over(play: Any) -> None:
+def test_handover_needs_a_terminal(play: Any) -> None:
     done = run(play, connect("sh", "-c", "exit 9"))
     assert done.returncode == 0
     assert done.stdout.endswith("ssh demo\n")
 
 
-def test_a_terminal_is_handed_over_with_the_shells_status(play: Any, tmp_path: Path) -> None:
+def test_terminal_is_handed_over_with_the_exit_status_of_the_shell(play: Any, tmp_path: Path) -> None:
     argv, env = play(connect("sh", "-c", 'echo "tty: $(tty)"; read line; echo "got $line"; exit 5'))
     child = pexpect.spawn(argv[0], argv[1:], env=env, encoding="utf-8", timeout=60)
     child.expect("tty: /dev/pts/")
@@ -170,7 +170,7 @@ def test_a_terminal_is_handed_over_with_the_shells_status(play: Any, tmp_path: P
     assert list((tmp_path / "local").glob("*")) == []
 
 
-def test_json_and_a_failure_are_never_handed_over(play: Any) -> None:
+def test_json_and_failures_are_never_handed_over(play: Any) -> None:
     args = connect("sh", "-c", "exit 9")
     args["run"]["output"] = "json"
     argv, env = play(args)
@@ -179,20 +179,20 @@ def test_json_and_a_failure_are_never_handed_over(play: Any) -> None:
     assert pexpect.run(" ".join(argv), env=env, withexitstatus=True, timeout=60)[1] == 2
 
 
-def test_a_missing_program_is_a_sentence(play: Any) -> None:
+def test_missing_program_is_reported(play: Any) -> None:
     done = run(play, connect("no-such-ssh", always=True))
     assert "no-such-ssh is not installed" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_the_command_line_at_full_verbosity_hides_extra_variables(play: Any) -> None:
+def test_full_verbosity_hides_extra_variables(play: Any) -> None:
     done = run(play, {"run": RUN}, "-vvvv", "-e", "dotfiles=canary-7f3")
     assert "PLAYBOOK: play.yml" in done.stdout
     assert "canary-7f3" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_a_jobs_status_is_the_runs(play: Any, output: str) -> None:
+def test_run_ends_with_the_exit_status_of_the_job(play: Any, output: str) -> None:
     done = run(play, {"error": ERROR, "exit_status": 77}, SPT_FLOW_OUTPUT=output)
     assert done.returncode == 77
     assert MESSAGE in done.stdout + done.stderr

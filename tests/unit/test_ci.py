@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs on the target in memory: how each way to end is classified, that the workspace goes, what is refused."""
+"""CI runs on the target in memory: how each end is classified, what is deleted and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class CiTarget(FakeTarget):
-    """Its clone is at ``COMMIT``."""
+    """A target whose clone is at ``COMMIT``."""
 
     def exec(self, workspace: Workspace, argv: Any, *_more: Any, **_named: Any) -> ExecResult:
         self._note("exec")
@@ -65,7 +65,7 @@ def run(
     settings: Settings | None = None,
     **job: Any,
 ) -> tuple[ci_run.Outcome, list[str], FakeTarget]:
-    """A run whose "workspace" is a shell here, in ``folder``/clone."""
+    """Run a job whose workspace is a shell on this machine, in ``folder``/clone."""
     target = target or CiTarget()
     (folder / "clone").mkdir(exist_ok=True)
     shown: list[str] = []
@@ -80,7 +80,7 @@ def run(
     return outcome, [line for text in shown for line in text.split("\n")], target
 
 
-def test_a_run_that_passes(tmp_path: Path) -> None:
+def test_successful_run_passes(tmp_path: Path) -> None:
     outcome, shown, target = run(
         tmp_path,
         'echo "$SPT_FLOW_COMMIT $CI $TOKEN"; echo err >&2; mkdir out; echo x > out/a; cat',
@@ -98,23 +98,23 @@ def test_a_run_that_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [1, 7, 124, 125, 255])
-def test_the_status_is_the_jobs(tmp_path: Path, status: int) -> None:
+def test_exit_status_is_that_of_the_job(tmp_path: Path, status: int) -> None:
     outcome, _shown, target = run(tmp_path, f"exit {status}")
     assert (outcome.kind, outcome.status, outcome.ran) == ("job", status, True)
     assert target.workspaces == {}
 
 
-def test_a_job_killed_by_a_signal_has_the_shells_status(tmp_path: Path) -> None:
+def test_job_killed_by_a_signal_has_the_status_of_the_shell(tmp_path: Path) -> None:
     assert run(tmp_path, "sh -c 'kill -9 $$'")[0].status == 137
 
 
-def test_what_the_job_leaves_running_does_not_hold_the_run(tmp_path: Path) -> None:
+def test_leftover_processes_of_the_job_do_not_delay_the_run(tmp_path: Path) -> None:
     begun = time.monotonic()
     assert run(tmp_path, "sleep 60 & echo done")[0].status == 0
     assert time.monotonic() - begun < 20
 
 
-def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowly_printed_output_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ci_job, "LINGER", 0.2)
     told: list[str] = []
 
@@ -128,7 +128,7 @@ def test_output_that_is_told_slower_than_it_comes_is_told_whole(monkeypatch: pyt
     assert ended.status == 3 and len(told) == 60
 
 
-def test_what_goes_on_printing_after_the_job_does_not_hold_the_run() -> None:
+def test_output_after_the_job_does_not_delay_the_run() -> None:
     begun = time.monotonic()
     argv = ["sh", "-c", ci_job.there("/")]
     job = ci_job.payload("timeout 60 yes & sleep 0.2", {})
@@ -136,7 +136,7 @@ def test_what_goes_on_printing_after_the_job_does_not_hold_the_run() -> None:
     assert time.monotonic() - begun < 50
 
 
-def test_a_full_disk_here_is_said_and_is_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_of_the_runner_is_an_environment_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Path.open
 
     def full(path: Path, *more: Any, **named: Any) -> Any:
@@ -149,13 +149,13 @@ def test_a_full_disk_here_is_said_and_is_the_environments(tmp_path: Path, monkey
     assert target.workspaces == {} and not outcome.left
 
 
-def test_a_lost_connection_is_the_environments(tmp_path: Path) -> None:
+def test_lost_connection_is_an_environment_failure(tmp_path: Path) -> None:
     outcome, _shown, target = run(tmp_path, wrap=lambda _text: ["sh", "-c", "echo 'ssh: no route' >&2; exit 255"])
     assert (outcome.kind, outcome.status, outcome.ran) == ("environment", ci_run.NOT_RUN, False)
     assert "no route" in outcome.msg and target.workspaces == {}
 
 
-def test_the_ttl_ends_a_job(tmp_path: Path) -> None:
+def test_ttl_ends_a_job(tmp_path: Path) -> None:
     outcome, _shown, target = run(tmp_path, "sleep 60", ttl=2)
     assert (outcome.kind, outcome.reason, outcome.status) == ("job", "ttl", ci_run.OUT_OF_TIME)
     assert target.workspaces == {} and outcome.seconds < 15
@@ -175,7 +175,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("verb", ["create", "start", "exec", "find"])
 @pytest.mark.parametrize(("fault", "kind"), FAULTS)
-def test_a_fault_before_the_job_is_classified_and_nothing_is_left(
+def test_failure_before_the_job_is_classified_and_leaves_nothing(
     tmp_path: Path, verb: str, fault: Exception, kind: str
 ) -> None:
     target = CiTarget()
@@ -188,7 +188,7 @@ def test_a_fault_before_the_job_is_classified_and_nothing_is_left(
     target.before[verb] = fail
     outcome, _shown, _target = run(tmp_path, target=target)
     if isinstance(fault, errors.NotFound) and verb in ("create", "start"):
-        kind = outcome.kind  # `ensure` tries these again; either word will do
+        kind = outcome.kind  # `ensure` retries these; either class is correct
     assert (outcome.kind, outcome.status, outcome.ran) == (kind, ci_run.NOT_RUN, False)
     assert target.workspaces == {} and outcome.msg and not outcome.left
 
@@ -201,7 +201,7 @@ def test_a_fault_before_the_job_is_classified_and_nothing_is_left(
         ("failed", "The server of o/r cannot be reached from the workspace", "environment"),
     ],
 )
-def test_a_clone_that_fails(tmp_path: Path, state: str, detail: str, kind: str) -> None:
+def test_failed_clone_is_classified(tmp_path: Path, state: str, detail: str, kind: str) -> None:
     def script(_workspace: Any, boot: str) -> list[str]:
         return [start_event(boot), step_event("clone", state, 1.0, 2.0, detail)]
 
@@ -209,24 +209,24 @@ def test_a_clone_that_fails(tmp_path: Path, state: str, detail: str, kind: str) 
     assert outcome.kind == kind and outcome.status == ci_run.NOT_RUN and target.workspaces == {}
 
 
-def test_clone_without_credentials_names_the_pipelines_own_checkout(tmp_path: Path) -> None:
+def test_clone_without_credentials_suggests_the_checkout_of_the_pipeline(tmp_path: Path) -> None:
     target = CiTarget(lambda _workspace, boot: [start_event(boot), step_event("clone", "needs-auth", 1.0, 2.0, "")])
     assert "SPT_FLOW_REPO=$PWD" in run(tmp_path, target=target)[0].hint
 
 
-def test_another_commit_than_asked_for_never_runs(tmp_path: Path) -> None:
+def test_other_commit_than_requested_never_runs(tmp_path: Path) -> None:
     outcome, shown, target = run(tmp_path, "echo ran", commit="f" * 40)
     assert outcome.kind == "environment" and shown == [] and COMMIT in outcome.msg and target.workspaces == {}
 
 
-def test_nobody_waits_for_the_ide(tmp_path: Path) -> None:
+def test_run_does_not_wait_for_the_ide(tmp_path: Path) -> None:
     target = CiTarget(lambda _workspace, boot: [line for line in ready_lines(boot) if '"ide"' not in line])
     assert run(tmp_path, target=target)[0].status == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["create", "job"])
-def test_a_signal_cancels(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+def test_signal_cancels_the_run(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     target = CiTarget()
     if moment == "create":
         target.before["create"] = lambda: os.kill(os.getpid(), number)
@@ -238,7 +238,7 @@ def test_a_signal_cancels(tmp_path: Path, number: signal.Signals, moment: str) -
     assert target.workspaces == {} and signal.getsignal(number) is before
 
 
-def test_a_workspace_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeletable_workspace_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ci_run, "DESTROY", 0.5)
     target = CiTarget()
 
@@ -255,18 +255,18 @@ def test_a_workspace_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("text", ["/etc/*", "../x", "a/../../b", "~/x", "-x"])
-def test_globs_stay_below_the_clone(text: str) -> None:
+def test_artifact_globs_stay_below_the_clone(text: str) -> None:
     with pytest.raises(errors.InvalidInput):
         ci_request.globs(text, "artifacts")
 
 
 @pytest.mark.parametrize("commit", ["main", "0123abc", COMMIT.upper(), COMMIT + "0", "$(id)"])
-def test_a_commit_is_given_in_full(commit: str) -> None:
+def test_commit_must_be_complete(commit: str) -> None:
     with pytest.raises(errors.InvalidInput):
         ci_request.check_commit(commit)
 
 
-def test_environment_takes_names_and_a_file_that_goes(tmp_path: Path) -> None:
+def test_environment_takes_names_and_a_file_that_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.touch(0o600)
     path.write_text("# ours\nB=2=3\n\nC=\n")
@@ -274,7 +274,7 @@ def test_environment_takes_names_and_a_file_that_goes(tmp_path: Path) -> None:
     assert found == {"A": "1", "B": "2=3", "C": ""} and "MISSING" in notes[0] and not path.exists()
 
 
-def test_environment_refuses_values_and_open_files(tmp_path: Path) -> None:
+def test_environment_refuses_values_and_readable_files(tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidInput) as caught:
         ci_request.environment("TOKEN=s3cret", "", {})
     assert "s3cret" not in str(caught.value)
@@ -287,7 +287,7 @@ def test_environment_refuses_values_and_open_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "repo", ["https://h/o/r.git", f"https://h/o/{'x' * 90}", "https://h/o/a--b-", "https://h/o/x-old"]
 )
-def test_generated_names_are_names(repo: str) -> None:
+def test_generated_names_are_valid(repo: str) -> None:
     names = {ci_name(Repository.parse(repo)) for _ in range(20)}
     assert len(names) == 20 and all(validate_name(name) and len(name) <= NAME_LIMIT for name in names)
 
@@ -322,7 +322,7 @@ def archive(path: Path, *members: tuple[str, dict[str, Any]]) -> Path:
         ("artifacts/f", {"type": tarfile.FIFOTYPE}),
     ],
 )
-def test_hostile_archives_are_refused(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+def test_hostile_archive_is_refused(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     path = archive(tmp_path / "a.tar", ("artifacts/a", {}), (name, dict(more)))
@@ -331,7 +331,7 @@ def test_hostile_archives_are_refused(tmp_path: Path, name: str, more: dict[str,
     assert [p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*") if p.name == "x"] == []
 
 
-def test_the_same_name_twice_overwrites_nothing(tmp_path: Path) -> None:
+def test_duplicate_names_overwrite_nothing(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", ("artifacts/a", {"data": b"1"}), ("artifacts/a", {"data": b"2"}))
     with pytest.raises(FileExistsError):
         ci_artifacts.unpack(path, tmp_path, ci_artifacts.Limit(60))
@@ -356,7 +356,7 @@ def test_reports_are_counted(tmp_path: Path) -> None:
     assert any("c.xml" in note for note in outcome.notes)
 
 
-def test_a_report_with_entities_is_not_read(tmp_path: Path) -> None:
+def test_report_with_entities_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><testsuite>&a;</testsuite>')
     with pytest.raises(ValueError, match="document type"):
         ci_artifacts.junit(tmp_path / "x.xml", ci_artifacts.Limit(10))
@@ -365,7 +365,7 @@ def test_a_report_with_entities_is_not_read(tmp_path: Path) -> None:
 # Output
 
 
-def test_batches_are_bounded_by_size_and_time() -> None:
+def test_batches_are_limited_by_size_and_time() -> None:
     said: list[str] = []
     lines = Lines(said.append, batch=True, size=100, seconds=60)
     for _ in range(50):
@@ -377,12 +377,12 @@ def test_batches_are_bounded_by_size_and_time() -> None:
     assert said[-1] == "now"
 
 
-def test_masks_hide_every_line_of_a_value_but_not_what_is_short() -> None:
+def test_masks_hide_every_line_of_a_value_except_short_ones() -> None:
     mask = ci_job.Mask(["alpha\nbeta1", "ab"])
     assert mask("alpha beta1 ab alphabeta1") == "*** *** ab ******"
 
 
-def test_a_persons_workspace_is_made_of_a_runs_record(tmp_path: Path) -> None:
+def test_workspace_is_created_from_a_record(tmp_path: Path) -> None:
     settings = Settings(cpus=2.0, memory=1 << 30, kvm="disabled", clone_cache=True)
     outcome, _shown, _target = run(tmp_path, commit=COMMIT, settings=settings)
     record = ci_record.load(Path(outcome.folder))
@@ -405,9 +405,7 @@ def test_a_persons_workspace_is_made_of_a_runs_record(tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_from(
-    tmp_path: Path, origin: str, known: str
-) -> None:
+def test_run_of_a_pipeline_checkout_is_reproduced_from_its_origin(tmp_path: Path, origin: str, known: str) -> None:
     checkout = tmp_path / "checkout"
     subprocess.run(["git", "init", "--quiet", str(checkout)], check=True)
     if origin:
@@ -428,21 +426,21 @@ def test_the_run_of_a_pipelines_checkout_is_made_anew_from_what_that_was_cloned_
 @pytest.mark.parametrize(
     "settings", [{"cpus": "many"}, {"memory": []}, {"docker": "unsafe"}, {"kvm": "x\x1b[2J"}, {"pids": 10**30}]
 )
-def test_a_record_is_not_trusted_with_its_settings(settings: dict[str, Any]) -> None:
-    """Somebody else may have written it."""
+def test_record_with_unsafe_settings_is_not_trusted(settings: dict[str, Any]) -> None:
+    """Another user may have written it."""
     record = {"source": "https://example.com/o/r", "commit": COMMIT, "settings": settings}
     with pytest.raises(InvalidInput) as caught:
         ci_record.values(record)
     assert str(caught.value).replace("\n", "").isprintable()
 
 
-def test_a_user_may_trust_an_unsafe_record() -> None:
+def test_user_may_trust_an_unsafe_record() -> None:
     record = {"source": "https://example.com/o/r", "commit": COMMIT, "settings": {"docker": "unsafe"}}
     assert ci_record.values(record, docker="unsafe")["docker"] == "unsafe"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": 1}', "\x00"])
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InvalidInput, match="no record of a CI run"):
         ci_record.load(tmp_path)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs on a Coder server: the fake one, with commands run here instead of in a workspace."""
+"""CI runs on the fake Coder server; commands run here instead of in a workspace."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def gone(fake: Fake) -> bool:
     return all(workspace.deleted(fake.state.now) for workspace in fake.state.workspaces.values())
 
 
-def test_a_run_passes_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
+def test_run_passes_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
     outcome = run(fake, tmp_path, "pwd; exit 3", commit=COMMIT)
     assert (outcome.kind, outcome.status, outcome.ran, outcome.left) == ("job", 3, True, "")
     assert [b.transition for w in fake.state.workspaces.values() for b in w.builds] == ["start", "delete"]
@@ -61,7 +61,7 @@ def test_a_run_passes_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
     [({"error": "no space left on device"}, "unhealthy"), ({"connect": float("inf")}, "unhealthy")],
     ids=["build", "agent"],
 )
-def test_what_the_server_or_its_node_fails_at_is_the_environments(
+def test_failures_of_server_and_node_are_environment_failures(
     fake: Fake, tmp_path: Path, behaviour: dict[str, Any], reason: str
 ) -> None:
     fake.state.next("start", **behaviour)
@@ -70,7 +70,7 @@ def test_what_the_server_or_its_node_fails_at_is_the_environments(
     assert gone(fake) and not outcome.left
 
 
-def test_a_server_that_goes_away_for_good_leaves_it_to_the_deadline(
+def test_lost_server_leaves_deletion_to_the_deadline(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ci_run, "DESTROY", 1.0)
@@ -89,8 +89,8 @@ def test_a_server_that_goes_away_for_good_leaves_it_to_the_deadline(
 
 
 @pytest.mark.parametrize("runs", [len(PLANS), pytest.param(500, marks=pytest.mark.full)])
-def test_faulted_runs_are_classified_without_a_mistake(tmp_path: Path, runs: int) -> None:
-    """A tenth of all answers goes wrong beside what is done to each run, of which is known how it has to end."""
+def test_faulted_runs_are_classified_correctly(tmp_path: Path, runs: int) -> None:
+    """A tenth of all answers fails, in addition to the fault of each run, whose correct classification is known."""
     shares = [range(first, runs, 2) for first in range(2)]
     with ProcessPoolExecutor(len(shares), get_context("spawn")) as pool:
         ended = [one for share in pool.map(ci_faults.several, shares, [tmp_path] * 2) for one in share]

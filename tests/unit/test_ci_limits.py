@@ -27,7 +27,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def peak_of(archive: Path, folder: Path) -> tuple[str, int, float]:
-    """The error of unpacking in a process of its own, the memory (MiB) that it took at most, and its seconds."""
+    """Unpack in a separate process; return its error, its peak memory in MiB, and its seconds."""
     program = (
         "import resource, sys, time\n"
         "from pathlib import Path\n"
@@ -73,7 +73,7 @@ def test_million_tiny_files_stop_at_the_limit(tmp_path: Path) -> None:
         for start in range(0, 1_000_000, 10_000):
             file.write(b"".join(header(f"artifacts/{number}", 0) for number in range(start, start + 10_000)))
             if start >= 30_000:
-                break  # what follows is never read
+                break  # The rest is never read.
         file.truncate(1_000_000 * 512)
     begun = time.monotonic()
     with pytest.raises(FlowError, match="more than 20000 files"):
@@ -105,7 +105,7 @@ def test_long_names_within_the_limit_are_kept(tmp_path: Path) -> None:
     assert artifacts.unpack(tmp_path / "a.tar", tmp_path / "out", artifacts.Limit(60)) == [name]
 
 
-def test_unpacking_ends_with_its_time(tmp_path: Path) -> None:
+def test_unpacking_times_out(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", "artifacts/a")
     with pytest.raises(DeadlineExceeded):
         artifacts.unpack(tmp_path / "a.tar", tmp_path / "out", artifacts.Limit(-1))
@@ -121,7 +121,7 @@ def test_packing_command_that_closes_its_output_and_stays_is_ended(
     assert time.monotonic() - begun < 20
 
 
-def test_nothing_is_left_of_a_stream_that_is_refused(tmp_path: Path) -> None:
+def test_refused_stream_leaves_nothing(tmp_path: Path) -> None:
     stream = tmp_path / "stream"
     pack(stream, "artifacts/good", "artifacts/../../evil")
     with pytest.raises(FlowError, match="no plain file"):
@@ -129,7 +129,7 @@ def test_nothing_is_left_of_a_stream_that_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["stream"]
 
 
-def test_words_of_the_packing_command_are_cleaned_and_few(tmp_path: Path) -> None:
+def test_messages_of_the_packing_command_are_cleaned_and_limited(tmp_path: Path) -> None:
     pack(tmp_path / "stream", "artifacts/a")
     noise = (
         "i=0; while [ $i -lt 99 ]; do printf 'note: \\033]0;x\\007hello\\033[2J\\n' >&2; i=$((i+1)); done; cat \"$0\""
@@ -194,13 +194,13 @@ def test_any_bytes_are_counted_or_refused(tmp_path_factory: pytest.TempPathFacto
     assert counted(tmp_path_factory.mktemp("xml"), data)
 
 
-def test_counting_ends_with_its_time(tmp_path: Path) -> None:
+def test_counting_times_out(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text(REPORT)
     with pytest.raises(DeadlineExceeded):
         artifacts.junit(tmp_path / "x.xml", artifacts.Limit(-1))
 
 
-def test_missing_package_is_one_sentence_and_only_reports_need_it(
+def test_missing_package_is_reported_only_where_reports_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "defusedxml"]:
@@ -221,7 +221,7 @@ def log(tmp_path: Path) -> job.Log:
     return job.Log(tmp_path / "job.log")
 
 
-def test_log_of_100_mib_keeps_its_beginning_and_its_end(tmp_path: Path, log: job.Log) -> None:
+def test_log_of_100_mib_keeps_its_beginning_and_end(tmp_path: Path, log: job.Log) -> None:
     lines = 100 * MIB // 1000
     shown = sum(log.add(f"{number:08d} {'x' * 990}") for number in range(lines))
     assert log.last(2)[-1].startswith(f"{lines - 1:08d} ")
@@ -260,11 +260,11 @@ def test_secret_with_an_escape_sequence_inside_is_hidden() -> None:
 
 
 @pytest.mark.parametrize("status", ["9" * 5000, "1000", "-1", ""])
-def test_status_that_is_none_is_not_believed(status: str) -> None:
+def test_invalid_exit_status_is_not_accepted(status: str) -> None:
     script = f"printf '\\nspt-flow-ci-status {status}\\n' >/proc/$PPID/fd/2; exit 3"
     assert said_by(script)[0] == 3
 
 
-def test_word_on_the_way_is_cleaned() -> None:
+def test_progress_messages_are_cleaned() -> None:
     argv = ["sh", "-c", r"printf '\033]0;x\007no\033[2J route\n' >&2; exit 255"]
     assert job.attend(argv, b"", job.Mask([]), str, lambda: False).words == ["no route"]

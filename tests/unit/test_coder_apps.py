@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The address of the IDE on a Coder server: its own where the server has a wildcard, else one of the dashboard."""
+"""The IDE's address on a Coder server: its own with a wildcard, otherwise a path of the dashboard's address."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_server_is_not_asked_for_a_path_app() -> None:
     assert client.app_url("https://c", never, WORKSPACE, agent, "ide") == "https://c/@ada/demo.main/apps/ide/"
 
 
-def test_template_gets_the_subdomain_as_the_server_has_it() -> None:
+def test_template_uses_the_subdomain_mode_of_the_server() -> None:
     wanted = template.ours(Settings.of({}), "dev", "spt-flow", {}, subdomain="true")
     assert wanted.variables["subdomain"] == "true"
     assert template.ours(Settings.of({}), "dev", "spt-flow", {}).variables["subdomain"] == "false"
@@ -79,12 +79,12 @@ def test_caddy_serves_the_wildcard_with_its_certificate() -> None:
     assert text.count("reverse_proxy 127.0.0.1:3000") == 2
 
 
-def test_caddy_serves_no_wildcard_that_is_not_set() -> None:
+def test_caddy_serves_no_wildcard_unless_configured() -> None:
     text = caddyfile(coder_server_access_url="https://coder.example.com", coder_server_caddy="internal")
     assert text.count("reverse_proxy") == 1 and "*" not in text.replace("**", "")
 
 
-def test_path_apps_are_off_exactly_with_a_wildcard() -> None:
+def test_path_apps_are_disabled_exactly_with_a_wildcard() -> None:
     text = (ROLE / "vars/main.yml").read_text()
     both = "'CODER_WILDCARD_ACCESS_URL': coder_server_wildcard, 'CODER_DISABLE_PATH_APPS': 'true'"
     assert f"{{{both}}} if coder_server_wildcard else {{}}" in text

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which program `coder` enters workspaces: the one on PATH when it fits, else the server's own, fetched once."""
+"""Which `coder` program enters workspaces: the one on PATH if it matches, otherwise the server's own, fetched once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fake() -> Iterator[Fake]:
 
 @pytest.fixture
 def http(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CoderHttp:
-    """One that has had an answer; nothing is on PATH but what a test puts there."""
+    """A client that knows the server's version; PATH contains only what the test installs."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
@@ -49,7 +49,7 @@ def install(folder: Path, version: str) -> None:
     path.chmod(0o755)
 
 
-def test_the_one_on_path_is_used_and_asked_once(http: CoderHttp, tmp_path: Path) -> None:
+def test_matching_program_on_path_is_used_and_asked_once(http: CoderHttp, tmp_path: Path) -> None:
     install(tmp_path, http.server_version)
     before = http.requests
     assert coder_cli.ready(http, Progress()) == []
@@ -63,7 +63,7 @@ def test_the_one_on_path_is_used_and_asked_once(http: CoderHttp, tmp_path: Path)
 
 
 @pytest.mark.parametrize("here", ["", "v2.20.1"])
-def test_a_missing_or_another_one_is_fetched_once(fake: Fake, http: CoderHttp, tmp_path: Path, here: str) -> None:
+def test_missing_or_other_program_is_fetched_once(fake: Fake, http: CoderHttp, tmp_path: Path, here: str) -> None:
     if here:
         install(tmp_path, here)
     before = http.requests
@@ -83,7 +83,7 @@ def test_a_missing_or_another_one_is_fetched_once(fake: Fake, http: CoderHttp, t
     assert not link.exists()
 
 
-def test_without_any_it_is_said_in_one_line(fake: Fake, http: CoderHttp, tmp_path: Path) -> None:
+def test_unavailable_program_is_reported_in_one_line(fake: Fake, http: CoderHttp, tmp_path: Path) -> None:
     fake.state.cli = b""
     (note,) = coder_cli.ready(http, Progress())
     assert "no program coder" in note
@@ -95,7 +95,7 @@ def test_without_any_it_is_said_in_one_line(fake: Fake, http: CoderHttp, tmp_pat
     assert "is v2.20.1, the server is" in note
 
 
-def test_what_is_no_such_program_is_not_kept(fake: Fake, http: CoderHttp) -> None:
+def test_invalid_program_is_not_kept(fake: Fake, http: CoderHttp) -> None:
     fake.state.cli = b"<html>"
     (note,) = coder_cli.ready(http, Progress())
     assert "no coder v2" in note
@@ -114,5 +114,5 @@ def test_what_is_no_such_program_is_not_kept(fake: Fake, http: CoderHttp) -> Non
         ("v2.35.0", "", False),
     ],
 )
-def test_major_and_minor_count(version: str, server: str, fits: bool) -> None:
+def test_major_and_minor_version_must_match(version: str, server: str, fits: bool) -> None:
     assert coder_cli.goes_with(version, server) is fits

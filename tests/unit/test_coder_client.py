@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Coder's API as methods, against the fake server: what each brings, what faults leave behind."""
+"""Coder's API as methods, against the fake server: results, and what faults leave behind."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def template_id(fake: Fake) -> str:
 
 
 def made(fake: Fake, client: CoderAdmin, name: str = "one", **more: str) -> Json:
-    """A workspace that runs and is ready."""
+    """A running, ready workspace."""
     client.create_workspace(name, template_id=template_id(fake), rich_parameter_values=more)
     fake.state.clock.advance(10)
     return client.workspace(name) or {}
 
 
-def test_the_server_and_the_caller(fake: Fake, person: CoderAdmin) -> None:
+def test_server_and_caller_are_read(fake: Fake, person: CoderAdmin) -> None:
     assert person.healthy() and person.version() == (2, 35, 1)
     assert person.me()["username"] == "dev"
     assert person.organization()["is_default"] is True
@@ -62,7 +62,7 @@ def test_the_server_and_the_caller(fake: Fake, person: CoderAdmin) -> None:
     assert person.http.server_version == fake.state.build_version
 
 
-def test_a_workspace_from_its_making_to_its_end(fake: Fake, person: CoderAdmin) -> None:
+def test_workspace_is_created_stopped_and_deleted(fake: Fake, person: CoderAdmin) -> None:
     assert person.workspace("one") is None
     new = person.create_workspace(
         "one", template_id=template_id(fake), rich_parameter_values={"repository": "https://example.com/A.git"}
@@ -85,7 +85,7 @@ def test_a_workspace_from_its_making_to_its_end(fake: Fake, person: CoderAdmin) 
     assert (person.workspace("one", include_deleted=True) or {})["id"] == now["id"]
 
 
-def test_logs_come_by_slices(fake: Fake, person: CoderAdmin) -> None:
+def test_logs_are_read_in_slices(fake: Fake, person: CoderAdmin) -> None:
     new = person.create_workspace("one", template_id=template_id(fake))
     build, after, told = new["latest_build"]["id"], 0, []
     for _second in range(20):
@@ -101,7 +101,7 @@ def test_logs_come_by_slices(fake: Fake, person: CoderAdmin) -> None:
     assert person.agent_logs(agent["id"], first[-1]["id"]) == []
 
 
-def test_a_failed_build_says_why(fake: Fake, person: CoderAdmin) -> None:
+def test_failed_build_reports_its_reason(fake: Fake, person: CoderAdmin) -> None:
     fake.state.next("start", error="terraform apply: exit status 1", lines=("no space left on device",))
     new = person.create_workspace("one", template_id=template_id(fake))
     fake.state.clock.advance(5)
@@ -115,7 +115,7 @@ def test_a_failed_build_says_why(fake: Fake, person: CoderAdmin) -> None:
     assert person.builds(new["id"])[0]["id"] == build["id"]
 
 
-def test_two_builds_at_once_are_a_conflict(fake: Fake, person: CoderAdmin) -> None:
+def test_concurrent_builds_are_a_conflict(fake: Fake, person: CoderAdmin) -> None:
     one = made(fake, person)
     person.create_build(one, "stop")
     with pytest.raises(errors_module.Conflict, match="already active"):
@@ -125,7 +125,7 @@ def test_two_builds_at_once_are_a_conflict(fake: Fake, person: CoderAdmin) -> No
     assert caught.value.details["fields"] == ["name"]
 
 
-def test_cancelling(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
+def test_build_is_cancelled(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     one = made(fake, person)
     build = person.create_build(one, "stop")["id"]
     fake.state.clock.advance(1)
@@ -138,7 +138,7 @@ def test_cancelling(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     assert (person.build(build) or {})["status"] == "canceled"
 
 
-def test_schedules(fake: Fake, person: CoderAdmin) -> None:
+def test_schedules_are_changed(fake: Fake, person: CoderAdmin) -> None:
     one = made(fake, person)
     until = datetime.fromtimestamp(fake.state.now, UTC) + timedelta(hours=9)
     person.extend(one["id"], until)
@@ -158,7 +158,7 @@ def test_schedules(fake: Fake, person: CoderAdmin) -> None:
         person.extend(one["id"], datetime(2026, 1, 1))
 
 
-def test_many_workspaces_come_in_pages_each_once(fake: Fake, person: CoderAdmin) -> None:
+def test_pages_return_each_workspace_once(fake: Fake, person: CoderAdmin) -> None:
     state = fake.state
     samples.crowd(state, state.user("dev"), state.template_by_name("spt-flow"), 450)
     before = person.http.requests
@@ -180,14 +180,16 @@ def test_many_workspaces_come_in_pages_each_once(fake: Fake, person: CoderAdmin)
         ({"template": "another one"}, (), []),
     ],
 )
-def test_searching(fake: Fake, person: CoderAdmin, more: dict[str, str], terms: list, names: list[str]) -> None:
+def test_search_filters_workspaces(
+    fake: Fake, person: CoderAdmin, more: dict[str, str], terms: list, names: list[str]
+) -> None:
     for name in ("a", "b"):
         made(fake, person, name, repository=f"https://example.com/{name}.git")
     query = coder_client.search_query(terms, **more)
     assert [one["name"] for page in person.workspaces(query) for one in page] == names
 
 
-def test_a_search_that_would_mean_something_else_is_refused(fake: Fake, person: CoderAdmin) -> None:
+def test_ambiguous_search_is_refused(fake: Fake, person: CoderAdmin) -> None:
     with pytest.raises(errors_module.InvalidInput, match="cannot search"):
         coder_client.search_query(name='x" owner:"y')
     for value in ("ref=a,repository=b", "ref=a=b"):
@@ -198,11 +200,11 @@ def test_a_search_that_would_mean_something_else_is_refused(fake: Fake, person: 
 
 
 @pytest.mark.parametrize("name", ["../users", "a/b", "one?x=1", "%2e%2e"])
-def test_a_name_stays_in_its_place_in_the_path(person: CoderAdmin, name: str) -> None:
+def test_name_cannot_change_the_request_path(person: CoderAdmin, name: str) -> None:
     assert person.workspace(name) is None
 
 
-def test_a_name_that_is_none_is_refused(person: CoderAdmin) -> None:
+def test_invalid_name_is_refused(person: CoderAdmin) -> None:
     with pytest.raises(errors_module.InvalidInput):
         person.workspace("..")
 
@@ -215,7 +217,7 @@ LOST = ["500", "502", "504", "reset", "truncated"]
 
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("kind", LOST)
-def test_a_lost_answer_makes_no_second_workspace(fake: Fake, person: CoderAdmin, kind: str, processed: bool) -> None:
+def test_lost_answer_creates_no_second_workspace(fake: Fake, person: CoderAdmin, kind: str, processed: bool) -> None:
     fake.faults.add(kind, processed, method="POST", path="/workspaces$")
     one = person.create_workspace("one", template_id=template_id(fake))
     assert one["name"] == "one" and len(fake.state.workspaces) == 1
@@ -224,7 +226,7 @@ def test_a_lost_answer_makes_no_second_workspace(fake: Fake, person: CoderAdmin,
 
 @pytest.mark.parametrize("processed", [True, False])
 @pytest.mark.parametrize("kind", LOST)
-def test_a_lost_answer_queues_no_second_build(fake: Fake, person: CoderAdmin, kind: str, processed: bool) -> None:
+def test_lost_answer_queues_no_second_build(fake: Fake, person: CoderAdmin, kind: str, processed: bool) -> None:
     one = made(fake, person)
     fake.faults.add(kind, processed, method="POST", path="/builds$")
     build = person.create_build(one, "stop")
@@ -232,8 +234,8 @@ def test_a_lost_answer_queues_no_second_build(fake: Fake, person: CoderAdmin, ki
     assert len(next(iter(fake.state.workspaces.values())).builds) == 2
 
 
-def test_another_ones_build_is_not_taken_for_ours(fake: Fake, person: CoderAdmin) -> None:
-    """The answer got lost before anything was done, and meanwhile somebody else has begun another transition."""
+def test_foreign_build_is_not_taken_for_ours(fake: Fake, person: CoderAdmin) -> None:
+    """The request got lost before it took effect, and meanwhile another client started another transition."""
     one = made(fake, person)
     fake.faults.add("502", method="POST", path="/builds$")
     state = fake.state
@@ -244,8 +246,8 @@ def test_another_ones_build_is_not_taken_for_ours(fake: Fake, person: CoderAdmin
     assert [build.transition for build in workspace.builds] == ["start", "start"]
 
 
-def test_the_answer_that_never_comes(fake: Fake) -> None:
-    """By the wall clock: the server works on, but says nothing for longer than a request may take."""
+def test_missing_answer_times_out(fake: Fake) -> None:
+    """By the wall clock: the server keeps working, but sends nothing for longer than a request may take."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 
@@ -255,7 +257,7 @@ def test_the_answer_that_never_comes(fake: Fake) -> None:
     assert one["name"] == "one" and len(fake.state.workspaces) == 1
 
 
-def test_what_stays_unknown_is_told(fake: Fake, person: CoderAdmin) -> None:
+def test_unknown_outcome_is_reported(fake: Fake, person: CoderAdmin) -> None:
     fake.faults.add("500", method="POST", path="/workspaces$", times=9)
     with pytest.raises(Unsure, match="may have been carried out"):
         person.create_workspace("one", template_id=template_id(fake))
@@ -263,14 +265,14 @@ def test_what_stays_unknown_is_told(fake: Fake, person: CoderAdmin) -> None:
 
 
 @pytest.mark.parametrize("kind", ["429", "503"])
-def test_what_was_not_carried_out_is_sent_again_after_the_pause(fake: Fake, person: CoderAdmin, kind: str) -> None:
+def test_request_without_effect_is_repeated_after_a_pause(fake: Fake, person: CoderAdmin, kind: str) -> None:
     fake.faults.add(kind, method="POST", retry_after=7)
     before = fake.state.now
     person.create_workspace("one", template_id=template_id(fake))
     assert fake.state.now - before >= 7 and len(fake.state.workspaces) == 1
 
 
-def test_a_restart_of_the_server_is_waited_for(fake: Fake, person: CoderAdmin) -> None:
+def test_restarting_server_is_waited_for(fake: Fake, person: CoderAdmin) -> None:
     new = person.create_workspace("one", template_id=template_id(fake))
     fake.state.clock.advance(1)
     fake.restart(8)
@@ -278,14 +280,14 @@ def test_a_restart_of_the_server_is_waited_for(fake: Fake, person: CoderAdmin) -
     assert build is not None and build["status"] == "failed"
 
 
-def test_a_web_page_is_no_answer(fake: Fake, person: CoderAdmin) -> None:
+def test_web_page_is_not_an_answer(fake: Fake, person: CoderAdmin) -> None:
     fake.faults.add("html")
     with pytest.raises(errors_module.Unhealthy, match="web page"):
         person.workspace("one")
 
 
-def test_all_succeed_when_a_fifth_of_all_answers_goes_wrong() -> None:
-    """And those who want the same name get the same workspace; each is asked to stop once."""
+def test_all_requests_succeed_when_a_fifth_of_the_answers_fails() -> None:
+    """Clients that request the same name get the same workspace, and each workspace is stopped once."""
     with coder_harness.running(State(Clock(speed=50))) as fake:
         samples.furnish(fake.state)
         fake.faults.share = 0.2
@@ -326,7 +328,7 @@ def test_all_succeed_when_a_fifth_of_all_answers_goes_wrong() -> None:
 # Operators
 
 
-def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
+def test_new_server_gets_an_owner_and_a_bot_with_a_token() -> None:
     with coder_harness.running() as fake:
         nobody = coder_harness.connect(fake, "")
         assert not nobody.has_first_user()
@@ -356,14 +358,14 @@ def test_a_fresh_server_gets_its_owner_and_a_bot_its_token() -> None:
             coder_harness.connect(fake, token).me()
 
 
-def test_a_token_whose_secret_got_lost_is_made_anew(fake: Fake, owner: CoderAdmin) -> None:
+def test_token_with_a_lost_secret_is_replaced(fake: Fake, owner: CoderAdmin) -> None:
     fake.faults.add("reset", processed=True, method="POST", path="/tokens$")
     token = owner.create_token("ci", 3600, "dev")
     assert coder_harness.connect(fake, token).me()["username"] == "dev"
     assert [one["token_name"] for one in owner.tokens("dev")].count("ci") == 1
 
 
-def test_one_who_leaves(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
+def test_departed_user_is_suspended(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     made(fake, person)
     assert [one["username"] for page in owner.users("status:active") for one in page] == ["dev", "owner"]
     owner.suspend("dev")
@@ -375,7 +377,7 @@ def test_one_who_leaves(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> No
     assert [role["name"] for role in owner.update_roles("dev", ["template-admin"])["roles"]] == ["template-admin"]
 
 
-def test_a_template_is_pushed_and_rolled_out(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
+def test_template_is_pushed_and_rolled_out(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     one = made(fake, person)
     template = owner.template("spt-flow")
     assert template is not None and owner.template("none") is None
@@ -404,7 +406,7 @@ def test_a_template_is_pushed_and_rolled_out(fake: Fake, person: CoderAdmin, own
     assert job is not None and job["status"] == "succeeded"
 
 
-def test_what_an_unlicensed_server_ignores_shows_in_the_comparison(owner: CoderAdmin) -> None:
+def test_fields_ignored_without_a_licence_are_shown_in_the_comparison(owner: CoderAdmin) -> None:
     template = owner.template("spt-flow") or {}
     wanted = {
         "description": "ours",
@@ -426,7 +428,7 @@ def test_what_an_unlicensed_server_ignores_shows_in_the_comparison(owner: CoderA
         ({"README.md": "nothing"}, "", "no Terraform file"),
     ],
 )
-def test_an_import_that_fails(fake: Fake, owner: CoderAdmin, files: dict[str, str], code: str, words: str) -> None:
+def test_failed_import_is_reported(fake: Fake, owner: CoderAdmin, files: dict[str, str], code: str, words: str) -> None:
     version = owner.create_version(owner.upload(samples.archive(files)), "v-1")
     fake.state.clock.advance(5)
     job = (owner.template_version(version["id"]) or {})["job"]
@@ -447,7 +449,7 @@ def test_lost_answers_leave_one_template_and_one_version(fake: Fake, owner: Code
     assert [one["name"] for one in owner.templates()] == ["spt-flow", "spt-flow-ci"]
 
 
-def test_a_template_goes_only_when_nobody_uses_it(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
+def test_template_in_use_is_not_deleted(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     one = made(fake, person)
     template = owner.template("spt-flow") or {}
     with pytest.raises(errors_module.InvalidInput, match="All workspaces must be deleted"):
@@ -458,7 +460,7 @@ def test_a_template_goes_only_when_nobody_uses_it(fake: Fake, person: CoderAdmin
     assert owner.template("spt-flow") is None
 
 
-def test_archiving_and_cancelling_versions(fake: Fake, owner: CoderAdmin) -> None:
+def test_versions_are_archived_and_cancelled(fake: Fake, owner: CoderAdmin) -> None:
     template = owner.template("spt-flow") or {}
     version = owner.create_version(owner.upload(samples.archive()), "v-2", template["id"])
     assert owner.cancel_version(version["id"]) is True
@@ -469,7 +471,7 @@ def test_archiving_and_cancelling_versions(fake: Fake, owner: CoderAdmin) -> Non
     assert [v["name"] for page in owner.versions(template["id"], True) for v in page] == ["v-2", "v-1"]
 
 
-def test_health(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
+def test_health_is_read(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     assert owner.debug_health()["healthy"] and len(owner.provisioner_daemons()) == 3
     fake.state.set_provisioners(0)
     report = owner.debug_health(force=True)
@@ -481,13 +483,13 @@ def test_health(fake: Fake, person: CoderAdmin, owner: CoderAdmin) -> None:
     assert not owner.healthy()
 
 
-def test_where_the_command_line_is() -> None:
+def test_download_address_of_the_command_line_is_known() -> None:
     assert coder_admin.cli_url("https://c.example.com", "windows", "arm64") == (
         "https://c.example.com/bin/coder-windows-arm64.exe"
     )
 
 
-def test_the_callers_time_bounds_each_request(fake: Fake, person: CoderAdmin) -> None:
+def test_callers_deadline_limits_each_request(fake: Fake, person: CoderAdmin) -> None:
     hurried = coder_client.CoderClient(person.http, left=lambda: 3.0)
     fake.faults.add("503", retry_after=10)
     with pytest.raises(errors_module.DeadlineExceeded, match="end of the 3 s"):

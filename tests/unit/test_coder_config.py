@@ -20,22 +20,22 @@ def stored(folder: Path, url: str = "https://coder.example.com") -> dict[str, st
     return {"CODER_CONFIG_DIR": str(folder)}
 
 
-def test_the_environment_comes_first(tmp_path: Path):
+def test_environment_has_priority(tmp_path: Path):
     found = config.load({"CODER_URL": "https://a.example", "CODER_SESSION_TOKEN": "x-y", **stored(tmp_path)})
     assert (found.url, found.token, found.source) == ("https://a.example", "x-y", "CODER_SESSION_TOKEN")
 
 
-def test_the_session_of_the_command_line_is_used(tmp_path: Path):
+def test_session_of_the_command_line_is_used(tmp_path: Path):
     found = config.load(stored(tmp_path))
     assert (found.url, found.token) == ("https://coder.example.com", TOKEN)
     assert str(tmp_path) in found.source
 
 
-def test_set_but_empty_counts_as_unset(tmp_path: Path):
+def test_empty_variable_counts_as_unset(tmp_path: Path):
     assert config.load({"CODER_URL": "", "CODER_SESSION_TOKEN": "", **stored(tmp_path)}).token == TOKEN
 
 
-def test_a_stored_token_never_goes_to_another_server(tmp_path: Path):
+def test_stored_token_is_never_sent_to_another_server(tmp_path: Path):
     found = config.load({"CODER_URL": "https://evil.example", **stored(tmp_path)})
     assert found.token == ""
     with pytest.raises(AuthError, match="no session token for the Coder server https://evil.example") as caught:
@@ -43,7 +43,7 @@ def test_a_stored_token_never_goes_to_another_server(tmp_path: Path):
     assert "coder login https://evil.example" in caught.value.hint
 
 
-def test_the_same_server_written_differently_is_the_same(tmp_path: Path):
+def test_equivalent_addresses_are_one_server(tmp_path: Path):
     assert config.load({"CODER_URL": "https://CODER.example.com/", **stored(tmp_path)}).token == TOKEN
 
 
@@ -58,11 +58,11 @@ def test_the_same_server_written_differently_is_the_same(tmp_path: Path):
         ("linux", {"HOME": "/home/x", "CODER_CONFIG_DIR": "/there"}, "/there"),
     ],
 )
-def test_configuration_directory(platform: str, environ: dict[str, str], folder: str):
+def test_configuration_directory_is_found(platform: str, environ: dict[str, str], folder: str):
     assert config.config_dir(environ, platform) == folder
 
 
-def test_no_server_says_how_to_name_one():
+def test_missing_server_explains_how_to_name_one():
     with pytest.raises(NotFound, match="No Coder server is named") as caught:
         config.load({})
     assert "CODER_URL" in caught.value.hint
@@ -71,7 +71,7 @@ def test_no_server_says_how_to_name_one():
     assert config.configured({"CODER_URL": "https://a.example", "CODER_SESSION_TOKEN": TOKEN})
 
 
-def test_secrets_are_in_no_repr():
+def test_repr_contains_no_secret():
     found = config.load(
         {
             "CODER_URL": "https://a.example",
@@ -93,14 +93,14 @@ def test_secrets_are_in_no_repr():
         ("https://[::1]:7080", "https://[::1]:7080"),
     ],
 )
-def test_urls(text: str, url: str):
+def test_valid_urls_are_accepted(text: str, url: str):
     assert config.parse_url(text) == url
 
 
 @pytest.mark.parametrize(
     "text", ["ftp://x", "https://", "https://x:y", "https://x:99999", "https://x/?token=1", "http://a b", "https://x\n"]
 )
-def test_what_is_no_url(text: str):
+def test_invalid_urls_are_refused(text: str):
     if text.endswith("\n"):
         assert config.parse_url(text) == "https://x"
         return
@@ -108,7 +108,7 @@ def test_what_is_no_url(text: str):
         config.parse_url(text)
 
 
-def test_a_password_in_the_url_is_refused_and_not_shown():
+def test_password_in_the_url_is_refused_and_not_shown():
     with pytest.raises(InvalidInput) as caught:
         config.parse_url("https://me:hush@x.example")
     assert "hush" not in str(caught.value)
@@ -121,7 +121,7 @@ def test_headers_are_read_as_the_command_line_reads_them():
     assert "hush" not in str(caught.value)
 
 
-def test_a_token_with_a_line_break_is_refused_and_not_shown():
+def test_token_with_a_line_break_is_refused_and_not_shown():
     with pytest.raises(InvalidInput) as caught:
         config.load({"CODER_URL": "https://x", "CODER_SESSION_TOKEN": "hush\nEvil: 1"})
     assert "hush" not in str(caught.value)
@@ -140,5 +140,5 @@ def test_a_token_with_a_line_break_is_refused_and_not_shown():
         ({"HTTP_PROXY": "http://p:1"}, ""),
     ],
 )
-def test_proxies(environ: dict[str, str], proxy: str):
+def test_proxies_are_used(environ: dict[str, str], proxy: str):
     assert config.proxy_for("https://coder.example.com", environ) == proxy

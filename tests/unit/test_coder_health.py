@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a Coder server says of its health, and that an error in it ends the playbook with the server's own codes."""
+"""The health of a Coder server is reported, and an error in it fails the playbook with the server's own codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PASSWORD = "correct horse battery staple 1"
 WARNING = {"code": "EDERP01", "message": "one relay only"}
 
 
-def test_sections_have_their_codes_and_a_dismissed_one_is_no_failure() -> None:
+def test_sections_have_codes_and_dismissed_ones_do_not_fail() -> None:
     report = {
         "database": {"severity": "ok", "warnings": None, "error": None},
         "derp": {"severity": "warning", "warnings": [WARNING], "error": None},
@@ -42,7 +42,7 @@ def test_sections_have_their_codes_and_a_dismissed_one_is_no_failure() -> None:
 
 
 def told(state: State, folder: Path, book: str) -> tuple[int, str]:
-    """Status and words of a playbook against a server with that state."""
+    """Return status and output of the playbook for a server in that state."""
     state.first_user("admin@example.com", "admin", PASSWORD)
     with coder_harness.running(state) as fake:
         (folder / "hosts.yml").write_text(
@@ -65,7 +65,7 @@ def told(state: State, folder: Path, book: str) -> tuple[int, str]:
     return done.returncode, said
 
 
-def test_the_playbook_tells_each_section(tmp_path: Path) -> None:
+def test_playbook_reports_each_section(tmp_path: Path) -> None:
     state = State(Clock(1))
     status, said = told(state, tmp_path, "playbooks/server_health.yml")
     assert status == 0, said
@@ -73,7 +73,7 @@ def test_the_playbook_tells_each_section(tmp_path: Path) -> None:
     assert "access_url ok" in said and "provisioner_daemons ok" in said
 
 
-def test_a_section_in_error_fails_with_the_servers_code(tmp_path: Path) -> None:
+def test_section_in_error_fails_with_the_code_of_the_server(tmp_path: Path) -> None:
     state = State(Clock(1))
     state.slots = []
     book = tmp_path / "book.yml"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests to a Coder server: what is tried again, what is told, and what never is."""
+"""Requests to a Coder server: what is retried, what is reported, and which secrets are never shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def error(status: int, message: str = "No.", headers: dict[str, str] | None = No
 
 
 class Server:
-    """Answers by a script; ``None`` in it breaks the connection off."""
+    """Answers from a script; ``None`` in it breaks the connection."""
 
     def __init__(self) -> None:
         self.script: list[tuple[int, dict[str, str], bytes] | None] = []
@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -95,7 +95,7 @@ def client(server: Server | str, clock: Clock | None = None, **more: Any) -> cod
     return coder_http.CoderHttp(config, clock=clock, sleep=clock.sleep, **more)
 
 
-def test_an_answer(server: Server) -> None:
+def test_answer_is_returned(server: Server) -> None:
     answer = client(server).request("GET", "/api/v2/x", {"q": "owner:me", "deleted": True, "no": None})
     assert (answer.status, answer.data) == (200, {"id": 1})
     assert server.seen == [("GET", "/api/v2/x?q=owner%3Ame&deleted=true")]
@@ -114,21 +114,21 @@ def test_an_answer(server: Server) -> None:
         ("PATCH", error(429)),
     ],
 )
-def test_what_may_be_asked_again_is(server: Server, method: str, trouble: Any) -> None:
+def test_safe_requests_are_retried(server: Server, method: str, trouble: Any) -> None:
     server.script = [trouble]
     assert client(server).request(method, "/x", body={}).status == 200
     assert len(server.seen) == 2
 
 
 @pytest.mark.parametrize("trouble", [error(500), error(502), None, (200, JSON, b"{")])
-def test_a_post_that_may_have_been_carried_out_is_not_sent_twice(server: Server, trouble: Any) -> None:
+def test_post_with_unknown_outcome_is_not_repeated(server: Server, trouble: Any) -> None:
     server.script = [trouble]
     with pytest.raises(coder_retry.Unsure, match="may have been carried out"):
         client(server).request("POST", "/x", body={})
     assert len(server.seen) == 1
 
 
-def test_retry_after_is_obeyed_and_bounded_by_the_deadline(server: Server) -> None:
+def test_retry_after_is_obeyed_within_the_deadline(server: Server) -> None:
     clock = Clock()
     server.script = [error(429, headers={"Retry-After": "20"})]
     client(server, clock).request("POST", "/x", timeout=60)
@@ -138,8 +138,8 @@ def test_retry_after_is_obeyed_and_bounded_by_the_deadline(server: Server) -> No
         client(server, clock).request("POST", "/x", timeout=60)
 
 
-def test_a_server_that_answers_wrongly_is_given_up_soon(server: Server) -> None:
-    """What is told to come back later is no wrong answer: it does not use up the tries."""
+def test_wrongly_answering_server_is_given_up_soon(server: Server) -> None:
+    """An answer with Retry-After is not a wrong answer and does not count as a try."""
     clock = Clock()
     server.script = [error(500)] * 20
     with pytest.raises(errors.Unhealthy, match="status 500"):
@@ -149,7 +149,7 @@ def test_a_server_that_answers_wrongly_is_given_up_soon(server: Server) -> None:
     assert client(server, Clock()).request("GET", "/x", timeout=60).status == 200
 
 
-def test_an_outage_is_waited_for_but_not_forever(server: Server) -> None:
+def test_outage_is_waited_for_within_the_deadline(server: Server) -> None:
     server.httpd.shutdown()
     server.httpd.server_close()
     clock, said = Clock(), []
@@ -185,14 +185,16 @@ def test_database_that_is_down_for_a_minute_is_waited_for_with_one_line(server: 
         ((302, {"Location": "https://sso.example.com/login"}, b""), errors.Unhealthy, "https://sso.example.com"),
     ],
 )
-def test_a_refusal_is_a_sentence(server: Server, answer: Any, kind: type[errors.FlowError], words: str) -> None:
+def test_refusal_is_reported_in_one_sentence(
+    server: Server, answer: Any, kind: type[errors.FlowError], words: str
+) -> None:
     server.script = [answer]
     with pytest.raises(kind) as caught:
         client(server).request("POST", "/x", body={})
     assert words in caught.value.message and len(server.seen) == 1
 
 
-def test_no_secret_in_what_is_told(server: Server) -> None:
+def test_messages_contain_no_secret(server: Server) -> None:
     server.script = [error(400, f"Bad token {TOKEN} with CANARYheader.", detail=TOKEN)]
     http = client(server)
     with pytest.raises(errors.FlowError) as caught:
@@ -200,7 +202,7 @@ def test_no_secret_in_what_is_told(server: Server) -> None:
     assert "CANARY" not in json.dumps(caught.value.to_dict()) + repr(http) + repr(http.config)
 
 
-def test_an_unknown_host_is_told_at_once() -> None:
+def test_unknown_host_is_reported_at_once() -> None:
     clock = Clock()
     with pytest.raises(errors.Unhealthy, match="no server called"):
         client("http://coder.invalid", clock).request("GET", "/x")

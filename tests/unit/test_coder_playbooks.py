@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Target coder through the doors: whole `ansible-playbook` processes against the fake server."""
+"""The playbooks with target coder: whole `ansible-playbook` processes against the fake server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPO = "https://git.invalid/team/demo.git"
 
 @dataclass
 class Harness:
-    """A server, and a home from which playbooks are called."""
+    """A fake server, and a home directory from which playbooks run."""
 
     fake: Fake
     home: Path
@@ -70,7 +70,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield Harness(fake, tmp_path)
 
 
-def test_the_life_of_a_workspace_in_every_verb(harness: Harness) -> None:
+def test_every_playbook_works_through_the_life_of_a_workspace(harness: Harness) -> None:
     planned = harness.json("up", "-e", f"repo={REPO}", "--check")
     assert planned["changed"]
     assert planned["msg"].startswith("Check mode:")
@@ -98,7 +98,7 @@ def test_the_life_of_a_workspace_in_every_verb(harness: Harness) -> None:
     assert not harness.json("delete", "-e", "workspace=demo", "-e", "confirm=true")["changed"]
 
 
-def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(harness: Harness) -> None:
+def test_ctrl_c_leaves_the_build_running_and_explains_how_to_resume(harness: Harness) -> None:
     harness.fake.state.next("start", start=3600)
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "up.yml", "-e", f"repo={REPO}"]
     run = subprocess.Popen(
@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_the_build_running_and_says_how_to_come_back(harness: Harn
     assert workspace.latest.status(harness.fake.state.now) == "starting"
 
 
-def test_somebody_elses_workspace_takes_a_role(harness: Harness) -> None:
+def test_workspace_of_another_user_requires_a_role(harness: Harness) -> None:
     body = {"email": "bob@example.com", "username": "bob", "login_type": "none", "user_status": "active"}
     harness.fake.state.create_user({**body, "organization_ids": [harness.fake.state.organization]})
     refused = harness.json("up", "-e", f"repo={REPO}", "-e", "owner=bob")
@@ -134,7 +134,7 @@ def test_somebody_elses_workspace_takes_a_role(harness: Harness) -> None:
     assert harness.fake.state.workspaces == {}
 
 
-def test_status_shows_that_a_new_template_is_there(harness: Harness) -> None:
+def test_status_shows_a_new_template_version(harness: Harness) -> None:
     harness.json("up", "-e", f"repo={REPO}")
     template = harness.fake.state.template_by_name("spt-flow")
     harness.fake.state.promote(template, coder_harness.add_version(harness.fake.state, "v2", template.id))
@@ -143,20 +143,20 @@ def test_status_shows_that_a_new_template_is_there(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("verb", ["stop", "ssh", "restart", "keepalive", "logs"])
-def test_what_is_not_there_is_said_to_the_caller_by_name(harness: Harness, verb: str) -> None:
+def test_missing_object_is_named(harness: Harness, verb: str) -> None:
     result = harness.json(verb, "-e", "workspace=nope")
     assert (result["status"], result["error"]["kind"]) == (6, "not_found")
     assert "of me" not in result["msg"]
     assert harness.json(verb)["error"]["message"] == "There is no workspace."
 
 
-def test_a_token_of_nobody_is_refused_with_the_way_to_a_new_one(harness: Harness) -> None:
+def test_invalid_token_is_refused_with_the_way_to_a_new_one(harness: Harness) -> None:
     result = harness.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
     assert (result["status"], result["error"]["kind"]) == (4, "auth")
     assert "coder login" in result["error"]["hint"]
 
 
-def test_exit_statuses_of_conflict_deadline_and_an_unhealthy_server(harness: Harness) -> None:
+def test_conflict_deadline_and_unhealthy_server_have_exit_statuses(harness: Harness) -> None:
     harness.json("up", "-e", f"repo={REPO}")
     other = harness.json("up", "-e", "repo=https://git.invalid/team/other.git", "-e", "workspace=demo")
     assert (other["status"], other["error"]["kind"]) == (7, "conflict")
@@ -168,7 +168,7 @@ def test_exit_statuses_of_conflict_deadline_and_an_unhealthy_server(harness: Har
     assert page["status"] in (6, 8)
 
 
-def test_a_list_may_mix_targets_and_means_the_caller_on_a_server(harness: Harness) -> None:
+def test_list_may_mix_targets_and_defaults_to_the_caller_on_a_server(harness: Harness) -> None:
     entries = [{"repo": REPO}, {"repo": "https://git.invalid/team/two.git"}]
     result = harness.json("workspaces", "-e", json.dumps({"flow_workspaces": entries}))
     assert result["ok"], result
@@ -176,14 +176,14 @@ def test_a_list_may_mix_targets_and_means_the_caller_on_a_server(harness: Harnes
     assert {workspace.name for workspace in harness.fake.state.workspaces.values()} == {"demo", "two"}
 
 
-def test_a_server_that_does_not_answer_is_told_before_long(harness: Harness) -> None:
+def test_unreachable_server_is_reported_soon(harness: Harness) -> None:
     harness.fake.faults.add("500", times=100)
     result = harness.json("status")
     assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
 
 
 def test_no_secret_is_in_any_output_process_or_artifact(harness: Harness, tmp_path: Path) -> None:
-    """The token lies where Coder's command line keeps it; a proxy's password is in the environment."""
+    """The token is stored where Coder's command line keeps it; the proxy's password is in the environment."""
     canary = f"canary{secrets.token_hex(8)}"
     secret = coder_harness.TOKEN.partition("-")[2]
     place = harness.home / ".config/coderv2"
@@ -220,7 +220,7 @@ def test_no_secret_is_in_any_output_process_or_artifact(harness: Harness, tmp_pa
             said += done.stdout + done.stderr
     finally:
         found = watcher.stop()
-    # A fake server beside this test is told its token by an argument.
+    # A fake server next to this test gets its token as an argument.
     assert {line for line in found if "tests.fake_coder" not in line} == set()
     assert secret not in said and canary not in said
     kept = subprocess.run(["grep", "-rl", secret, str(folder)], capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reaper of a Coder server against the fake one: who goes, who stays, and what a broken answer does to nobody."""
+"""The reaper of a Coder server against the fake one: what is deleted, what is kept, and how failures are handled."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def alive(fake: Fake) -> set[str]:
     return {w.name for w in fake.state.workspaces.values() if not w.deleted(fake.state.now)}
 
 
-def test_who_has_outlived_their_time_goes_and_nobody_else(fake: Fake, tmp_path: Path) -> None:
+def test_only_expired_workspaces_are_deleted(fake: Fake, tmp_path: Path) -> None:
     for name, ttl in (("short", 60), ("long", 3600), ("click", None)):
         make(fake, name, ttl)
     make(fake, "ci-of-a-person", template="spt-flow")
@@ -92,7 +92,7 @@ def test_who_has_outlived_their_time_goes_and_nobody_else(fake: Fake, tmp_path: 
     assert Memory.load(str(tmp_path / "state.json")).reaped == 3
 
 
-def test_a_stopped_one_and_a_failed_start_go_before_their_time(still: Fake, tmp_path: Path) -> None:
+def test_stopped_workspaces_and_failed_starts_are_deleted_before_their_deadline(still: Fake, tmp_path: Path) -> None:
     make(still, "stopped", 86000)
     found = coder_harness.client(still).workspace("stopped", "ada")
     assert found
@@ -105,7 +105,7 @@ def test_a_stopped_one_and_a_failed_start_go_before_their_time(still: Fake, tmp_
     assert alive(still) == set()
 
 
-def test_a_build_that_is_under_way_at_the_end_is_cancelled(still: Fake, tmp_path: Path) -> None:
+def test_running_build_is_cancelled_at_the_deadline(still: Fake, tmp_path: Path) -> None:
     still.state.next("start", start=3600)
     make(still, "building", 200, settle=190)
     assert sweep(still, tmp_path).doomed == [], "its deadline is read although nothing shows it yet"
@@ -114,7 +114,7 @@ def test_a_build_that_is_under_way_at_the_end_is_cancelled(still: Fake, tmp_path
     assert alive(still) == set()
 
 
-def test_a_pass_that_comes_while_another_deletion_runs_does_not_repeat_it(still: Fake, tmp_path: Path) -> None:
+def test_running_deletion_is_not_repeated(still: Fake, tmp_path: Path) -> None:
     make(still, "slow", 60)
     still.state.clock.advance(100)
     still.state.next("delete", delete=300)
@@ -124,7 +124,7 @@ def test_a_pass_that_comes_while_another_deletion_runs_does_not_repeat_it(still:
     assert [build.transition for build in workspace.builds] == ["start", "delete"]
 
 
-def test_a_deletion_that_failed_is_tried_again(still: Fake, tmp_path: Path) -> None:
+def test_failed_deletion_is_retried(still: Fake, tmp_path: Path) -> None:
     make(still, "sticky", 60)
     still.state.clock.advance(100)
     still.state.next("delete", error="the node is away")
@@ -135,7 +135,7 @@ def test_a_deletion_that_failed_is_tried_again(still: Fake, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "429", "html", "truncated", "reset"])
-def test_a_list_that_cannot_be_read_deletes_nothing(still: Fake, tmp_path: Path, kind: str) -> None:
+def test_unreadable_list_deletes_nothing(still: Fake, tmp_path: Path, kind: str) -> None:
     make(still, "over", 60)
     still.state.clock.advance(100)
     still.faults.add(kind, times=reaper_coder.TRIES, method="GET", path="/api/v2/workspaces")
@@ -145,7 +145,7 @@ def test_a_list_that_cannot_be_read_deletes_nothing(still: Fake, tmp_path: Path,
     assert sweep(still, tmp_path).reaped == ["ada/over"]
 
 
-def test_one_that_cannot_be_deleted_does_not_keep_the_others(still: Fake, tmp_path: Path) -> None:
+def test_undeletable_workspace_does_not_block_the_others(still: Fake, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         make(still, name, 60)
     still.state.clock.advance(100)
@@ -158,7 +158,7 @@ def test_one_that_cannot_be_deleted_does_not_keep_the_others(still: Fake, tmp_pa
     assert alive(still) == set()
 
 
-def test_a_thousand_of_which_a_hundred_are_over_cost_pages_and_the_hundred(still: Fake, tmp_path: Path) -> None:
+def test_thousand_workspaces_cost_pages_and_expired_ones_only(still: Fake, tmp_path: Path) -> None:
     state, template = still.state, still.state.template_by_name("spt-flow-ci").id
     ada, state.slots = state.user("ada"), [0.0] * 1000
     for number in range(1000):
@@ -171,12 +171,12 @@ def test_a_thousand_of_which_a_hundred_are_over_cost_pages_and_the_hundred(still
     api = Api(still.url, ADMIN)
     report = reaper_coder.sweep(api, path=str(tmp_path / "state.json"))
     assert len(report.reaped) == 100
-    # One more page each ends the two lists.
+    # The two lists end with one more page each.
     assert api.requests <= 1000 / reaper_coder.PAGE + 2 + 100
 
 
-def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) -> None:
-    """As the dashboard lets them; somebody who may not be moved does not keep the others."""
+def test_stop_is_postponed_by_at_most_a_day(fake: Fake, tmp_path: Path) -> None:
+    """Users may extend in the dashboard. A workspace that cannot be changed does not block the others."""
     for name in ("batch", "day", "manual", "usual"):
         make(fake, name, template="spt-flow")
     made = {workspace.name: workspace for workspace in fake.state.workspaces.values()}
@@ -192,7 +192,7 @@ def test_nobody_puts_off_a_stop_for_more_than_a_day(fake: Fake, tmp_path: Path) 
     assert reaper_engine.lines(report, dry=False) == ["Nothing to delete."]
 
 
-def test_people_who_cannot_be_listed_keep_no_ci_workspace(still: Fake, tmp_path: Path) -> None:
+def test_failing_user_list_does_not_block_deletions(still: Fake, tmp_path: Path) -> None:
     class Half(Api):
         def workspaces(self, template: str, status: str = "") -> Iterator[Any]:
             if status:
@@ -206,7 +206,7 @@ def test_people_who_cannot_be_listed_keep_no_ci_workspace(still: Fake, tmp_path:
     assert report.failed == {"workspaces of spt-flow": "The list does not come."}
 
 
-def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) -> None:
+def test_missing_permission_and_wrong_server_are_reported(still: Fake, tmp_path: Path) -> None:
     with pytest.raises(AuthError, match="refused GET"):
         reaper_coder.sweep(Api(still.url, "wrongwrong-token"), path=str(tmp_path / "s"))
     with pytest.raises(Unhealthy, match="did not answer"):
@@ -218,7 +218,7 @@ def test_who_may_not_and_what_is_no_server_is_said(still: Fake, tmp_path: Path) 
 
 
 class Mortal(CoderHttp):
-    """A client that is killed after so many requests: from then on nothing of it reaches the server."""
+    """A client that is killed after a number of requests; later ones never reach the server."""
 
     lives = 0
 
@@ -230,13 +230,13 @@ class Mortal(CoderHttp):
 
 
 class Killed(BaseException):
-    """As ``kill -9``: nothing that the client would do afterwards is done."""
+    """Like ``kill -9``: the client does nothing afterwards."""
 
 
 class Minutes:
-    """A virtual clock for clients, by which the reaper passes every minute, whatever they wait for.
+    """A virtual clock for clients, which runs the reaper every minute.
 
-    ``late`` holds by how many seconds after its time (``ends``) each workspace was deleted.
+    ``late`` has the seconds between each workspace's deadline (``ends``) and its deletion.
     """
 
     def __init__(self, fake: Fake, folder: Path, chance: random.Random) -> None:
@@ -264,10 +264,10 @@ class Minutes:
 
 
 @pytest.mark.parametrize("runs", [40, pytest.param(200, marks=pytest.mark.full)])
-def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
+def test_workspaces_of_killed_clients_are_deleted_in_time(
     still: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int
 ) -> None:
-    """With a server that is away now and then, and a person's workspace beside them."""
+    """The server is sometimes unreachable, and a workspace of a user must survive."""
     make(still, "mine", template="spt-flow")
     person = next(iter(still.state.workspaces))
     chance = random.Random(6)
@@ -296,7 +296,7 @@ def test_those_whose_clients_are_killed_at_any_moment_are_deleted_in_time(
     assert [build.transition for build in still.state.workspaces[person].builds] == ["start"]
 
 
-def test_duplicate_names_of_two_owners_are_two_workspaces(still: Fake, tmp_path: Path) -> None:
+def test_equal_names_of_two_owners_are_two_workspaces(still: Fake, tmp_path: Path) -> None:
     make(still, "same", 60)
     admin = coder_harness.client(still, ADMIN)
     of = still.state.template_by_name("spt-flow-ci")
@@ -307,7 +307,7 @@ def test_duplicate_names_of_two_owners_are_two_workspaces(still: Fake, tmp_path:
     assert alive(still) == {"same"}
 
 
-def test_a_pass_that_is_killed_is_gone_on_with(still: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_pass_is_resumed(still: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         make(still, name, 60)
     still.state.clock.advance(100)
@@ -326,7 +326,7 @@ def test_a_pass_that_is_killed_is_gone_on_with(still: Fake, tmp_path: Path, monk
     assert alive(still) == set()
 
 
-def test_reap_yml_with_check_is_a_report(still: Fake, tmp_path: Path) -> None:
+def test_reap_with_check_only_reports(still: Fake, tmp_path: Path) -> None:
     make(still, "over", 60)
     make(still, "ci-of-a-person", template="spt-flow")
     still.state.clock.advance(100)

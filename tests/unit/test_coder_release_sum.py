@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role coder_server installs a release only with a checksum that does not come from the release's own place."""
+"""The role coder_server installs a release only with a checksum from another source than the release itself."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def requirement() -> dict[str, Any]:
-    """The task of the role that asks for a checksum."""
+    """Return the task of the role that requires a checksum."""
     tasks = yaml.safe_load((ROLE / "tasks/preflight.yml").read_text(encoding="utf-8"))
     (task,) = (task for task in tasks if "Require a checksum" in task["name"])
     return dict(task)
 
 
 def play(name: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """Ask the role's task about one case, and note the checksum that the role would use."""
+    """Run the role's task for one case, and record the checksum that the role would use."""
     note = {"sum": "{{ __coder_server_sha256 }}", "accepted": "{{ outcome is success }}"}
     copy = {"content": "{{ found | to_json }}", "dest": f"{{{{ playbook_dir }}}}/{name}.json"}
     base = {"coder_server_version": "2.98.0", "__coder_server_found": {"host": {"paths": []}}, "found": note}
@@ -67,7 +67,7 @@ def play(name: str, variables: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
-    """What the role made of every case, and what it printed."""
+    """The role's decision for each case, and its output."""
     folder = tmp_path_factory.mktemp("sums")
     (folder / "files").mkdir()
     (folder / "files/releases.sums").write_text(f"# known\n{KNOWN}  {ARCHIVE}\n")
@@ -101,7 +101,7 @@ def test_refusal_says_what_to_do(answers: tuple[dict[str, dict[str, Any]], str])
     assert "set coder_server_sha256" in answers[1]
 
 
-def test_every_listed_checksum_is_one() -> None:
+def test_every_listed_checksum_is_valid() -> None:
     lines = (ROLE / "files/releases.sums").read_text(encoding="utf-8").splitlines()
     pattern = r"#.*|[0-9a-f]{64}  coder_\d+\.\d+\.\d+_linux_(amd64|arm64)\.tar\.gz"
     assert [line for line in lines if not re.fullmatch(pattern, line)] == []

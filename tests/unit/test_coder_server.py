@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Users and tokens on the fake server: a plan tells what is done, twice changes nothing, nobody's secret is shown."""
+"""Users and tokens on the fake server: planned before executed, idempotent, and without showing secrets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fresh() -> Iterator[Fake]:
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    """With a template, the owner ``admin`` and ``ada``, who has a token."""
+    """A server with a template, the owner ``admin``, and the user ``ada`` with a token."""
     with coder_harness.server() as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
@@ -58,13 +58,13 @@ def now(fake: Fake) -> datetime:
 # The server
 
 
-def test_a_server_that_starts_is_waited_for() -> None:
+def test_starting_server_is_waited_for() -> None:
     with coder_harness.running() as fake:
         anonymous = coder_harness.connect(fake, "")
         assert coder_login.wait_healthy(anonymous, 30) < 1
 
 
-def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
+def test_silent_server_is_waited_for_within_the_timeout() -> None:
     with coder_harness.running() as fake:
         anonymous = coder_harness.connect(fake, "")
         url = fake.url
@@ -77,7 +77,7 @@ def test_one_that_never_answers_is_waited_for_no_longer_than_told() -> None:
 # The first user
 
 
-def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
+def test_first_user_is_created_once_and_logs_in(fresh: Fake) -> None:
     anonymous = coder_harness.connect(fresh, "")
     assert not anonymous.has_first_user()
     for _time in range(2):
@@ -88,7 +88,7 @@ def test_the_first_user_is_made_once_and_signs_in(fresh: Fake) -> None:
     assert not fresh.state.keys, "the session ends with the block"
 
 
-def test_a_weak_password_is_told_and_makes_nobody(fresh: Fake) -> None:
+def test_weak_password_is_reported_and_creates_no_user(fresh: Fake) -> None:
     weak = replace(LOGIN, password="Kanarie1")
     with pytest.raises(InvalidInput, match="password") as refused:
         coder_login.make_first(coder_harness.connect(fresh, ""), weak)
@@ -98,17 +98,17 @@ def test_a_weak_password_is_told_and_makes_nobody(fresh: Fake) -> None:
         replace(LOGIN, password="x" * 65).check()
 
 
-def test_a_wrong_password_is_told_without_it(fake: Fake) -> None:
+def test_wrong_password_is_reported_without_showing_it(fake: Fake) -> None:
     wrong = replace(LOGIN, password="not the password at all 7")
     with pytest.raises(AuthError) as refused, coder_login.session(client(fake, ""), wrong):
         pass
     assert "not the password" not in str(refused.value)
 
 
-# People
+# Users
 
 
-def test_a_user_comes_with_roles_and_the_second_time_nothing_changes(fake: Fake) -> None:
+def test_user_with_roles_is_created_once(fake: Fake) -> None:
     admin = client(fake)
     planned = coder_users.plan(admin, BOT)
     assert planned.actions == ("create", "organization_roles")
@@ -123,7 +123,7 @@ def test_a_user_comes_with_roles_and_the_second_time_nothing_changes(fake: Fake)
     assert coder_users.plan(admin, BOT).actions == ()
 
 
-def test_roles_are_replaced_only_where_they_are_named(fake: Fake) -> None:
+def test_roles_are_replaced_only_if_listed(fake: Fake) -> None:
     admin = client(fake)
     fake.state.user("ada").roles = {"auditor"}
     assert not coder_users.plan(admin, coder_users.Person("ada")).changed
@@ -133,12 +133,12 @@ def test_roles_are_replaced_only_where_they_are_named(fake: Fake) -> None:
     assert fake.state.user("ada").roles == {"template-admin"}
 
 
-def test_a_name_is_never_given_to_another_person(fake: Fake) -> None:
+def test_existing_name_is_never_given_to_another_person(fake: Fake) -> None:
     with pytest.raises(Conflict, match="ada@example.com"):
         coder_users.plan(client(fake), coder_users.Person("ada", "adam@example.com"))
 
 
-def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: Fake) -> None:
+def test_departed_user_is_suspended_and_loses_tokens_and_workspaces_stop(fake: Fake) -> None:
     admin, ada = client(fake), coder_harness.client(fake)
     fake.state.user("ada").roles = {"owner"}
     template = ada.template("spt-flow")
@@ -162,14 +162,14 @@ def test_who_leaves_is_suspended_without_tokens_and_their_workspaces_stop(fake: 
     assert back.actions == ("activate",)
 
 
-def test_a_run_that_was_killed_half_way_is_finished_by_the_next(fake: Fake) -> None:
+def test_interrupted_run_is_resumed(fake: Fake) -> None:
     admin = client(fake)
     leaving = coder_users.plan(admin, coder_users.Person("ada", state=coder_users.OFFBOARDED))
     coder_users.carry_out(admin, replace(leaving, actions=("suspend",)))
     assert coder_users.plan(admin, coder_users.Person("ada", state=coder_users.OFFBOARDED)).actions == ("tokens",)
 
 
-def test_who_has_no_role_for_it_is_told_so(fake: Fake) -> None:
+def test_missing_role_is_reported(fake: Fake) -> None:
     ada = client(fake, coder_harness.TOKEN)
     with pytest.raises(FlowError) as refused:
         coder_users.carry_out(ada, coder_users.plan(ada, BOT))
@@ -187,13 +187,13 @@ def test_who_has_no_role_for_it_is_told_so(fake: Fake) -> None:
         {"username": "bob", "password": "x" * 30},
     ],
 )
-def test_what_cannot_be_a_user_is_refused_before_anything(values: dict[str, str]) -> None:
+def test_invalid_user_is_refused_before_any_change(values: dict[str, str]) -> None:
     with pytest.raises(InvalidInput) as refused:
         coder_users.Person.of(values)
     assert "x" * 30 not in str(refused.value)
 
 
-def test_users_under_faults_are_made_once(fake: Fake) -> None:
+def test_users_are_created_once_despite_faults(fake: Fake) -> None:
     admin = client(fake)
     fake.faults.share = 0.2
     for number in range(8):
@@ -212,7 +212,7 @@ def test_users_under_faults_are_made_once(fake: Fake) -> None:
 WISH = coder_tokens.TokenRequest("spt-flow", "ada", 30 * coder_tokens.DAY, 10 * coder_tokens.DAY)
 
 
-def test_a_token_is_made_verified_and_kept(fake: Fake) -> None:
+def test_token_is_created_verified_and_stored(fake: Fake) -> None:
     made = coder_tokens.mint(client(fake), WISH)
     assert made.token not in repr(made) and (made.name, made.capped) == ("spt-flow", 0)
     assert coder_tokens.verify(client(fake, made.token), WISH, now(fake)).good
@@ -223,7 +223,7 @@ def test_a_token_is_made_verified_and_kept(fake: Fake) -> None:
     assert aging.reason.startswith("it expires in 9.") and aging.key
 
 
-def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
+def test_token_creates_its_successor_and_is_removed(fake: Fake) -> None:
     first = coder_tokens.mint(client(fake), WISH)
     own = client(fake, first.token)
     mine = replace(WISH, user="me")
@@ -244,24 +244,24 @@ def test_a_token_makes_its_successor_and_is_then_forgotten(fake: Fake) -> None:
         (coder_harness.TOKEN, "is called given"),
     ],
 )
-def test_a_token_that_is_not_the_wished_one_is_told_apart(fake: Fake, token: str, reason: str) -> None:
+def test_wrong_token_is_classified(fake: Fake, token: str, reason: str) -> None:
     found = coder_tokens.verify(client(fake, token), WISH, now(fake))
     assert reason in found.reason and not found.good
     assert token == "" or token not in repr(found)
 
 
-def test_an_expired_token_is_one_that_has_expired(fake: Fake) -> None:
+def test_expired_token_is_recognised(fake: Fake) -> None:
     made = coder_tokens.mint(client(fake), WISH)
     fake.state.clock.advance(31 * coder_tokens.DAY)
     assert coder_tokens.verify(client(fake, made.token), WISH, now(fake)).reason == "it has expired"
 
 
-def test_a_session_is_no_token_to_keep(fake: Fake) -> None:
+def test_session_is_not_accepted_as_a_token(fake: Fake) -> None:
     session = client(fake, "").login("admin@example.com", PASSWORD)
     assert "session" in coder_tokens.verify(client(fake, session), coder_tokens.TokenRequest("x"), now(fake)).reason
 
 
-def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake) -> None:
+def test_owner_token_is_capped_and_renewed_at_half_its_lifetime(fake: Fake) -> None:
     wish = coder_tokens.TokenRequest("spt-flow", "admin")
     made = coder_tokens.mint(client(fake), wish)
     assert made.capped == made.lifetime == 7 * coder_tokens.DAY
@@ -271,13 +271,13 @@ def test_an_owners_token_is_capped_and_lasts_until_half_of_it_is_over(fake: Fake
     assert not coder_tokens.verify(client(fake, made.token), wish, now(fake)).good
 
 
-def test_only_an_owner_makes_tokens_for_others(fake: Fake) -> None:
+def test_only_owners_create_tokens_for_others(fake: Fake) -> None:
     with pytest.raises(FlowError) as refused:
         coder_tokens.mint(client(fake, coder_harness.TOKEN), coder_tokens.TokenRequest("spt-flow", "admin"))
     assert refused.value.kind in ("auth", "not_found")
 
 
-def test_a_server_that_is_away_is_no_reason_to_replace_a_token(fake: Fake) -> None:
+def test_unreachable_server_does_not_replace_a_token(fake: Fake) -> None:
     fake.faults.share = 1.0
     with pytest.raises((Unhealthy, DeadlineExceeded)):
         coder_tokens.verify(client(fake, coder_harness.TOKEN), WISH, now(fake))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The program of the role coder_server: what it refuses to install, the switch of versions, a dump that failed."""
+"""The program of the role coder_server: refused installations, switching versions, failed dumps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).resolve().parents[2] / "roles/coder_server/files/spt-fl
 
 
 class Machine:
-    """Settings below a folder of the test, and programs of its own in front of the PATH."""
+    """Settings below a temporary folder, and stand-in programs first on PATH."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -90,15 +90,13 @@ def machine(tmp_path: Path) -> Machine:
     ],
     ids=["checksum", "too old", "another version"],
 )
-def test_what_is_not_the_release_that_was_asked_for_is_not_installed(
-    given: dict[str, Any], sentence: str, machine: Machine
-) -> None:
+def test_other_release_than_requested_is_not_installed(given: dict[str, Any], sentence: str, machine: Machine) -> None:
     done = machine.install(**given)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
     assert not list(machine.root.glob("versions/**/coder"))
 
 
-def test_a_first_version_is_switched_to_without_a_dump_and_a_second_time_is_no_change(machine: Machine) -> None:
+def test_first_version_needs_no_dump_and_a_second_run_changes_nothing(machine: Machine) -> None:
     assert machine.install("2.35.1").returncode == 0
     first, again = (json.loads(machine.run("activate", "2.35.1").stdout) for _ in range(2))
     assert (first["changed"], again["changed"]) == (True, False)
@@ -106,7 +104,7 @@ def test_a_first_version_is_switched_to_without_a_dump_and_a_second_time_is_no_c
     assert not (machine.root / "dumps").exists()
 
 
-def test_an_upgrade_whose_dump_fails_leaves_the_old_version_running(machine: Machine) -> None:
+def test_failed_dump_keeps_the_old_version_running(machine: Machine) -> None:
     log = machine.root / "systemctl.log"
     machine.program("systemctl", f"echo $1 >> {log}")
     for version in ("2.35.1", "2.36.0"):
@@ -120,7 +118,7 @@ def test_an_upgrade_whose_dump_fails_leaves_the_old_version_running(machine: Mac
     assert list((machine.root / "dumps").iterdir()) == []
 
 
-def test_a_dump_is_private_old_ones_go_and_the_metric_tells_its_time(machine: Machine) -> None:
+def test_dump_is_private_old_dumps_are_deleted_and_the_metric_is_written(machine: Machine) -> None:
     dumps = machine.root / "dumps"
     dumps.mkdir()
     for name in ("coder-daily-old.dump", "coder-before-2.36.0-old.dump"):
@@ -134,19 +132,19 @@ def test_a_dump_is_private_old_ones_go_and_the_metric_tells_its_time(machine: Ma
     )
 
 
-def test_an_external_database_is_named_by_environment_and_its_password_is_in_no_argument(machine: Machine) -> None:
+def test_external_database_uses_the_environment_and_no_password_argument(machine: Machine) -> None:
     machine.program("pg_dump", 'echo "$PGUSER $PGPASSWORD $PGHOST $PGDATABASE / $*"')
     made = Path(json.loads(machine.run("dump").stdout)["dump"])
     assert made.read_text() == "u secret db coder / --format=custom\n"
 
 
-def test_going_back_without_an_upgrade_is_refused(machine: Machine) -> None:
+def test_rollback_without_an_upgrade_is_refused(machine: Machine) -> None:
     done = machine.run("rollback")
     assert done.returncode == 1 and "no upgrade on this machine" in done.stderr
 
 
-def test_a_killed_rollback_keeps_what_it_had_dumped_first(machine: Machine) -> None:
-    """What was stored since the upgrade is dumped once: later the database may hold the old data."""
+def test_interrupted_rollback_keeps_its_first_dump(machine: Machine) -> None:
+    """Data since the upgrade is dumped once, because later the database may hold the old data."""
     machine.program("systemctl", "exit 0")
     for version in ("2.35.1", "2.36.0"):
         assert machine.install(version).returncode == 0
@@ -166,7 +164,7 @@ def test_a_killed_rollback_keeps_what_it_had_dumped_first(machine: Machine) -> N
     assert (machine.bin / "coder").resolve().parent.name == "2.36.0"
 
 
-def test_a_restore_is_one_transaction_of_a_script_that_is_whole(machine: Machine) -> None:
+def test_restore_is_one_transaction_of_a_complete_script(machine: Machine) -> None:
     log = machine.root / "psql.log"
     machine.program("psql", f'echo "$@" >> {log}; cat >> {log}')
     machine.program("pg_restore", '[ "$1" = --list ] || { echo "SELECT 1;"; exit "${BROKEN:-0}"; }')
@@ -184,14 +182,14 @@ def test_a_restore_is_one_transaction_of_a_script_that_is_whole(machine: Machine
 
 
 @pytest.mark.parametrize(("number", "ends"), [("120011", 1), ("130000", 0), ("170002", 0)])
-def test_a_database_that_is_too_old_is_refused(number: str, ends: int, machine: Machine) -> None:
+def test_outdated_database_is_refused(number: str, ends: int, machine: Machine) -> None:
     machine.program("psql", f"echo {number}")
     done = machine.run("database")
     assert done.returncode == ends
     assert ends == 0 or "PostgreSQL is 12, Coder takes 13 or newer" in done.stderr
 
 
-def test_a_unit_that_started_before_its_files_were_written_is_told(machine: Machine) -> None:
+def test_unit_older_than_its_files_is_reported(machine: Machine) -> None:
     old, new = machine.root / "old", machine.root / "new"
     for path in (old, new):
         path.touch()
@@ -207,7 +205,7 @@ def test_a_unit_that_started_before_its_files_were_written_is_told(machine: Mach
 # As a container
 
 
-def test_an_image_becomes_a_version_beside_the_others(machine: Machine) -> None:
+def test_image_is_added_as_a_version(machine: Machine) -> None:
     log = machine.root / "docker.log"
     machine.program(
         "docker",
@@ -225,7 +223,7 @@ def test_an_image_becomes_a_version_beside_the_others(machine: Machine) -> None:
     assert "privileged=" not in asked.replace("no-new-privileges", "") and "--name" not in asked
 
 
-def test_an_archive_of_an_image_with_another_sum_is_not_loaded(machine: Machine) -> None:
+def test_image_archive_with_another_checksum_is_not_loaded(machine: Machine) -> None:
     machine.program("docker", f"touch {machine.root}/asked")
     archive = machine.root / "image.tar"
     archive.touch()
@@ -234,8 +232,8 @@ def test_an_archive_of_an_image_with_another_sum_is_not_loaded(machine: Machine)
     assert not (machine.root / "asked").exists()
 
 
-def test_the_containers_server_gets_its_settings_by_name_and_tells_systemd_when_it_answers(tmp_path: Path) -> None:
-    """What is in coder.env is in no argument; what was left of a killed one is removed first."""
+def test_container_gets_settings_by_name_and_notifies_systemd(tmp_path: Path) -> None:
+    """Values of coder.env are in no argument; a leftover container is removed first."""
     log, place = tmp_path / "docker.log", tmp_path / "notify"
     binary = tmp_path / "bin"
     binary.mkdir()
@@ -254,7 +252,7 @@ def test_the_containers_server_gets_its_settings_by_name_and_tells_systemd_when_
             "CODER_PG_CONNECTION_URL": "postgres://u:secret@db/coder",
             "OTHER": "x",
         }
-        # A shell's background jobs, such as a whole test run, ignore SIGINT, and a child would inherit that.
+        # Background jobs of a shell, such as a whole test run, ignore SIGINT, and children inherit that.
         command = ["env", "--default-signal=INT", sys.executable, f"{PROGRAM}-container", "sha256:1", "server", "--x"]
         child = subprocess.Popen(command, env=env)
         assert door.recv(100) == b"READY=1"

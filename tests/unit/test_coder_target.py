@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Target coder against the fake server: the same verbs, the same words, and what only a server can do to them."""
+"""Target coder against the fake server: the same actions and messages as target docker, and what only a server does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def builds(fake: Fake) -> list[str]:
     return [build.transition for workspace in fake.state.workspaces.values() for build in workspace.builds]
 
 
-def test_up_makes_a_workspace_and_waits_until_its_ide_answers(fake: Fake, target: CoderTarget) -> None:
+def test_up_creates_a_workspace_and_waits_for_its_ide(fake: Fake, target: CoderTarget) -> None:
     said: list[str] = []
     result = ensure(target, progress=Progress(said.append))
     assert result.changed
@@ -80,7 +80,7 @@ def test_up_says_when_the_server_stops_the_workspace(fake: Fake, target: CoderTa
     assert abs(workspace.life.stops_at - fake.state.now - 7200) < 300
 
 
-def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: CoderTarget) -> None:
+def test_second_up_changes_nothing_with_three_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.clock.advance(60)
     client = coder_harness.client(fake)
@@ -94,7 +94,7 @@ def test_up_again_changes_nothing_and_costs_three_requests(fake: Fake, target: C
     assert builds(fake) == ["start"]
 
 
-def test_stop_start_restart_delete(fake: Fake, target: CoderTarget) -> None:
+def test_stop_start_restart_and_delete_work(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     assert ensure(target, NAMED, "stopped").workspace.state == "stopped"  # type: ignore[union-attr]
     assert not ensure(target, NAMED, "stopped").changed
@@ -106,7 +106,7 @@ def test_stop_start_restart_delete(fake: Fake, target: CoderTarget) -> None:
     assert target.list("me") == []
 
 
-def test_a_new_template_version_waits_for_the_users_restart(fake: Fake, target: CoderTarget) -> None:
+def test_new_template_version_waits_for_the_users_restart(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     template = fake.state.template_by_name("spt-flow")
     new = coder_harness.add_version(fake.state, "v2", template.id)
@@ -121,9 +121,7 @@ def test_a_new_template_version_waits_for_the_users_restart(fake: Fake, target: 
     assert ensure(target, NAMED, "restarted").workspace.outdated == ()  # type: ignore[union-attr]
 
 
-def test_a_failed_start_shows_its_last_lines_and_is_cleaned_before_the_next_try(
-    fake: Fake, target: CoderTarget
-) -> None:
+def test_failed_start_shows_its_last_lines_and_is_cleaned_up_before_a_retry(fake: Fake, target: CoderTarget) -> None:
     fake.state.next("start", error="no such image: spt-flow/workspace", lines=("Error: image is missing",))
     with pytest.raises(Unhealthy) as failed:
         ensure(target)
@@ -142,7 +140,7 @@ def test_a_failed_start_shows_its_last_lines_and_is_cleaned_before_the_next_try(
         ("Error pinging Docker server: Cannot connect to the Docker daemon", ""),
     ],
 )
-def test_what_a_node_or_a_quota_refuses_is_a_sentence_and_what_is_there_stays(
+def test_refusal_of_node_or_quota_is_reported_and_existing_objects_stay(
     fake: Fake, target: CoderTarget, error: str, advice: str
 ) -> None:
     ensure(target)
@@ -156,7 +154,7 @@ def test_what_a_node_or_a_quota_refuses_is_a_sentence_and_what_is_there_stays(
     assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
 
 
-def test_a_start_script_that_fails_shows_its_log(fake: Fake, target: CoderTarget) -> None:
+def test_failed_start_script_shows_its_log(fake: Fake, target: CoderTarget) -> None:
     script = Script(output=("spt-workspace: The home cannot be written.",), exit_code=8)
     fake.state.next("start", scripts=(script,))
     with pytest.raises(Unhealthy, match="did not get ready: its start script failed") as failed:
@@ -166,7 +164,7 @@ def test_a_start_script_that_fails_shows_its_log(fake: Fake, target: CoderTarget
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
 
 
-def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake: Fake, target: CoderTarget) -> None:
+def test_unready_agent_is_waited_for_however_old_its_build_is(fake: Fake, target: CoderTarget) -> None:
     fake.state.next("start", connect=100, scripts=(Script(output=coder_harness.EVENTS, seconds=20),))
     coder_harness.client(fake).create_workspace("demo", fake.state.template_by_name("spt-flow").id)
     fake.state.clock.advance(90)
@@ -175,7 +173,7 @@ def test_an_agent_that_is_not_ready_is_waited_for_however_old_its_build_is(fake:
     assert workspace.step("ide").state == "ok"
 
 
-def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnected_agent_is_waited_for_and_then_reported(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coder_reading, "RECONNECT", 0.5)
     said: list[str] = []
     client = coder_harness.client(fake)
@@ -196,7 +194,7 @@ def test_an_agent_that_lost_the_server_is_waited_for_and_then_told(fake: Fake, m
     assert target.session(found).directory == "/home/coder/demo"
 
 
-def test_without_a_provisioner_it_is_said_who_is_missing(fake: Fake) -> None:
+def test_missing_provisioner_is_reported(fake: Fake) -> None:
     fake.state.set_provisioners(0)
     said: list[str] = []
     with pytest.raises(DeadlineExceeded, match="Coder did not start workspace demo within") as late:
@@ -216,9 +214,7 @@ def test_without_a_provisioner_it_is_said_who_is_missing(fake: Fake) -> None:
         ("", False),
     ],
 )
-def test_a_server_without_security_fixes_is_refused(
-    fake: Fake, target: CoderTarget, version: str, refused: bool
-) -> None:
+def test_server_without_security_fixes_is_refused(fake: Fake, target: CoderTarget, version: str, refused: bool) -> None:
     fake.state.build_version = version
     if not refused:
         assert ensure(target).changed
@@ -228,7 +224,7 @@ def test_a_server_without_security_fixes_is_refused(
     assert fake.state.workspaces == {}
 
 
-def test_an_interrupted_build_goes_on_and_it_is_said_how_to_come_back(
+def test_interrupted_build_continues_and_the_message_explains_how_to_resume(
     fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_arguments: Any, **_more: Any) -> None:
@@ -243,13 +239,13 @@ def test_an_interrupted_build_goes_on_and_it_is_said_how_to_come_back(
     assert builds(fake) == ["start"]
 
 
-def test_an_agent_that_never_comes_is_told(fake: Fake, target: CoderTarget) -> None:
+def test_missing_agent_is_reported(fake: Fake, target: CoderTarget) -> None:
     fake.state.next("start", connect=float("inf"), connection_timeout=20)
     with pytest.raises(Unhealthy, match="agent of workspace demo has not connected"):
         ensure(target)
 
 
-def test_a_build_of_somebody_else_is_waited_for(fake: Fake, target: CoderTarget) -> None:
+def test_build_of_another_client_is_waited_for(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     workspace = next(iter(fake.state.workspaces.values()))
     ada = fake.state.user("ada")
@@ -259,7 +255,7 @@ def test_a_build_of_somebody_else_is_waited_for(fake: Fake, target: CoderTarget)
     assert builds(fake) == ["start", "stop", "start"]
 
 
-def test_the_name_of_another_repository_is_left_alone(fake: Fake, target: CoderTarget) -> None:
+def test_workspace_of_another_repository_is_unchanged(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     other = Repository.parse("https://example.com/other/demo.git")
     result = ensure(target, replace(SPEC, repository=other))
@@ -269,7 +265,7 @@ def test_the_name_of_another_repository_is_left_alone(fake: Fake, target: CoderT
         ensure(target, replace(SPEC, name="demo", repository=other))
 
 
-def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
+def test_ten_parallel_runs_create_one_workspace(fake: Fake) -> None:
     with ThreadPoolExecutor(10) as pool:
         results = list(pool.map(lambda _n: ensure(CoderTarget(coder_harness.client(fake))), range(10)))
     assert {result.workspace.id for result in results if result.workspace} == set(fake.state.workspaces)
@@ -277,7 +273,7 @@ def test_ten_at_once_make_one_workspace(fake: Fake) -> None:
     assert builds(fake) == ["start"]
 
 
-def test_what_the_template_does_not_take_is_refused_and_nothing_is_made(fake: Fake, target: CoderTarget) -> None:
+def test_unsupported_parameter_is_refused_and_creates_nothing(fake: Fake, target: CoderTarget) -> None:
     template = fake.state.template_by_name("spt-flow")
     text = coder_harness.TEMPLATE.replace('"dotfiles"', '"colour"')
     fake.state.promote(template, coder_harness.add_version(fake.state, "v2", template.id, text))
@@ -286,22 +282,22 @@ def test_what_the_template_does_not_take_is_refused_and_nothing_is_made(fake: Fa
     assert fake.state.workspaces == {}
 
 
-def test_a_folder_of_this_machine_is_refused(fake: Fake, target: CoderTarget) -> None:
+def test_local_folder_is_refused(fake: Fake, target: CoderTarget) -> None:
     with pytest.raises(InvalidInput, match="nobody there sees this folder"):
         ensure(target, replace(SPEC, repository=Repository.parse("/srv/demo")))
     assert fake.state.workspaces == {}
 
 
-def test_a_server_without_the_template_is_told(fake: Fake) -> None:
+def test_missing_template_is_reported(fake: Fake) -> None:
     with pytest.raises(NotFound, match="has no template gone"):
         ensure(CoderTarget(coder_harness.client(fake), "gone"))
 
 
-def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTarget) -> None:
+def test_keepalive_postpones_the_stop_and_is_withdrawn(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
 
     def stops_after(hours: float) -> float:
-        """Seconds from now, by this machine's clock, which is what a stop is counted from."""
+        """Return the seconds until the stop, by this machine's clock."""
         begun = time.time()
         kept = ensure(target, NAMED, "kept", hours=hours, by="ada").workspace
         assert kept is not None
@@ -317,9 +313,7 @@ def test_keepalive_moves_the_stop_and_takes_it_back(fake: Fake, target: CoderTar
         ensure(target, NAMED, "kept", hours=0.1)
 
 
-def test_status_says_why_it_is_alive_when_it_stops_and_who_may_have_extended_it(
-    fake: Fake, target: CoderTarget
-) -> None:
+def test_status_shows_why_it_runs_when_it_stops_and_who_extended_it(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
 
     def life() -> Life:
@@ -329,7 +323,7 @@ def test_status_says_why_it_is_alive_when_it_stops_and_who_may_have_extended_it(
     fresh = life()
     assert fresh.reason == "just started" and fresh.keepalive_until is None and fresh.since and fresh.stops_at
     assert abs(fresh.stops_at - fresh.since - 7200) < 2
-    # Somebody works there: the server notes it, and moves the stop on.
+    # A user works there: the server records it and postpones the stop.
     fake.state.clock.advance(3600)
     workspace.used = fake.state.now
     workspace.latest.deadline = fake.state.now + 7200
@@ -347,9 +341,7 @@ def test_status_says_why_it_is_alive_when_it_stops_and_who_may_have_extended_it(
     assert life().reason == "nothing stops it by itself" and life().stops_at is None
 
 
-def test_a_restart_takes_what_is_given_and_refuses_what_the_template_does_not_know(
-    fake: Fake, target: CoderTarget
-) -> None:
+def test_restart_applies_given_values_and_refuses_unknown_ones(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     given = replace(NAMED, ref="develop", dotfiles="https://example.com/ada/dotfiles")
     ensure(target, given, "restarted")
@@ -368,7 +360,7 @@ def test_a_restart_takes_what_is_given_and_refuses_what_the_template_does_not_kn
     assert builds(fake) == before
 
 
-def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
+def test_status_reads_page_by_page(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     before = [seen.route for seen in fake.seen].count("/api/v2/workspaces")
     found = target.list("me", details=True)
@@ -376,26 +368,26 @@ def test_status_asks_page_by_page(fake: Fake, target: CoderTarget) -> None:
     assert [seen.route for seen in fake.seen].count("/api/v2/workspaces") == before + 1
 
 
-def test_a_build_that_takes_too_long_goes_on(fake: Fake) -> None:
+def test_build_beyond_the_timeout_continues(fake: Fake) -> None:
     fake.state.next("start", start=3600)
     with pytest.raises(DeadlineExceeded, match="The server goes on with it"):
         ensure(CoderTarget(coder_harness.client(fake), patience=0.5))
     assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
 
 
-def test_a_restarting_server_is_waited_for(fake: Fake, target: CoderTarget) -> None:
+def test_restarting_server_is_waited_for(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.restart(60)
     assert ensure(target).workspace.state == "running"  # type: ignore[union-attr]
 
 
-def test_the_servers_times() -> None:
+def test_server_times_are_parsed() -> None:
     assert seconds("0001-01-01T00:00:00Z") is None
     assert seconds(None) is None
     assert seconds("1970-01-01T00:01:00.123456789Z") == 60.123456
 
 
-def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -> None:
+def test_actions_need_few_requests(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     asked = Counter(seen.route for seen in fake.seen)
     assert asked["/api/v2/organizations/{organization}/templates/{templatename}"] == 1, asked
@@ -414,7 +406,7 @@ def test_no_verb_asks_more_often_than_it_must(fake: Fake, target: CoderTarget) -
         ("v1", "1.2.3", "", ""),
     ],
 )
-def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
+def test_workspace_of_another_release_is_noted_or_refused_without_a_request(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, version: str, ours: str, note: str, refused: str
 ) -> None:
     ensure(CoderTarget(coder_harness.client(fake)))
@@ -436,7 +428,7 @@ def test_a_workspace_of_another_release_is_noted_or_refused_without_a_request(
     assert all(note in word for word in target.list()[0].notes)
 
 
-def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
+def test_outdated_workspace_with_an_available_update_may_be_restarted(
     fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ensure(target)
@@ -449,9 +441,7 @@ def test_an_old_workspace_whose_update_is_there_may_still_be_restarted(
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
 
 
-def test_a_deprecated_template_makes_nothing_new_and_harms_nothing_that_is_there(
-    fake: Fake, target: CoderTarget
-) -> None:
+def test_deprecated_template_creates_nothing_and_keeps_workspaces(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
     fake.state.template_by_name("spt-flow").settings["description"] = "Deprecated: use another one."
     other = replace(SPEC, repository=Repository.parse("https://example.com/team/other.git"))
@@ -460,7 +450,7 @@ def test_a_deprecated_template_makes_nothing_new_and_harms_nothing_that_is_there
     assert ensure(target, NAMED, "restarted").workspace.state == "running"  # type: ignore[union-attr]
 
 
-def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> None:
+def test_hundred_parallel_ups_succeed_with_a_fifth_of_the_answers_failing(fake: Fake) -> None:
     """Half of the repositories are brought up twice at the same time."""
     clients = 100
     names = [f"demo{number // 2 if number < clients * 2 // 3 else number}" for number in range(clients)]
@@ -488,7 +478,7 @@ def test_a_hundred_ups_at_once_with_a_fifth_of_all_answers_wrong(fake: Fake) -> 
     assert busiest / minutes <= 512
 
 
-def test_up_makes_nothing_of_a_deprecated_template_and_leaves_what_is_there(fake: Fake, target: CoderTarget) -> None:
+def test_up_with_a_deprecated_template_is_refused_and_workspaces_stay(fake: Fake, target: CoderTarget) -> None:
     ensure(target, replace(SPEC, name="old"))
     template = fake.state.template_by_name("spt-flow")
     fake.state.patch_template(template, {"description": "Deprecated: use spt-flow-2 instead."})
@@ -503,7 +493,7 @@ CI = replace(NAMED, name="ci-1", kind="ci")
 
 
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
-def test_a_ci_workspace_ends_by_the_servers_clock(skew: float) -> None:
+def test_ci_deadline_uses_the_server_clock(skew: float) -> None:
     with coder_harness.server(skew=skew) as fake:
         target = CoderTarget(coder_harness.client(fake))
         assert target.find(CI) is None
@@ -517,7 +507,7 @@ def test_a_ci_workspace_ends_by_the_servers_clock(skew: float) -> None:
             ensure(target, CI, "kept", hours=2.0)
 
 
-def test_one_made_by_a_click_has_the_templates_time(fake: Fake, target: CoderTarget) -> None:
+def test_workspace_from_the_dashboard_has_the_ttl_of_the_template(fake: Fake, target: CoderTarget) -> None:
     template = fake.state.template_by_name("spt-flow-ci")
     coder_harness.client(fake).create_workspace("ci-1", template.id)
     made = ensure(target, CI).workspace
@@ -553,7 +543,9 @@ def test_build_that_hangs_is_named_after_a_minute() -> None:
 
 
 @pytest.mark.parametrize(("kind", "cancelled"), [("ci", True), ("dev", False)])
-def test_a_deletion_cancels_the_build_that_it_may(fake: Fake, target: CoderTarget, kind: str, cancelled: bool) -> None:
+def test_deletion_cancels_a_running_build_if_permitted(
+    fake: Fake, target: CoderTarget, kind: str, cancelled: bool
+) -> None:
     fake.state.next("start", start=300)
     name = "spt-flow-ci" if kind == "ci" else "spt-flow"
     coder_harness.client(fake).create_workspace("ci-1", fake.state.template_by_name(name).id)
@@ -567,7 +559,7 @@ def test_a_deletion_cancels_the_build_that_it_may(fake: Fake, target: CoderTarge
     assert (fake.state.now - begun < 120) is cancelled
 
 
-def test_a_deletion_by_somebody_else_is_joined(fake: Fake, target: CoderTarget) -> None:
+def test_deletion_by_another_client_is_joined(fake: Fake, target: CoderTarget) -> None:
     made = ensure(target).workspace
     assert made
     fake.state.create_build(fake.state.user("ada"), fake.state.workspaces[made.id], {"transition": "delete"})

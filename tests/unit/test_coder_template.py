@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rolling a template out to the fake server: twice changes nothing, a bad one changes nothing, nobody is disturbed."""
+"""Rolling out a template to the fake server: idempotent, safe with broken templates, without disturbing users."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wanted(tmp_path: Path) -> roll.Wanted:
     return roll.Wanted("mine", roll.pack(tmp_path), {"image": "spt-flow/workspace:slim-1"}, SETTINGS, "0.1.0")
 
 
-def test_an_archive_depends_on_its_files_alone(tmp_path: Path) -> None:
+def test_archive_depends_only_on_its_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         folder = tmp_path / name
         (folder / "more").mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_an_archive_depends_on_its_files_alone(tmp_path: Path) -> None:
         assert tar.getnames() == ["main.tf", "more/file", "seccomp.json"]
 
 
-def test_what_the_server_would_refuse_is_refused_here(tmp_path: Path) -> None:
+def test_invalid_settings_are_refused_before_sending(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no Terraform file"):
         roll.pack(tmp_path)
     (tmp_path / "main.tf").write_text("x" * roll.LARGEST)
@@ -67,7 +67,7 @@ def test_what_the_server_would_refuse_is_refused_here(tmp_path: Path) -> None:
         roll.pack(tmp_path)
 
 
-def test_twice_is_once(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
+def test_second_run_changes_nothing(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
     said: list[str] = []
     planned = roll.roll_out(client, wanted, check=True)
     assert planned.changed
@@ -87,7 +87,7 @@ def test_twice_is_once(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> N
 
 
 @pytest.mark.parametrize("what", ["file", "variable"])
-def test_another_content_is_another_version_and_becomes_active(
+def test_changed_content_becomes_a_new_active_version(
     what: str, fake: Fake, client: CoderAdmin, wanted: roll.Wanted
 ) -> None:
     roll.roll_out(client, wanted)
@@ -107,7 +107,7 @@ def changed(wanted: roll.Wanted) -> bytes:
     return coder_harness.archive(TEXT + "# more\n")
 
 
-def test_a_failed_import_leaves_what_is_active_and_shows_why(
+def test_failed_import_keeps_the_active_version_and_shows_the_reason(
     fake: Fake, client: CoderAdmin, wanted: roll.Wanted
 ) -> None:
     roll.roll_out(client, wanted)
@@ -118,12 +118,12 @@ def test_a_failed_import_leaves_what_is_active_and_shows_why(
         roll.roll_out(client, new)
     assert "Missing provider" in failed.value.hint
     assert client.template("mine")["active_version_id"] == active  # type: ignore[index]
-    # The name of the failed one is taken for good.
+    # The name of the failed version stays taken.
     assert roll.roll_out(client, new).changed
     assert client.template("mine")["active_version_id"] != active  # type: ignore[index]
 
 
-def test_only_what_differs_is_sent_and_what_needs_a_licence_is_named(
+def test_only_differences_are_sent_and_licensed_settings_are_named(
     fake: Fake, client: CoderAdmin, wanted: roll.Wanted
 ) -> None:
     roll.roll_out(client, wanted)
@@ -134,7 +134,7 @@ def test_only_what_differs_is_sent_and_what_needs_a_licence_is_named(
     assert client.template("mine")["description"] == "Other"  # type: ignore[index]
 
 
-def test_running_workspaces_are_left_alone(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
+def test_running_workspaces_are_unchanged(fake: Fake, client: CoderAdmin, wanted: roll.Wanted) -> None:
     mine = replace(wanted, name="spt-flow")
     workspace = fake.state.create_workspace(
         fake.state.user("ada"),
@@ -148,7 +148,7 @@ def test_running_workspaces_are_left_alone(fake: Fake, client: CoderAdmin, wante
     assert client.workspace("demo", "ada")["outdated"] is True  # type: ignore[index]
 
 
-def test_our_own_template_has_every_variable_and_ci_is_strict(fake: Fake, client: CoderAdmin) -> None:
+def test_our_template_has_every_variable_and_ci_is_strict(fake: Fake, client: CoderAdmin) -> None:
     settings = Settings(cpus=2.0)
     for kind, name in (("dev", "ours"), ("ci", "ours-ci")):
         done = roll.roll_out(client, roll.ours(settings, kind, name, {"n1": "ssh://ops@n1"}))
@@ -166,7 +166,7 @@ def test_our_own_template_has_every_variable_and_ci_is_strict(fake: Fake, client
     assert roll.ours(settings, "dev", "ours", {}).version != roll.ours(Settings(cpus=3.0), "dev", "ours", {}).version
 
 
-def test_the_servers_lock_file_goes_along_and_makes_another_version() -> None:
+def test_lock_file_is_included_and_changes_the_version() -> None:
     plain, locked = (roll.ours(Settings(), "dev", "ours", {}, lock) for lock in (b"", b"# sums\n"))
     with tarfile.open(fileobj=io.BytesIO(locked.archive)) as tar:
         inside = tar.extractfile(".terraform.lock.hcl")
@@ -175,7 +175,7 @@ def test_the_servers_lock_file_goes_along_and_makes_another_version() -> None:
     assert len(locked.archive) < roll.LARGEST
 
 
-def test_the_template_is_formatted() -> None:
+def test_template_is_formatted() -> None:
     if not shutil.which("terraform"):
         pytest.skip("no terraform on PATH")
     done = subprocess.run(
@@ -184,18 +184,18 @@ def test_the_template_is_formatted() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_an_empty_value_is_none_for_the_server(client: CoderAdmin, wanted: roll.Wanted) -> None:
+def test_empty_value_is_unset_on_the_server(client: CoderAdmin, wanted: roll.Wanted) -> None:
     text = TEXT + 'variable "must" {\n  type = string\n}\n'
     with pytest.raises(Unhealthy, match="must"):
         roll.roll_out(client, replace(wanted, archive=coder_harness.archive(text), variables={"must": ""}))
 
 
-def test_the_version_is_the_collections_own() -> None:
+def test_version_is_that_of_the_collection() -> None:
     text = (roll.COLLECTION / "galaxy.yml").read_text()
     assert f"version: {roll.release()}\n" in text
 
 
-def test_a_mark_of_deprecation_comes_and_goes_without_a_new_version(
+def test_deprecation_is_set_and_removed_without_a_new_version(
     fake: Fake, client: CoderAdmin, wanted: roll.Wanted
 ) -> None:
     roll.roll_out(client, wanted)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writing a dev container: what is refused, that it is idempotent, and that the playbook tells the truth beforehand."""
+"""Writing a dev container: refusals, idempotence, and an accurate check mode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def play(folder: Path, *words: str, **values: str) -> subprocess.CompletedProces
     return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_check_mode_shows_it_a_run_writes_it_and_the_next_changes_nothing(tmp_path: Path) -> None:
+def test_check_mode_shows_a_run_writes_and_the_next_changes_nothing(tmp_path: Path) -> None:
     place = tmp_path / ".devcontainer/devcontainer.json"
     planned = play(tmp_path, "--check", "--diff", memory="3g")
     assert "would be written (devcontainer.json, ci.env)" in planned.stdout, planned.stdout + planned.stderr
@@ -47,26 +47,28 @@ def test_check_mode_shows_it_a_run_writes_it_and_the_next_changes_nothing(tmp_pa
         ([], {"memory": "lots"}, "memory is"),
     ],
 )
-def test_what_is_refused_is_a_sentence(tmp_path: Path, words: list[str], values: dict[str, str], said: str) -> None:
+def test_refusal_is_reported_in_one_sentence(
+    tmp_path: Path, words: list[str], values: dict[str, str], said: str
+) -> None:
     done = play(tmp_path, *words, **values)
     assert done.returncode == 2 and said in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / ".devcontainer").exists()
 
 
-def test_a_file_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
+def test_foreign_file_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "devcontainer.json").write_text("{}")
     with pytest.raises(Conflict, match="was not written by spt.flow"):
         docker_devcontainer.changes(tmp_path, docker_devcontainer.files(Settings(), "image"))
 
 
-def test_a_folder_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+def test_linked_folder_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".devcontainer").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Conflict, match="is a link"):
         docker_devcontainer.changes(tmp_path / ".devcontainer", docker_devcontainer.files(Settings(), "image"))
 
 
-def test_other_values_replace_only_what_differs(tmp_path: Path) -> None:
+def test_changed_values_replace_only_differences(tmp_path: Path) -> None:
     first = docker_devcontainer.files(Settings(docker="required"), "image")
     assert set(first) == {"devcontainer.json", "seccomp.json", "ci.env"}
     docker_devcontainer.write(tmp_path, first)
@@ -80,7 +82,7 @@ def test_other_values_replace_only_what_differs(tmp_path: Path) -> None:
     assert not (tmp_path / "ci.env").exists(), "a pipeline must not go on with values that are no more"
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowError, match="Cannot write to"):
         docker_devcontainer.write(tmp_path / "file/.devcontainer", {"devcontainer.json": "{}"})

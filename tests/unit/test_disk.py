@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node's program limits: which mounts of a bundle, by which sizes, and when it lets go of them."""
+"""Disk limits on the node: which mounts of a bundle get which sizes, and when they are released."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MERGED = f"{ROOT}/overlay2/0a1b/merged"
 
 
 def bundle(*env: str, mounts: dict[str, str] | None = None) -> dict[str, Any]:
-    """A config.json with mounts as (destination, source)."""
+    """Return a config.json with mounts as (destination, source)."""
     found = {"/home/coder": HOME, "/var/lib/spt-flow-docker": DATA} if mounts is None else mounts
     return {
         "process": {"env": list(env)},
@@ -33,17 +33,17 @@ def planned(config: dict[str, Any]) -> list[tuple[str, int, bool]]:
     return [(disk.path, disk.size, disk.volume) for disk in limits.wanted(config)]
 
 
-def test_home_docker_data_and_the_container_itself_get_their_sizes() -> None:
+def test_home_docker_data_and_container_get_their_sizes() -> None:
     found = planned(bundle("SPT_FLOW_DISK=1000", "SPT_FLOW_DOCKER_DISK=2000"))
     assert found == [(HOME, 1000, True), (DATA, 2000, True), (MERGED, 1000, False)]
 
 
-def test_volumes_of_a_container_without_sizes_are_known_all_the_same() -> None:
-    """They may have file systems of their own since another container."""
+def test_volumes_without_sizes_are_tracked() -> None:
+    """Another container may have given them file systems of their own."""
     assert planned(bundle()) == [(HOME, 0, True), (DATA, 0, True)]
 
 
-def test_a_ci_workspace_has_no_volumes() -> None:
+def test_ci_workspace_has_no_volumes() -> None:
     assert planned(bundle("SPT_FLOW_DISK=1000", mounts={})) == [(MERGED, 1000, False)]
 
 
@@ -57,14 +57,14 @@ def test_a_ci_workspace_has_no_volumes() -> None:
         "volumes/spt-flow-a-home/_data",
     ],
 )
-def test_other_mounts_are_left_alone(source: str) -> None:
+def test_other_mounts_are_ignored(source: str) -> None:
     assert planned(bundle("SPT_FLOW_DISK=1000", mounts={"/home/coder": source, "/mnt": HOME})) == [
         (MERGED, 1000, False)
     ]
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e9", "20g", "²", "9" * 19, " 1"])
-def test_what_is_not_a_size_is_no_limit(text: str) -> None:
+def test_invalid_size_sets_no_limit(text: str) -> None:
     assert planned(bundle(f"SPT_FLOW_DISK={text}"))[0] == (HOME, 0, True)
 
 
@@ -76,12 +76,12 @@ def test_what_is_not_a_size_is_no_limit(text: str) -> None:
         (["create", "c1"], "/run/runc/c1"),
     ],
 )
-def test_where_runc_keeps_a_container(argv: list[str], found: str) -> None:
+def test_runc_container_directory_is_found(argv: list[str], found: str) -> None:
     assert limits.state(argv, "c1") == found
 
 
 class Disks:
-    """Records instead of mounts: which paths are attached."""
+    """Records attached paths instead of mounting them."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.attached, self.refuses = folder, set(), ""
@@ -113,7 +113,7 @@ def disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disks:
     return Disks(tmp_path, monkeypatch)
 
 
-def test_what_was_attached_is_detached_once_runc_has_deleted_the_container(disks: Disks) -> None:
+def test_attached_paths_are_detached_once_runc_has_deleted_the_container(disks: Disks) -> None:
     disks.create("c1")
     (disks.runc / "c1").mkdir()
     assert disks.attached == {HOME, DATA, MERGED}
@@ -125,14 +125,14 @@ def test_what_was_attached_is_detached_once_runc_has_deleted_the_container(disks
     limits.detach("c1")
 
 
-def test_half_an_attachment_is_undone(disks: Disks) -> None:
+def test_partial_attachment_is_undone(disks: Disks) -> None:
     disks.refuses = DATA
     with pytest.raises(FlowError):
         disks.create("c1")
     assert (disks.attached, disks.records()) == (set(), [])
 
 
-def test_a_volume_stays_for_another_container_that_has_it(disks: Disks) -> None:
+def test_volume_stays_while_another_container_uses_it(disks: Disks) -> None:
     for container in ("c1", "c2"):
         disks.create(container)
         (disks.runc / container).mkdir()
@@ -141,25 +141,25 @@ def test_a_volume_stays_for_another_container_that_has_it(disks: Disks) -> None:
     assert disks.attached == {HOME, DATA, MERGED} and disks.records() == ["c2"]
 
 
-def test_what_a_lost_container_has_left_goes_with_the_next_start(disks: Disks) -> None:
+def test_leftovers_of_a_lost_container_are_removed_at_the_next_start(disks: Disks) -> None:
     disks.create("lost", process=2**22 + 1)
     (disks.folder / "config.json").write_text(json.dumps(bundle(mounts={})))
     disks.create("c2")
     assert disks.attached == set() and "lost" not in disks.records()
 
 
-def test_a_container_that_is_being_made_is_not_taken_for_a_lost_one(disks: Disks) -> None:
+def test_container_in_creation_is_not_treated_as_lost(disks: Disks) -> None:
     disks.create("c1")
     (disks.folder / "config.json").write_text(json.dumps(bundle(mounts={})))
     disks.create("c2")
     assert disks.attached == {HOME, DATA, MERGED} and "c1" in disks.records()
 
 
-def test_structures_are_the_kernels() -> None:
+def test_structures_match_the_kernel() -> None:
     assert (kernel.INFO.size, quota.ATTRIBUTES.size, quota.LIMITS.size) == (232, 28, 72)
 
 
-def test_a_mark_in_a_home_is_worth_nothing_unless_root_of_the_node_made_it(
+def test_mark_in_a_home_counts_only_if_root_of_the_node_owns_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = tmp_path / image.MARKER
@@ -175,7 +175,7 @@ def test_a_mark_in_a_home_is_worth_nothing_unless_root_of_the_node_made_it(
         assert image.marked(tmp_path) is (uid == 0)
 
 
-def test_usage_counts_a_file_with_two_names_once(tmp_path: Path) -> None:
+def test_usage_counts_hard_links_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100_000)
     before = image.usage(tmp_path)
     os.link(tmp_path / "a", tmp_path / "b")
@@ -191,22 +191,22 @@ def test_usage_counts_a_file_with_two_names_once(tmp_path: Path) -> None:
         ("rw,prjquota", "btrfs", False),
     ],
 )
-def test_quotas_are_used_where_the_file_system_has_them(
+def test_quotas_are_used_where_the_file_system_supports_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, kind: str, there: bool
 ) -> None:
     monkeypatch.setattr(kernel, "mounts", lambda: [kernel.Mount("/", "/", kind, "/dev/x", options)])
     assert quota.available(tmp_path) is there
 
 
-def test_names_in_the_mount_table_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_escaped_names_in_the_mount_table_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "1 2 7:0 /a\\040b /mnt/c\\134d\\040e rw shared:1 - ext4 /dev/loop0 rw,x\n"
     monkeypatch.setattr(Path, "read_text", lambda self, **words: line)
     (found,) = kernel.mounts()
     assert (found.point, found.root, found.kind, found.source) == ("/mnt/c\\d e", "/a b", "ext4", "/dev/loop0")
 
 
-def test_a_quota_that_the_kernel_refuses_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The volume gets a file system of its own then, and the start does not fail."""
+def test_refused_quota_is_not_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The volume then gets a file system of its own, and the start does not fail."""
 
     def refused(*words: Any) -> None:
         raise OSError(95, "Operation not supported")

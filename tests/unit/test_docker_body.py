@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What target docker asks the engine for: limits, devices, isolation, and why there is less than was wanted."""
+"""What target docker requests from the engine: limits, devices, isolation, and notes about reductions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def with_settings(**values) -> WorkspaceSpec:
     return replace(SPEC, settings=replace(SPEC.settings, **values))
 
 
-def test_isolation_is_exactly_this():
+def test_isolation_matches_exactly():
     host = body()["HostConfig"]
     assert {key: value for key, value in host.items() if key not in ("SecurityOpt", "Tmpfs", "Mounts", "Devices")} == {
         "NanoCpus": 4_000_000_000,
@@ -81,7 +81,7 @@ def test_isolation_is_exactly_this():
 @pytest.mark.parametrize("docker", ["auto", "required", "disabled", "unsafe"])
 @pytest.mark.parametrize("remapped", [True, False])
 @pytest.mark.parametrize("runtime", [True, False])
-def test_never_privileged_never_the_hosts(docker, remapped, runtime):
+def test_workspace_is_never_privileged_and_uses_no_host_namespace(docker, remapped, runtime):
     facts = replace(FACTS, remapped=remapped, remap_size=1048576 if remapped else 0, runtime=runtime)
     if docker == "required" and not remapped:
         with pytest.raises(FlowError, match="docker=required"):
@@ -99,7 +99,7 @@ def test_never_privileged_never_the_hosts(docker, remapped, runtime):
 
 
 @pytest.mark.parametrize("kind", ["dev", "ci"])
-def test_a_workspace_without_docker_inside_is_confined_as_any_other(kind):
+def test_workspace_without_docker_inside_is_equally_confined(kind):
     spec = replace(with_settings(docker="disabled"), kind=kind)
     found, other = (body(one, replace(FACTS, apparmor=True))["HostConfig"] for one in (spec, replace(SPEC, kind=kind)))
     for key in ("Runtime", "SecurityOpt", "CapDrop", "Sysctls"):
@@ -107,7 +107,7 @@ def test_a_workspace_without_docker_inside_is_confined_as_any_other(kind):
     assert [option.partition("=")[0] for option in found["SecurityOpt"]] == ["seccomp", "apparmor"]
 
 
-def test_a_profile_that_an_engine_does_not_have_is_not_asked_for():
+def test_profile_is_not_requested_from_an_engine_without_it():
     facts = replace(FACTS, apparmor=True, runtime=False)
     (option,) = body(with_settings(docker="disabled"), facts)["HostConfig"]["SecurityOpt"]
     assert option.startswith("seccomp=")
@@ -120,7 +120,7 @@ def test_a_profile_that_an_engine_does_not_have_is_not_asked_for():
         (replace(FACTS, remap_size=65536), "65536 ids, 262144 are needed"),
     ],
 )
-def test_docker_auto_is_off_with_a_sentence(facts, words):
+def test_docker_auto_is_disabled_with_a_note(facts, words):
     plan = docker_container.Plan.of(SPEC, facts, True, lambda path: True)
     assert not plan.docker and words in plan.docker_reason and any(words in note for note in plan.notes)
     assert plan.devices == ("/dev/kvm",)
@@ -131,12 +131,12 @@ def test_docker_auto_is_off_with_a_sentence(facts, words):
     assert words in caught.value.message and caught.value.hint
 
 
-def test_unsafe_tells_what_it_costs():
+def test_unsafe_explains_its_risk():
     plan = docker_container.Plan.of(with_settings(docker="unsafe"), replace(FACTS, remapped=False), True)
     assert plan.docker and any("become root on this machine" in note for note in plan.notes)
 
 
-def test_unknown_size_of_the_range_is_trusted():
+def test_unknown_id_range_is_trusted():
     assert docker_container.Plan.of(SPEC, replace(FACTS, remap_size=-1, local=False), False).docker
 
 
@@ -150,19 +150,19 @@ def test_unknown_size_of_the_range_is_trusted():
         ("auto", False, False, True, False),
     ],
 )
-def test_kvm(kvm, there, local, devices, told):
+def test_kvm_is_passed_where_available(kvm, there, local, devices, told):
     plan = docker_container.Plan.of(with_settings(kvm=kvm), FACTS, local, lambda path: there)
     assert ("/dev/kvm" in plan.devices) is devices
     assert any("/dev/kvm" in note for note in plan.notes) is told
 
 
-def test_kvm_required_and_absent():
+def test_required_but_missing_kvm_is_refused():
     with pytest.raises(FlowError) as caught:
         docker_container.Plan.of(with_settings(kvm="required"), FACTS, True, lambda path: False)
     assert "/dev/kvm" in caught.value.message and "kvm=auto" in caught.value.hint
 
 
-def test_small_machine_is_told_in_one_line():
+def test_small_machine_is_reported_in_one_line():
     facts = replace(FACTS, cpus=2, memory=4 * GIBIBYTE)
     plan = docker_container.Plan.of(SPEC, facts, True, lambda path: True)
     assert (plan.settings.cpus, plan.settings.memory) == (2, 3 * GIBIBYTE) and len(plan.notes) == 1
@@ -171,7 +171,7 @@ def test_small_machine_is_told_in_one_line():
 
 
 @pytest.mark.parametrize(("runtime", "remapped"), [(False, True), (True, False), (False, False)])
-def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
+def test_unprepared_engine_is_not_asked_to_limit_disk(runtime, remapped):
     facts = replace(FACTS, runtime=runtime, remapped=remapped)
     assert docker_container.UNLIMITED in " ".join(docker_container.Plan.of(SPEC, facts, True, lambda path: True).notes)
     without = with_settings(disk=0, docker_disk=0)
@@ -189,25 +189,25 @@ def test_an_unprepared_engine_is_told_not_to_limit_disk(runtime, remapped):
         ({"runtime": False, "remapped": False, "remap_size": 0, "seccomp": False}, ["no firewall", "root inside"]),
     ],
 )
-def test_one_line_says_what_an_unprepared_engine_does_not_protect(facts, words):
+def test_one_line_names_the_missing_protection_of_an_unprepared_engine(facts, words):
     plan = docker_container.Plan.of(with_settings(docker="disabled"), replace(FACTS, **facts), True, lambda path: True)
     (note,) = plan.notes
     assert "\n" not in note and "spt.flow.host_docker" in note and all(word in note for word in words)
 
 
-def test_a_prepared_engine_limits_disk_and_says_nothing():
+def test_prepared_engine_limits_disk_without_a_note():
     assert docker_container.Plan.of(SPEC, FACTS, True, lambda path: True).notes == ()
     made = body(with_settings(disk=GIBIBYTE, docker_disk=2 * GIBIBYTE))
     assert {f"SPT_FLOW_DISK={GIBIBYTE}", f"SPT_FLOW_DOCKER_DISK={2 * GIBIBYTE}"} <= set(made["Env"])
 
 
-def test_a_storage_driver_with_quotas_limits_the_container_itself():
+def test_storage_driver_with_quotas_limits_the_container():
     assert "StorageOpt" not in body()["HostConfig"]
     quota = body(with_settings(disk=GIBIBYTE), replace(FACTS, storage_driver="btrfs"))["HostConfig"]
     assert quota["StorageOpt"] == {"size": str(GIBIBYTE)}
 
 
-def test_ci_has_no_volumes_and_goes_by_itself():
+def test_ci_workspace_has_no_volumes_and_is_removed_when_it_ends():
     made = body(replace(SPEC, kind="ci", deadline=1234))
     assert made["HostConfig"]["AutoRemove"] is True and made["HostConfig"]["Mounts"] == []
     assert made["Labels"]["spt.flow.deadline"] == "1234" and made["Labels"]["spt.flow.kind"] == "ci"
@@ -215,26 +215,26 @@ def test_ci_has_no_volumes_and_goes_by_itself():
     assert "spt.flow.deadline" not in body()["Labels"]
 
 
-def test_labels_of_the_home_are_the_record_of_identity():
+def test_labels_of_the_home_record_the_identity():
     labels = docker_container.volume_labels(SPEC, "home")
     assert labels["spt.flow.repo"] == "example.com/o/demo"
     assert {"spt.flow.owner", "spt.flow.workspace", "spt.flow.kind", "spt.flow.created"} <= labels.keys()
     assert all("@" not in value for value in labels.values())
 
 
-def test_no_apparmor_profile_without_apparmor():
+def test_apparmor_profile_requires_apparmor():
     assert len(body(SPEC, replace(FACTS, apparmor=True))["HostConfig"]["SecurityOpt"]) == 2
     assert len(body(SPEC, FACTS)["HostConfig"]["SecurityOpt"]) == 1
 
 
-def test_bundle_is_named_for_local_repositories_only(tmp_path):
+def test_seed_bundle_is_declared_for_local_repositories_only(tmp_path):
     plan = docker_container.Plan.of(SPEC, FACTS, True, lambda path: True)
     assert docker_container.environment(SPEC, plan)["SPT_FLOW_SEED"] == ""
     local = replace(SPEC, repository=Repository.parse(str(tmp_path)))
     assert docker_container.environment(local, plan)["SPT_FLOW_SEED"].endswith("seed.bundle")
 
 
-def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
+def test_container_recreated_without_kvm_is_otherwise_identical() -> None:
     made = body()
     found = {"Name": "/spt-flow-ada-demo", "Config": {**made, "HostConfig": None}, "HostConfig": made["HostConfig"]}
     again, note = docker_container.without_kvm(found, "node1")
@@ -244,7 +244,7 @@ def test_a_container_made_anew_without_kvm_is_else_the_same() -> None:
     assert again == {**made, "HostConfig": {**made["HostConfig"], "Devices": left}}
 
 
-def test_a_container_that_must_have_kvm_is_not_made_without() -> None:
+def test_container_that_requires_kvm_is_not_created_without() -> None:
     made = body(replace(SPEC, settings=Settings(kvm="required")))
     with pytest.raises(FlowError, match="kvm=required: node1 has no /dev/kvm"):
         docker_container.without_kvm({"Config": made, "HostConfig": made["HostConfig"]}, "node1")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The small client of the engine against a server that says exactly what a test wants it to."""
+"""The small Docker client against a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Answer = Callable[[socket.socket, bytes], None]
 
 @contextmanager
 def engine(folder: Path, *answers: Answer | bytes) -> Iterator[tuple[docker_http.Engine, list[bytes]]]:
-    """An engine whose n-th connection gets the n-th answer (the last one for all others), and what it was asked."""
+    """An engine that gives its n-th connection the n-th answer, the last one to all others; and the requests it got."""
     path, asked = str(folder / "e.sock"), []
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -75,7 +75,7 @@ def frame(stream: int, data: bytes) -> bytes:
     return struct.pack(">BxxxL", stream, len(data)) + data
 
 
-def test_json_and_query(tmp_path):
+def test_json_and_query_are_encoded(tmp_path):
     with engine(tmp_path, reply("200 OK", b'{"a": [1]}')) as (client, asked):
         found = client.get_json("/containers/json", {"all": True, "filters": {"label": ["x=y"]}, "tail": 3})
     assert found == {"a": [1]}
@@ -84,7 +84,7 @@ def test_json_and_query(tmp_path):
 
 
 def versioned(oldest: str, newest: str) -> Answer:
-    """An engine that supports these versions of the API, and refuses others with Docker's sentences."""
+    """An engine that supports these API versions and refuses others with Docker's messages."""
 
     def answer(client: socket.socket, request: bytes) -> None:
         spoken = request.split(b" ")[1].decode().removeprefix("/v").partition("/")[0]
@@ -111,7 +111,7 @@ def versioned(oldest: str, newest: str) -> Answer:
         pytest.param("1.60", "1.63", "1.63", 4, id="later"),
     ],
 )
-def test_version_of_the_api_is_negotiated_without_a_question(tmp_path, oldest, newest, spoken, requests):
+def test_api_version_is_negotiated_without_an_extra_request(tmp_path, oldest, newest, spoken, requests):
     with engine(tmp_path, versioned(oldest, newest)) as (client, asked):
         assert client.request_json("POST", "/containers/create", body={"Image": "x"}) == {"spoken": spoken}
         assert client.get_json("/info") == {"spoken": spoken}
@@ -130,7 +130,7 @@ def test_version_of_the_api_is_negotiated_without_a_question(tmp_path, oldest, n
         (500, "client version 1.41 is too old.", "1.52"),
     ],
 )
-def test_other_refusals_change_no_version(status, said, newest):
+def test_other_refusals_keep_the_version(status, said, newest):
     assert docker_versions.after_refusal("1.41", status, said, newest) == ""
 
 
@@ -143,7 +143,7 @@ def test_body_is_json_or_a_tar(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified", "200 OK"])
-def test_no_answer_is_none(tmp_path, status):
+def test_missing_answer_is_none(tmp_path, status):
     with engine(tmp_path, reply(status)) as (client, _asked):
         assert client.request_json("POST", "/containers/x/start") is None
 
@@ -157,7 +157,7 @@ def test_no_answer_is_none(tmp_path, status):
         ("400 Bad", FlowError, 1),
     ],
 )
-def test_refusals_repeat_the_engines_words(tmp_path, status, kind, code):
+def test_refusals_repeat_the_message_of_the_engine(tmp_path, status, kind, code):
     server = engine(tmp_path, reply(status, b'{"message": "no such thing"}'))
     with server as (client, _asked), pytest.raises(FlowError) as caught:
         client.get_json("/containers/x/json")
@@ -168,7 +168,7 @@ def test_refusals_repeat_the_engines_words(tmp_path, status, kind, code):
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"other": 1}', b"\xff\xfe"])
-def test_refusals_without_words(tmp_path, body):
+def test_refusals_without_a_message_are_described(tmp_path, body):
     with engine(tmp_path, reply("502 Bad Gateway", body)) as (client, _asked), pytest.raises(FlowError) as caught:
         client.get_json("/info")
     assert "refused GET /info" in caught.value.message and caught.value.details["status"] == 502
@@ -194,7 +194,7 @@ def test_broken_answers_are_unhealthy(tmp_path, answer):
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"], ids=["no head", "no body"])
-def test_slow_answers_have_a_deadline(tmp_path, head):
+def test_slow_answers_time_out(tmp_path, head):
     def slow(client: socket.socket, request: bytes) -> None:
         client.sendall(head)
         time.sleep(1)
@@ -206,13 +206,13 @@ def test_slow_answers_have_a_deadline(tmp_path, head):
     assert caught.value.code == 5 and "in time" in caught.value.message
 
 
-def test_nobody_listens(tmp_path):
+def test_unreachable_engine_is_reported(tmp_path):
     with pytest.raises(Unhealthy) as caught:
         docker_http.connect(f"unix://{tmp_path}/none").get_json("/info")
     assert caught.value.code == 8 and "No such file" in caught.value.message
 
 
-def test_tcp(tmp_path):
+def test_tcp_is_supported(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: _once(server), daemon=True).start()
         client = docker_http.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
@@ -226,15 +226,15 @@ def _once(server: socket.socket) -> None:
         client.sendall(reply("200 OK", b'{"ok": true}'))
 
 
-def test_docker_host_and_default(monkeypatch):
+def test_docker_host_and_default_are_used(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.1:2375")
     assert docker_http.connect().host == "tcp://10.0.0.1:2375"
     monkeypatch.setenv("DOCKER_HOST", "")
     assert docker_http.connect().host == docker_http.DEFAULT_HOST and docker_http.connect().local
 
 
-def test_ssh_goes_through_dockers_own_helper(tmp_path, monkeypatch):
-    """`ssh` is a stand-in that notes its words and talks to a real socket."""
+def test_ssh_uses_the_helper_of_docker(tmp_path, monkeypatch):
+    """`ssh` is a stand-in that records its arguments and connects to a real socket."""
     words = tmp_path / "words"
     program = tmp_path / "ssh"
     program.write_text(
@@ -249,7 +249,7 @@ def test_ssh_goes_through_dockers_own_helper(tmp_path, monkeypatch):
     assert said[-5:] == ["--", "me@far.example", "docker", "system", "dial-stdio"] and "2222" in said
 
 
-def test_frames_of_a_log(tmp_path):
+def test_log_frames_are_joined(tmp_path):
     data = frame(1, b"out\n") + frame(2, b"err\n") + frame(1, b"") + frame(1, b"x" * 100_000)
     with engine(tmp_path, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + data) as (client, _asked):
         connection, answer = client.request("GET", "/containers/x/logs")
@@ -258,7 +258,7 @@ def test_frames_of_a_log(tmp_path):
     assert found == [(1, b"out\n"), (2, b"err\n"), (1, b""), (1, b"x" * 100_000)]
 
 
-def test_frames_cut_in_the_middle_end(tmp_path):
+def test_truncated_frames_end_the_log(tmp_path):
     data = frame(1, b"whole\n") + frame(1, b"cut off")[:-3]
     with engine(tmp_path, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + data) as (client, _asked):
         connection, answer = client.request("GET", "/containers/x/logs")
@@ -267,7 +267,7 @@ def test_frames_cut_in_the_middle_end(tmp_path):
     assert found[0] == (1, b"whole\n") and len(found) <= 2
 
 
-def test_frames_of_an_answer_that_breaks_are_unhealthy(tmp_path):
+def test_frames_of_a_broken_answer_are_unhealthy(tmp_path):
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nab"
     with engine(tmp_path, answer) as (client, _asked):
         connection, stream = client.request("GET", "/containers/x/logs")
@@ -276,7 +276,7 @@ def test_frames_of_an_answer_that_breaks_are_unhealthy(tmp_path):
         connection.close()
 
 
-def test_plain_stream(tmp_path):
+def test_plain_stream_is_read(tmp_path):
     with engine(tmp_path, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nraw bytes") as (client, _asked):
         connection, answer = client.request("GET", "/build")
         assert b"".join(block for _stream, block in client.frames(answer, multiplexed=False)) == b"raw bytes"
@@ -285,7 +285,7 @@ def test_plain_stream(tmp_path):
 
 @pytest.mark.parametrize("upgraded", [True, False])
 @pytest.mark.parametrize("stdin", [b"", b"words for stdin" * 5000])
-def test_run(tmp_path, upgraded, stdin):
+def test_run_returns_output_and_status(tmp_path, upgraded, stdin):
     got = []
 
     def start(client: socket.socket, request: bytes) -> None:
@@ -306,7 +306,7 @@ def test_run(tmp_path, upgraded, stdin):
     assert got == [stdin if upgraded else b""]
 
 
-def test_run_that_says_nothing_has_a_deadline(tmp_path):
+def test_silent_run_times_out(tmp_path):
     def start(client: socket.socket, request: bytes) -> None:
         client.sendall(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
         time.sleep(1)
@@ -316,7 +316,7 @@ def test_run_that_says_nothing_has_a_deadline(tmp_path):
         client.run("box", ["sleep", "9"], timeout=0.2)
 
 
-def test_run_in_what_is_not_there(tmp_path):
+def test_run_in_a_missing_container_fails(tmp_path):
     server = engine(tmp_path, reply("404 Not Found", b'{"message": "No such container: box"}'))
     with server as (client, _asked), pytest.raises(NotFound):
         client.run("box", ["true"])
@@ -330,7 +330,7 @@ def test_run_in_what_is_not_there(tmp_path):
     ],
     ids=["upgraded", "chunked"],
 )
-def test_run_that_is_cut_is_no_success(tmp_path, start):
+def test_truncated_run_is_not_a_success(tmp_path, start):
     answers = (reply("201 Created", b'{"Id": "e1"}'), start, reply("200 OK", b'{"Running": true, "ExitCode": null}'))
     with engine(tmp_path, *answers) as (client, _asked), pytest.raises(Unhealthy):
         client.run("box", ["true"])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pure parts of target docker: the engine's words as workspaces and facts."""
+"""The pure parts of target docker: converting the engine's answers to workspaces and facts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LABELS = {
 
 
 def entry(**values):
-    """An entry of GET /containers/json."""
+    """Return an entry of GET /containers/json."""
     base = {"Id": "c1", "Names": ["/spt-flow-ada-demo"], "Labels": LABELS, "State": "running", "Status": "Up 5 minutes"}
     ports = [
         {"PrivatePort": 22, "PublicPort": 5, "Type": "tcp"},
@@ -64,7 +64,7 @@ def entry(**values):
         ("Up 5 fortnights", 0),
     ],
 )
-def test_age(status, seconds):
+def test_age_is_parsed(status, seconds):
     assert docker_parse.age(status) == seconds
 
 
@@ -82,7 +82,7 @@ def test_age(status, seconds):
         ("dead", "Dead", "failed", None),
     ],
 )
-def test_states(state, status, found, code):
+def test_states_are_mapped(state, status, found, code):
     workspace = docker_parse.from_container(entry(State=state, Status=status), NOW)
     assert workspace is not None
     assert (workspace.state, workspace.exit_code) == (found, code)
@@ -90,7 +90,7 @@ def test_states(state, status, found, code):
     assert workspace.started == (None if state == "created" else NOW - docker_parse.age(status))
 
 
-def test_everything_of_a_running_one():
+def test_running_workspace_has_all_properties():
     workspace = docker_parse.from_container(entry(), NOW)
     assert workspace is not None
     assert (workspace.owner, workspace.name, workspace.repo) == ("ada", "demo", "example.com/o/demo")
@@ -108,33 +108,33 @@ def test_everything_of_a_running_one():
         {"Labels": {**LABELS, "spt.flow.workspace": "other"}},
     ],
 )
-def test_others_are_none_of_ours(other):
+def test_foreign_containers_are_ignored(other):
     assert docker_parse.from_container(entry(**other), NOW) is None
 
 
-def test_one_set_aside_is_the_same_workspace():
+def test_container_set_aside_is_the_same_workspace():
     workspace = docker_parse.from_container(entry(Names=["/spt-flow-ada-demo-old"]), NOW)
     assert workspace is not None and workspace.name == "demo"
 
 
 @pytest.mark.parametrize(("text", "deadline"), [("123", 123), ("", None), ("soon", None), ("-5", None)])
-def test_deadline(text, deadline):
+def test_deadline_is_parsed(text, deadline):
     workspace = docker_parse.from_container(entry(Labels={**LABELS, "spt.flow.deadline": text}), NOW)
     assert workspace is not None and workspace.deadline == deadline
 
 
 @pytest.mark.parametrize("ports", [None, [], [{"PrivatePort": 8080}], [{"PrivatePort": 9}]])
-def test_no_port_no_address(ports):
+def test_workspace_without_port_has_no_address(ports):
     workspace = docker_parse.from_container(entry(Ports=ports), NOW)
     assert workspace is not None and workspace.url == ""
 
 
-def test_a_home_alone_is_a_stopped_workspace():
+def test_home_without_container_is_a_stopped_workspace():
     workspace = docker_parse.from_home({"Name": "spt-flow-ada-demo-home", "Labels": LABELS})
     assert (workspace.state, workspace.id, workspace.key) == ("stopped", "", "ada-demo")
 
 
-def test_steps_come_from_the_last_start():
+def test_steps_are_taken_from_the_last_start():
     workspace = docker_parse.from_container(entry(), NOW)
     assert workspace is not None
     lines = [*fake_target.ready_lines("one", "failed"), "noise", *fake_target.ready_lines("two")]
@@ -155,7 +155,7 @@ INFO = {
 }
 
 
-def test_facts_of_a_prepared_engine(monkeypatch):
+def test_facts_of_a_prepared_engine_are_read(monkeypatch):
     monkeypatch.setattr(docker_parse, "_range_size", lambda start: 1048576 if start == 1000000 else -1)
     facts = docker_parse.engine_facts(INFO, True)
     assert (facts.remapped, facts.remap_base, facts.remap_size) == (True, 1000000, 1048576)
@@ -166,14 +166,14 @@ def test_facts_of_a_prepared_engine(monkeypatch):
 @pytest.mark.parametrize(
     "info", [{}, {"SecurityOptions": None, "Runtimes": None}, {"SecurityOptions": ["name=apparmor"]}]
 )
-def test_facts_of_a_plain_engine(info):
+def test_facts_of_a_plain_engine_are_read(info):
     facts = docker_parse.engine_facts(info, True)
     assert (facts.remapped, facts.remap_base, facts.remap_size, facts.runtime) == (False, 0, 0, False)
     assert facts.apparmor == bool(info.get("SecurityOptions"))
 
 
 class HomeOnly:
-    """An engine on which somebody removed the container of a workspace; ``body`` is what is created anew."""
+    """An engine on which the container of a workspace was removed; ``body`` is what is created in its place."""
 
     local = False
 
@@ -195,8 +195,8 @@ class HomeOnly:
 
 
 @pytest.mark.parametrize("ref", ["", "other"])
-def test_a_container_made_anew_by_name_is_of_the_repository_that_its_home_is_of(ref):
-    """Without it the next ``up`` of the repository would find the home alone, and never the container."""
+def test_container_recreated_by_name_keeps_the_repository_of_its_home(ref):
+    """Otherwise the next ``up`` of the repository would find only the home and never the container."""
     repository = Repository.parse("https://example.com/o/demo.git")
     spec = WorkspaceSpec("ada", Settings(docker="disabled"), "demo", repository, ref="main", image="i", image_hash="b")
     docker = docker_target.DockerTarget()
@@ -212,7 +212,7 @@ def test_a_container_made_anew_by_name_is_of_the_repository_that_its_home_is_of(
 
 
 class Images:
-    """An engine elsewhere, not drained, with one image: its tag and its label."""
+    """A remote engine, not drained, with one image: its tag and its label."""
 
     local = False
     host = "ssh://ops@node1"
@@ -227,7 +227,7 @@ class Images:
 
 
 @pytest.mark.parametrize(("tag", "label"), [("none", "b"), ("i", "another")], ids=["gone", "another content"])
-def test_a_node_without_the_image_is_refused_with_what_to_type(tag, label):
+def test_node_without_the_image_is_refused_with_the_command_to_run(tag, label):
     spec = WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b")
     docker = docker_target.DockerTarget("ssh://ops@node1", "node1")
     docker._engine = Images(tag, label)
@@ -238,13 +238,13 @@ def test_a_node_without_the_image_is_refused_with_what_to_type(tag, label):
     docker.admit(spec, False)
 
 
-def test_a_node_with_the_image_is_as_good_as_this_machine():
+def test_node_with_the_image_is_accepted():
     docker = docker_target.DockerTarget("ssh://ops@node1", "node1")
     docker._engine = Images("i", "b")
     docker.admit(WorkspaceSpec("ada", Settings(), "demo", image="i", image_hash="b"), True)
 
 
-def test_an_engine_elsewhere_that_is_no_node_is_called_by_its_address():
+def test_remote_engine_that_is_not_a_node_is_named_by_its_address():
     docker = docker_target.DockerTarget("ssh://ops@node1")
     docker._engine = Images("none", "b")
     with pytest.raises(Unhealthy, match="the engine at ssh://ops@node1 does not have the image i"):
@@ -252,7 +252,7 @@ def test_an_engine_elsewhere_that_is_no_node_is_called_by_its_address():
 
 
 class Clockwork:
-    """An engine with CI containers, each with the seconds that it was made ago by the engine's clock."""
+    """An engine with CI containers, each with its age in seconds by the engine's clock."""
 
     def __init__(self, skew, *entries):
         self.clock = NOON + skew
@@ -272,7 +272,7 @@ NOON = 1_800_000_000
 
 
 def ci_entry(name, ago, ttl, client=0, container=""):
-    """Labels by the clock of a client that is ``client`` seconds off; ``ttl`` ``None`` says no deadline."""
+    """Labels by the clock of a client that is off by ``client`` seconds; ``ttl`` ``None`` sets no deadline."""
     labels = {"owner": "ada", "workspace": name, "kind": "ci"}
     born = NOON + client
     labels["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(born))
@@ -285,7 +285,7 @@ def ci_entry(name, ago, ttl, client=0, container=""):
 
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
 @pytest.mark.parametrize("client", [-3600, 0, 3600])
-def test_what_is_swept_is_decided_by_the_engines_clock_alone(skew, client):
+def test_sweep_uses_only_the_clock_of_the_engine(skew, client):
     docker = docker_target.DockerTarget()
     docker._engine = Clockwork(
         skew,
@@ -318,8 +318,8 @@ class PutBack:
 
 
 @pytest.mark.parametrize(("runtime", "started"), [("spt-flow", "old"), ("runc", "fresh"), ("", "fresh")])
-def test_a_container_that_is_put_back_finds_a_home_that_was_moved_meanwhile(runtime, started):
-    """Only the runtime of today mounts such a home; under any other it would look empty."""
+def test_container_put_back_finds_a_home_that_was_moved(runtime, started):
+    """Only the current runtime mounts such a home; under another runtime it would look empty."""
     target = docker_target.DockerTarget()
     target._engine = engine = PutBack(runtime)
     target._put_back("old", "spt-flow-ada-demo", "")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Engines and versions of runc with known holes are found by their version or by the distribution's package."""
+"""Vulnerable engines and versions of runc are recognised by their version or by the distribution's package."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ def answer(runc: str, package: str = "v1-0-gabc", engine: str = GOOD) -> dict[st
         ("unknown", "", []),
     ],
 )
-def test_runc_is_judged_by_its_version_or_by_its_package(runc: str, package: str, wanted: list[str]) -> None:
+def test_runc_is_judged_by_version_or_package(runc: str, package: str, wanted: list[str]) -> None:
     assert [hole["cve"] for hole in holes.found(answer(runc, package), remapped=False)] == wanted
 
 
 @pytest.mark.parametrize(("engine", "wanted"), [("20.10.17", [GROUPS]), ("20.10.24+dfsg1", []), ("29.0.0", [])])
-def test_engine_is_judged_by_its_version(engine: str, wanted: list[str]) -> None:
+def test_engine_is_judged_by_version(engine: str, wanted: list[str]) -> None:
     assert [hole["cve"] for hole in holes.found(answer("1.3.3", engine=engine), remapped=True)] == wanted
 
 
-def test_user_namespaces_contain_only_what_the_list_says() -> None:
+def test_user_namespaces_contain_only_the_listed_vulnerabilities() -> None:
     found = {hole["cve"]: hole["open"] for hole in holes.found(answer("1.1.11"), remapped=True)}
     assert found == {LEAKED: True, CROSSED: False}
 
 
-def test_every_hole_has_a_date_and_a_program_that_engines_name() -> None:
+def test_every_vulnerability_has_a_date_and_a_program() -> None:
     for hole in holes.HOLES:
         assert date.fromisoformat(hole.date) < date(2026, 11, 30)
         assert hole.cve.startswith("CVE-") and hole.program in {"Engine", "runc"} and hole.fixed
@@ -86,7 +86,7 @@ class FakeEngine:
         (answer("1.3.3"), [], []),
     ],
 )
-def test_doctor_refuses_an_engine_with_an_open_hole(
+def test_doctor_refuses_a_vulnerable_engine(
     versions: dict[str, Any], options: list[str], states: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker_http, "connect", lambda _engine: FakeEngine(versions, options))
@@ -111,7 +111,7 @@ def tasks() -> list[dict[str, Any]]:
     ],
     ids=["escape", "contained", "contained from now on", "content keeps it unmapped", "repaired"],
 )
-def test_role_refuses_an_engine_with_an_open_hole(
+def test_role_refuses_a_vulnerable_engine(
     runc: tuple[str, str], remapped: bool, content: int, accepted: bool, tmp_path: Path
 ) -> None:
     found = {"info": {"holes": holes.found(answer(*runc), remapped)}, "content": content}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``tools/docs``: generated tables say what their sources say, and a page that differs is refused."""
+"""``tools/docs``: generated tables follow their sources, and outdated pages are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def docs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("a (b (c; d); e), f", "a (b (c; d); e), f"),
     ],
 )
-def test_a_semicolon_in_parentheses_ends_nothing(docs: dict[str, Any], text: str, kept: str) -> None:
+def test_semicolon_in_parentheses_does_not_end_a_value(docs: dict[str, Any], text: str, kept: str) -> None:
     assert docs["before_semicolon"](text) == kept
 
 
@@ -43,7 +43,7 @@ def test_generated_tables_follow_their_sources(docs: dict[str, Any], tmp_path: P
     assert docs["playbooks"]().splitlines()[-1] == row
 
 
-def test_a_page_that_differs_from_its_source_is_refused(
+def test_outdated_page_is_refused(
     docs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "docs/reference/settings.md"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`doctor` and `init`: what is missing is named with the way to it, what was answered is kept, never a token."""
+"""`doctor` and `init`: missing requirements are named with their solution; answers are saved, never a token."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def play(verb: str, home: Path, *more: str, **environment: str) -> dict[str, Any
     return {**json.loads(done.stdout), "status": done.returncode, "printed": done.stdout + done.stderr}
 
 
-def test_a_server_that_works_is_told_in_every_part(fake: Fake) -> None:
+def test_working_server_is_reported_in_every_part(fake: Fake) -> None:
     found = coder_doctor.examine("spt-flow", connected(fake))
     assert {check.name for check in found} == {"server", "token", "template", "apps", "coder"}
     assert states(found)["token"] == "ok"
     assert "ada's" in next(check.message for check in found if check.name == "token")
 
 
-def test_shared_origin_of_the_ide_is_noted_and_an_address_of_its_own_is_fine(fake: Fake) -> None:
+def test_shared_ide_address_is_noted_and_its_own_address_accepted(fake: Fake) -> None:
     def apps() -> Check:
         return next(check for check in coder_doctor.examine("spt-flow", connected(fake)) if check.name == "apps")
 
@@ -78,7 +78,7 @@ def test_shared_origin_of_the_ide_is_noted_and_an_address_of_its_own_is_fine(fak
     assert apps().state == "ok" and "*.apps.example.com" in apps().message
 
 
-def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
+def test_owner_sees_the_codes_of_the_server(fake: Fake) -> None:
     assert states(coder_doctor.examine("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
     fake.state.slots = 0
     health = coder_doctor.examine("spt-flow", connected(fake, ADMIN))[-1]
@@ -86,7 +86,7 @@ def test_an_owner_is_told_the_servers_own_codes(fake: Fake) -> None:
     assert "EPD01" in health.hint
 
 
-def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
+def test_missing_requirements_are_named_with_their_solution(fake: Fake) -> None:
     found = coder_doctor.examine("spt-flow", connected(fake, "abcdefghij-1234567890123456789012"))
     assert {name: state for name, state in states(found).items() if name != "coder"} == {
         "server": "ok",
@@ -104,7 +104,7 @@ def test_what_is_missing_is_named_with_the_way_to_it(fake: Fake) -> None:
     assert error.code == 8
 
 
-def test_programs_and_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_programs_and_agent_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "nobody"))
     assert doctor.agent().state == "note"
     monkeypatch.delenv("SSH_AUTH_SOCK")
@@ -115,7 +115,7 @@ def test_programs_and_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "apt-get install" in doctor.git().hint
 
 
-def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp_path: Path) -> None:
+def test_doctor_changes_nothing_and_init_saves_answers(fake: Fake, tmp_path: Path) -> None:
     server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_harness.TOKEN}
     looked = play("doctor", tmp_path, **server)
     assert (looked["ok"], looked["changed"], looked["target"]) == (True, False, "coder")
@@ -132,7 +132,7 @@ def test_doctor_changes_nothing_and_init_keeps_what_was_answered(fake: Fake, tmp
     assert coder_harness.TOKEN not in path.read_text() + done["printed"]
 
 
-def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake: Fake, tmp_path: Path) -> None:
+def test_init_at_a_terminal_asks_for_missing_settings_and_never_for_a_token(fake: Fake, tmp_path: Path) -> None:
     env = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     env |= {
         "HOME": str(tmp_path),
@@ -171,7 +171,7 @@ def test_at_a_terminal_init_asks_for_what_nobody_said_and_never_for_a_token(fake
     assert (found["ok"], found["target"]) == (True, "coder")
 
 
-def test_something_needed_that_is_missing_is_exit_status_8(tmp_path: Path) -> None:
+def test_missing_requirement_is_exit_status_8(tmp_path: Path) -> None:
     url = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": coder_harness.TOKEN}
     result = play("doctor", tmp_path, **url)
     assert (result["status"], result["error"]["kind"]) == (8, "unhealthy")
@@ -194,16 +194,16 @@ def test_something_needed_that_is_missing_is_exit_status_8(tmp_path: Path) -> No
         ("{cpus: 1}\n", {"ref": "x"}, "cpus: 1\nref: x\n"),
     ],
 )
-def test_a_settings_file_keeps_what_is_not_answered(before: str, answers: dict[str, Any], after: str) -> None:
+def test_settings_file_keeps_other_values(before: str, answers: dict[str, Any], after: str) -> None:
     assert action.merged(before, answers).rstrip() == after.rstrip()
 
 
-def test_no_option_that_is_kept_is_a_secret() -> None:
+def test_no_saved_option_is_a_secret() -> None:
     assert not {"token", "command", "confirm", "repo"} & set(action.LASTING)
 
 
 @pytest.mark.parametrize(("runtime", "state", "word"), [(True, "ok", "has prepared"), (False, "note", "no firewall")])
-def test_an_engine_that_nobody_prepared_is_told_in_one_line(
+def test_unprepared_engine_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, runtime: bool, state: str, word: str
 ) -> None:
     facts = replace(FACTS, runtime=runtime)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The proxy between the Coder server and a node's engine: what passes, and that nothing else reaches the engine.
+"""The proxy between the Coder server and a node's engine: what passes, and that everything else is refused.
 
-Requests go over a real socket, as bytes. The body that passes is the one that Terraform's Docker provider 4.5.0 sent.
+Requests go over a real socket, as bytes. The accepted body is the one that Terraform's Docker provider 4.5.0 sent.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ EXISTS = {
     f"/containers/{CONTAINER}/json": labelled(CONTAINER, NAME, ID, "spt-flow"),
     f"/containers/{NAME}/json": labelled(CONTAINER, NAME, ID, "spt-flow"),
     f"/containers/{ADRIFT}/json": labelled(ADRIFT, NAME, ID, "bridge", "spt-flow"),
-    # A workspace of target docker, and a container that only says whose it is.
+    # A workspace of target docker, and a container that only has the owner's label.
     f"/containers/{OTHER}/json": labelled(OTHER, "spt-flow-ada-demo", ""),
     f"/containers/{'d' * 64}/json": labelled("d" * 64, "database", ID),
     f"/volumes/{NAME}-home": volume("home", ID),
@@ -70,13 +70,13 @@ EXISTS = {
 
 @dataclass
 class Served:
-    """A proxy on ``path``, and the calls that its engine got but for look-ups."""
+    """A proxy on ``path``, and the requests that reached its engine, except look-ups."""
 
     path: str
     calls: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def send(self, data: bytes) -> bytes:
-        """Everything that is answered to these bytes, until the proxy closes."""
+        """Return everything that is answered to these bytes, until the proxy closes."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
             client.connect(self.path)
@@ -88,7 +88,7 @@ class Served:
             return answer
 
     def call(self, method: str, target: str, body: Any = None) -> tuple[int, str]:
-        """Status and text of the answer."""
+        """Return status and text of the answer."""
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         head = f"{method} {target} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
         answer = self.send(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -102,7 +102,7 @@ class _Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 class _Engine(http.server.BaseHTTPRequestHandler):
-    """An engine that knows EXISTS and carries out everything else."""
+    """An engine that knows EXISTS and accepts everything else."""
 
     protocol_version = "HTTP/1.1"
 
@@ -155,14 +155,14 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 def changed(**host: Any) -> dict[str, Any]:
-    """The body that passes, with these values of its HostConfig."""
+    """Return the accepted body with these values in its HostConfig."""
     body = copy.deepcopy(PASSES)
     body["HostConfig"].update(host)
     return body
 
 
 def asked(served: Served) -> list[tuple[str, str]]:
-    """What the engine was asked to do; to look something up does nothing."""
+    """Return the requests to the engine, without look-ups, which change nothing."""
     return [(method, path) for method, path, _ in served.calls if (method, path) != ("GET", path) or path not in EXISTS]
 
 
@@ -192,7 +192,7 @@ def test_calls_of_the_template_reach_the_engine(method: str, target: str, served
     assert any(call[0] == method for call in served.calls)
 
 
-def test_container_of_the_template_is_created_with_the_image_by_its_id(served: Served) -> None:
+def test_container_of_the_template_uses_the_image_id(served: Served) -> None:
     body = copy.deepcopy(PASSES)
     body["Image"] = "spt-flow/workspace:slim-1"
     status, text = served.call("POST", CREATE, body)
@@ -206,7 +206,7 @@ def test_container_of_the_template_is_created_with_the_image_by_its_id(served: S
     ("method", "target", "body"), [("POST", CREATE, PASSES), ("DELETE", f"/v1.41/volumes/{NAME}-home", None)]
 )
 def test_container_left_by_a_lost_build_is_removed_first(method: str, target: str, body: Any, served: Served) -> None:
-    """Else a start fails with a name that is in use, and a deletion with a volume that is in use."""
+    """Otherwise a start fails because the name is in use, and a deletion because the volume is in use."""
     assert served.call(method, target, body)[0] == 200
     *removed, (last, _, _) = [call for call in served.calls if call[0] != "GET"]
     path = f"/containers/{CONTAINER}"
@@ -214,14 +214,14 @@ def test_container_left_by_a_lost_build_is_removed_first(method: str, target: st
     assert last == method
 
 
-def test_body_of_target_docker_has_what_the_proxy_asks_for() -> None:
-    """So that the template, which follows it, is not refused by its own proxy."""
+def test_body_of_target_docker_satisfies_the_proxy() -> None:
+    """The template follows it, and would otherwise be refused by its own proxy."""
     assert set(docker_container.DROPPED) >= bodies.DROPPED
     assert dict(docker_container.SYSCTLS) == bodies.SYSCTLS
     assert docker_container.RUNTIME == "spt-flow" and docker_container.APPARMOR == "spt-flow-workspace"
 
 
-def test_volume_and_network_of_the_template_are_made(served: Served) -> None:
+def test_volume_and_network_of_the_template_are_created(served: Served) -> None:
     made = {"Name": f"{NAME}-home", "Labels": {bodies.OWNER: ID, "spt.flow.part": "home", "coder.owner": "ada"}}
     assert served.call("POST", "/v1.41/volumes/create", made)[0] == 200
     ends = {"IPAMConfig": {}, "Links": None, "Aliases": [], "MacAddress": "", "DriverOpts": {}, "IPPrefixLen": 0}
@@ -232,14 +232,14 @@ def test_volume_and_network_of_the_template_are_made(served: Served) -> None:
     assert served.call("POST", "/v1.41/networks/bridge/disconnect", leave)[0] == 200
 
 
-def test_lists_show_only_what_is_ours(served: Served) -> None:
+def test_lists_show_only_our_objects(served: Served) -> None:
     served.call("GET", "/v1.41/containers/json?all=1")
     served.call("GET", "/v1.41/images/json")
     paths = [path for _, path, _ in served.calls]
     assert "spt.flow.coder" in paths[0] and "spt-flow%2Fworkspace" in paths[1]
 
 
-def test_missing_image_is_the_engines_to_tell(served: Served) -> None:
+def test_missing_image_is_reported_by_the_engine(served: Served) -> None:
     status, text = served.call("GET", "/v1.41/images/spt-flow/workspace:gone/json")
     assert status == 404 and "No such thing" in text
 
@@ -323,7 +323,7 @@ HOST: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("host", HOST.values(), ids=HOST)
-def test_container_that_the_template_does_not_make_is_refused(
+def test_container_that_the_template_does_not_create_is_refused(
     host: dict[str, Any], served: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, text = served.call("POST", CREATE, changed(**host))
@@ -332,7 +332,7 @@ def test_container_that_the_template_does_not_make_is_refused(
 
 
 def refused(served: Served, text: str, journal: str) -> None:
-    """A sentence for the build's log, one line for the journal, and the engine was not asked for anything."""
+    """Expect a sentence for the build's log, one line in the journal, and no request to the engine."""
     sentence = json.loads(text)["message"]
     assert sentence.startswith("spt.flow refuses ") and sentence.endswith(".")
     (line,) = journal.splitlines()
@@ -368,7 +368,7 @@ CONFIG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("made", CONFIG.values(), ids=CONFIG)
-def test_container_of_anything_else_is_refused(
+def test_container_that_is_not_an_object_is_refused(
     made: dict[str, Any], served: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, text = served.call("POST", CREATE, made)
@@ -393,9 +393,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_body_that_two_programs_could_read_differently_is_refused(
-    data: bytes, served: Served, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ambiguous_body_is_refused(data: bytes, served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     status, text = served.call("POST", CREATE, data)
     assert status == 403, text
     refused(served, text, capfd.readouterr().err)
@@ -520,28 +518,26 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("data", FRAMES.values(), ids=FRAMES)
-def test_bytes_that_are_not_plainly_one_request_close_the_connection(
-    data: bytes, served: Served, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ambiguous_bytes_close_the_connection(data: bytes, served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     answer = served.send(data)
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1
     assert capfd.readouterr().err.count("<4>refused: not a request by uid=") == 1
     assert served.calls == []
 
 
-def test_requests_follow_each_other_on_a_connection(served: Served) -> None:
+def test_connection_serves_several_requests(served: Served) -> None:
     one = HEAD + b"\r\n"
     answer = served.send(one + SMUGGLED + one)
     assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"403", b"200"]
     assert [path for _, path, _ in served.calls] == ["/version", "/version"]
 
 
-def test_line_of_the_journal_is_one_line_of_printable_characters(capfd: pytest.CaptureFixture[str]) -> None:
+def test_journal_line_is_one_line_of_printable_characters(capfd: pytest.CaptureFixture[str]) -> None:
     proxies.note("refused: \x1b[2J\n<0>panic\u202e " + "a" * 1000)
     assert capfd.readouterr().err == f"<4>refused: ?[2J?<0>panic? {'a' * 1000}"[:403] + "\n"
 
 
-def test_engine_that_does_not_answer_is_a_sentence(tmp_path: Path) -> None:
+def test_silent_engine_is_reported(tmp_path: Path) -> None:
     upstream = proxies.Engine(str(tmp_path / "gone.sock"))
     path = str(tmp_path / "proxy.sock")
     node = bodies.Node("spt-flow", ("spt-flow",), frozenset())
@@ -580,6 +576,6 @@ def test_lookup_works_on_an_engine_that_refuses_old_versions(tmp_path: Path) -> 
     engine.server_close()
 
 
-def test_socket_is_only_for_its_owner_and_group(tmp_path: Path) -> None:
+def test_socket_is_private_to_owner_and_group(tmp_path: Path) -> None:
     with proxies.listening(str(tmp_path / "proxy.sock")):
         assert (tmp_path / "proxy.sock").stat().st_mode & 0o777 == 0o660

@@ -35,12 +35,12 @@ def test_codes_are_the_documented_ones(error, code, kind):
         "https://user:p@CANARY@host/o/r",
     ],
 )
-def test_no_credential_of_a_url_is_in_an_error(url):
+def test_error_contains_no_credential_of_a_url(url):
     error = errors.FlowError(f"Cannot clone {url}.", f"Try {url} again.")
     assert "CANARY" not in str(error) + repr(error) + repr(error.to_dict())
     assert "host/o/r" in error.message
 
 
-def test_a_sentence_and_its_hint_make_one_text():
+def test_message_and_hint_form_one_text():
     assert str(errors.NotFound("It is not there.")) == "It is not there."
     assert str(errors.NotFound("It is not there.", "Make one.")) == "It is not there. Make one."

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fake Coder server behaves as the fact sheet says; the sections are in the names' comments."""
+"""The fake Coder server behaves like the real one."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def owner(fake: Fake) -> Caller:
     return Caller(fake, samples.OWNER_TOKEN)
 
 
-# §1.1 General rules
+# General rules
 
 
-def test_who_asks(fake: Fake, person: Caller) -> None:
+def test_caller_is_identified(fake: Fake, person: Caller) -> None:
     for token, detail in (("", "must be provided"), ("nonsense", "invalid"), (samples.USER_TOKEN[:-1], "invalid")):
         status, said = Caller(fake, token)("GET", "/users/me")
         assert status == 401 and detail in said["detail"]
@@ -93,7 +93,7 @@ def test_who_asks(fake: Fake, person: Caller) -> None:
     assert person.headers["X-Coder-Build-Version"] == "v2.35.1+3ebe324"
 
 
-def test_where_there_is_nothing(fake: Fake, person: Caller) -> None:
+def test_unknown_paths_and_objects_are_not_found(fake: Fake, person: Caller) -> None:
     assert person("GET", "/workspaces/not-an-id")[0] == 400
     unknown = "00000000-0000-4000-8000-000000000000"
     status, said = person("GET", f"/workspaces/{unknown}")
@@ -106,7 +106,7 @@ def test_where_there_is_nothing(fake: Fake, person: Caller) -> None:
         fake.checker.problems = before
 
 
-def test_unknown_fields_are_dropped_without_a_word(fake: Fake, person: Caller) -> None:
+def test_unknown_fields_are_dropped_silently(fake: Fake, person: Caller) -> None:
     made = person.workspace(tll_ms=60_000, rich_parameter_values=[{"name": "no-such", "value": "x"}])
     assert made["ttl_ms"] == 7_200_000
     names = [value["name"] for value in person("GET", f"/workspacebuilds/{made['latest_build']['id']}/parameters")[1]]
@@ -117,11 +117,11 @@ def test_unknown_fields_are_dropped_without_a_word(fake: Fake, person: Caller) -
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1]", b"nothing"])
-def test_a_body_that_is_no_json(person: Caller, body: bytes) -> None:
+def test_invalid_json_is_refused(person: Caller, body: bytes) -> None:
     assert person("POST", "/users/me/workspaces", body)[0] == 400
 
 
-def test_a_limit_of_requests(fake: Fake, person: Caller) -> None:
+def test_requests_are_rate_limited(fake: Fake, person: Caller) -> None:
     statuses = [person("GET", "/users/me")[0] for _request in range(513)]
     assert statuses == [200] * 512 + [429]
     assert person.headers["Retry-After"] == "60"
@@ -130,21 +130,21 @@ def test_a_limit_of_requests(fake: Fake, person: Caller) -> None:
     assert person("GET", "/users/me")[0] == 200
 
 
-def test_a_limit_of_uploads(owner: Caller) -> None:
+def test_upload_size_is_limited(owner: Caller) -> None:
     statuses = [owner("POST", "/files", b"x", "application/x-tar")[0] for _request in range(13)]
     assert statuses == [201] + [200] * 11 + [429]
 
 
-# §1.3, §1.4 First user, tokens
+# First user and tokens
 
 
-def test_no_tokens_are_null(fake: Fake, owner: Caller) -> None:
+def test_missing_tokens_are_null(fake: Fake, owner: Caller) -> None:
     key = next(key for key in fake.state.keys.values() if key.user == fake.state.user("dev").id)
     del fake.state.keys[key.id]
     assert owner("GET", "/users/dev/keys/tokens") == (200, None)
 
 
-def test_the_rules_of_tokens(fake: Fake, owner: Caller) -> None:
+def test_token_rules_hold(fake: Fake, owner: Caller) -> None:
     path = "/users/me/keys/tokens"
     day = 86400 * 10**9
     assert owner("POST", path, {"token_name": "a", "lifetime": 8 * day})[0] == 400
@@ -164,21 +164,21 @@ def test_the_rules_of_tokens(fake: Fake, owner: Caller) -> None:
     assert status == 401 and "expired" in said["detail"]
 
 
-def test_suspended_users_are_signed_out(fake: Fake, person: Caller, owner: Caller) -> None:
+def test_suspended_users_are_logged_out(fake: Fake, person: Caller, owner: Caller) -> None:
     assert owner("PUT", "/users/dev/status/suspend")[1]["status"] == "suspended"
     assert person("GET", "/users/me")[0] == 401
 
 
-# §1.5 Names and roles
+# Names and roles
 
 
 @pytest.mark.parametrize("name", ["a_b", "-a", "a-", "a--b", "new", "x" * 33, ""])
-def test_names(fake: Fake, person: Caller, name: str) -> None:
+def test_names_are_validated(fake: Fake, person: Caller, name: str) -> None:
     status, said = person("POST", "/users/me/workspaces", {"name": name, "template_id": template_id(fake)})
     assert (status, said["message"], said["validations"][0]["field"]) == (400, "Validation failed.", "name")
 
 
-def test_what_others_may_do_with_a_workspace(fake: Fake, person: Caller, owner: Caller) -> None:
+def test_other_users_have_limited_access_to_a_workspace(fake: Fake, person: Caller, owner: Caller) -> None:
     state = fake.state
     made = owner.workspace()
     path = f"/workspaces/{made['id']}"
@@ -191,7 +191,7 @@ def test_what_others_may_do_with_a_workspace(fake: Fake, person: Caller, owner: 
     assert state.user("dev").organization_roles == {"organization-admin"}
 
 
-def test_a_service_account_needs_a_licence(fake: Fake, owner: Caller) -> None:
+def test_service_account_needs_a_licence(fake: Fake, owner: Caller) -> None:
     body = {"email": "x@example.com", "username": "x", "organization_ids": [fake.state.organization]}
     assert owner("POST", "/users", {**body, "service_account": True})[0] == 403
     assert owner("POST", "/users", {**body, "organization_ids": []})[0] == 400
@@ -200,10 +200,10 @@ def test_a_service_account_needs_a_licence(fake: Fake, owner: Caller) -> None:
     assert owner("POST", "/users", {**body, "login_type": "none"})[0] == 409
 
 
-# §1.6 to §1.9 Files, versions, templates
+# Files, versions and templates
 
 
-def test_the_same_bytes_are_the_same_file(owner: Caller) -> None:
+def test_equal_bytes_are_one_file(owner: Caller) -> None:
     first = owner("POST", "/files", b"x", "application/x-tar")
     assert first[0] == 201 and owner("POST", "/files", b"x", "application/x-tar") == (200, first[1])
     assert list(first[1]) == ["hash"]
@@ -218,8 +218,8 @@ def push(owner: Caller, source: str = samples.SOURCE, **more: Any) -> Json:
     return dict(made)
 
 
-def test_values_of_variables_stick(fake: Fake, owner: Caller) -> None:
-    """§6.9: a changed default has no effect on a template that exists, unless the variable is sent."""
+def test_values_of_variables_persist(fake: Fake, owner: Caller) -> None:
+    """A changed default does not affect an existing template unless the variable is sent."""
     template = template_id(fake)
     changed = samples.SOURCE.replace("workspace:1", "workspace:2")
     left_out = push(owner, changed, name="v-2", template_id=template)
@@ -238,7 +238,7 @@ def test_values_of_variables_stick(fake: Fake, owner: Caller) -> None:
     assert values == ["spt-flow-workspace:1", "workspace:2"]
 
 
-def test_a_version_that_is_still_importing(fake: Fake, person: Caller, owner: Caller) -> None:
+def test_importing_version_is_not_usable(fake: Fake, person: Caller, owner: Caller) -> None:
     version = push(owner, name="v-2", template_id=template_id(fake))
     body = {"name": "one", "template_version_id": version["id"]}
     assert person("POST", "/users/me/workspaces", body)[0] == 406
@@ -247,7 +247,7 @@ def test_a_version_that_is_still_importing(fake: Fake, person: Caller, owner: Ca
     assert person("POST", "/users/me/workspaces", body)[0] == 201
 
 
-def test_presets_have_capital_keys(fake: Fake, person: Caller) -> None:
+def test_presets_have_capitalised_keys(fake: Fake, person: Caller) -> None:
     version = next(iter(fake.state.versions))
     presets = person("GET", f"/templateversions/{version}/presets")[1]
     assert presets[0]["Name"] == "Plain" and presets[0]["Parameters"] == [{"Name": "ref", "Value": "main"}]
@@ -266,15 +266,15 @@ def test_licensed_fields_are_ignored(owner: Caller) -> None:
     assert owner("POST", "/organizations/default/templates", body)[0] == 409
 
 
-def test_the_rights_on_templates(fake: Fake, person: Caller) -> None:
+def test_template_permissions_hold(fake: Fake, person: Caller) -> None:
     assert person("PATCH", f"/templates/{template_id(fake)}", {"description": "mine"})[0] == 403
     assert person("GET", f"/templates/{template_id(fake)}")[0] == 200
 
 
-# §1.10 to §1.13 Workspaces
+# Workspaces
 
 
-def test_values_of_parameters_stick(fake: Fake, person: Caller) -> None:
+def test_values_of_parameters_persist(fake: Fake, person: Caller) -> None:
     given = [{"name": "ref", "value": "main"}, {"name": "seed", "value": "once"}]
     made = person.workspace(rich_parameter_values=given)
     path = f"/workspaces/{made['id']}/builds"
@@ -297,7 +297,7 @@ def test_values_of_parameters_stick(fake: Fake, person: Caller) -> None:
     assert values(started) == {"repository": "", "ref": "v2", "seed": "none"}
 
 
-def test_a_build_keeps_its_version_until_told(fake: Fake, person: Caller, owner: Caller) -> None:
+def test_build_keeps_its_version_until_changed(fake: Fake, person: Caller, owner: Caller) -> None:
     made = person.workspace()
     version = push(owner, name="v-2", template_id=template_id(fake))
     person.wait()
@@ -311,7 +311,7 @@ def test_a_build_keeps_its_version_until_told(fake: Fake, person: Caller, owner:
     assert person("GET", f"/workspaces/{made['id']}")[1]["outdated"] is False
 
 
-def test_refused_builds(person: Caller) -> None:
+def test_invalid_builds_are_refused(person: Caller) -> None:
     path = f"/workspaces/{person.workspace()['id']}/builds"
     assert person("POST", path, {"transition": "stop"})[0] == 409
     person.wait()
@@ -324,7 +324,7 @@ def test_refused_builds(person: Caller) -> None:
         person.fake.checker.problems.clear()
 
 
-def test_a_deleted_workspace_is_gone(person: Caller) -> None:
+def test_deleted_workspace_is_gone(person: Caller) -> None:
     made = person.workspace()
     person.wait()
     assert person("POST", f"/workspaces/{made['id']}/builds", {"transition": "delete"})[0] == 201
@@ -335,7 +335,7 @@ def test_a_deleted_workspace_is_gone(person: Caller) -> None:
     assert person.workspace()["id"] != made["id"]
 
 
-def test_times_to_live(person: Caller) -> None:
+def test_ttl_is_validated(person: Caller) -> None:
     made = person.workspace(ttl_ms=90_000)
     assert made["ttl_ms"] == 60_000
     path = f"/workspaces/{made['id']}/ttl"
@@ -345,7 +345,7 @@ def test_times_to_live(person: Caller) -> None:
     assert person("GET", f"/workspaces/{made['id']}")[1]["ttl_ms"] == 3_600_000
 
 
-def test_extending(person: Caller) -> None:
+def test_deadline_is_extended(person: Caller) -> None:
     made = person.workspace(ttl_ms=3_600_000)
     path = f"/workspaces/{made['id']}/extend"
 
@@ -365,8 +365,8 @@ def test_extending(person: Caller) -> None:
     assert "must be started" in person("PUT", path, until(120))[1]["message"]
 
 
-def test_a_workspace_stops_by_itself(person: Caller) -> None:
-    """§2.1, §2.2: TTL after the end of the start, within two minutes; and no sooner."""
+def test_workspace_stops_at_its_ttl(person: Caller) -> None:
+    """It stops within two minutes after the TTL, which starts with the end of the start, and not sooner."""
     made = person.workspace(ttl_ms=3_600_000)
     person.wait(3600)
     assert person("GET", f"/workspaces/{made['id']}")[1]["latest_build"]["transition"] == "start"
@@ -375,7 +375,7 @@ def test_a_workspace_stops_by_itself(person: Caller) -> None:
     assert (build["transition"], build["reason"]) == ("stop", "autostop")
 
 
-def test_agents(fake: Fake, person: Caller) -> None:
+def test_agents_report_their_state(fake: Fake, person: Caller) -> None:
     def agent(name: str) -> Json:
         latest = person("GET", f"/users/me/workspace/{name}")[1]["latest_build"]
         return next(dict(one) for found in latest["resources"] for one in found["agents"] or [])
@@ -401,7 +401,7 @@ def test_agents(fake: Fake, person: Caller) -> None:
     assert agent("bad")["status"] == "disconnected"
 
 
-def test_no_provisioner_and_the_reaper(fake: Fake, person: Caller) -> None:
+def test_missing_provisioner_and_reaper_end_jobs(fake: Fake, person: Caller) -> None:
     fake.state.set_provisioners(0)
     first, second = person.workspace("one"), person.workspace("two")
     person.wait(600)
@@ -417,7 +417,7 @@ def test_no_provisioner_and_the_reaper(fake: Fake, person: Caller) -> None:
     assert person("GET", f"/workspaces/{third['id']}")[1]["latest_build"]["status"] == "running"
 
 
-def test_a_queue_forms_behind_three_provisioners(person: Caller) -> None:
+def test_builds_queue_behind_three_provisioners(person: Caller) -> None:
     for number in range(7):
         person.workspace(f"ws-{number}")
     person.wait(4)
@@ -434,14 +434,14 @@ def test_a_queue_forms_behind_three_provisioners(person: Caller) -> None:
         ('last_used_before:"2030-01-01T00:00:00Z"', 200), ("dormant:false healthy:true outdated:false", 200),
     ],
 )  # fmt: skip
-def test_searches(person: Caller, query: str, status: int) -> None:
+def test_searches_filter_workspaces(person: Caller, query: str, status: int) -> None:
     person.workspace()
     person.wait()
     got, answer = person("GET", f"/workspaces?q={quote(query)}")
     assert got == status and (got != 200 or answer["count"] == 1)
 
 
-def test_dormant(person: Caller) -> None:
+def test_dormant_workspaces_are_handled(person: Caller) -> None:
     path = f"/workspaces/{person.workspace()['id']}"
     person.wait()
     assert person("PUT", f"{path}/dormant", {"dormant": True})[0] == 200
@@ -453,8 +453,8 @@ def test_dormant(person: Caller) -> None:
 # The server itself
 
 
-def test_tls(fake: Fake, tmp_path: Path) -> None:
-    """A client that does not know the authority says so; one that is told it goes on."""
+def test_tls_is_served(fake: Fake, tmp_path: Path) -> None:
+    """A client that does not know the certificate authority fails; one that knows it succeeds."""
     from ansible_collections.spt.flow.plugins.module_utils._node import errors
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import http as coder_http
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
@@ -484,7 +484,7 @@ def test_tls(fake: Fake, tmp_path: Path) -> None:
             http.client.HTTPSConnection(urlsplit(secure.url).netloc, context=plain, timeout=5).request("GET", "/")
 
 
-def test_stopped_it_refuses_and_comes_back_with_all_it_knew(fake: Fake, person: Caller) -> None:
+def test_stopped_server_refuses_connections_and_keeps_its_state(fake: Fake, person: Caller) -> None:
     person.workspace()
     fake.stop()
     with pytest.raises(OSError):
@@ -494,7 +494,7 @@ def test_stopped_it_refuses_and_comes_back_with_all_it_knew(fake: Fake, person: 
     assert again("GET", "/users/me/workspace/one")[0] == 200
 
 
-def test_an_unclean_restart_leaves_jobs_to_the_reaper(fake: Fake, person: Caller) -> None:
+def test_unclean_restart_leaves_jobs_to_the_reaper(fake: Fake, person: Caller) -> None:
     made = person.workspace()
     person.wait(1)
     fake.restart(2, clean=False)
@@ -508,7 +508,7 @@ def test_an_unclean_restart_leaves_jobs_to_the_reaper(fake: Fake, person: Caller
 
 
 @pytest.mark.skipif(not OPENAPI, reason="CODER_OPENAPI names no API description")
-def test_the_description_finds_what_is_wrong() -> None:
+def test_api_description_finds_violations() -> None:
     checker = Checker(OPENAPI)
     checker.request("POST", "/api/v2/users/{user}/workspaces", {}, {"name": "one", "tll_ms": 1, "ttl_ms": "1"})
     checker.answer("GET", "/api/v2/workspaces/{workspace}", 200, {"id": "x", "latest_build": {"status": "fine"}})
@@ -519,7 +519,7 @@ def test_the_description_finds_what_is_wrong() -> None:
     assert all(word in text for word in ("tll_ms", "'1' is no integer", "'x' is no uuid", "'fine'", "no/such"))
 
 
-def test_a_thousand_workspaces_are_listed_in_time(fake: Fake, person: Caller) -> None:
+def test_thousand_workspaces_are_listed_in_time(fake: Fake, person: Caller) -> None:
     state = fake.state
     samples.crowd(state, state.user("dev"), state.template_by_name("spt-flow"), 1000)
     checker, fake.checker = fake.checker, None
@@ -529,8 +529,8 @@ def test_a_thousand_workspaces_are_listed_in_time(fake: Fake, person: Caller) ->
     fake.checker = checker
 
 
-def test_the_program(tmp_path: Path) -> None:
-    """As a unit starts it: first user by its token, state kept over a restart."""
+def test_command_line_program_runs(tmp_path: Path) -> None:
+    """Start it like a unit: first user by its token, state kept over a restart."""
     command = [sys.executable, "-m", "tests.fake_coder", "--port", "0", "--token", samples.OWNER_TOKEN]
     for round_ in (1, 2):
         file = tmp_path / f"url{round_}"

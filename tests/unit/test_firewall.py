@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What spt-flow-firewall hands to nft, a recorder here; real packets: tests/integration/test_firewall.py."""
+"""What spt-flow-firewall passes to nft, here a recorder. Real packets: tests/integration/test_firewall.py."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def firewall(tmp_path: Path) -> Firewall:
     return Firewall(tmp_path)
 
 
-def test_the_table_is_replaced_in_one_transaction(firewall: Firewall) -> None:
+def test_table_is_replaced_in_one_transaction(firewall: Firewall) -> None:
     assert firewall.run("apply").returncode == 0
     assert (firewall.folder / "calls").read_text() == "-f -\n"
     assert firewall.rules()[:3] == ["table inet spt-flow", "delete table inet spt-flow", "table inet spt-flow {"]
 
 
-def test_every_metadata_address_is_in_both_rules_and_no_comment_is(firewall: Firewall) -> None:
+def test_every_metadata_address_is_in_both_rules_and_comments_are_not(firewall: Firewall) -> None:
     firewall.run("apply")
     found = [rule for rule in firewall.rules() if "ip daddr" in rule]
     addresses = "{ 169.254.0.0/16,168.63.129.16,100.100.100.200,192.0.0.192 }"
@@ -68,7 +68,7 @@ def test_every_metadata_address_is_in_both_rules_and_no_comment_is(firewall: Fir
     ]
 
 
-def test_an_allowed_port_is_open_before_all_others_are_refused(firewall: Firewall) -> None:
+def test_allowed_port_is_opened_before_all_others_are_refused(firewall: Firewall) -> None:
     (firewall.folder / "firewall.env").write_text("ALLOW='3000 3443'\n")
     firewall.run("apply")
     rules = firewall.rules()
@@ -89,7 +89,7 @@ def test_connections_of_a_workspace_are_limited_before_any_is_accepted(firewall:
 
 
 @pytest.mark.parametrize(("before", "after"), [("262144", "1048576"), ("2000000", "2000000")])
-def test_the_table_of_connections_gets_room_and_never_less(firewall: Firewall, before: str, after: str) -> None:
+def test_connection_table_is_enlarged_and_never_reduced(firewall: Firewall, before: str, after: str) -> None:
     limit = firewall.folder / "proc/net/netfilter/nf_conntrack_max"
     limit.parent.mkdir(parents=True)
     limit.write_text(f"{before}\n")
@@ -97,7 +97,7 @@ def test_the_table_of_connections_gets_room_and_never_less(firewall: Firewall, b
     assert limit.read_text().strip() == after
 
 
-def test_ports_of_the_bridge_are_isolated(firewall: Firewall) -> None:
+def test_bridge_ports_are_isolated(firewall: Firewall) -> None:
     port = firewall.folder / "net/spt-flow0/brif/veth1/isolated"
     port.parent.mkdir(parents=True)
     port.write_text("0\n")
@@ -105,14 +105,14 @@ def test_ports_of_the_bridge_are_isolated(firewall: Firewall) -> None:
     assert port.read_text() == "1\n"
 
 
-def test_rules_that_cannot_be_set_are_a_failure(firewall: Firewall) -> None:
+def test_failed_rules_are_a_failure(firewall: Firewall) -> None:
     (firewall.folder / "broken").touch()
     assert firewall.run("apply").returncode != 0
     assert firewall.run("check").returncode != 0
 
 
 @pytest.mark.parametrize("words", [[], ["status"], ["--help"], [""]])
-def test_usage(firewall: Firewall, words: list[str]) -> None:
+def test_usage_is_checked(firewall: Firewall, words: list[str]) -> None:
     done = firewall.run(*words)
     assert (done.returncode, done.stderr) == (2, "usage: spt-flow-firewall apply|remove|check\n")
     assert not (firewall.folder / "calls").exists()

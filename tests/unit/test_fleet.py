@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lists of workspaces: what is refused before anything is done, what runs beside what."""
+"""Lists of workspaces: validation before any change, and what runs in parallel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mistakes(given: Any) -> list[str]:
     return found
 
 
-def test_all_mistakes_are_told_at_once_with_their_place() -> None:
+def test_all_mistakes_are_reported_at_once_with_their_place() -> None:
     told = mistakes(
         [
             {"repo": REPO},
@@ -50,17 +50,17 @@ def test_all_mistakes_are_told_at_once_with_their_place() -> None:
 
 
 @pytest.mark.parametrize("given", ["demo", {"repo": REPO}, 3])
-def test_what_is_no_list_is_refused(given: Any) -> None:
+def test_invalid_list_is_refused(given: Any) -> None:
     with pytest.raises(InvalidInput, match="no list"):
         read(given)
 
 
-def test_a_mistake_shows_no_credentials() -> None:
+def test_mistake_shows_no_credentials() -> None:
     (told,) = mistakes([{"repo": "https://user:secret@example.com/o/demo"}])
     assert "secret" not in told
 
 
-def test_an_entry_wins_and_only_itself_says_which_workspace_it_is() -> None:
+def test_entry_overrides_defaults_and_alone_names_its_workspace() -> None:
     (first, second) = read(
         [{"repo": REPO, "memory": "1g"}, {"workspace": "mine"}], memory="2g", cpus=2, repo="o/x", ref="y", workspace="z"
     )
@@ -69,11 +69,11 @@ def test_an_entry_wins_and_only_itself_says_which_workspace_it_is() -> None:
     assert first.values["cpus"] == 2 and (first.title, second.title) == ("demo", "mine")
 
 
-def test_the_same_name_of_two_owners_is_two_workspaces() -> None:
+def test_equal_names_of_two_owners_are_two_workspaces() -> None:
     assert len(read([{"repo": REPO, "owner": owner} for owner in ("alice", "bob")])) == 2
 
 
-def test_a_bounded_number_runs_at_once_and_rows_keep_the_order() -> None:
+def test_limited_number_runs_in_parallel_and_rows_keep_their_order() -> None:
     entries = read([{"repo": f"https://example.com/o/r{n}"} for n in range(9)])
     lock, running, most = threading.Lock(), [0], [0]
 
@@ -90,7 +90,7 @@ def test_a_bounded_number_runs_at_once_and_rows_keep_the_order() -> None:
     assert most[0] == 3
 
 
-def test_entries_that_may_want_one_name_follow_each_other() -> None:
+def test_entries_that_may_compete_for_a_name_run_one_after_another() -> None:
     entries = read([{"repo": f"https://example.com/{owner}/demo"} for owner in "abc"])
     order: list[int] = []
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role host_docker without a host: what is read from recorded trees, and what the role makes of it."""
+"""The role host_docker without a host: what is read from recorded file trees, and the role's decisions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(root: Path) -> dict[str, Any]:
     return docker_host.read("spt-flow-remap", devices=["dev/kvm", "dev/fuse"], limits=limits, root=str(root))
 
 
-def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
+def test_recorded_ubuntu_is_read(tmp_path: Path) -> None:
     found = read(tree(tmp_path, UBUNTU))
     assert (found["release"], found["codename"], found["systemd"], found["unified"]) == (
         "Ubuntu-24.04",
@@ -59,7 +59,7 @@ def test_a_recorded_ubuntu_is_read(tmp_path: Path) -> None:
     assert (found["settings"], found["content"], found["newer"], found["devices"]) == ({}, 0, False, {})
 
 
-def test_limits_of_the_kernel_are_raised_and_never_lowered(tmp_path: Path) -> None:
+def test_kernel_limits_are_raised_and_never_lowered(tmp_path: Path) -> None:
     numbers = {"kernel/keys/maxkeys": 200, "fs/pipe-user-pages-soft": 16384, "kernel/pid_max": 4194304}
     root = tree(tmp_path, UBUNTU)
     for name, number in numbers.items():
@@ -71,7 +71,7 @@ def test_limits_of_the_kernel_are_raised_and_never_lowered(tmp_path: Path) -> No
     }
 
 
-def test_a_container_is_told_from_its_host(tmp_path: Path) -> None:
+def test_container_is_distinguished_from_its_host(tmp_path: Path) -> None:
     (tmp_path / "proc/self/ns").mkdir(parents=True)
     for name, number in (("user", 4026531837), ("pid", 4026531836)):
         (tmp_path / "proc/self/ns" / name).symlink_to(f"{name}:[{number}]")
@@ -81,13 +81,13 @@ def test_a_container_is_told_from_its_host(tmp_path: Path) -> None:
     assert read(tmp_path)["container"] is True
 
 
-def test_an_empty_host_is_read_too(tmp_path: Path) -> None:
+def test_empty_host_is_read(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert (found["release"], found["systemd"], found["apparmor"], found["remap_user"]) == ("Unknown-", *[False] * 3)
 
 
 @pytest.mark.parametrize("data", ["", "srv/docker"])
-def test_containers_images_and_volumes_are_counted_where_the_settings_say(data: str, tmp_path: Path) -> None:
+def test_containers_images_and_volumes_are_counted_in_the_configured_directory(data: str, tmp_path: Path) -> None:
     place = data or "var/lib/docker"
     if data:
         tree(tmp_path, {"etc/docker/daemon.json": json.dumps({"data-root": f"/{data}"})})
@@ -99,14 +99,14 @@ def test_containers_images_and_volumes_are_counted_where_the_settings_say(data: 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"'])
-def test_settings_that_cannot_be_merged_are_refused_not_overwritten(text: str, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_merged_are_refused_and_not_overwritten(text: str, tmp_path: Path) -> None:
     tree(tmp_path, {"etc/docker/daemon.json": text})
     with pytest.raises(FlowError, match="Cannot merge settings into /etc/docker/daemon.json"):
         read(tmp_path)
     assert (tmp_path / "etc/docker/daemon.json").read_text() == text
 
 
-def test_a_change_after_the_start_is_seen_for_settings_and_for_the_program(tmp_path: Path) -> None:
+def test_change_after_the_start_is_detected_for_settings_and_program(tmp_path: Path) -> None:
     tree(tmp_path, {"etc/docker/daemon.json": "{}", "var/run/docker.pid": "7", "usr/sbin/dockerd": ""})
     now = (tmp_path / "usr/sbin/dockerd").stat().st_ctime
 
@@ -117,12 +117,12 @@ def test_a_change_after_the_start_is_seen_for_settings_and_for_the_program(tmp_p
 
     assert not times(now + 10, now)
     assert times(now + 10, now + 11)
-    # dpkg gives a new program the time at which it was built.
+    # dpkg sets the time of a new program to its build time.
     os.utime(tmp_path / "usr/sbin/dockerd", (0, 0))
     assert times(now - 10, now - 20)
 
 
-# What the role decides
+# Decisions of the role
 
 ENGINE: dict[str, Any] = {
     "release": "Debian-12",
@@ -215,7 +215,7 @@ PLAY = """
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """What one play said to every case, and to every release."""
+    """The output of one play for every case and every release."""
     folder = tmp_path_factory.mktemp("decided")
     pairs = [(engine, variables) for _, engine, variables in RESTARTS] + [(e, v) for e, v, _ in SETTINGS]
     cases = [{"engine": {**ENGINE, **engine}, "variables": variables} for engine, variables in pairs]
@@ -241,23 +241,23 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
 
 
 @pytest.mark.parametrize("number", range(len(RESTARTS)))
-def test_when_the_engine_is_restarted(number: int, said: list[list[dict[str, Any]]]) -> None:
+def test_engine_is_restarted_only_when_needed(number: int, said: list[list[dict[str, Any]]]) -> None:
     wanted, *why = RESTARTS[number]
     assert said[0][number]["restart"] == wanted, why
 
 
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
-def test_what_the_engines_settings_become(number: int, said: list[list[dict[str, Any]]]) -> None:
+def test_engine_settings_are_merged(number: int, said: list[list[dict[str, Any]]]) -> None:
     *why, wanted = SETTINGS[number]
     found = said[0][len(RESTARTS) + number]["settings"]
     assert {key: found.get(key) for key in wanted} == wanted, why
     assert found["runtimes"]["spt-flow"]["path"] == "/usr/local/lib/spt-flow/spt-flow-runc"
 
 
-def test_every_release_gets_its_own(said: list[list[dict[str, Any]]]) -> None:
+def test_every_release_gets_its_packages(said: list[list[dict[str, Any]]]) -> None:
     found = {words["release"]: words for words in said[1]}
     assert sorted(found) == ["Debian-12", "Debian-13", "Ubuntu-22.04", "Ubuntu-24.04"]
-    # From Debian 13 on the client is a package of its own; elsewhere there is none of that name.
+    # From Debian 13 on the client is a separate package; older releases have no package of that name.
     assert [name for name, words in found.items() if "docker-cli" in words["packages"]] == ["Debian-13"]
     # AppArmor 3 does not know the rule.
     ours = [name for name, words in found.items() if "  userns," in words["apparmor"].splitlines()]
@@ -267,8 +267,8 @@ def test_every_release_gets_its_own(said: list[list[dict[str, Any]]]) -> None:
         assert {"MemoryMax=6144M", "CPUQuota=350%"} <= set(words["slice"].splitlines())
 
 
-def test_the_apparmor_profile_is_one(said: list[list[dict[str, Any]]], tmp_path: Path) -> None:
-    """As far as the parser here can tell: version 4's profile takes a parser of that version."""
+def test_apparmor_profile_is_valid(said: list[list[dict[str, Any]]], tmp_path: Path) -> None:
+    """As far as the local parser can tell: the profile for version 4 needs a parser of that version."""
     parser = shutil.which("apparmor_parser", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if not parser:
         pytest.skip("apparmor_parser is not installed (Debian package apparmor)")

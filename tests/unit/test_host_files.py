@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A list of small files in one call: only what differs is touched, and a reader never sees half a file."""
+"""Several small files in one call: only differences are written, and readers never see a partial file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(changes: list[dict[str, str]]) -> list[str]:
     return [Path(change["after_header"]).name for change in changes]
 
 
-def test_a_second_time_changes_nothing_and_a_dry_run_never_does(tmp_path: Path) -> None:
+def test_second_run_and_check_mode_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/old").write_text("x")
     assert names(machine_files.apply(entries(tmp_path), dry=True)) == ["ours", "run", "old"]
@@ -45,7 +45,7 @@ def test_a_second_time_changes_nothing_and_a_dry_run_never_does(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("spoil", ["content", "mode", "link", "lines"])
-def test_what_differs_is_made_right_and_shown(spoil: str, tmp_path: Path) -> None:
+def test_differences_are_corrected_and_shown(spoil: str, tmp_path: Path) -> None:
     machine_files.apply(entries(tmp_path))
     file, elsewhere = tmp_path / "etc/ours/run", tmp_path / "elsewhere"
     if spoil == "link":
@@ -64,7 +64,7 @@ def test_what_differs_is_made_right_and_shown(spoil: str, tmp_path: Path) -> Non
     assert not elsewhere.exists() or elsewhere.read_text() == "not ours"
 
 
-def test_a_folder_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
+def test_non_empty_folder_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/file").touch()
     gone = [Entry(f"{tmp_path}/theirs", "absent"), Entry(f"{tmp_path}/never/there", "absent")]
@@ -73,7 +73,7 @@ def test_a_folder_with_something_in_it_is_not_removed(tmp_path: Path) -> None:
     assert names(machine_files.apply(gone)) == ["theirs"]
 
 
-def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
+def test_refusal_names_the_path_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(FlowError, match=f"Cannot apply the state file to {tmp_path}/taken"):
         machine_files.apply([Entry(f"{tmp_path}/taken", content="x")])
@@ -82,14 +82,14 @@ def test_a_refusal_names_the_path_and_leaves_no_rest(tmp_path: Path) -> None:
         Entry.of({"path": "x", "mode": "rw"})
 
 
-def test_what_was_seen_tells_whether_anything_is_to_be_done(tmp_path: Path) -> None:
+def test_observed_state_tells_whether_changes_are_needed(tmp_path: Path) -> None:
     wished = entries(tmp_path)
     paths = [entry.path for entry in wished]
     assert not machine_files.as_wished(wished, machine_files.digests(paths))
     machine_files.apply(wished)
     seen = machine_files.digests(paths)
     mine = os.geteuid() == os.getegid() == 0
-    assert machine_files.as_wished(wished, seen) is mine  # hosts are written and read by root
+    assert machine_files.as_wished(wished, seen) is mine  # Hosts are written and read by root.
     assert not machine_files.as_wished([*wished, Entry(f"{tmp_path}/new")], seen)
     (tmp_path / "etc/ours/run").chmod(0o4755)
     assert not machine_files.as_wished(wished, machine_files.digests(paths))
@@ -104,7 +104,7 @@ PLAY = """
 
 
 @pytest.mark.parametrize(("content", "status"), [("same", 0), ("other", 4)])
-def test_a_host_that_is_as_wished_is_not_asked(content: str, status: int, tmp_path: Path) -> None:
+def test_up_to_date_host_is_not_contacted(content: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(
         "all: {hosts: {far: {ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1}}}\n"
     )
@@ -117,7 +117,7 @@ def test_a_host_that_is_as_wished_is_not_asked(content: str, status: int, tmp_pa
     assert done.returncode == status, done.stdout + done.stderr
 
 
-def test_files_of_the_controller_are_written_and_wrong_options_refused(tmp_path: Path) -> None:
+def test_controller_files_are_written_and_invalid_options_refused(tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "ansible"
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}
 

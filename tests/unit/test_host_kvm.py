@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Six kinds of host, told apart from what their /proc, /sys and /lib/modules hold."""
+"""Six kinds of hosts, distinguished by their /proc, /sys and /lib/modules."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ NESTED = "sys/module/kvm_intel/parameters/nested"
         ({"proc/cpuinfo": INTEL["proc/cpuinfo"], "dev/kvm": ""}, "x86_64", ("builtin", "", False, "no")),
     ],
 )
-def test_kinds(files: dict[str, str], architecture: str, expected: tuple[object, ...], tmp_path: Path) -> None:
+def test_kinds_of_hosts_are_recognised(
+    files: dict[str, str], architecture: str, expected: tuple[object, ...], tmp_path: Path
+) -> None:
     found = kvm_host.read(host(tmp_path, files), True, architecture, RELEASE)
     assert (found.kind, found.module, found.loaded, found.reload) == expected
 
@@ -72,7 +74,7 @@ def test_kinds(files: dict[str, str], architecture: str, expected: tuple[object,
         ("", 0, True, "no"),
     ],
 )
-def test_a_nested_flag_is_applied_only_when_no_machine_runs(
+def test_nested_flag_is_applied_only_while_no_machine_runs(
     flag: str, users: int, wish: bool, verdict: str, tmp_path: Path
 ) -> None:
     modules = f"kvm_intel 487424 {users} - Live 0x0\n"
@@ -82,5 +84,5 @@ def test_a_nested_flag_is_applied_only_when_no_machine_runs(
     assert (found.reload, found.users) == (verdict, users)
 
 
-def test_this_machine_is_one_of_the_six() -> None:
+def test_this_machine_is_one_of_the_six_kinds() -> None:
     assert kvm_host.read().kind in {"intel", "amd", "builtin", "paravirtual", "arm64", "none"}

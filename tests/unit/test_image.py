@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image is, where its parts come from, and that it is built once."""
+"""The identity of an image, the sources of its parts, and that it is built once."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of image/."""
+    """Return a copy of image/."""
     return Path(shutil.copytree(image_identity.FOLDER, tmp_path / "image", symlinks=True))
 
 
-def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
+def test_equal_files_are_the_same_image_in_any_folder(folder: Path) -> None:
     assert image_identity.identity(folder=folder) == image_identity.identity()
     image = image_identity.identity()
     assert image.tag == f"spt-flow/workspace:slim-{image.hash[:12]}"
@@ -59,13 +59,13 @@ def test_equal_files_are_the_same_image_wherever_they_lie(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "apt-sources", "install.d/workspace", "rootfs/etc/motd", "ide/install"])
-def test_another_content_is_another_image(folder: Path, name: str) -> None:
+def test_changed_content_is_another_image(folder: Path, name: str) -> None:
     with open(folder / name, "a") as handle:
         handle.write("\n")
     assert image_identity.identity(folder=folder) != image_identity.identity()
 
 
-def test_another_mode_name_or_profile_is_another_image(folder: Path) -> None:
+def test_changed_mode_name_or_profile_is_another_image(folder: Path) -> None:
     seen = {image_identity.identity(folder=folder).hash, image_identity.identity("fat", folder=folder).hash}
     (folder / "rootfs/etc/motd").chmod(0o755)
     seen.add(image_identity.identity(folder=folder).hash)
@@ -105,7 +105,7 @@ COMPILED = FAT - {"fat-packages"}
         (("packages", "workspace"), ["git"], {"slim", *FAT}),
     ],
 )
-def test_only_profiles_that_use_what_moved_are_other_images(
+def test_only_profiles_that_use_a_changed_tool_change(
     folder: Path, path: tuple[str, ...], value: Any, profiles: set[str]
 ) -> None:
     before = tags(folder)
@@ -114,7 +114,7 @@ def test_only_profiles_that_use_what_moved_are_other_images(
     assert {name for name in before if before[name] != after[name]} == profiles
 
 
-def test_what_compiles_crates_is_part_of_images_that_have_one(folder: Path) -> None:
+def test_crate_compiler_is_part_of_images_with_crates(folder: Path) -> None:
     before = tags(folder)
     with open(folder / "crate/install", "a") as handle:
         handle.write("\n")
@@ -122,7 +122,7 @@ def test_what_compiles_crates_is_part_of_images_that_have_one(folder: Path) -> N
     assert {name for name in before if before[name] != after[name]} == COMPILED
 
 
-def test_where_things_come_from_and_remarks_are_no_part_of_it(folder: Path) -> None:
+def test_sources_and_comments_are_not_part_of_the_identity(folder: Path) -> None:
     before = tags(folder)
     text = (folder / "versions.yml").read_text()
     text = text.replace("https://files.pythonhosted.org/", "https://elsewhere.example/")
@@ -130,13 +130,13 @@ def test_where_things_come_from_and_remarks_are_no_part_of_it(folder: Path) -> N
     assert tags(folder) == before
 
 
-def test_profiles_are_the_ones_that_can_be_chosen() -> None:
+def test_profiles_match_the_available_choices() -> None:
     assert tuple(image_identity.versions()["profiles"]) == settings_options.PROFILES
     with pytest.raises(FlowError, match="no image profile 'huge'"):
         image_identity.identity("huge")
 
 
-def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> None:
+def test_files_outside_the_image_do_not_change_it(folder: Path) -> None:
     (folder / "seccomp.json").write_text("{}")
     (folder / "rootfs/__pycache__").mkdir()
     (folder / "rootfs/__pycache__/x.pyc").write_bytes(b"x")
@@ -146,7 +146,7 @@ def test_what_does_not_go_into_the_image_does_not_change_it(folder: Path) -> Non
 # Recipe
 
 
-def test_everything_taken_is_pinned() -> None:
+def test_every_download_is_pinned() -> None:
     known = image_identity.versions()
     tools = [tool for tool in known["tools"].values() if "absent" not in tool]
     files = [*known["ide"].values(), *(file for tool in tools for file in tool["files"])]
@@ -156,7 +156,7 @@ def test_everything_taken_is_pinned() -> None:
     assert all(re.fullmatch(r"20\d{6}T000000Z", base["snapshot"]) for base in known["bases"].values())
 
 
-def test_a_layer_for_each_group_and_tool_from_slow_to_fast(folder: Path) -> None:
+def test_layers_are_ordered_from_rarely_to_often_changed(folder: Path) -> None:
     made = image_identity.recipe("fat-debian-13", folder)
     text = image_build.dockerfile(made, folder)
     order = [" git ", " build-essential ", " qemu-system-x86 ", " docker-buildx ", "ide.tar.gz"]
@@ -170,7 +170,7 @@ def test_a_layer_for_each_group_and_tool_from_slow_to_fast(folder: Path) -> None
     assert "ADD tools/" not in slim
 
 
-def test_an_image_says_what_it_has_and_lacks() -> None:
+def test_image_describes_what_it_contains_and_lacks() -> None:
     image = image_identity.identity("fat")
     said = image_build.inventory(image_identity.recipe("fat"), image)
     assert said["tools"]["go"]["state"] == "present"
@@ -200,7 +200,7 @@ def test_packages_come_from_the_mirror_or_the_distribution(
     assert bool(said) != bool(options)
 
 
-def test_packages_are_those_of_the_day_where_its_snapshot_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_use_the_snapshot_of_the_day_where_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_engine, "sdk", lambda: None)
     monkeypatch.setattr(image_download, "answers", lambda url: url.endswith("Z/dists/noble/Release"))
     builder = image_build._Builder(image_identity.identity("fat-ubuntu-24.04"), {}, Progress())
@@ -234,7 +234,7 @@ def test_mirrors_keep_the_path(url: str, options: dict[str, Any], expected: str)
 
 
 class Source(ThreadingHTTPServer):
-    """Answers ``body`` with ``status`` on loopback; ``length`` promises more or less than there is."""
+    """Answers ``body`` with ``status`` on loopback; ``length`` can announce a wrong size."""
 
     status = 200
     body = CONTENT
@@ -261,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.body)
 
     def log_message(self, *words: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def kept(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "downloads").iterdir())
 
 
-def test_a_download_is_made_once(source: Source, cache: Path) -> None:
+def test_file_is_downloaded_once(source: Source, cache: Path) -> None:
     path = fetch(source.entry())
     assert path.read_bytes() == CONTENT
     assert fetch(source.entry()) == path
@@ -290,7 +290,7 @@ def test_a_download_is_made_once(source: Source, cache: Path) -> None:
     assert kept(cache) == [path.name]
 
 
-def test_a_wrong_download_is_named_with_both_sums_and_not_kept(source: Source, cache: Path) -> None:
+def test_wrong_download_is_named_with_both_checksums_and_deleted(source: Source, cache: Path) -> None:
     source.body = b"something else"
     with pytest.raises(FlowError) as caught:
         fetch(source.entry())
@@ -301,7 +301,7 @@ def test_a_wrong_download_is_named_with_both_sums_and_not_kept(source: Source, c
     assert fetch(source.entry()).read_bytes() == CONTENT
 
 
-def test_a_download_that_was_cut_off_is_named_with_both_sums_and_not_kept(source: Source, cache: Path) -> None:
+def test_truncated_download_is_named_with_both_checksums_and_deleted(source: Source, cache: Path) -> None:
     source.body, source.length = CONTENT[:1000], len(CONTENT)
     with pytest.raises(FlowError) as caught:
         fetch(source.entry())
@@ -311,8 +311,8 @@ def test_a_download_that_was_cut_off_is_named_with_both_sums_and_not_kept(source
     assert kept(cache) == []
 
 
-def test_a_full_disk_is_called_one(source: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """/dev/full is a disk without room that everybody has."""
+def test_full_disk_is_reported_as_such(source: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full acts as a full disk."""
     opened = open
 
     def full(file: Any, mode: str = "r", **words: Any) -> Any:
@@ -326,7 +326,7 @@ def test_a_full_disk_is_called_one(source: Source, cache: Path, monkeypatch: pyt
     assert kept(cache) == []
 
 
-def test_a_full_disk_of_the_engine_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_of_the_engine_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"error": "failed to copy files: write /usr/bin/x: no space left on device"}
     api = SimpleNamespace(build=lambda **words: iter([{"stream": "Step 1/2 : FROM x"}, error]))
     monkeypatch.setattr(image_engine, "sdk", lambda: SimpleNamespace(api=api))
@@ -336,7 +336,7 @@ def test_a_full_disk_of_the_engine_is_called_one(monkeypatch: pytest.MonkeyPatch
         builder._run("workspace", {"Dockerfile": b""}, {})
 
 
-def test_a_second_try_fetches_only_what_is_missing(source: Source, cache: Path) -> None:
+def test_retry_downloads_only_missing_files(source: Source, cache: Path) -> None:
     fetch(source.entry("first.tgz"))
     source.body, source.length = CONTENT[:1000], len(CONTENT)
     with pytest.raises(FlowError):
@@ -347,7 +347,7 @@ def test_a_second_try_fetches_only_what_is_missing(source: Source, cache: Path) 
     assert source.requests == ["/files/first.tgz", "/files/second.tgz", "/files/second.tgz"]
 
 
-def test_a_source_that_refuses_is_named(source: Source, cache: Path) -> None:
+def test_refusing_source_is_named(source: Source, cache: Path) -> None:
     source.status = 404
     with pytest.raises(FlowError) as caught:
         fetch(source.entry())
@@ -357,21 +357,21 @@ def test_a_source_that_refuses_is_named(source: Source, cache: Path) -> None:
     assert kept(cache) == []
 
 
-def test_a_source_that_is_not_there_is_named(cache: Path) -> None:
+def test_unreachable_source_is_named(cache: Path) -> None:
     entry = {"url": "http://127.0.0.1:9/x.tgz", "sha256": SUM}
     with pytest.raises(FlowError, match="Cannot download Tool from http://127.0.0.1:9/x.tgz"):
         fetch(entry)
     assert kept(cache) == []
 
 
-def test_a_mirror_serves_the_same_sum(source: Source) -> None:
+def test_mirror_serves_the_same_checksum(source: Source) -> None:
     base = source.entry()["url"].removesuffix("/files/tool.tgz")
     entry = {"url": "https://example.invalid/x/tool.tgz", "sha256": SUM}
     assert fetch(entry, mirror_files=f"{base}/m").read_bytes() == CONTENT
     assert source.requests == ["/m/example.invalid/x/tool.tgz"]
 
 
-def test_certificates_that_are_not_there_are_named(source: Source, cache: Path) -> None:
+def test_missing_certificates_are_named(source: Source, cache: Path) -> None:
     with pytest.raises(FlowError) as caught:
         fetch(source.entry(), ca_bundle="/none/ca.pem")
     assert "Tool" in caught.value.message
@@ -391,7 +391,7 @@ with cache.atomic(cache.cache("base") / "b.tar") as path:
 """
 
 
-def test_what_killed_builds_left_is_removed_and_what_runs_is_not(cache: Path) -> None:
+def test_leftovers_of_killed_builds_are_removed_and_running_ones_kept(cache: Path) -> None:
     old = time.time() - 86400
     env = {**os.environ, "PYTHONPATH": str(image_identity.FOLDER.parent / ".ansible/collections")}
     with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=env) as running:
@@ -425,7 +425,7 @@ test -z "$ANSWER"
 
 @pytest.fixture
 def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the bootstrap with a debootstrap that only notes its arguments, and knows the suite bookworm."""
+    """Run the bootstrap with a debootstrap that records its arguments and knows only the suite bookworm."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "scripts/bookworm").mkdir(parents=True)
     program = tmp_path / "bin/debootstrap"
@@ -445,17 +445,17 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_a_suite_younger_than_debootstrap_is_made_by_another_script(bootstrap: Any) -> None:
+def test_newer_suite_is_created_with_an_older_script(bootstrap: Any) -> None:
     assert bootstrap("bookworm")[-1] == "http://m/debian"
     assert bootstrap("forky")[-2:] == ["http://m/debian", "sid"]
 
 
-def test_another_distribution_is_checked_by_its_own_keys(bootstrap: Any) -> None:
+def test_other_distribution_is_verified_with_its_own_keys(bootstrap: Any) -> None:
     assert "--keyring=/k.gpg" in bootstrap("noble", Path("/k.gpg"))
     assert not [word for word in bootstrap("bookworm") if "keyring" in word]
 
 
-def test_base_system_is_never_made_from_unsigned_packages(bootstrap: Any) -> None:
+def test_base_system_requires_signed_packages(bootstrap: Any) -> None:
     assert "--force-check-gpg" in bootstrap("bookworm")
 
 
@@ -463,7 +463,7 @@ def test_base_system_is_never_made_from_unsigned_packages(bootstrap: Any) -> Non
 
 
 def apt_sources(root: Path, archive: str, security: str) -> tuple[list[str], str]:
-    """The stanzas that image/apt-sources writes, and the rest of apt's configuration."""
+    """Return the stanzas that image/apt-sources writes, and the rest of apt's configuration."""
     (root / "etc/apt").mkdir(parents=True, exist_ok=True)
     (root / "etc/os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
     environment = {**os.environ, "SPT_FLOW_ROOT": str(root)}
@@ -481,14 +481,14 @@ def test_only_snapshots_may_have_an_expired_release_file(tmp_path: Path) -> None
     assert "Valid-Until" not in "".join(stanzas) + configuration
 
 
-def test_every_archive_is_checked_by_the_key_of_its_distribution(tmp_path: Path) -> None:
+def test_every_archive_is_verified_with_the_key_of_its_distribution(tmp_path: Path) -> None:
     stanzas, configuration = apt_sources(tmp_path, "http://a/debian", "http://a/debian-security")
     assert len(stanzas) == 2
     assert all("Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg" in stanza for stanza in stanzas)
     assert not re.search("(?i)trusted|allow-|unauth", "".join(stanzas) + configuration)
 
 
-def test_a_bootstrap_that_fails_says_whether_the_disk_is_full(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_bootstrap_reports_whether_the_disk_is_full(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANSWER", "E: invalid Release signature")
     with pytest.raises(FlowError, match="Cannot bootstrap forky from http://m/debian:\nE: invalid Release"):
         bootstrap("forky")
@@ -518,7 +518,7 @@ class FakeEngine:
 
 
 class FakeBuilder:
-    """Takes a while; what it builds is there afterwards."""
+    """Takes some time; the engine has the image afterwards."""
 
     builds = 0
     fails = False
@@ -544,14 +544,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return made
 
 
-def test_an_image_that_is_there_stays(engine: FakeEngine) -> None:
+def test_existing_image_is_kept(engine: FakeEngine) -> None:
     engine.tags.add(IMAGE.tag)
     said: list[str] = []
     assert image_build.ensure(IMAGE, {}, Progress(said.append)) is False
     assert (FakeBuilder.builds, said) == (0, [])
 
 
-def test_ten_at_a_time_build_once(engine: FakeEngine) -> None:
+def test_ten_parallel_runs_build_once(engine: FakeEngine) -> None:
     said: list[str] = []
     changed: list[bool] = []
 
@@ -568,7 +568,7 @@ def test_ten_at_a_time_build_once(engine: FakeEngine) -> None:
     assert any("another run builds it" in line for line in said)
 
 
-def test_after_a_failed_build_the_next_one_tries_again(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_is_retried_after_a_failure(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeBuilder, "fails", True)
     with pytest.raises(FlowError, match="Cannot build"):
         image_build.ensure(IMAGE, {}, Progress())
@@ -577,20 +577,20 @@ def test_after_a_failed_build_the_next_one_tries_again(engine: FakeEngine, monke
     assert FakeBuilder.builds == 2
 
 
-def test_an_image_in_the_cache_is_loaded_and_not_built(engine: FakeEngine) -> None:
+def test_cached_image_is_loaded_and_not_built(engine: FakeEngine) -> None:
     image_cache.archive_of(IMAGE).write_text(IMAGE.tag)
     assert image_build.ensure(IMAGE, {}, Progress()) is True
     assert (engine.loads, FakeBuilder.builds) == (1, 0)
 
 
-def test_a_corrupt_archive_is_removed_and_the_image_built(engine: FakeEngine) -> None:
+def test_corrupt_archive_is_removed_and_the_image_built(engine: FakeEngine) -> None:
     image_cache.archive_of(IMAGE).write_bytes(b"\0\xff of no use")
     assert image_build.ensure(IMAGE, {}, Progress()) is True
     assert (engine.loads, FakeBuilder.builds) == (1, 1)
     assert not image_cache.archive_of(IMAGE).exists()
 
 
-def test_the_cache_keeps_one_image_of_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_keeps_one_image_per_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [image_identity.Image(profile, 64 * "0") for profile in ("fat", "fat-debian-13", "slim")]
     for other in others:
         image_cache.archive_of(other).write_bytes(b"x")
@@ -602,7 +602,7 @@ def test_the_cache_keeps_one_image_of_each_profile(monkeypatch: pytest.MonkeyPat
     assert left == ["fat-1111111111111111", "fat-debian-13-000000", "slim-000000000000000"]
 
 
-def test_an_engine_that_refuses_the_archive_gets_a_build(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_is_built_if_the_engine_refuses_the_archive(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = pytest.importorskip("docker.errors")
 
     def refuse(handle: Any) -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The workspace image on a host: what counts as there, what is refused, and which old images may go."""
+"""The workspace image on a host: when it counts as present, what is refused, and which old images are removed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WANTED = cache.Wanted(TAG, "hash")
 
 
 class FakeEngine:
-    """Images by tag, which is their id too, as (label, created); ``used`` are ids of images that containers have.
+    """Images by tag, which is also their id, as (label, created); ``used`` has ids of images in use by containers.
 
-    ``names`` holds an image's names besides its tag: other tags and, with an @, digests.
+    ``names`` has further names of an image: other tags and, with an @, digests.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FakeEngine:
 
     def get_json(self, path: str, query: Any = None, timeout: float = 60.0) -> Any:
         if path == "/images/json":
-            # The engine lists only the names that the filter admits.
+            # The engine lists only names that match the filter.
             assert query == {"filters": {"reference": ["spt-flow/workspace"]}}
             return [
                 {"Id": tag, "RepoTags": [tag], "Created": created, "Labels": {cache.LABEL: label}}
@@ -72,7 +72,7 @@ def old(*numbers: int) -> dict[str, tuple[str, int]]:
     return {f"spt-flow/workspace:slim-{number}": (str(number), number) for number in numbers}
 
 
-def test_a_tag_counts_only_with_its_content() -> None:
+def test_tag_counts_only_with_its_content() -> None:
     assert cache.reconcile(WANTED, engine=FakeEngine({TAG: ("hash", 9)})).present
     assert not cache.reconcile(WANTED, engine=FakeEngine({TAG: ("another", 9)})).present
     assert not cache.reconcile(WANTED, engine=FakeEngine({})).present
@@ -80,7 +80,7 @@ def test_a_tag_counts_only_with_its_content() -> None:
 
 @pytest.mark.parametrize(("keep", "gone"), [(-1, []), (0, [3, 2, 1]), (1, [2, 1]), (5, [])])
 @pytest.mark.parametrize("check", [False, True])
-def test_old_images_go_but_the_newest_ones(keep: int, gone: list[int], check: bool) -> None:
+def test_old_images_except_the_newest_are_removed(keep: int, gone: list[int], check: bool) -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2, 3)})
     wanted = cache.Wanted(TAG, "hash", keep=keep)
     outcome = cache.reconcile(wanted, check, engine)
@@ -89,26 +89,26 @@ def test_old_images_go_but_the_newest_ones(keep: int, gone: list[int], check: bo
     assert len(engine.images) == (4 if check else 4 - len(gone))
 
 
-def test_an_image_that_any_container_uses_stays() -> None:
+def test_image_in_use_is_kept() -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, {"spt-flow/workspace:slim-1"})
     outcome = cache.reconcile(cache.Wanted(TAG, "hash", keep=0), engine=engine)
     assert outcome.removed == ["spt-flow/workspace:slim-2"]
 
 
-def test_nothing_goes_while_the_wanted_one_is_missing() -> None:
+def test_nothing_is_removed_while_the_wanted_image_is_missing() -> None:
     engine = FakeEngine(old(1, 2))
     assert cache.reconcile(cache.Wanted(TAG, "hash", keep=0), engine=engine).removed == []
     assert len(engine.images) == 2
 
 
 @pytest.mark.parametrize("named", ["spt-flow/workspace:slim-1", "1"], ids=["by tag", "by identity"])
-def test_what_a_template_refers_to_stays(named: str) -> None:
+def test_image_referenced_by_a_template_is_kept(named: str) -> None:
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)})
     outcome = cache.reconcile(cache.Wanted(TAG, "hash", keep=0, in_use=[named]), engine=engine)  # type: ignore[arg-type]
     assert outcome.removed == ["spt-flow/workspace:slim-2"]
 
 
-def test_a_pulled_image_goes_whole_but_not_what_somebody_else_tagged() -> None:
+def test_pulled_image_is_removed_completely_unless_tagged_by_others() -> None:
     one, two = old(1, 2)
     names = {one: ["registry/w@sha256:1"], two: ["registry/w@sha256:2", "somebody/else:kept"]}
     engine = FakeEngine({TAG: ("hash", 9), **old(1, 2)}, names=names)
@@ -122,7 +122,7 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-def test_an_archive_is_loaded_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_is_loaded_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine({})
     program(tmp_path, monkeypatch, f'echo "$*" > {tmp_path}/said')
     wanted = cache.Wanted(TAG, "hash", archive="/srv/image.tar")
@@ -134,13 +134,13 @@ def test_an_archive_is_loaded_and_looked_at(tmp_path: Path, monkeypatch: pytest.
     assert outcome.changed
 
 
-def test_what_docker_says_reaches_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_docker_reach_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, monkeypatch, "echo first >&2; echo 'no space left on device' >&2; exit 1")
     with pytest.raises(FlowError, match="no space left on device"):
         cache.reconcile(cache.Wanted(TAG, "hash", archive="/a"), engine=FakeEngine({}))  # type: ignore[arg-type]
 
 
-def test_a_registry_without_a_digest_is_refused_before_anything_runs() -> None:
+def test_registry_reference_without_digest_is_refused_before_anything_runs() -> None:
     wanted = cache.Wanted(TAG, "hash", reference="registry.example.com/spt-flow/workspace:latest")
     with pytest.raises(InvalidInput, match="has no digest"):
         cache.reconcile(wanted, engine=FakeEngine({}))  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ def test_a_registry_without_a_digest_is_refused_before_anything_runs() -> None:
     ],
     ids=["there", "another", "gone"],
 )
-def test_the_nodes_own_check(
+def test_check_of_the_node_is_reported(
     script: str, status: int, words: str, metric: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, monkeypatch, script)
@@ -174,7 +174,7 @@ def checked(record: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("script", ["echo hash", "exit 1"], ids=["there", "gone"])
-def test_the_nodes_own_check_tells_where_its_metric_cannot_go(
+def test_check_of_the_node_reports_an_unwritable_metric(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, monkeypatch, script)
@@ -189,7 +189,7 @@ def test_the_nodes_own_check_tells_where_its_metric_cannot_go(
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]"])
-def test_the_nodes_own_check_fails_with_a_sentence_without_a_record(
+def test_check_of_the_node_fails_without_a_record(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = tmp_path / "image.json"
@@ -200,7 +200,7 @@ def test_the_nodes_own_check_fails_with_a_sentence_without_a_record(
     assert done.stderr == f"{record} names no image: run ansible-playbook site.yml --tags host_images.\n"
 
 
-def test_the_node_and_who_is_refused_there_read_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_and_refused_user_read_the_same_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, monkeypatch, "exit 1")
     record = tmp_path / "image.json"
     record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": ""}))

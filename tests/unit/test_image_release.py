@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A release of the image: what is done, what is recorded, and that nothing but a verified image ever is."""
+"""A release of the image: its steps, its record, and that only verified images are recorded."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class World:
     def fails(self, name: str, detail: str) -> None:
         self.say(report=json.dumps({"checks": [{"name": name, "state": "failed", "detail": detail}]}), status="1")
 
-    # What the engine is asked
+    # Requests to the engine
 
     def get_json(self, path: str, query: Any = None, timeout: float = 60.0) -> Any:
         if path == "/containers/json":
@@ -129,7 +129,7 @@ def release(order: Order, image: Image = NEW, check: bool = False) -> image_rele
     return image_release.make(image, {}, order, Progress(), check)
 
 
-def test_a_release_is_built_verified_described_pushed_and_then_recorded(world: World, file: Path) -> None:
+def test_release_is_built_verified_described_pushed_and_then_recorded(world: World, file: Path) -> None:
     made = release(Order(file, REGISTRY))
     assert made.steps == ["build", "verify", "describe", "push", "record"]
     entry = json.loads(file.read_text())["slim"]
@@ -139,31 +139,31 @@ def test_a_release_is_built_verified_described_pushed_and_then_recorded(world: W
     assert json.loads((file.parent / entry["sbom"]).read_text())["spdxVersion"] == "SPDX-2.3"
     pushed = [call.split()[-1] for call in world.calls if call.startswith("push")]
     assert pushed == [f"{REGISTRY}:slim-bbbbbbbbbbbb", f"{REGISTRY}:slim"]
-    # Names of the registry would keep the image from ever being pruned.
+    # A registry name would protect the image from pruning.
     assert [call.split()[-1] for call in world.calls if call.startswith("image rm")] == pushed
 
 
-def test_a_second_run_does_nothing(world: World, file: Path) -> None:
+def test_second_run_does_nothing(world: World, file: Path) -> None:
     release(Order(file, REGISTRY))
     before, calls = file.read_bytes(), world.calls
     made = release(Order(file, REGISTRY))
     assert (made.steps, file.read_bytes(), world.calls) == ([], before, calls)
 
 
-def test_what_is_published_is_not_built_again_on_a_machine_without_memory(world: World, file: Path) -> None:
+def test_published_image_is_not_built_again_on_a_new_machine(world: World, file: Path) -> None:
     release(Order(file, REGISTRY))
     world.images.clear()
     assert release(Order(file, REGISTRY)).steps == []
 
 
-def test_check_mode_tells_the_steps_and_touches_nothing(world: World, file: Path) -> None:
+def test_check_mode_lists_the_steps_and_changes_nothing(world: World, file: Path) -> None:
     made = release(Order(file, REGISTRY, archive=True), check=True)
     assert made.steps == ["build", "verify", "describe", "push", "archive", "record"]
     assert made.after == {"tag": NEW.tag, "hash": NEW.hash}
     assert (world.calls, world.built, file.parent.exists()) == ([], [], False)
 
 
-def test_a_failed_verification_replaces_nothing(world: World, file: Path) -> None:
+def test_failed_verification_replaces_nothing(world: World, file: Path) -> None:
     release(Order(file, REGISTRY), OLD)
     before, done = file.read_bytes(), len(world.calls)
     world.fails("gh", "gh --version ended with 1")
@@ -174,19 +174,19 @@ def test_a_failed_verification_replaces_nothing(world: World, file: Path) -> Non
     assert file.read_bytes() == before
     assert not [call for call in world.calls[done:] if call.startswith(("push", "tag"))]
     assert json.loads((file.parent / "slim-bbbbbbbbbbbb.verify.json").read_text())["checks"]
-    # Another run verifies it again, and takes it once it passes.
+    # The next run verifies it again and releases it once it passes.
     world.say(report=json.dumps({"checks": []}), status="0")
     assert release(Order(file, REGISTRY)).steps == ["verify", "describe", "push", "record"]
 
 
-def test_an_image_that_gives_no_report_is_not_verified(world: World, file: Path) -> None:
+def test_image_without_a_report_is_not_verified(world: World, file: Path) -> None:
     world.say(report="not JSON", status="127")
     with pytest.raises(Unhealthy, match="gives no report: gh passed"):
         release(Order(file))
     assert not file.exists()
 
 
-def test_a_verification_that_hangs_is_ended(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_verification_is_ended(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.folder / "docker").write_text("#!/bin/sh\n[ $1 = rm ] || exec sleep 60\n")
     monkeypatch.setattr(image_release, "VERIFY_LIMIT", 0.2)
     with pytest.raises(DeadlineExceeded, match="is not verified: that did not end"):
@@ -194,14 +194,14 @@ def test_a_verification_that_hangs_is_ended(world: World, file: Path, monkeypatc
     assert not file.exists()
 
 
-def test_each_check_is_progress(world: World, file: Path) -> None:
+def test_each_check_is_shown_as_progress(world: World, file: Path) -> None:
     said: list[str] = []
     image_release.make(NEW, {}, Order(file), Progress(said.append))
     assert any("verify: gh passed" in line for line in said)
 
 
 @pytest.mark.parametrize("call", range(8))
-def test_killed_at_any_step_the_next_run_goes_on(
+def test_run_after_a_kill_at_any_step_resumes(
     world: World, file: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -233,7 +233,7 @@ def test_killed_at_any_step_the_next_run_goes_on(
         ("dial tcp: connection refused", Unhealthy, "See that registry.example.com answers"),
     ],
 )
-def test_a_registry_that_refuses_is_a_sentence_and_nothing_is_recorded(
+def test_refusing_registry_is_reported_and_nothing_is_recorded(
     world: World, file: Path, refusal: str, kind: type[FlowError], hint: str
 ) -> None:
     world.say(refusal=refusal)
@@ -246,12 +246,12 @@ def test_a_registry_that_refuses_is_a_sentence_and_nothing_is_recorded(
 @pytest.mark.parametrize(
     "name", ["workspace", "team/workspace", "https://r.example.com/w", "r.example.com/w:tag", "r/w@sha256:0", "-x/y"]
 )
-def test_what_is_no_repository_of_a_registry_is_refused(file: Path, name: str) -> None:
+def test_invalid_registry_repository_is_refused(file: Path, name: str) -> None:
     with pytest.raises(InvalidInput, match="not the name of a repository"):
         Order(file, name)
 
 
-def test_an_archive_lies_beside_the_record_and_is_found_from_there(
+def test_archive_is_stored_next_to_the_record_and_found_there(
     world: World, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = tmp_path / "cached.tar"
@@ -267,7 +267,7 @@ def test_an_archive_lies_beside_the_record_and_is_found_from_there(
 
 @pytest.mark.parametrize(("keep", "stays"), [(-1, {"1", "2", "3"}), (0, set()), (1, {"3"}), (5, {"1", "2", "3"})])
 @pytest.mark.parametrize("check", [False, True])
-def test_older_ones_go_by_policy_but_never_what_is_current(
+def test_old_images_are_pruned_by_policy_except_the_current_one(
     world: World, file: Path, keep: int, stays: set[str], check: bool
 ) -> None:
     fat = Image("fat", "c" * 64)
@@ -286,24 +286,24 @@ def test_older_ones_go_by_policy_but_never_what_is_current(
     assert (file.parent / "fat-cccccccccccc.spdx.json").exists()
 
 
-# What others read
+# Readers of the record
 
 
-def test_readers_get_what_is_recorded_not_what_the_collection_describes(world: World, file: Path) -> None:
+def test_readers_get_the_recorded_image_and_not_the_described_one(world: World, file: Path) -> None:
     release(Order(file, REGISTRY), OLD)
     found = image_identity("slim", str(file))
     assert (found["hash"], found["tag"], found["reference"]) == (OLD.hash, OLD.tag, DIGEST)
     assert image_identity("slim")["hash"] == image_identity_module.identity("slim").hash != OLD.hash
 
 
-def test_workspaces_get_what_is_recorded(world: World, file: Path) -> None:
+def test_workspaces_get_the_recorded_image(world: World, file: Path) -> None:
     release(Order(file, REGISTRY), OLD)
     values = settings_resolve.resolve({"test": {"workspace": "demo", "target": "docker", "image_release": str(file)}})
     spec = ansible_open.make_spec(values)
     assert (spec.image, spec.image_hash) == (OLD.tag, OLD.hash)
 
 
-def test_a_profile_that_is_not_recorded_says_how_to_release_it(world: World, file: Path) -> None:
+def test_unrecorded_profile_explains_how_to_release_it(world: World, file: Path) -> None:
     release(Order(file))
     with pytest.raises(AnsibleFilterError, match="records no image of the profile fat. Release one: .* profile=fat"):
         image_identity("fat", str(file))
@@ -312,14 +312,14 @@ def test_a_profile_that_is_not_recorded_says_how_to_release_it(world: World, fil
 @pytest.mark.parametrize(
     "content", ["", "[]", "null", '{"slim": 1}', '{"slim": {}}', '{"slim": {"hash": "short"}}', "\0"]
 )
-def test_a_broken_record_is_a_sentence(tmp_path: Path, content: str) -> None:
+def test_broken_record_is_reported(tmp_path: Path, content: str) -> None:
     file = tmp_path / "image.json"
     file.write_text(content)
     with pytest.raises(InvalidInput, match="does not record images"):
         image_identity_module.current("slim", str(file))
 
 
-def test_up_takes_a_recorded_image_from_where_it_was_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_pulls_a_recorded_image_from_its_registry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image("slim", OLD.hash, DIGEST)
     run = docker_images.docker
 
@@ -334,7 +334,7 @@ def test_up_takes_a_recorded_image_from_where_it_was_published(world: World, mon
     assert len(world.calls) == 2
 
 
-def test_up_never_builds_another_image_under_a_recorded_name(world: World) -> None:
+def test_up_never_builds_under_a_recorded_name(world: World) -> None:
     with pytest.raises(NotFound, match=f"does not have the image {OLD.tag}. A release records it;"):
         image_release.taken(OLD, Progress())
     assert image_release.taken(image_identity_module.identity("slim"), Progress()) is False
@@ -349,7 +349,7 @@ def document(profile: str = "fat") -> dict[str, Any]:
     return image_sbom.sbom(image, image_identity_module.recipe(profile), packages, "2026-11-20T01:02:03Z", "0.1.0")
 
 
-def test_the_list_names_every_package_and_every_file_with_its_sum() -> None:
+def test_package_list_names_every_package_and_file_with_its_checksum() -> None:
     found = document()
     named = {(package["name"], package["versionInfo"]) for package in found["packages"]}
     made = image_identity_module.recipe("fat")
@@ -368,7 +368,7 @@ def test_the_list_names_every_package_and_every_file_with_its_sum() -> None:
     assert "pkg:deb/ubuntu/libc6@2.36?arch=i386&distro=jammy" in purls
 
 
-def test_the_list_is_whole_and_the_same_each_time() -> None:
+def test_package_list_is_complete_and_reproducible() -> None:
     found = document()
     identifiers = [package["SPDXID"] for package in found["packages"]]
     assert len(set(identifiers)) == len(identifiers)

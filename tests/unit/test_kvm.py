@@ -8,19 +8,19 @@ import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe as kvm_probe
 
 
-def test_no_device(tmp_path):
+def test_missing_device_is_absent(tmp_path):
     verdict = kvm_probe.verdict(str(tmp_path / "kvm"), str(tmp_path))
     assert (verdict.state, verdict.works, verdict.guest_ran) == ("absent", False, False)
     assert f"{tmp_path / 'kvm'} does not exist" in verdict.message
 
 
-def test_a_device_that_is_not_kvm():
+def test_device_that_is_not_kvm_is_rejected():
     verdict = kvm_probe.verdict("/dev/null")
     assert verdict.state == "broken"
     assert "asking the API version" in verdict.message
 
 
-def test_a_device_for_others_only(monkeypatch, tmp_path):
+def test_device_of_other_users_is_denied(monkeypatch, tmp_path):
     device = tmp_path / "kvm"
     device.touch(0o600)
 
@@ -33,7 +33,7 @@ def test_a_device_for_others_only(monkeypatch, tmp_path):
     assert "mode 0600" in verdict.message
 
 
-def test_another_api_version(monkeypatch):
+def test_other_api_version_is_rejected(monkeypatch):
     monkeypatch.setattr(kvm_probe.fcntl, "ioctl", lambda *arguments: 11)
     verdict = kvm_probe.verdict("/dev/null")
     assert verdict.state == "broken" and "version 11, not 12" in verdict.message
@@ -48,7 +48,7 @@ def test_other_architectures_are_not_claimed_to_work(monkeypatch):
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm that this user may open")
 @pytest.mark.skipif(kvm_probe.platform.machine() != "x86_64", reason="guest code is x86-64's")
-def test_guest_code_runs_here_and_leaves_nothing_open():
+def test_guest_code_runs_and_leaves_nothing_open():
     before = os.listdir("/proc/self/fd")
     verdict = kvm_probe.verdict()
     assert verdict.works, verdict.message
@@ -57,7 +57,7 @@ def test_guest_code_runs_here_and_leaves_nothing_open():
     assert verdict.to_dict()["works"] is True
 
 
-def test_what_others_say_is_reported(tmp_path, monkeypatch):
+def test_external_verdicts_are_reported(tmp_path, monkeypatch):
     tool = tmp_path / "bin" / "kvm-ok"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho 'INFO: Your CPU does not support KVM extensions'\nexit 1\n")
@@ -79,7 +79,7 @@ def test_what_others_say_is_reported(tmp_path, monkeypatch):
     ("flags", "kind"),
     [("", "unknown"), ("flags : fpu hypervisor\n", "vm-other"), ("flags : fpu\n", "none")],
 )
-def test_virtualization_from_flags(tmp_path, flags, kind):
+def test_virtualization_is_read_from_cpu_flags(tmp_path, flags, kind):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(flags)
     assert kvm_probe.virtualization(str(tmp_path)) == kind

@@ -99,7 +99,7 @@ def verbs(actual, state, spec=SPEC, **more):
         (replace(RUNNING, state="stopped", id=""), "absent", ["delete"]),
     ],
 )
-def test_plan(actual, state, expected):
+def test_plan_has_the_expected_steps(actual, state, expected):
     planned = workspace_plan.plan(actual, SPEC, state)
     assert planned.verbs == expected
     assert planned.changed is bool(expected)
@@ -109,7 +109,7 @@ def test_plan(actual, state, expected):
 
 
 @pytest.mark.parametrize("state", ["stopped", "restarted", "kept"])
-def test_nothing_there_is_an_error_for_verbs_that_need_something(state):
+def test_missing_workspace_is_an_error_where_one_is_required(state):
     with pytest.raises(errors.NotFound, match="There is no workspace demo of alice") as caught:
         workspace_plan.plan(None, NAMED, state, hours=1)
     assert "spt.flow.status" in caught.value.hint
@@ -122,13 +122,13 @@ def test_nothing_is_created_without_a_repository_or_when_not_wanted():
         workspace_plan.plan(None, SPEC, "started", create=False)
 
 
-def test_a_name_that_belongs_to_another_repository_is_a_conflict():
+def test_name_of_another_repository_is_a_conflict():
     for state in ("started", "stopped", "restarted", "absent", "kept"):
         with pytest.raises(errors.Conflict, match=r"belongs to host.example/o/demo, not to host.example/other/demo"):
             workspace_plan.plan(RUNNING, replace(SPEC, repository=OTHER, name="demo"), state, hours=1)
 
 
-def test_an_unknown_state_is_refused():
+def test_unknown_state_is_refused():
     with pytest.raises(errors.InvalidInput, match="no state 'up'"):
         workspace_plan.plan(None, SPEC, "up")
 
@@ -144,13 +144,13 @@ def test_only_running_workspaces_are_kept_alive():
         workspace_plan.plan(replace(RUNNING, state="stopped"), SPEC, "kept", hours=2)
 
 
-def test_the_time_of_a_ci_workspace_is_not_moved():
+def test_deadline_of_a_ci_workspace_is_never_moved():
     for hours in (0, 2):
         with pytest.raises(errors.Conflict, match="it is a CI workspace, whose time nothing moves"):
             workspace_plan.plan(replace(RUNNING, kind="ci"), SPEC, "kept", hours=hours)
 
 
-def test_outdated_is_said_with_the_command_and_not_applied():
+def test_outdated_workspace_is_reported_and_not_updated():
     planned = workspace_plan.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
     assert not planned.changed
     assert planned.notes == (
@@ -159,10 +159,10 @@ def test_outdated_is_said_with_the_command_and_not_applied():
     )
 
 
-# Doing
+# Acting
 
 
-def test_a_new_workspace_is_created_started_and_waited_for():
+def test_new_workspace_is_created_started_and_waited_for():
     target, lines = FakeTarget(), []
     result = ensure(target, progress=common_progress.Progress(lines.append))
     assert result.changed and result.actions == ["create", "start"]
@@ -175,7 +175,7 @@ def test_a_new_workspace_is_created_started_and_waited_for():
     assert result.diff["after"]["state"] == "running"
 
 
-def test_a_second_run_changes_nothing_and_only_reads_once():
+def test_second_run_changes_nothing_and_reads_once():
     target = FakeTarget()
     ensure(target)
     target.calls.clear()
@@ -185,12 +185,12 @@ def test_a_second_run_changes_nothing_and_only_reads_once():
     assert target.calls == ["sweep", "find"]
 
 
-def test_the_life_record_is_taken_from_the_log():
+def test_liveness_is_read_from_the_log():
     target = FakeTarget(lambda w, boot: ready_lines(boot)[:1] + [ready_lines(boot)[-1]] + ready_lines(boot)[1:])
     assert ensure(target).workspace.life.stops_at == 7201.0
 
 
-def test_a_taken_slug_gets_digits():
+def test_taken_name_gets_digits():
     target = FakeTarget()
     target.add("demo", OTHER.identity)
     result = ensure(target)
@@ -199,7 +199,7 @@ def test_a_taken_slug_gets_digits():
     assert result.workspace.name in result.msg
 
 
-def test_stop_restart_keep_delete():
+def test_stop_restart_keepalive_and_delete_work():
     target = FakeTarget()
     ensure(target)
     assert ensure(target, NAMED, "kept", hours=8, by="alice@host").actions == ["keepalive"]
@@ -213,21 +213,21 @@ def test_stop_restart_keep_delete():
     assert not again.changed and again.msg == "There is no workspace demo (unchanged)."
 
 
-def test_a_home_without_container_is_brought_back_without_asking_the_server():
+def test_home_without_container_is_recreated_without_probing_the_server():
     target = FakeTarget()
     target.add("demo", REPO.identity, "stopped", id="")
     result = ensure(target, probe=never)
     assert result.actions == ["create", "start"] and result.msg == "Workspace demo started."
 
 
-def test_restart_applies_what_is_new():
+def test_restart_applies_new_settings():
     target = FakeTarget()
     target.add("demo", REPO.identity, outdated=("image",))
     result = ensure(target, state="restarted")
     assert result.workspace.outdated == () and not any("outdated" in note for note in result.notes)
 
 
-# Asking the server first
+# Probing the git server first
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_restart_applies_what_is_new():
         ("unreachable", errors.Unhealthy, "host.example does not answer (gone)"),
     ],
 )
-def test_a_refusal_creates_nothing(state, error, words):
+def test_refused_probe_creates_nothing(state, error, words):
     target = FakeTarget()
     for check in (True, False):
         with pytest.raises(error) as caught:
@@ -247,7 +247,7 @@ def test_a_refusal_creates_nothing(state, error, words):
     assert target.writes == [] and target.workspaces == {}
 
 
-def test_needs_auth_goes_on_with_a_note():
+def test_needs_auth_continues_with_a_note():
     target = FakeTarget(lambda w, boot: ready_lines(boot, "needs-auth"))
     result = ensure(target, probe=says("needs-auth"))
     assert result.workspace.step("clone").state == "needs-auth"
@@ -255,13 +255,13 @@ def test_needs_auth_goes_on_with_a_note():
     assert any("spt-workspace clone" in note for note in result.notes)
 
 
-def test_unreachable_from_here_is_a_note_where_the_workspace_is_elsewhere():
+def test_unreachable_repository_is_a_note_for_remote_workspaces():
     target = FakeTarget()
     target.same_network = False
     assert any("will try by itself" in note for note in ensure(target, probe=says("unreachable")).notes)
 
 
-def test_only_what_will_be_created_is_asked_for():
+def test_only_new_workspaces_are_probed():
     target = FakeTarget()
     target.add("demo", REPO.identity, "stopped")
     assert ensure(target, probe=never).actions == ["start"]
@@ -272,7 +272,7 @@ def test_only_what_will_be_created_is_asked_for():
 
 @pytest.mark.parametrize("state", workspace_plan.STATES)
 @pytest.mark.parametrize("present", ["none", "running", "stopped", "home only", "outdated"])
-def test_check_mode_writes_nothing_and_says_what_a_real_run_says(state, present):
+def test_check_mode_writes_nothing_and_matches_a_real_run(state, present):
     def make(read_only: bool) -> FakeTarget:
         target = FakeTarget(read_only=read_only)
         if present != "none":
@@ -293,7 +293,7 @@ def test_check_mode_writes_nothing_and_says_what_a_real_run_says(state, present)
 # Waiting
 
 
-def test_lines_of_an_earlier_start_do_not_count():
+def test_lines_of_an_earlier_start_are_ignored():
     target = FakeTarget(
         lambda w, boot: [start_event(boot), step_event("clone", "ok"), step_event("ide", "failed", detail="no")]
     )
@@ -303,7 +303,7 @@ def test_lines_of_an_earlier_start_do_not_count():
         ensure(target)
 
 
-def test_an_ide_that_does_not_come_is_an_error_with_the_last_lines():
+def test_missing_ide_is_an_error_with_the_last_lines():
     target = FakeTarget(lambda w, boot: [start_event(boot), *(f"line {n}" for n in range(9))])
     target.hang.clear()
     with pytest.raises(errors.DeadlineExceeded, match=r"did not answer within 0.2 s") as caught:
@@ -313,7 +313,7 @@ def test_an_ide_that_does_not_come_is_an_error_with_the_last_lines():
     assert "line 8" in caught.value.hint and "spt.flow.logs -e workspace=demo" in caught.value.hint
 
 
-def test_a_clone_that_takes_longer_is_no_error():
+def test_slow_clone_is_not_an_error():
     target = FakeTarget(
         lambda w, boot: [start_event(boot), step_event("clone", "running"), step_event("ide", "ok", 1, 2)]
     )
@@ -323,7 +323,7 @@ def test_a_clone_that_takes_longer_is_no_error():
     assert result.changed and any("not finished yet" in note for note in result.notes)
 
 
-def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
+def test_workspace_that_ends_while_starting_is_an_error_with_the_last_lines():
     target = FakeTarget(lambda w, boot: [start_event(boot), "cannot write: https://u:CANARY@host/o/r"])
     with pytest.raises(errors.Unhealthy, match="ended while it was starting") as caught:
         ensure(target)
@@ -331,26 +331,26 @@ def test_a_workspace_that_ends_while_waiting_is_an_error_with_the_last_lines():
     assert "CANARY" not in repr(caught.value.to_dict())
 
 
-def test_a_workspace_that_ends_while_waiting_says_which_step_failed():
+def test_workspace_that_ends_while_starting_names_the_failed_step():
     failed = step_event("home", "failed", 1, 2, "The home cannot be prepared.")
     target = FakeTarget(lambda w, boot: [start_event(boot), failed])
     with pytest.raises(errors.Unhealthy, match=r"starting\. Step home failed: The home cannot be prepared\."):
         ensure(target)
 
 
-def test_a_failed_clone_is_a_note():
+def test_failed_clone_is_a_note():
     target = FakeTarget(lambda w, boot: ready_lines(boot, "failed"))
     assert "Step clone failed." in ensure(target).notes
 
 
-def test_lines_that_only_look_like_events_are_log():
+def test_lines_that_resemble_events_are_log():
     odd = ['{"spt_flow": 1', '{"spt_flow": 2, "event": "step"}', "[1]", '{"spt_flow": 1, "event": 5}', "", "{}"]
     assert [readiness.event(line) for line in odd] == [None] * len(odd)
     target = FakeTarget(lambda w, boot: [*odd, *ready_lines(boot)])
     assert ensure(target).changed
 
 
-def test_a_log_that_cannot_be_read_is_an_error():
+def test_unreadable_log_is_an_error():
     target = FakeTarget()
 
     def broken(workspace, follow=False, tail=0):
@@ -362,7 +362,7 @@ def test_a_log_that_cannot_be_read_is_an_error():
         ensure(target)
 
 
-def test_joining_a_start_of_somebody_else_counts_its_last_start_only():
+def test_joined_start_uses_only_the_last_start():
     target = FakeTarget()
     workspace = target.add("demo", REPO.identity)
     target.log["alice", "demo"] = [*ready_lines("old", "failed"), *ready_lines("new")]
@@ -371,10 +371,10 @@ def test_joining_a_start_of_somebody_else_counts_its_last_start_only():
     assert ready.step("clone").state == "ok"
 
 
-# Somebody else at the same time
+# Other clients at the same time
 
 
-def test_who_loses_the_race_continues_as_unchanged():
+def test_loser_of_a_race_continues_unchanged():
     target = FakeTarget()
 
     def other():
@@ -387,7 +387,7 @@ def test_who_loses_the_race_continues_as_unchanged():
     assert result.workspace.step("ide").state == "ok"
 
 
-def test_a_workspace_that_somebody_else_started_a_moment_ago_is_waited_for():
+def test_workspace_started_by_another_client_is_waited_for():
     target = FakeTarget()
     target.add("demo", REPO.identity, started=1000.0)
     target.log["alice", "demo"] = ready_lines("theirs")
@@ -398,7 +398,7 @@ def test_a_workspace_that_somebody_else_started_a_moment_ago_is_waited_for():
 
 
 @pytest.mark.parametrize("reason", ["was told to stop", "idle for too long", "the deadline has come"])
-def test_a_workspace_that_somebody_else_has_just_told_to_stop_is_outlasted_and_started(reason):
+def test_workspace_being_stopped_by_another_client_is_waited_for_and_started(reason):
     target = FakeTarget()
     theirs = target.add("demo", REPO.identity, started=1000.0)
     target.log["alice", "demo"] = [
@@ -418,7 +418,7 @@ def test_a_workspace_that_somebody_else_has_just_told_to_stop_is_outlasted_and_s
     assert target.writes == ["start"]
 
 
-def test_one_that_does_not_end_though_it_was_told_to_is_a_sentence():
+def test_workspace_that_does_not_stop_in_time_is_reported():
     target = FakeTarget()
     target.add("demo", REPO.identity, started=1000.0)
     target.log["alice", "demo"] = [
@@ -430,7 +430,7 @@ def test_one_that_does_not_end_though_it_was_told_to_is_a_sentence():
         ensure(target, now=lambda: 1005.0, wait_timeout=0.3)
 
 
-def test_a_conflict_that_stays_is_raised():
+def test_permanent_conflict_is_raised():
     target = FakeTarget()
     target.add("demo", REPO.identity, "stopped")
 
@@ -443,7 +443,7 @@ def test_a_conflict_that_stays_is_raised():
     assert target.calls.count("start") == lifecycle.TRIES
 
 
-def test_what_somebody_else_deleted_is_gone():
+def test_workspace_deleted_by_another_client_is_gone():
     target = FakeTarget()
     target.add("demo", REPO.identity)
 
@@ -455,7 +455,7 @@ def test_what_somebody_else_deleted_is_gone():
     assert ensure(target, state="absent").workspace is None
 
 
-def test_expired_ci_workspaces_are_swept_first_and_failing_to_is_a_note():
+def test_expired_ci_workspaces_are_swept_first_and_a_failure_is_a_note():
     target = FakeTarget()
     target.expired = ["ci-2", "ci-1"]
     assert "Deleted expired CI workspaces: ci-1, ci-2." in ensure(target).notes
@@ -468,7 +468,7 @@ def test_expired_ci_workspaces_are_swept_first_and_failing_to_is_a_note():
     assert any("could not be deleted: The engine is slow." in note for note in ensure(target).notes)
 
 
-def test_every_single_fault_leaves_something_that_the_next_run_completes():
+def test_next_run_completes_what_any_single_fault_left():
     for verb, count in itertools.product(("create", "start", "logs"), (1, 2)):
         target = FakeTarget()
         left = itertools.count(1)
@@ -496,7 +496,7 @@ def bundled(monkeypatch):
     return replace(SPEC, repository=repository_address.Repository.parse("/srv/demo"))
 
 
-def test_a_local_repository_travels_between_create_and_start(bundled):
+def test_seed_bundle_is_uploaded_between_create_and_start(bundled):
     target = FakeTarget()
     ensure(target, bundled)
     assert [call for call in target.calls if call in ("create", "put", "start")] == ["create", "put", "start"]
@@ -511,21 +511,21 @@ def test_a_local_repository_travels_between_create_and_start(bundled):
         assert tar.extractfile(repository_seed.SEED).read() == b"BUNDLE"
 
 
-def test_a_run_that_was_killed_before_the_bundle_arrived_is_made_good(bundled):
+def test_run_killed_before_the_upload_is_completed_by_the_next(bundled):
     target = FakeTarget()
     target.add("demo", bundled.repository.identity, "stopped", started=None)
     assert ensure(target, bundled, probe=never).actions == ["start"]
     assert len(target.puts) == 1
 
 
-def test_a_local_repository_that_was_started_before_is_not_copied_again(bundled):
+def test_seed_bundle_is_not_uploaded_to_a_workspace_that_started_before(bundled):
     target = FakeTarget()
     target.add("demo", bundled.repository.identity, "stopped")
     ensure(target, bundled)
     assert target.puts == []
 
 
-def test_the_fake_refuses_writes_when_it_is_told_to():
+def test_read_only_fake_refuses_writes():
     with pytest.raises(AssertionError, match="create is a write"):
         FakeTarget(read_only=True).create(SPEC, None)
     assert set(fake_target.WRITES) >= {"create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep"}

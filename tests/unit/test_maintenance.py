@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Business hours: what is open when, in every zone and through daylight saving."""
+"""Business hours: when they are open, in every time zone and through daylight saving."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def at(text: str, zone: str = "UTC") -> datetime:
         ("none", at("2026-11-23T12:00"), True),
     ],
 )
-def test_hours(hours: str, moment: datetime, may: bool) -> None:
+def test_hours_are_evaluated(hours: str, moment: datetime, may: bool) -> None:
     assert maintenance.is_open(hours, moment) is may
 
 
 @pytest.mark.parametrize(
     "hours", ["9-17", "09:00-17:00 Mo-Fr", "25:00-26:00", "Mon-Fri", "09:00-17:00 Europe/Atlantis", "09:00-17:60"]
 )
-def test_what_is_not_understood_is_named(hours: str) -> None:
+def test_invalid_hours_are_named(hours: str) -> None:
     with pytest.raises(InvalidInput, match="not understood"):
         maintenance.parse(hours)
 
 
-def test_a_pending_step_says_when_it_may_run() -> None:
+def test_pending_step_reports_when_it_may_run() -> None:
     assert "2026-11-23 17:00 UTC" in maintenance.pending("restart the engine", WEEKDAYS, at("2026-11-23T11:11"))
     assert "at no time" in maintenance.pending("restart the engine", "00:00-24:00", at("2026-11-23T11:11"))
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"])
 @pytest.mark.parametrize("start", ["2026-03-01", "2026-10-01", "2028-02-27"])
-def test_eight_hours_of_every_working_day_are_closed_whatever_the_clock_does(zone: str, start: str) -> None:
+def test_eight_hours_of_every_working_day_are_closed_in_any_time_zone(zone: str, start: str) -> None:
     first = at(f"{start}T00:00", zone)
     closed: dict[object, int] = {}
     for step in range(40 * 24 * 2):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The node library: whole, with its version, and usable by the system's Python without anything else."""
+"""The node library: complete, with its version, and usable by the system's Python alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import ver
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import node_library
 
 
-def test_library_is_installed_whole_with_its_version_last(tmp_path: Path) -> None:
+def test_library_is_installed_completely_with_its_version_last(tmp_path: Path) -> None:
     entries = node_library.entries(str(tmp_path))
     assert entries[-1] == {"path": f"{tmp_path}/spt_flow_node/VERSION", "content": f"{version.release()}\n"}
     machine_files.result(entries, dry=False)

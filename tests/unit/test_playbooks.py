@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs' playbooks: what each file must be, and that both ways of calling it find it."""
+"""The playbooks for workspaces: their form, and that both ways of calling them work."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def playbook(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_header_shows_both_invocations_and_real_values(verb: str) -> None:
+def test_header_shows_both_invocations_and_existing_values(verb: str) -> None:
     header = text(verb).split("---")[0]
     assert f"{verb}.yml" in header and f"ansible-playbook spt.flow.{verb}" in header
     (values,) = re.findall(r"^# Values: (.*)$", header, re.MULTILINE)
@@ -63,7 +63,7 @@ def test_the_header_shows_both_invocations_and_real_values(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_playbook_is_short_and_never_templates_a_users_value(verb: str) -> None:
+def test_playbook_is_short_and_never_templates_a_users_value(verb: str) -> None:
     body = text(verb).split("---")[1]
     assert len(body.strip().splitlines()) <= 22
     for expression in re.findall(r"\{\{(.*?)\}\}|when: (.*)", body):
@@ -71,7 +71,7 @@ def test_a_playbook_is_short_and_never_templates_a_users_value(verb: str) -> Non
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_playbook_only_calls_our_actions(verb: str) -> None:
+def test_playbook_only_calls_our_actions(verb: str) -> None:
     allowed = {"ansible.builtin.pause"} if verb in ("delete", "drain", "init") else set()
     for task in tasks(verb):
         assert {key for key in task if "." in key} <= {*allowed, *(k for k in task if k.startswith("spt.flow."))}
@@ -84,7 +84,7 @@ def test_every_playbook_is_found_and_loads(way: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_up_without_a_repository_says_what_to_type() -> None:
+def test_up_without_a_repository_shows_the_command() -> None:
     done = playbook("up.yml", "-e", "owner=spt-flow-nobody")
     assert done.returncode == 2
     assert "-e repo=https://" in done.stdout

@@ -13,7 +13,7 @@ class Clock:
         return self.now
 
 
-def test_stages_are_told_and_remembered():
+def test_stages_are_printed_and_remembered():
     clock, lines = Clock(), []
     progress = common_progress.Progress(lines.append, clock)
     with progress.stage("image", "building"):
@@ -23,7 +23,7 @@ def test_stages_are_told_and_remembered():
     assert progress.stages == [("image", 12.5), ("clone", 0.4)]
 
 
-def test_a_failure_passes_through_and_is_no_stage():
+def test_failure_is_passed_on_and_not_recorded_as_a_stage():
     progress = common_progress.Progress()
     with pytest.raises(ValueError, match="no"), progress.stage("image", "building"):
         raise ValueError("no")

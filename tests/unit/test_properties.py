@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Property tests: whatever text comes, it is refused with a sentence or becomes something legal everywhere."""
+"""Property tests: any text is either refused with a message or becomes a value that is valid everywhere."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_parsing_is_idempotent(text):
 
 @quick
 @given(address)
-def test_a_slug_is_a_legal_name_everywhere(text):
+def test_slug_is_a_valid_name_everywhere(text):
     repository = parsed(text)
     if repository is not None:
         for name in (repository.slug, repository.slug_with_suffix()):
@@ -70,13 +70,13 @@ def test_a_slug_is_a_legal_name_everywhere(text):
 
 @quick
 @given(st.text(max_size=100))
-def test_any_text_makes_a_legal_slug(text):
+def test_any_text_gives_a_valid_slug(text):
     assert legal(repository_names.slugify(text))
 
 
 @quick
 @given(address)
-def test_nothing_that_git_gets_can_be_an_option_or_hold_credentials(text):
+def test_arguments_of_git_are_never_options_or_credentials(text):
     repository = parsed(text)
     if repository is not None:
         assert not repository.url.startswith("-") and "::" not in repository.url.partition("/")[0]
@@ -100,7 +100,7 @@ def test_https_and_ssh_are_one_identity(name, where):
 
 @quick
 @given(st.text(max_size=60))
-def test_a_ref_is_refused_or_harmless(text):
+def test_ref_is_refused_or_harmless(text):
     try:
         ref = repository_names.validate_ref(text)
     except errors.InvalidInput as error:
@@ -114,7 +114,7 @@ def test_a_ref_is_refused_or_harmless(text):
     st.sampled_from(sorted(settings_options.OPTIONS)),
     st.one_of(st.text(max_size=40), st.integers(), st.floats(), st.booleans()),
 )
-def test_any_value_of_any_option_is_taken_or_refused_with_a_sentence(name, value):
+def test_any_value_of_any_option_is_accepted_or_refused_with_a_message(name, value):
     try:
         values = settings_resolve.resolve([{name: value}])
     except errors.InvalidInput as error:
@@ -125,6 +125,6 @@ def test_any_value_of_any_option_is_taken_or_refused_with_a_sentence(name, value
 
 @quick
 @given(st.integers(0, 10**9 - 1))
-def test_durations_and_sizes_come_back(number):
+def test_durations_and_sizes_round_trip(number):
     assert settings_values.parse_duration(f"{number}s") == number == settings_values.parse_duration(str(number))
     assert settings_values.parse_size(f"{number}m") == number * 2**20

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tools/quickstart: what it finds, what it says before it changes anything, what it refuses."""
+"""tools/quickstart: what it detects, announces and refuses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quickstart(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def ran(quickstart: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
-    """(command, all that was said until then) of each command that would have run."""
+    """Return (command, all output before it) of each command that would have run."""
     commands: list[tuple[str, str]] = []
     said: list[str] = []
 
@@ -51,7 +51,7 @@ def ran(quickstart: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
-    """A socket at ``tmp_path``/docker.sock where nothing answers yet."""
+    """A socket at ``tmp_path``/docker.sock that does not answer yet."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "docker.sock"))
         server.listen()
@@ -81,7 +81,7 @@ def answer(server: socket.socket, words: bytes) -> threading.Thread:
         (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", "absent"),
     ],
 )
-def test_an_engine_is_what_answers(
+def test_answering_socket_is_an_engine(
     quickstart: Any, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, words: bytes, state: str
 ) -> None:
     monkeypatch.setattr(quickstart, "SOCKET", listener.getsockname())
@@ -90,9 +90,7 @@ def test_an_engine_is_what_answers(
     thread.join(10)
 
 
-def test_a_socket_without_anybody_is_no_engine(
-    quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_socket_is_not_an_engine(quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "SOCKET", str(tmp_path / "none.sock"))
     assert quickstart.engine() == "absent"
     with socket.socket(socket.AF_UNIX) as server:
@@ -101,7 +99,7 @@ def test_a_socket_without_anybody_is_no_engine(
     assert quickstart.engine() == "absent"
 
 
-def test_a_socket_that_this_login_may_not_use_is_told_apart(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_socket_is_reported_separately(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(socket.socket):
         def connect(self, address: Any) -> None:
             raise PermissionError(13, "Permission denied")
@@ -110,7 +108,7 @@ def test_a_socket_that_this_login_may_not_use_is_told_apart(quickstart: Any, mon
     assert quickstart.engine() == "forbidden"
 
 
-def test_an_engine_that_the_user_names_is_taken(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_named_by_the_user_is_used(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
     assert quickstart.engine() == "answers"
 
@@ -118,14 +116,14 @@ def test_an_engine_that_the_user_names_is_taken(quickstart: Any, monkeypatch: py
 # Packages
 
 
-def test_what_is_missing(quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_found(quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "environment", lambda: {"PATH": str(tmp_path)})
     (tmp_path / "git").write_text("")
     (tmp_path / "git").chmod(0o755)
     assert quickstart.missing() == ["debootstrap", "openssh-client"]
 
 
-def test_pythons_venv_is_installed_where_it_was_split_off(
+def test_venv_package_is_installed_where_it_is_separate(
     quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
@@ -149,7 +147,7 @@ def test_changes_are_announced_before_the_first(quickstart: Any, ran: list[tuple
         assert words in before
 
 
-def test_who_is_not_root_reads_that_the_group_makes_them_root(
+def test_user_without_root_is_warned_about_the_docker_group(
     quickstart: Any, ran: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quickstart.os, "geteuid", lambda: 1000)
@@ -159,7 +157,7 @@ def test_who_is_not_root_reads_that_the_group_makes_them_root(
 
 
 @pytest.mark.parametrize("state", ["answers", "forbidden"])
-def test_a_machine_that_has_all_stays_as_it_is(
+def test_complete_machine_is_unchanged(
     quickstart: Any, ran: list[tuple[str, str]], capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
     quickstart.prepare([], state)
@@ -167,13 +165,13 @@ def test_a_machine_that_has_all_stays_as_it_is(
     assert capsys.readouterr().err == ""
 
 
-def test_packages_alone_leave_the_engine_alone(quickstart: Any, ran: list[tuple[str, str]]) -> None:
+def test_missing_packages_do_not_change_the_engine(quickstart: Any, ran: list[tuple[str, str]]) -> None:
     quickstart.prepare(["git"], "answers")
     assert [command.split()[0] for command, _ in ran] == ["apt-get", "env"]
     assert "Docker" not in ran[0][1]
 
 
-def test_a_failed_command_ends_it_with_its_status(quickstart: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_command_ends_it_with_its_status(quickstart: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         quickstart.run(["sh", "-c", "exit 3"])
     assert ended.value.code == 3
@@ -183,7 +181,7 @@ def test_a_failed_command_ends_it_with_its_status(quickstart: Any, capsys: pytes
 # The repository
 
 
-def test_the_first_repository_is_made_once(quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_repository_is_created_once(quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     folder = Path(quickstart.demo())
     assert folder == tmp_path / "data/spt-flow/hello-flow"
@@ -196,7 +194,7 @@ def test_the_first_repository_is_made_once(quickstart: Any, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(("given", "expected"), [("https://example.com/o/r", "https://example.com/o/r"), ("", "made")])
-def test_the_users_repository_comes_first(
+def test_repository_of_the_user_has_priority(
     quickstart: Any, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
 ) -> None:
     started: list[tuple[str, list[str]]] = []
@@ -242,7 +240,7 @@ def test_unknown_arguments_show_the_usage_and_change_nothing(words: list[str]) -
     assert done.stdout == ""
 
 
-def test_engine_only_says_so_and_starts_no_workspace(
+def test_engine_only_starts_no_workspace(
     quickstart: Any, ran: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(quickstart.sys, "argv", ["quickstart", "--engine-only"])
@@ -254,7 +252,7 @@ def test_engine_only_says_so_and_starts_no_workspace(
     assert "used as it is" in capsys.readouterr().err
 
 
-def test_stopping_stops_only_what_was_installed(
+def test_stop_removes_only_what_was_installed(
     quickstart: Any, ran: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(quickstart.sys, "argv", ["quickstart", "--engine-stop"])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the reaper of a node deletes, and above all what it does not."""
+"""What the reaper of a node deletes, and above all what it keeps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labels(name: str, kind: str = "ci", made: float = NOW, ttl: float = TTL, **m
 
 
 def container(name: str, kind: str = "ci", state: str = "running", skew: float = 0.0, **more: Any) -> dict[str, Any]:
-    """Made at ``NOW`` by the node's clock; the client's clock is ``skew`` seconds ahead of that."""
+    """A container created at ``NOW`` by the node's clock; the client's clock is ``skew`` seconds ahead."""
     marks = labels(name, kind, NOW + skew, **more)
     return {"Id": f"id-{name}", "Names": [f"/spt-flow-alice-{name}"], "State": state, "Created": NOW, "Labels": marks}
 
@@ -44,7 +44,7 @@ def volume(name: str, part: str, kind: str = "dev", **more: Any) -> dict[str, An
 
 
 def names(listed: Listed, after: float, memory: Memory | None = None, wall: float | None = None) -> list[str]:
-    """What goes ``after`` seconds from ``NOW``; the node has been up for 10,000 s then."""
+    """Return what is deleted ``after`` seconds from ``NOW``, when the node has been up for 10,000 s."""
     return [
         d.name
         for d in reaper_engine.plan(listed, memory or Memory(), 10_000 + after, NOW + after if wall is None else wall)
@@ -52,21 +52,21 @@ def names(listed: Listed, after: float, memory: Memory | None = None, wall: floa
 
 
 @pytest.mark.parametrize("skew", [-HOUR, -60.0, 0.0, 60.0, HOUR])
-def test_a_container_goes_at_its_ttl_whatever_the_clients_clock_says(skew: float) -> None:
+def test_container_is_deleted_at_its_ttl_whatever_the_client_clock_says(skew: float) -> None:
     listed = Listed([container("a", skew=skew)])
     assert names(listed, TTL - 1) == []
     assert names(listed, TTL) == ["spt-flow-alice-a"]
 
 
 @pytest.mark.parametrize("jump", [-HOUR, HOUR, -86400.0, 86400.0])
-def test_a_clock_that_is_set_changes_nothing(jump: float) -> None:
+def test_changing_the_clock_changes_nothing(jump: float) -> None:
     listed, memory = Listed([container("a")]), Memory()
     assert names(listed, 10, memory) == []
     assert names(listed, TTL - 1, memory, wall=NOW + TTL - 1 + jump) == []
     assert names(listed, TTL, memory, wall=NOW + TTL + jump) == ["spt-flow-alice-a"]
 
 
-def test_a_container_from_the_future_lives_no_longer_than_its_ttl_from_when_it_was_seen() -> None:
+def test_container_from_the_future_gets_its_ttl_from_when_it_was_first_seen() -> None:
     listed, memory = Listed([{**container("a"), "Created": NOW + 10 * HOUR}]), Memory()
     assert names(listed, 0, memory) == []
     assert names(listed, TTL, memory) == ["spt-flow-alice-a"]
@@ -76,14 +76,14 @@ def test_a_container_from_the_future_lives_no_longer_than_its_ttl_from_when_it_w
     "wrong",
     [{"deadline": ""}, {"deadline": "soon"}, {"created": "yesterday"}, {"deadline": "9" * 18}, {"deadline": "9" * 400}],
 )
-def test_without_a_readable_deadline_a_day_is_the_most(wrong: dict[str, str]) -> None:
+def test_unreadable_deadline_means_at_most_a_day(wrong: dict[str, str]) -> None:
     entry = container("a")
     entry["Labels"] |= {f"spt.flow.{key}": value for key, value in wrong.items()}
     assert names(Listed([entry]), 86399) == []
     assert names(Listed([entry]), 86400) == ["spt-flow-alice-a"]
 
 
-def test_what_is_not_ours_or_a_persons_never_goes() -> None:
+def test_objects_of_users_and_others_are_never_deleted() -> None:
     foreign = {"Id": "f", "Names": ["/ci-build"], "State": "running", "Created": 0, "Labels": {}}
     borrowed = {**container("b"), "Names": ["/somebody-elses"]}
     unnamed = {**container("c"), "Names": None}
@@ -113,7 +113,7 @@ def test_what_is_not_ours_or_a_persons_never_goes() -> None:
         assert names(listed, after, memory) == []
 
 
-def test_leftovers_go_after_the_grace_time_only() -> None:
+def test_leftovers_are_deleted_only_after_the_grace_time() -> None:
     listed = Listed(
         [container("dev", kind="dev")],
         [volume("gone", "home", kind="ci"), volume("gone", "docker"), volume("dev", "docker"), volume("dev", "home")],
@@ -123,17 +123,17 @@ def test_leftovers_go_after_the_grace_time_only() -> None:
     assert names(listed, 0, memory) == []
     assert names(listed, reaper_engine.GRACE - 1, memory) == []
     gone = ["spt-flow-alice-gone-home", "spt-flow-alice-gone-docker", "spt-flow-alice-gone"]
-    # The docker volume of a person still has a home of that name beside it, if of another kind: it stays.
+    # This Docker volume of a user has a home of that name, though of another kind, and is therefore kept.
     assert names(listed, reaper_engine.GRACE, memory) == [name for name in gone if "docker" not in name]
 
 
-def test_inner_dockers_volume_goes_with_neither_home_nor_container() -> None:
+def test_docker_volume_without_home_and_container_is_deleted() -> None:
     listed, memory = Listed([], [volume("gone", "docker")]), Memory()
     assert names(listed, 0, memory) == []
     assert names(listed, reaper_engine.GRACE, memory) == ["spt-flow-alice-gone-docker"]
 
 
-def test_a_workspace_that_comes_back_begins_the_grace_time_anew() -> None:
+def test_returning_workspace_restarts_the_grace_time() -> None:
     alone, memory = Listed([], [volume("a", "docker")]), Memory()
     names(alone, 0, memory)
     names(Listed([container("a", kind="dev")], [volume("a", "docker")]), 1800, memory)
@@ -147,7 +147,7 @@ def test_duplicate_names_of_two_owners_are_two_workspaces() -> None:
     assert names(Listed([container("a"), other]), TTL) == ["spt-flow-alice-a"]
 
 
-def test_ended_and_never_started_ones_go_early() -> None:
+def test_ended_and_never_started_containers_are_deleted_early() -> None:
     assert names(Listed([container("a", state="exited"), container("b", state="dead")]), 1) == [
         "spt-flow-alice-a",
         "spt-flow-alice-b",
@@ -158,11 +158,11 @@ def test_ended_and_never_started_ones_go_early() -> None:
     ]
 
 
-# Doing
+# Deleting
 
 
 class FakeEngine:
-    """Answers lists and notes deletions; ``fail`` maps a path to what a deletion raises."""
+    """Answers lists and records deletions; ``fail`` maps a path to the error of its deletion."""
 
     def __init__(self, listed: Listed) -> None:
         self.listed = listed
@@ -194,14 +194,14 @@ def sweep(engine: FakeEngine, folder: Path, after: float = TTL, dry: bool = Fals
     return reaper_engine.sweep(path, dry, engine, lambda: 10_000 + after, lambda: NOW + after)  # type: ignore[arg-type]
 
 
-def test_a_pass_deletes_by_id_and_warns_who_is_there(tmp_path: Path) -> None:
+def test_pass_deletes_by_id_and_warns_open_terminals(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([container("a"), container("b", state="created"), container("dev", kind="dev")]))
     report = sweep(engine, tmp_path)
     assert sorted(engine.deleted) == ["/containers/id-a", "/containers/id-b"] and engine.warned == ["id-a"]
     assert sorted(report.reaped) == ["spt-flow-alice-a", "spt-flow-alice-b"]
 
 
-def test_a_dry_pass_touches_nothing(tmp_path: Path) -> None:
+def test_dry_run_changes_nothing(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([container("a")]))
     report = sweep(engine, tmp_path, dry=True)
     assert reaper_engine.lines(report, True) == ["would delete container spt-flow-alice-a: its TTL has expired"]
@@ -209,7 +209,7 @@ def test_a_dry_pass_touches_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["/containers", "/volumes", "/networks"])
-def test_an_engine_that_answers_half_loses_nothing(tmp_path: Path, broken: str) -> None:
+def test_incomplete_answers_delete_nothing(tmp_path: Path, broken: str) -> None:
     engine = FakeEngine(Listed([container("a")]))
     engine.broken = broken
     with pytest.raises(FlowError):
@@ -227,7 +227,7 @@ def test_an_engine_that_answers_half_loses_nothing(tmp_path: Path, broken: str) 
         (OSError("broken"), False),
     ],
 )
-def test_one_that_fails_keeps_none_of_the_others(tmp_path: Path, error: BaseException, counts: bool) -> None:
+def test_failed_deletion_does_not_block_the_others(tmp_path: Path, error: BaseException, counts: bool) -> None:
     engine = FakeEngine(Listed([container("a"), container("b")]))
     engine.fail["/containers/id-a"] = error
     report = sweep(engine, tmp_path, TTL + 50)
@@ -235,7 +235,7 @@ def test_one_that_fails_keeps_none_of_the_others(tmp_path: Path, error: BaseExce
     assert report.overdue == (0 if counts else 50)
 
 
-def test_a_killed_pass_is_gone_on_with(tmp_path: Path) -> None:
+def test_killed_pass_is_resumed(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([container("a"), container("b")], [volume("gone", "docker")]))
     sweep(engine, tmp_path, 0)
     engine.fail["/containers/id-b"] = KeyboardInterrupt()
@@ -245,7 +245,7 @@ def test_a_killed_pass_is_gone_on_with(tmp_path: Path) -> None:
     assert sweep(engine, tmp_path, reaper_engine.GRACE).reaped == ["spt-flow-alice-b", "spt-flow-alice-gone-docker"]
 
 
-def test_a_volume_that_was_made_anew_meanwhile_stays(tmp_path: Path) -> None:
+def test_volume_recreated_meanwhile_is_kept(tmp_path: Path) -> None:
     engine = FakeEngine(Listed([], [volume("gone", "docker")]))
     sweep(engine, tmp_path, 0)
     fresh = volume("gone", "docker", CreatedAt="y")
@@ -259,25 +259,25 @@ def test_a_volume_that_was_made_anew_meanwhile_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"born": 1}', '{"born": {"a": "x"}, "lost": {}, "reaped": 0, "failed": 0}']
 )
-def test_a_broken_memory_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_broken_state_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "m").write_text(text)
     assert Memory.load(str(tmp_path / "m")) == Memory()
 
 
-def test_metrics_tell_of_a_silent_engine() -> None:
+def test_metrics_report_a_silent_engine() -> None:
     assert "spt_flow_reaper_up 0\n" in reaper_engine.metrics(None, Memory(), NOW)
     text = reaper_engine.metrics(reaper_engine.Report(overdue=7.4), Memory(reaped=3), NOW)
     assert "spt_flow_reaper_up 1\n" in text and "spt_flow_reaper_reaped_total 3\n" in text
     assert "spt_flow_reaper_overdue_seconds 7\n" in text and f"last_run_seconds {NOW:.0f}\n" in text
 
 
-def test_a_thousand_of_which_a_hundred_have_expired(tmp_path: Path) -> None:
+def test_thousand_containers_with_a_hundred_expired(tmp_path: Path) -> None:
     many = [container(f"n{number}", ttl=TTL if number < 100 else 86400) for number in range(1000)]
     engine = FakeEngine(Listed(many))
     assert len(sweep(engine, tmp_path).reaped) == 100 and len(engine.deleted) == 100
 
 
-def test_the_program_fails_without_an_engine(
+def test_program_fails_without_an_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(__file__).resolve().parents[2]
@@ -300,7 +300,7 @@ ID = "28daeffd-1cdb-486c-8cef-cce30d63ee54"
 
 
 def on_coder(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """``entry`` as the template makes it on a node: called after the id that the server gave."""
+    """Return ``entry`` as the template creates it on a node, named after the server's id."""
     times = {"spt.flow.created": stamp(NOW), "spt.flow.deadline": stamp(NOW + TTL)}
     marks = {**entry["Labels"], "spt.flow.coder": ID}
     marks |= times if marks["spt.flow.kind"] == "ci" else {}
@@ -309,7 +309,7 @@ def on_coder(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**entry, **name, "Labels": marks, **more}
 
 
-def test_what_a_coder_server_made_goes_by_the_same_rules() -> None:
+def test_containers_of_a_coder_server_follow_the_same_rules() -> None:
     alive = Listed([on_coder(container("a"))], [on_coder(volume("a", "home", kind="ci"))])
     assert names(alive, TTL - 1) == []
     assert names(alive, TTL) == [f"spt-flow-{ID}"]
@@ -320,7 +320,7 @@ def test_what_a_coder_server_made_goes_by_the_same_rules() -> None:
     assert names(Listed([], [on_coder(volume("a", "docker"))]), TTL, Memory(lost=dict(memory.lost))) == []
 
 
-def test_a_persons_workspace_on_a_coder_server_stays() -> None:
+def test_workspace_of_a_user_on_a_coder_server_is_kept() -> None:
     volumes = [on_coder(volume("a", "home")), on_coder(volume("a", "docker"))]
     memory = Memory()
     for listed in (Listed([on_coder(container("a", kind="dev"))], volumes), Listed([], volumes)):

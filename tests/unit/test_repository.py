@@ -44,7 +44,7 @@ Outcome = repository_probe.Outcome
         ("/srv/dé pot", "local", "/srv/dé pot", "local/srv/dé pot", "d-pot"),
     ],
 )
-def test_parse(text, kind, url, identity, slug):
+def test_address_is_parsed(text, kind, url, identity, slug):
     if kind is None:
         with pytest.raises(errors.InvalidInput):
             Repository.parse(text)
@@ -55,7 +55,7 @@ def test_parse(text, kind, url, identity, slug):
     assert repository.directory == f"/home/coder/{slug}"
 
 
-def test_relative_paths_are_this_folders(tmp_path, monkeypatch):
+def test_relative_path_is_resolved_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert Repository.parse(".").path == str(tmp_path)
@@ -63,23 +63,23 @@ def test_relative_paths_are_this_folders(tmp_path, monkeypatch):
     assert Repository.parse("~/r").path == str(tmp_path / "home/r")
 
 
-def test_all_forms_of_one_repository_are_one_identity():
+def test_all_forms_of_one_repository_have_one_identity():
     forms = ["https://h.example/o/r.git", "https://H.EXAMPLE/o/r/", "git@h.example:o/r", "ssh://git@h.example/o/r"]
     forms += ["ssh://git@h.example:2222/o/r.git", "git@h.example:/o/r.git", "ssh://ada@h.example/o/r"]
     assert {Repository.parse(form).identity for form in forms} == {"h.example/o/r"}
 
 
-def test_the_default_host_can_have_a_port():
+def test_default_host_can_have_a_port():
     assert Repository.parse("o/r", "git.example:8443").url == "https://git.example:8443/o/r"
 
 
-def test_a_forgotten_scheme_is_suggested():
+def test_missing_scheme_is_suggested():
     with pytest.raises(errors.InvalidInput) as caught:
         Repository.parse("github.com/o/r")
     assert caught.value.hint == "Did you mean https://github.com/o/r?"
 
 
-def test_the_suffix_comes_from_the_identity():
+def test_suffix_is_derived_from_the_identity():
     one, two = Repository.parse("a/demo"), Repository.parse("b/demo")
     assert one.slug == two.slug == "demo"
     assert one.slug_with_suffix() != two.slug_with_suffix()
@@ -104,11 +104,11 @@ def test_the_suffix_comes_from_the_identity():
         "a{{lookup('pipe','id')}}",
     ],
 )
-def test_refs(ref):
+def test_refs_are_validated(ref):
     assert repository_names.validate_ref(ref) == ref
 
 
-# probe
+# Probe
 
 
 def answer(outcome: Outcome, text: str = "https://h.example/o/r", ref: str = "", **more):
@@ -147,31 +147,31 @@ def answer(outcome: Outcome, text: str = "https://h.example/o/r", ref: str = "",
         ("", 3),
     ],
 )
-def test_what_servers_say_is_classified(stderr, state):
+def test_answers_of_servers_are_classified(stderr, state):
     states = ("host-key-unknown", "needs-auth", "not-found", "unreachable")
     probe, _seen = answer(Outcome(128, "", stderr))
     assert probe.state == states[state]
     assert probe.detail in stderr.replace("@@@\n", "")
 
 
-def test_an_open_repository_tells_its_head():
+def test_open_repository_returns_its_head():
     probe, seen = answer(Outcome(0, "c0ffee\tHEAD\n", ""))
     assert probe == repository_probe.Probe("open", "", "c0ffee")
     assert seen["argv"][-3:] == ["--", "https://h.example/o/r", "HEAD"]
 
 
-def test_an_empty_repository_is_open():
+def test_empty_repository_is_open():
     assert answer(Outcome(0, "", ""))[0] == repository_probe.Probe("open")
 
 
-def test_a_branch_that_is_not_there_is_not_found():
+def test_missing_branch_is_not_found():
     probe, _seen = answer(Outcome(0, "", ""), ref="feature")
     assert (probe.state, probe.detail) == ("not-found", "there is no branch or tag feature in it")
     assert answer(Outcome(0, "", ""), ref="0a1b2c3d")[0].state == "open"
     assert answer(Outcome(0, "c0ffee\trefs/heads/feature\n", ""), ref="feature")[0].head == "c0ffee"
 
 
-def test_a_tag_is_peeled():
+def test_tag_is_peeled():
     said = "111\trefs/tags/v1\n222\trefs/tags/v1^{}\n"
     assert answer(Outcome(0, said, ""), ref="v1")[0].head == "222"
 
@@ -190,7 +190,7 @@ def test_nothing_can_prompt(monkeypatch):
     assert command.endswith("-i '/a b/key'") and "GlobalKnownHostsFile=" in command
 
 
-def test_no_git_and_no_time():
+def test_missing_git_and_timeout_are_reported():
     def missing(argv, environ, timeout):
         raise FileNotFoundError("git")
 
@@ -200,7 +200,7 @@ def test_no_git_and_no_time():
     assert (probe.state, probe.detail) == ("unreachable", "no answer within 10 s")
 
 
-def test_a_program_and_its_children_are_killed_when_the_time_is_over():
+def test_program_and_children_are_killed_at_the_timeout():
     marker = f"3{os.getpid()}.25"
     begun = time.monotonic()
     outcome = repository_probe.run_bounded(["sh", "-c", f"sleep {marker} & sleep {marker}"], dict(os.environ), 0.3)
@@ -210,7 +210,7 @@ def test_a_program_and_its_children_are_killed_when_the_time_is_over():
     assert [line for line in left if f"sleep {marker}" in line and not line.startswith("Z")] == []
 
 
-def test_a_daemon_that_is_left_behind_does_not_hold_the_caller():
+def test_leftover_daemon_does_not_block_the_caller():
     begun = time.monotonic()
     outcome = repository_probe.run_bounded(["sh", "-c", "setsid sleep 2 & echo done"], dict(os.environ), 10)
     assert outcome == Outcome(0, "done\n", "") and time.monotonic() - begun < 1.5
@@ -240,7 +240,7 @@ def commit(path) -> str:
     return git(path, "rev-parse", "HEAD")
 
 
-def test_a_local_repository_becomes_a_bundle_that_can_be_cloned(folder, tmp_path):
+def test_local_repository_becomes_a_clonable_bundle(folder, tmp_path):
     head = commit(folder)
     git(folder, "branch", "side")
     repository = Repository.parse(str(folder))
@@ -251,7 +251,7 @@ def test_a_local_repository_becomes_a_bundle_that_can_be_cloned(folder, tmp_path
     assert "origin/side" in git(tmp_path / "copy", "branch", "-r")
 
 
-def test_bare_and_detached_repositories_travel_too(folder, tmp_path):
+def test_bare_and_detached_repositories_are_bundled(folder, tmp_path):
     head = commit(folder)
     git(folder, "checkout", "-q", "--detach")
     git(tmp_path, "clone", "-q", "--bare", str(folder), str(tmp_path / "bare.git"))
@@ -269,7 +269,7 @@ def refusal(path, ref="") -> str:
     return caught.value.message
 
 
-def test_what_cannot_be_bundled_is_refused_with_a_sentence(folder, tmp_path):
+def test_repository_that_cannot_be_bundled_is_refused_with_a_message(folder, tmp_path):
     assert "no such folder" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "not a git repository" in refusal(tmp_path / "empty")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copying a local folder runs no program of it and shows no other repository."""
+"""Copying a local folder runs none of its programs and reads no other repository."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_no_trap_works(tmp_path: Path, trap: hostile.Trap) -> None:
 
 
 @pytest.mark.parametrize("trap", SPRUNG, ids=identity)
-def test_the_trap_is_real(tmp_path: Path, trap: hostile.Trap) -> None:
-    """Git in the folder falls for it, so that the test above proves something."""
+def test_trap_works_on_plain_git(tmp_path: Path, trap: hostile.Trap) -> None:
+    """Plain git in the folder runs the trap, which proves that the test above is meaningful."""
     place = hostile.Place.make(tmp_path)
     trap.set(place)
     hostile.git(place.folder, *trap.spring, check=False, stdin=trap.stdin)
     assert place.canary.exists()
 
 
-def test_there_are_enough_traps() -> None:
+def test_at_least_the_expected_number_of_traps() -> None:
     assert len(SPRUNG) >= 25 and len({trap.name for trap in hostile.TRAPS}) == len(hostile.TRAPS)

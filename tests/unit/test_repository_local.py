@@ -26,7 +26,7 @@ def repository(path: Path, *options: str) -> Path:
 
 
 def copied(path: Path, tmp_path: Path, ref: str = "") -> set[str]:
-    """Names and commits of what a workspace gets of the folder ``path``."""
+    """Return the names and commits that a workspace gets of the folder ``path``."""
     (tmp_path / "seed.bundle").write_bytes(repository_probe.make_bundle(Repository.parse(str(path)), ref))
     heads = git(tmp_path, "ls-remote", "seed.bundle")
     git(tmp_path, "clone", "-q", "--bare", "seed.bundle", str(tmp_path / "copy"))
@@ -40,7 +40,7 @@ def refused(path: Path) -> str:
     return caught.value.message
 
 
-def test_packed_loose_and_symbolic_refs_travel(tmp_path: Path) -> None:
+def test_packed_loose_and_symbolic_refs_are_copied(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     head = git(path, "rev-parse", "HEAD")
     git(path, "tag", "-a", "v1", "-m", "first")
@@ -55,7 +55,7 @@ def test_packed_loose_and_symbolic_refs_travel(tmp_path: Path) -> None:
     assert f"{git(path, 'rev-parse', 'v1')} refs/tags/v1" in found
 
 
-def test_a_linked_worktree_travels_with_its_own_head(tmp_path: Path) -> None:
+def test_linked_worktree_is_copied_with_its_own_head(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     git(path, "worktree", "add", "-q", "-b", "side", str(tmp_path / "tree"))
     git(tmp_path / "tree", "commit", "-q", "--allow-empty", "-m", "two")
@@ -65,25 +65,25 @@ def test_a_linked_worktree_travels_with_its_own_head(tmp_path: Path) -> None:
     assert "does not know this worktree; run `git worktree repair`" in refused(tmp_path / "moved")
 
 
-def test_a_submodule_and_a_separate_git_directory_travel(tmp_path: Path) -> None:
+def test_submodule_and_separate_git_directory_are_copied(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     repository(tmp_path / "inner")
     git(path, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(tmp_path / "inner"), "sub")
     assert f"{git(path / 'sub', 'rev-parse', 'HEAD')} HEAD" in copied(path / "sub", tmp_path)
 
 
-def test_a_folder_with_a_long_odd_name_travels(tmp_path: Path) -> None:
+def test_folder_with_a_long_unusual_name_is_copied(tmp_path: Path) -> None:
     path = repository(tmp_path / 'a "b" \\c: é')
     assert copied(path, tmp_path)
 
 
-def test_sha256_travels(tmp_path: Path) -> None:
+def test_sha256_repository_is_copied(tmp_path: Path) -> None:
     path = repository(tmp_path / "work", "--object-format=sha256")
     head = git(path, "rev-parse", "HEAD")
     assert len(head) == 64 and f"{head} HEAD" in copied(path, tmp_path)
 
 
-def test_what_is_not_supported_is_said_with_a_remedy(tmp_path: Path) -> None:
+def test_unsupported_layout_is_reported_with_a_remedy(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     git(tmp_path, "clone", "-q", "--shared", str(path), str(tmp_path / "shared"))
     assert "run `git repack -a -d` in it" in refused(tmp_path / "shared")
@@ -97,13 +97,13 @@ def test_what_is_not_supported_is_said_with_a_remedy(tmp_path: Path) -> None:
     assert "its .git is a link" in refused(tmp_path / "link")
 
 
-def test_odd_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+def test_unusual_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     os.mkfifo(path / ".git/refs/heads/a\x1b[2J\u202egnp")
     assert refused(path).isprintable()
 
 
-def test_a_link_to_the_folder_itself_is_the_users(tmp_path: Path) -> None:
+def test_link_to_the_folder_is_accepted_for_the_users_own(tmp_path: Path) -> None:
     path = repository(tmp_path / "work")
     (tmp_path / "alias").symlink_to(path)
     assert copied(tmp_path / "alias", tmp_path)
@@ -111,7 +111,7 @@ def test_a_link_to_the_folder_itself_is_the_users(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 @pytest.mark.parametrize("part", ["", ".git"])
-def test_the_folder_belongs_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_folder_must_belong_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
@@ -130,13 +130,13 @@ def test_the_folder_belongs_to_the_caller(tmp_path: Path, monkeypatch: pytest.Mo
         assert (state == "open") is good, value
 
 
-def test_a_file_that_is_not_git_is_a_sentence(tmp_path: Path) -> None:
+def test_invalid_git_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work/.git").write_text("nonsense\n")
     assert "its .git is not a git directory" in refused(tmp_path / "work")
 
 
-def test_the_environment_of_git_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_git_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GIT_DIR", "GIT_EXEC_PATH", "GIT_CONFIG_COUNT", "GIT_SSH_COMMAND", "GIT_ALTERNATE_OBJECT_DIRECTORIES"):
         monkeypatch.setenv(name, "/nowhere")
     found = repository_local.environment(str(tmp_path))
@@ -144,7 +144,7 @@ def test_the_environment_of_git_is_ours(tmp_path: Path, monkeypatch: pytest.Monk
     assert "/nowhere" not in found.values() and found["GIT_ALLOW_PROTOCOL"] == "none"
 
 
-def test_nothing_of_ours_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copying_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = repository(tmp_path / "work")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

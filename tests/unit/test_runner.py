@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ansible-runner and its Python interface make of runs that are refused; no engine is needed."""
+"""How ansible-runner and its Python interface handle refused runs; no engine is needed."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def run(how: str, tmp_path: Path, folder: Path, playbook: str, **values: str) ->
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A private-data directory of ours."""
+    """Return a private-data directory of ours."""
     place = tmp_path / "private"
     subprocess.run([str(CHECKOUT / "tools/runner-dir"), str(place)], check=True, capture_output=True, timeout=60)
     return place
 
 
 def forget(folder: Path, *names: str) -> None:
-    """Take variables out of the directory, as somebody who wrote it by hand would not have them."""
+    """Remove variables from the directory, as if a user wrote it by hand without them."""
     file = folder / "env/envvars"
     values: dict[str, Any] = json.loads(file.read_text())
     file.write_text(json.dumps({name: text for name, text in values.items() if name not in names}))
 
 
 @pytest.mark.parametrize("how", ["command", "python"])
-def test_a_checkout_as_project_is_refused(tmp_path: Path, folder: Path, how: str) -> None:
+def test_checkout_as_project_is_refused(tmp_path: Path, folder: Path, how: str) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     (checkout / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = spt.flow.connect\n")
@@ -70,14 +70,14 @@ def test_a_checkout_as_project_is_refused(tmp_path: Path, folder: Path, how: str
 
 
 @pytest.mark.parametrize("how", ["command", "python"])
-def test_a_command_that_nothing_would_run_is_refused(tmp_path: Path, folder: Path, how: str) -> None:
+def test_command_that_nothing_would_run_is_refused(tmp_path: Path, folder: Path, how: str) -> None:
     values = {"SPT_FLOW_WORKSPACE": "demo", "SPT_FLOW_COMMAND": "exit 3"}
     forget(folder, "ANSIBLE_CONFIG")
     done = run(how, tmp_path, folder, "spt.flow.ssh", **values)
     assert done.returncode == 2 and "ANSIBLE_CALLBACKS_ENABLED=spt.flow.connect" in done.stdout, done.stdout
 
 
-def test_an_installed_collection_is_found_where_it_is(tmp_path: Path) -> None:
+def test_installed_collection_is_found_in_its_folder(tmp_path: Path) -> None:
     """`tools/runner-dir` of a collection in any folder names that folder and its configuration."""
     place = tmp_path / "any/ansible_collections/spt/flow/tools"
     place.mkdir(parents=True)

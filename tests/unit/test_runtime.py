@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The runtime spt-flow: what it makes of a bundle and what it hands to runc, which is a recorder here."""
+"""The runtime spt-flow: how it changes a bundle and calls runc, which is a recorder here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Runtime:
         path.chmod(0o755)
 
     def config(self, uid_mappings: bool = True, pids: int | None = None, env: tuple[str, ...] = ()) -> None:
-        """A config.json as the engine writes it: one line, no blanks."""
+        """Return a config.json as the engine writes it: one line, no blanks."""
         linux: dict[str, Any] = {
             "resources": {
                 "devices": [{"allow": False, "access": "rwm"}],
@@ -78,7 +78,7 @@ class Runtime:
         (self.bundle / "config.json").write_text(json.dumps(content, separators=(",", ":")))
 
     def linux(self) -> dict[str, Any]:
-        """What the bundle says now; a user namespace that was made for it stands as one without a path."""
+        """Return the bundle's current content; a user namespace created for it is shown without a path."""
         found: dict[str, Any] = self.content()["linux"]
         for namespace in found["namespaces"]:
             if namespace["type"] == "user":
@@ -94,7 +94,7 @@ class Runtime:
         return subprocess.run(argv, capture_output=True, text=True, timeout=20, cwd=self.folder)
 
     def words(self) -> list[str] | None:
-        """What runc was called with; nothing when it was not."""
+        """Return the arguments of runc; empty if it was not called."""
         return self.called.read_text().split("\0")[:-1] if self.called.exists() else None
 
 
@@ -112,7 +112,7 @@ def test_create_unmasks_proc_and_keeps_the_rest(runtime: Runtime, verb: str) -> 
     assert runtime.words() == ["--root", "/run/docker", verb, "--bundle", str(runtime.bundle), "x1"]
 
 
-def test_proc_stays_masked_where_docker_does_not_run_inside(runtime: Runtime) -> None:
+def test_proc_stays_masked_without_docker_inside(runtime: Runtime) -> None:
     runtime.config(env=("SPT_FLOW_DOCKER=off",))
     before = runtime.linux()
     runtime.run(*CREATE, str(runtime.bundle), "x1")
@@ -122,7 +122,7 @@ def test_proc_stays_masked_where_docker_does_not_run_inside(runtime: Runtime) ->
     assert runtime.linux()["maskedPaths"] == []
 
 
-def test_start_isolates_every_port_of_the_bridge_and_no_other_call_does(runtime: Runtime) -> None:
+def test_only_start_isolates_every_port_of_the_bridge(runtime: Runtime) -> None:
     ports = [runtime.folder / "brif" / name / "isolated" for name in ("veth1", "veth2")]
     for port in ports:
         port.parent.mkdir(parents=True)
@@ -134,13 +134,13 @@ def test_start_isolates_every_port_of_the_bridge_and_no_other_call_does(runtime:
 
 
 @pytest.mark.parametrize("option", [["--bundle={}"], ["--bundle", "{}"], ["-b", "{}"]])
-def test_the_bundle_is_found_however_it_is_named(runtime: Runtime, option: list[str]) -> None:
+def test_bundle_is_found_in_every_notation(runtime: Runtime, option: list[str]) -> None:
     runtime.config()
     runtime.run("create", *(word.format(runtime.bundle) for word in option), "--pid-file", "create", "x1")
     assert runtime.linux()["maskedPaths"] == []
 
 
-def test_the_nodes_limit_of_processes_is_for_containers_without_one(runtime: Runtime) -> None:
+def test_process_limit_of_the_node_applies_to_containers_without_one(runtime: Runtime) -> None:
     runtime.environment.write_text("PIDS_LIMIT=4096\n")
     runtime.config()
     runtime.run(*CREATE, str(runtime.bundle), "x1")
@@ -150,7 +150,7 @@ def test_the_nodes_limit_of_processes_is_for_containers_without_one(runtime: Run
     assert runtime.linux()["resources"]["pids"] == {"limit": 99}
 
 
-def test_without_the_nodes_limit_none_is_added(runtime: Runtime) -> None:
+def test_no_process_limit_is_added_without_one_of_the_node(runtime: Runtime) -> None:
     runtime.config()
     runtime.run(*CREATE, str(runtime.bundle), "x1")
     assert "pids" not in runtime.linux()["resources"]
@@ -159,7 +159,7 @@ def test_without_the_nodes_limit_none_is_added(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     "variable", ["", 'X="uidMappings":[{"containerID":0}]', '"uidMappings":[{', 'X=","linux":{"uidMappings":[{']
 )
-def test_a_bundle_without_a_user_namespace_is_refused(runtime: Runtime, variable: str) -> None:
+def test_bundle_without_a_user_namespace_is_refused(runtime: Runtime, variable: str) -> None:
     runtime.config(uid_mappings=False, env=(variable,))
     before = (runtime.bundle / "config.json").read_text()
     done = runtime.run(*CREATE, str(runtime.bundle), "x1")
@@ -170,14 +170,14 @@ def test_a_bundle_without_a_user_namespace_is_refused(runtime: Runtime, variable
     assert (runtime.bundle / "config.json").read_text().strip() == before
 
 
-def test_a_variable_cannot_pass_for_a_limit_of_its_own(runtime: Runtime) -> None:
+def test_variable_cannot_imitate_a_limit(runtime: Runtime) -> None:
     runtime.environment.write_text("PIDS_LIMIT=4096\n")
     runtime.config(env=('X="pids":{"limit":-1}',))
     runtime.run(*CREATE, str(runtime.bundle), "x1")
     assert runtime.linux()["resources"]["pids"] == {"limit": 4096}
 
 
-def test_a_bundle_that_is_not_there_is_refused(runtime: Runtime) -> None:
+def test_missing_bundle_is_refused(runtime: Runtime) -> None:
     assert runtime.run(*CREATE, str(runtime.folder / "none"), "x1").returncode == 1
     assert runtime.words() is None
 
@@ -195,12 +195,12 @@ def test_a_bundle_that_is_not_there_is_refused(runtime: Runtime) -> None:
         ["state", ""],
     ],
 )
-def test_other_calls_reach_runc_as_they_are(runtime: Runtime, words: list[str]) -> None:
+def test_other_calls_reach_runc_unchanged(runtime: Runtime, words: list[str]) -> None:
     assert runtime.run(*words).returncode == 7
     assert runtime.words() == (words or [""])
 
 
-def test_audit_numbers_are_set_where_they_are_installed(runtime: Runtime) -> None:
+def test_audit_numbers_are_set_where_installed(runtime: Runtime) -> None:
     said = runtime.folder / "audit"
     runtime.audit.write_text(
         f'spt_flow_audit_create() {{ echo "create $1 $2" >> "{said}"; }}\n'
@@ -213,7 +213,7 @@ def test_audit_numbers_are_set_where_they_are_installed(runtime: Runtime) -> Non
     assert said.read_text().splitlines() == [f"create {runtime.bundle} x1", "exec x2"]
 
 
-def test_without_its_audit_number_nothing_starts(runtime: Runtime) -> None:
+def test_nothing_starts_without_its_audit_number(runtime: Runtime) -> None:
     runtime.audit.write_text("spt_flow_audit_create() { return 1; }\nspt_flow_audit_exec() { return 1; }\n")
     runtime.config()
     assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 1
@@ -221,11 +221,11 @@ def test_without_its_audit_number_nothing_starts(runtime: Runtime) -> None:
     assert runtime.words() is None
 
 
-# The user namespace and the limits
+# User namespaces and limits
 
 
 def ended(process: int) -> bool:
-    """Whether it runs no more; whether it was reaped is its parent's business."""
+    """Return whether it has ended, reaped or not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def ended(process: int) -> bool:
 
 
 @pytest.mark.parametrize(("name", "owner"), [("0a96a78cffc1", 0x70A96A78), ("fffffffff", 0x7FFFFFFF)])
-def test_each_container_gets_a_user_namespace_made_by_an_id_of_its_own(runtime: Runtime, name: str, owner: int) -> None:
+def test_each_container_gets_a_user_namespace_of_its_own(runtime: Runtime, name: str, owner: int) -> None:
     runtime.config()
     assert runtime.run(*CREATE, str(runtime.bundle), name).returncode == 7
     assert f"--reuid={owner} --regid={owner} --clear-groups" in (runtime.folder / "setpriv.called").read_text()
@@ -245,7 +245,7 @@ def test_each_container_gets_a_user_namespace_made_by_an_id_of_its_own(runtime: 
     assert re.fullmatch(r"/proc/\d+/fd/8", path)
 
 
-def test_the_container_does_not_inherit_the_namespaces_descriptor(runtime: Runtime) -> None:
+def test_container_does_not_inherit_the_namespace_descriptor(runtime: Runtime) -> None:
     runtime.config()
     said = runtime.folder / "descriptors"
     (runtime.folder / "runc").write_text(f"#!/bin/sh\n[ -e /proc/$PPID/fd/8 ] && ls /proc/self/fd >{said}\n")
@@ -254,13 +254,13 @@ def test_the_container_does_not_inherit_the_namespaces_descriptor(runtime: Runti
 
 
 @pytest.mark.parametrize("name", ["x1", "abc", "../../etc", "0x12345678"])
-def test_a_container_with_another_kind_of_name_gets_one_too(runtime: Runtime, name: str) -> None:
+def test_container_with_another_name_gets_a_namespace_too(runtime: Runtime, name: str) -> None:
     runtime.config()
     assert runtime.run(*CREATE, str(runtime.bundle), name).returncode == 7
     assert re.search(r"--reuid=1[89]\d{8} ", (runtime.folder / "setpriv.called").read_text())
 
 
-def test_the_engine_is_told_why_no_namespace_could_be_made(runtime: Runtime) -> None:
+def test_engine_is_told_why_no_namespace_could_be_created(runtime: Runtime) -> None:
     runtime.config()
     (runtime.folder / "refused").touch()
     log = runtime.folder / "log.json"
@@ -271,7 +271,7 @@ def test_the_engine_is_told_why_no_namespace_could_be_made(runtime: Runtime) -> 
     assert "no user namespace can be made" in said["msg"] and "max_user_namespaces" in said["msg"]
 
 
-def test_terminals_and_open_files_have_the_nodes_limits(runtime: Runtime) -> None:
+def test_terminals_and_open_files_have_the_limits_of_the_node(runtime: Runtime) -> None:
     runtime.environment.write_text("FILES_LIMIT=99\nTERMINALS_LIMIT=7\n")
     runtime.config(env=('X="newinstance",',))
     said = runtime.folder / "files"
@@ -287,7 +287,7 @@ def test_terminals_and_open_files_have_the_nodes_limits(runtime: Runtime) -> Non
 
 
 class Sized:
-    """The runtime beside a program for disks and a runc that both note their calls."""
+    """The runtime with a disk program and a runc that both record their calls."""
 
     def __init__(self, runtime: Runtime, attach: str = "exit 0") -> None:
         self.runtime, self.calls = runtime, runtime.folder / "calls"
@@ -313,7 +313,7 @@ class Sized:
         return self.runtime.run(*CREATE, str(self.runtime.bundle), "x1").returncode
 
     def called(self) -> list[str]:
-        """Which programs were called with which of their words, in order."""
+        """Return which programs were called with which of their arguments, in order."""
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         return [" ".join(word for word in line.split() if word in VERBS) for line in lines]
 
@@ -321,7 +321,7 @@ class Sized:
 VERBS = ("disk", "runc", "attach", "detach", "create", "delete", "x1")
 
 
-def test_sizes_are_set_before_runc_and_stay_with_the_container(runtime: Runtime) -> None:
+def test_sizes_are_set_before_runc_and_kept_with_the_container(runtime: Runtime) -> None:
     sized = Sized(runtime)
     sized.volumes()
     assert sized.create() == 0
@@ -330,7 +330,7 @@ def test_sizes_are_set_before_runc_and_stay_with_the_container(runtime: Runtime)
 
 
 @pytest.mark.parametrize("env", [("SPT_FLOW_DISK=1000",), ("A=1", "SPT_FLOW_DISK=1000")])
-def test_a_container_without_volumes_is_sized_by_its_environment(runtime: Runtime, env: tuple[str, ...]) -> None:
+def test_container_without_volumes_gets_its_size_from_the_environment(runtime: Runtime, env: tuple[str, ...]) -> None:
     sized = Sized(runtime)
     runtime.config(env=env)
     assert sized.create() == 0
@@ -346,7 +346,7 @@ def test_other_containers_start_no_further_program(runtime: Runtime, env: tuple[
     assert runtime.run("delete", "x1").returncode == 0 and sized.called()[1:] == ["runc delete x1"]
 
 
-def test_a_container_that_cannot_be_created_keeps_nothing_mounted(runtime: Runtime) -> None:
+def test_container_that_cannot_be_created_leaves_nothing_mounted(runtime: Runtime) -> None:
     sized = Sized(runtime)
     sized.runc(3)
     sized.volumes()
@@ -354,7 +354,7 @@ def test_a_container_that_cannot_be_created_keeps_nothing_mounted(runtime: Runti
     assert sized.called() == ["disk attach x1 create x1", "runc create x1", "disk detach x1"]
 
 
-def test_a_limit_that_cannot_be_set_is_told_to_the_engine(runtime: Runtime, tmp_path: Path) -> None:
+def test_limit_that_cannot_be_set_is_reported_to_the_engine(runtime: Runtime, tmp_path: Path) -> None:
     sized = Sized(runtime, attach="echo The disk is full. >&2; exit 1")
     sized.volumes()
     log = tmp_path / "log.json"
@@ -364,7 +364,7 @@ def test_a_limit_that_cannot_be_set_is_told_to_the_engine(runtime: Runtime, tmp_
     assert sized.called() == ["disk attach x1 create x1"], "runc was not called"
 
 
-def test_what_is_mounted_goes_after_runc_has_deleted_the_container(runtime: Runtime) -> None:
+def test_mounts_are_removed_after_runc_has_deleted_the_container(runtime: Runtime) -> None:
     sized = Sized(runtime)
     (runtime.folder / "disks").mkdir()
     (runtime.folder / "disks/x1").touch()
@@ -374,7 +374,7 @@ def test_what_is_mounted_goes_after_runc_has_deleted_the_container(runtime: Runt
     assert runtime.run("delete", "x1").returncode == 1
 
 
-def test_a_workspace_learns_whether_the_node_records_its_commands(runtime: Runtime) -> None:
+def test_workspace_learns_whether_the_node_records_its_commands(runtime: Runtime) -> None:
     calls = "spt_flow_audit_create() { return 0; }\n"
     for active, expected in (("return 0", ["SPT_FLOW_AUDIT=on"]), ("return 1", [])):
         runtime.audit.write_text(f"{calls}spt_flow_audit_active() {{ {active}; }}\n")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The system calls of a workspace: generated, with what Docker inside needs and without what would reach the host."""
+"""The generated seccomp profile: it allows what Docker inside needs and nothing that reaches the host."""
 
 from __future__ import annotations
 
@@ -73,34 +73,34 @@ def tool() -> ModuleType:
     return module
 
 
-def test_the_file_is_what_the_tool_writes(tool: ModuleType) -> None:
+def test_file_is_what_the_tool_generates(tool: ModuleType) -> None:
     if tool.headers_of() != tool.HEADERS_OF:
         pytest.skip(f"the kernel headers here are of {tool.headers_of() or 'no kernel'}, not of {tool.HEADERS_OF}")
     done = subprocess.run([sys.executable, str(TOOL), "--check"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_not_named_is_refused() -> None:
+def test_unlisted_call_is_refused() -> None:
     assert (PROFILE["defaultAction"], PROFILE["defaultErrnoRet"]) == ("SCMP_ACT_ERRNO", 1)
 
 
 @pytest.mark.parametrize("name", [*NESTED, "read", "execve", "clone", "chroot", "ptrace", "futex_waitv"])
-def test_allowed_whatever_its_arguments(name: str) -> None:
+def test_call_is_allowed_with_any_arguments(name: str) -> None:
     assert [(rule["action"], rule.get("args")) for rule in rules(name)] == [("SCMP_ACT_ALLOW", None)]
 
 
 @pytest.mark.parametrize("name", DANGEROUS)
-def test_not_allowed(name: str) -> None:
+def test_call_is_not_allowed(name: str) -> None:
     assert rules(name) == []
 
 
 @pytest.mark.parametrize("name", ["clone3", "socketcall", "add_key", "keyctl", "request_key"])
-def test_answered_as_if_it_were_not_there(name: str) -> None:
-    """clone3 and socketcall hide their arguments; all workspaces would share keys, as they share the host's ids."""
+def test_call_is_answered_as_if_it_did_not_exist(name: str) -> None:
+    """clone3 and socketcall hide their arguments; keys would be shared by all workspaces, like the host's ids."""
     assert [(rule["action"], rule["errnoRet"]) for rule in rules(name)] == [("SCMP_ACT_ERRNO", 38)]
 
 
-def test_sockets_have_the_listed_families_by_whole_values(tool: ModuleType) -> None:
+def test_sockets_are_limited_to_listed_families_by_equality(tool: ModuleType) -> None:
     for name, families in (("socket", [1, 2, 10, 16, 17]), ("socketpair", [1])):
         arguments = [arg for rule in rules(name) for arg in rule["args"]]
         assert {(arg["index"], arg["op"]) for arg in arguments} == {(0, "SCMP_CMP_EQ")}

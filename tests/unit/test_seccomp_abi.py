@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter of system calls means the same on every ABI of a processor, arm64 and its 32-bit ABI included."""
+"""The seccomp profile is equivalent on every ABI of a processor, including arm64 and its 32-bit ABI."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def filters() -> dict[str, Filter]:
 
 
 @every_abi
-def test_only_the_listed_families_have_sockets(filters: dict[str, Filter], native: str, abi: str) -> None:
+def test_only_listed_families_have_sockets(filters: dict[str, Filter], native: str, abi: str) -> None:
     for call, wanted in zip(sockets(abi), (FAMILIES, {1}), strict=True):
         assert {family for family in range(64) if filters[native].allows(abi, call, family)} == wanted
 
 
 @every_abi
-def test_bits_that_the_kernel_ignores_let_no_family_pass(filters: dict[str, Filter], native: str, abi: str) -> None:
-    """The kernel takes 32 bits of the family; a rule that compares ranges would take this for a family beyond them."""
+def test_bits_that_the_kernel_ignores_allow_no_family(filters: dict[str, Filter], native: str, abi: str) -> None:
+    """The kernel reads 32 bits of the family; a rule with ranges would see a family beyond them."""
     for call in sockets(abi):
         for family in (38, 40):
             for high in (1 << 32, 1 << 33, 1 << 63, 0xFFFFFFFF << 32):
@@ -54,7 +54,7 @@ def test_bits_that_the_kernel_ignores_let_no_family_pass(filters: dict[str, Filt
 
 
 @every_abi
-def test_no_command_gets_capabilities_beside_a_user_id(filters: dict[str, Filter], native: str, abi: str) -> None:
+def test_no_command_gets_capabilities_by_its_user_id(filters: dict[str, Filter], native: str, abi: str) -> None:
     call, ambient, lift = number(abi, "prctl"), 47, 2
     for high in (0, 1 << 32, 1 << 63, 0xFFFFFFFF << 32):
         assert not filters[native].allows(abi, call, high | ambient, lift, 1)
@@ -63,15 +63,13 @@ def test_no_command_gets_capabilities_beside_a_user_id(filters: dict[str, Filter
     assert {option for option in every if filters[native].allows(abi, call, option, lift)} == every
 
 
-def test_no_socket_by_the_call_whose_arguments_no_filter_sees(filters: dict[str, Filter]) -> None:
+def test_socketcall_creates_no_socket(filters: dict[str, Filter]) -> None:
     call = number(X86, "socketcall")
     assert {filters[X86_64].answer(X86, call, which) for which in range(32)} == {ERRNO | 38}
 
 
 @every_abi
-def test_a_call_is_allowed_exactly_where_the_profile_names_it(
-    filters: dict[str, Filter], native: str, abi: str
-) -> None:
+def test_call_is_allowed_exactly_where_the_profile_names_it(filters: dict[str, Filter], native: str, abi: str) -> None:
     known = {name: number(abi, name) for rule in PROFILE["syscalls"] for name in rule["names"]}
     wanted = {call for name, call in known.items() if call >= 0 and name in ALLOWED}
     split = {call for name, call in known.items() if name in SPLIT}
@@ -80,7 +78,7 @@ def test_a_call_is_allowed_exactly_where_the_profile_names_it(
     assert found - split == wanted - split
 
 
-def test_the_third_abi_of_x86_has_no_calls(filters: dict[str, Filter]) -> None:
+def test_third_abi_of_x86_has_no_calls(filters: dict[str, Filter]) -> None:
     assert not any(filters[X86_64].allows(X86_64, X32 | call, family) for call in range(1024) for family in (0, 1, 40))
 
 
@@ -90,8 +88,8 @@ def test_abis_of_other_processors_have_no_calls(filters: dict[str, Filter], nati
         assert not any(filters[native].allows(abi, call, 1) for call in range(512))
 
 
-def test_a_filter_of_ranges_would_be_passed() -> None:
-    """The control of the tests above: they find the hole where it is."""
+def test_filter_with_ranges_would_be_bypassed() -> None:
+    """The control of the tests above: they find a hole where there is one."""
     rules = [
         {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
         {

@@ -22,11 +22,11 @@ def refused(layers) -> errors.InvalidInput:
     return caught.value
 
 
-def test_defaults_of_the_table_and_of_the_dataclass_agree():
+def test_defaults_of_table_and_dataclass_agree():
     assert Settings.of(settings_resolve.resolve([])) == Settings()
 
 
-def test_every_option_is_whole():
+def test_every_option_is_complete():
     for option in settings_options.OPTIONS.values():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", option.name)
         assert option.description.endswith(".")
@@ -39,7 +39,7 @@ def test_every_option_is_whole():
     assert not reserved & set(settings_options.OPTIONS)
 
 
-def test_the_first_layer_wins():
+def test_first_layer_wins():
     layers = {
         "the task": {"cpus": None},
         "extra variables": {"cpus": "3"},
@@ -52,27 +52,27 @@ def test_the_first_layer_wins():
     assert values["docker"] == "auto"
 
 
-def test_an_empty_environment_variable_is_absent():
+def test_empty_environment_variable_is_unset():
     assert settings_resolve.from_environment({"SPT_FLOW_REF": "", "SPT_FLOW_REPO": "o/r", "OTHER": "x"}) == {
         "repo": "o/r"
     }
 
 
-def test_an_empty_extra_variable_takes_a_lower_value_away():
+def test_empty_extra_variable_removes_a_lower_value():
     assert settings_resolve.resolve([{"dotfiles": ""}, {"dotfiles": "o/dotfiles"}])["dotfiles"] == ""
 
 
-def test_a_mistake_that_a_higher_layer_hides_still_shows():
+def test_mistake_hidden_by_a_higher_layer_is_still_reported():
     assert "memory" in refused([{"memory": "4g"}, {"memory": "lots"}]).message
 
 
-def test_an_unknown_key_names_the_nearest():
+def test_unknown_key_suggests_the_nearest():
     error = refused({"the settings file": {"memroy": "4g"}})
     assert "memroy" in error.message and "the settings file" in error.message
     assert error.hint == "Did you mean memory?"
 
 
-def test_an_unknown_choice_names_the_nearest():
+def test_unknown_choice_suggests_the_nearest():
     error = refused([{"kvm": "requird"}])
     assert "did you mean required?" in error.hint and "auto, required, disabled" in error.hint
 
@@ -82,7 +82,7 @@ def test_an_unknown_choice_names_the_nearest():
     [("90", 90), ("45s", 45), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("1d2h3m4s", 93784)]
     + [(60, 60)],
 )
-def test_durations(text, seconds):
+def test_durations_are_parsed(text, seconds):
     assert settings_values.parse_duration(text) == seconds
 
 
@@ -91,17 +91,17 @@ def test_durations(text, seconds):
     [("512m", 512 * 2**20), ("8g", 8 * GIB), ("8G", 8 * GIB), ("8GiB", 8 * GIB), ("8gb", 8 * GIB), ("1.5g", 1610612736)]
     + [("1t", 2**40), ("4096k", 2**22), ("1024", 1024), (1024, 1024)],
 )
-def test_sizes(text, size):
+def test_sizes_are_parsed(text, size):
     assert settings_values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("word", ["true", "True", "yes", "on", "1", 1, True, " y "])
-def test_true(word):
+def test_true_words_are_true(word):
     assert settings_values.as_bool(word) is True
 
 
 @pytest.mark.parametrize("word", ["false", "FALSE", "no", "off", "0", 0, False, "n"])
-def test_false(word):
+def test_false_words_are_false(word):
     assert settings_values.as_bool(word) is False
 
 
@@ -133,25 +133,25 @@ def settings_file(tmp_path, monkeypatch):
     return write
 
 
-def test_no_settings_file(settings_file):
+def test_settings_file_is_optional(settings_file):
     assert settings_resolve.load_user_settings() == {}
 
 
-def test_a_settings_file(settings_file):
+def test_settings_file_is_read(settings_file):
     path = settings_file("memory: 4g\ncpus: 2\nconnect: no\n")
     assert settings_resolve.user_settings_file() == path
     assert settings_resolve.load_user_settings() == {"memory": "4g", "cpus": 2, "connect": False}
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_settings_file_that_others_can_change(settings_file, mode):
+def test_settings_file_writable_by_others_is_refused(settings_file, mode):
     path = settings_file("cpus: 2\n", mode)
     with pytest.raises(errors.InvalidInput, match="can be changed by others") as caught:
         settings_resolve.load_user_settings()
     assert caught.value.hint == f"chmod go-w {path}"
 
 
-def test_a_settings_file_of_somebody_else(settings_file, monkeypatch):
+def test_settings_file_of_another_user_is_refused(settings_file, monkeypatch):
     path = settings_file("cpus: 2\n")
     os.chown(path, 12345, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(errors.InvalidInput, match="belongs to somebody else"):
@@ -173,27 +173,27 @@ def test_a_settings_file_of_somebody_else(settings_file, monkeypatch):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_settings_file_that_is_wrong(settings_file, content, words):
+def test_invalid_settings_file_is_refused(settings_file, content, words):
     settings_file(content)
     with pytest.raises(errors.InvalidInput, match=re.escape(words)):
         settings_resolve.load_user_settings()
 
 
-def test_an_unreadable_settings_file(settings_file, tmp_path):
+def test_unreadable_settings_file_is_refused(settings_file, tmp_path):
     (tmp_path / "spt-flow" / "config.yml").mkdir()
     with pytest.raises(errors.InvalidInput, match="Cannot read the settings file"):
         settings_resolve.load_user_settings()
 
 
-def test_yaml_booleans_in_disguise_are_explained():
+def test_accidental_yaml_booleans_are_explained():
     error = refused([{"kvm": False}])
     assert "Quote it" in error.hint
 
 
-# What makes a workspace
+# Values that create a workspace
 
 
-def test_the_hash_stands_for_what_is_fixed_at_create():
+def test_hash_covers_what_is_fixed_at_creation():
     base = Settings()
     digest = base.hash()
     assert re.fullmatch(r"[0-9a-f]{64}", digest)
@@ -204,7 +204,7 @@ def test_the_hash_stands_for_what_is_fixed_at_create():
     assert Settings.of(settings_resolve.resolve([{"cpus": "4.0", "memory": "8192m"}])).hash() == digest
 
 
-def test_a_machine_that_is_large_enough_changes_nothing():
+def test_sufficient_machine_changes_nothing():
     assert Settings().cap(8, 32 * GIB) == (Settings(), [])
 
 
@@ -217,12 +217,12 @@ def test_limits_are_capped_with_one_line():
     ]
 
 
-def test_the_reserve_can_be_given_and_leaves_something():
+def test_reserve_is_configurable_and_leaves_resources():
     assert Settings().cap(8, 6 * GIB, reserve=2 * GIB)[0].memory == 4 * GIB
     assert Settings().cap(8, GIB, reserve=2 * GIB)[0].memory == 256 * 2**20
 
 
-def test_docker_arguments():
+def test_docker_arguments_are_rendered():
     arguments = Settings(cpus=1.5, memory=4 * GIB, pids=512, ide_port=8443).docker_arguments()
     assert arguments["NanoCpus"] == 1_500_000_000
     assert arguments["Memory"] == arguments["MemorySwap"] == 4 * GIB
@@ -236,6 +236,6 @@ def test_docker_arguments():
     }
 
 
-def test_the_default_owner_is_the_login_name(monkeypatch):
+def test_default_owner_is_the_login_name(monkeypatch):
     monkeypatch.setenv("LOGNAME", "Ada.Lovelace@corp")
     assert settings_resolve.default_owner() == "ada-lovelace-corp"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The drift test: what settings are rendered to says the same everywhere; where it cannot, the difference is here."""
+"""All renderings of the settings agree; unavoidable differences are listed here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ values = st.builds(
 
 @pytest.fixture(autouse=True, scope="module")
 def _read_once() -> Iterator[None]:
-    """An image's identity is made of many files, and each example asks for it several times."""
+    """Cache image identities, which read many files and are requested several times by each example."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_identity, "identity", functools.cache(image_identity.identity))
         yield
@@ -101,7 +101,7 @@ def docker(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
 
 
 def terraform(chosen: Settings, kind: str = "dev") -> dict[str, Any]:
-    """What the template makes of its variables, by the lines of its text that use them."""
+    """Return what the template derives from its variables, by the lines that use them."""
     wanted = coder_template.ours(chosen, kind, "spt-flow", {}, apparmor=docker_container.APPARMOR)
     values = wanted.variables
     inside = values["docker"] == "true"
@@ -167,7 +167,7 @@ def devcontainer(chosen: Settings, repository: Repository | None = REPOSITORY) -
 
 
 def decided(chosen: Settings) -> Settings:
-    """With what an engine or a server decides about ``auto`` where it can be asked; a file cannot ask."""
+    """Apply the decision about ``auto`` that an engine or server makes; a file cannot ask for one."""
     return replace(
         chosen,
         kvm="required" if chosen.kvm == "auto" else chosen.kvm,
@@ -189,11 +189,11 @@ def test_every_rendering_says_the_same(chosen: Settings) -> None:
         "devcontainer.json on a folder": devcontainer(chosen, None),
     }.items():
         environment = found.pop("environment")
-        # A file asks engines that nobody has prepared for nothing of ours that the container can do without.
+        # A file requests nothing of ours from unprepared engines that the container can do without.
         plain = {"seccomp": None, "apparmor": "", "runtime": ""} if "json" in name and found["docker"] == "off" else {}
         for key, value in found.items():
             assert value == plain.get(key, wanted[key]), f"{name}: {key}"
-        # The provider has no limit of processes; the runtime sets it (docs/decisions/runtime-wrapper.md).
+        # The provider has no process limit; the runtime sets it (docs/decisions/runtime-wrapper.md).
         assert wanted.keys() - found.keys() == ({"pids"} if "Terraform" in name else set())
         for key in chosen.environment():
             assert environment[key] == wanted_environment[key], f"{name}: {key}"
@@ -201,7 +201,7 @@ def test_every_rendering_says_the_same(chosen: Settings) -> None:
 
 @quick
 @given(values)
-def test_a_pipeline_gets_the_same_settings(chosen: Settings) -> None:
+def test_pipeline_gets_the_same_settings(chosen: Settings) -> None:
     environment = chosen.pipeline_environment()
     again = Settings.of(settings_resolve.resolve([settings_resolve.from_environment(environment)]))
     assert replace(again, known_hosts=chosen.known_hosts).hash() == chosen.hash()
@@ -212,7 +212,7 @@ def test_a_pipeline_gets_the_same_settings(chosen: Settings) -> None:
 
 @quick
 @given(values)
-def test_a_file_asks_unknown_engines_for_nothing_that_is_merely_auto(chosen: Settings) -> None:
+def test_file_requests_nothing_that_is_only_auto(chosen: Settings) -> None:
     found = devcontainer(chosen)
     assert ("/dev/kvm" in found["devices"]) == (chosen.kvm == "required")
     assert (found["docker"] == "on") == ("/dev/fuse" in found["devices"]) == (chosen.docker == "required")
@@ -221,7 +221,7 @@ def test_a_file_asks_unknown_engines_for_nothing_that_is_merely_auto(chosen: Set
     assert "privileged" not in text and "docker.sock" not in text and "--network=host" not in text
 
 
-def test_unsafe_is_said_in_so_many_words_only() -> None:
+def test_unsafe_requires_the_explicit_setting() -> None:
     for value in ("auto", "required", "disabled"):
         assert "systempaths" not in json.dumps(docker_devcontainer.files(Settings(docker=value), "image"))
     assert "--security-opt=systempaths=unconfined" in json.dumps(
@@ -255,7 +255,7 @@ LEFT_OUT = {
 }
 
 
-def test_every_value_of_the_start_contract_comes_everywhere_or_its_absence_is_explained() -> None:
+def test_every_value_of_the_agent_is_rendered_or_its_absence_explained() -> None:
     source = (harness.LIBRARY / "spt_workspace/contract.py").read_text(encoding="utf-8")
     read = set(re.findall(r'(?:text\(|SPT_FLOW_)"?([A-Z_]+)"', source))
     read = {f"SPT_FLOW_{name}" for name in read}
@@ -265,7 +265,7 @@ def test_every_value_of_the_start_contract_comes_everywhere_or_its_absence_is_ex
         assert sent - set(found(Settings())["environment"]) == set(LEFT_OUT[name]), name
 
 
-def test_the_published_template_is_what_the_settings_say() -> None:
+def test_published_template_matches_the_settings() -> None:
     folder = CHECKOUT / "templates/devcontainer"
     wanted = docker_devcontainer.template()
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(wanted)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`site.yml` before it touches anything: the inventory to copy, its variables, its groups, and who is refused."""
+"""`site.yml` before its first change: the example inventory, its variables and groups, and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_playbook_is_found_and_loads() -> None:
 
 
 @pytest.mark.parametrize("role", [*ROLES, "image_build"])
-def test_the_example_names_every_variable_of_a_role_with_its_default(role: str) -> None:
+def test_example_lists_every_role_variable_with_its_default(role: str) -> None:
     (path,) = (EXAMPLE / "group_vars").glob(f"*/{role}.yml")
     text = path.read_text()
     shown = yaml.safe_load("\n".join(re.findall(rf"^# ({role}_\w+: .*)$", text, re.MULTILINE)))
@@ -49,7 +49,7 @@ def test_the_example_names_every_variable_of_a_role_with_its_default(role: str) 
     assert yaml.safe_load(text) is None
 
 
-def test_the_example_as_it_is_has_no_problem() -> None:
+def test_example_inventory_is_valid_as_it_is() -> None:
     hosts = yaml.safe_load((EXAMPLE / "hosts.yml").read_text())["all"]["children"]
     assert controller_inventory.groups({name: list(group["hosts"]) for name, group in hosts.items()}, "x") == []
     assert len(hosts["flow_nodes"]["hosts"]) == 2
@@ -65,12 +65,12 @@ def test_the_example_as_it_is_has_no_problem() -> None:
         ("coder_server_acces_url", "coder_server_access_url"),
     ],
 )
-def test_a_misspelt_variable_is_told_with_the_nearest_right_name(wrong: str, right: str) -> None:
+def test_misspelt_variable_suggests_the_nearest_name(wrong: str, right: str) -> None:
     (said,) = controller_inventory.variables({"node1": [wrong], "node2": [wrong]}, NAMES)
     assert said == f"The variable {wrong} (set for node1 and 1 more) means nothing; did you mean {right}?"
 
 
-def test_variables_of_others_and_right_ones_are_left_alone() -> None:
+def test_foreign_and_correct_variables_are_accepted() -> None:
     given = [
         "ansible_user",
         "host_kvm_required",
@@ -82,11 +82,11 @@ def test_variables_of_others_and_right_ones_are_left_alone() -> None:
     assert controller_inventory.variables({"node1": given}, NAMES) == []
 
 
-def test_an_unknown_variable_of_ours_without_a_near_name_is_told() -> None:
+def test_unknown_variable_without_a_similar_name_is_reported() -> None:
     assert "take it out" in controller_inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
 
 
-def test_a_renamed_variable_is_told_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renamed_variable_is_reported_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(controller_inventory.RENAMED, "host_kvm_old", "host_kvm_required")
     (said,) = controller_inventory.variables({"node1": ["host_kvm_old"]}, NAMES)
     assert said == "The variable host_kvm_old (set for node1) is now called host_kvm_required."
@@ -100,13 +100,13 @@ def test_a_renamed_variable_is_told_with_its_new_name(monkeypatch: pytest.Monkey
         ({"all": ["a"]}, "copy the folder somewhere/example"),
     ],
 )
-def test_wrong_groups_are_one_sentence(groups: dict[str, list[str]], sentence: str) -> None:
+def test_wrong_groups_are_reported(groups: dict[str, list[str]], sentence: str) -> None:
     (said,) = controller_inventory.groups(groups, "somewhere/example")
     assert sentence in said
 
 
 @pytest.mark.parametrize("where", ["checkout", "elsewhere"])
-def test_without_an_inventory_one_sentence_names_the_folder_to_copy(where: str, tmp_path: Path) -> None:
+def test_missing_inventory_names_the_folder_to_copy(where: str, tmp_path: Path) -> None:
     done = playbook("site.yml") if where == "checkout" else playbook("spt.flow.site", cwd=tmp_path)
     text = done.stdout + done.stderr
     assert done.returncode == 2
@@ -114,7 +114,7 @@ def test_without_an_inventory_one_sentence_names_the_folder_to_copy(where: str, 
     assert "Workspace hosts" not in text and "Traceback" not in text
 
 
-def test_a_misspelt_variable_stops_the_run_before_any_change(tmp_path: Path) -> None:
+def test_misspelt_variable_stops_the_run_before_any_change(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(
         "flow_nodes: {hosts: {n1: {ansible_connection: local, host_kvm_requird: true}}}\n", encoding="utf-8"
     )
@@ -133,7 +133,7 @@ flow_nodes:
 
 
 @pytest.mark.parametrize(("limit", "named"), [((), True), (("--limit", "n1"), False)], ids=["all", "limited"])
-def test_an_unreachable_node_is_a_row_and_a_node_left_out_is_none(
+def test_unreachable_node_is_reported_and_an_excluded_node_is_not(
     limit: tuple[str, ...], named: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "hosts.yml").write_text(TWO, encoding="utf-8")
@@ -156,8 +156,8 @@ def test_an_unreachable_node_is_a_row_and_a_node_left_out_is_none(
 
 
 @pytest.mark.parametrize("limit", [(), ("--limit", "n2")], ids=["all", "limited"])
-def test_reset_touches_nothing_without_a_yes(limit: tuple[str, ...], tmp_path: Path) -> None:
-    # Nothing is at these addresses, so that a broken refusal would harm nobody.
+def test_reset_requires_confirmation(limit: tuple[str, ...], tmp_path: Path) -> None:
+    # Nothing has these addresses, so that a broken check could do no harm.
     node = "{ansible_host: 192.0.2.1, ansible_connection: ssh, ansible_timeout: 1, ansible_ssh_retries: 0}"
     (tmp_path / "hosts.yml").write_text(f"flow_nodes: {{hosts: {{n1: {node}, n2: {node}}}}}\n", encoding="utf-8")
     done = playbook("playbooks/reset.yml", "-i", f"{tmp_path}/hosts.yml", *limit)

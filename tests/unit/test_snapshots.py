@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Retention over many calendars, ages, metrics and the refusals of restore."""
+"""Snapshot retention over many calendars, ages, metrics, and refused restores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEEK = 7 * 86400
 
 
 def nights(start: str, zone: str, count: int, seed: int, hour: int = 2) -> list[float]:
-    """The moments of ``count`` nightly runs at local ``hour`` plus up to an hour of random delay."""
+    """Return the times of ``count`` nightly runs at local ``hour`` plus a random delay of up to an hour."""
     jitter = random.Random(seed)
     first = datetime.fromisoformat(start)
     moments = []
@@ -59,7 +59,7 @@ CALENDARS = [
 
 
 def simulate(moments: list[float], good: set[int] | None = None) -> list[list[Snapshot]]:
-    """What is kept after each run of the policy."""
+    """Return what the policy keeps after each run."""
     kept: list[Snapshot] = []
     history = []
     for number, moment in enumerate(moments):
@@ -71,12 +71,12 @@ def simulate(moments: list[float], good: set[int] | None = None) -> list[list[Sn
     return history
 
 
-def test_there_are_forty_calendars() -> None:
+def test_at_least_forty_calendars_are_tested() -> None:
     assert len(CALENDARS) == 40
 
 
 @pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
-def test_every_night_of_the_last_week_is_kept_and_little_else(start: str, zone: str, seed: int) -> None:
+def test_last_week_is_kept_and_few_older_snapshots(start: str, zone: str, seed: int) -> None:
     moments = nights(start, zone, 30, seed)
     for number, kept in enumerate(simulate(moments)):
         now = moments[number]
@@ -85,7 +85,7 @@ def test_every_night_of_the_last_week_is_kept_and_little_else(start: str, zone: 
 
 
 @pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
-def test_missed_nights_never_cost_history(start: str, zone: str, seed: int) -> None:
+def test_missed_nights_do_not_delete_history(start: str, zone: str, seed: int) -> None:
     chance = random.Random(seed + 1000)
     moments = [m for m in nights(start, zone, 60, seed) if chance.random() < 0.4]
     for number, kept in enumerate(simulate(moments)):
@@ -93,7 +93,7 @@ def test_missed_nights_never_cost_history(start: str, zone: str, seed: int) -> N
 
 
 @pytest.mark.parametrize(("start", "zone", "seed"), CALENDARS)
-def test_a_clock_that_jumps_never_takes_the_last_good_one(start: str, zone: str, seed: int) -> None:
+def test_clock_jump_never_deletes_the_last_good_snapshot(start: str, zone: str, seed: int) -> None:
     chance = random.Random(seed + 2000)
     moments = nights(start, zone, 40, seed)
     for number in range(10, 40):
@@ -107,7 +107,7 @@ def test_a_clock_that_jumps_never_takes_the_last_good_one(start: str, zone: str,
             assert f"{newest:08d}" in {s.id for s in kept}
 
 
-def test_after_a_month_asleep_the_old_week_stays_until_a_new_one_exists() -> None:
+def test_old_week_is_kept_after_a_month_until_a_new_week_exists() -> None:
     old = nights("2025-01-01", "UTC", 7, 1)
     new = nights("2025-02-15", "UTC", 9, 2)
     history = simulate(old + new)
@@ -115,20 +115,20 @@ def test_after_a_month_asleep_the_old_week_stays_until_a_new_one_exists() -> Non
     assert {s.time for s in history[-1]}.isdisjoint(old)
 
 
-def test_many_snapshots_of_one_day_count_as_one_day() -> None:
+def test_snapshots_of_one_day_count_as_one_day() -> None:
     burst = [Snapshot(str(n), "home", 1e9 + n * 60) for n in range(50)]
     assert days(burst) == 1
     week_old = Snapshot("old", "home", 1e9 - 2 * WEEK)
     assert expired([week_old, *burst], 1e9 + 4000) == []
 
 
-def test_only_incomplete_snapshots_follow_a_good_one() -> None:
+def test_incomplete_snapshots_are_kept_only_after_a_good_one() -> None:
     good = Snapshot("good", "home", 1e9)
     bad = [Snapshot(f"bad{n}", "home", 1e9 + n * 86400, good=False) for n in range(1, 60)]
     assert good not in expired([good, *bad], 1e9 + 60 * 86400)
 
 
-def test_snapshots_dated_in_the_future_go_when_a_true_week_exists() -> None:
+def test_snapshots_from_the_future_are_deleted_when_a_true_week_exists() -> None:
     wrong = Snapshot("wrong", "home", 4e9)
     few = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(3)]
     week = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(7)]
@@ -137,21 +137,21 @@ def test_snapshots_dated_in_the_future_go_when_a_true_week_exists() -> None:
     assert newest_good([wrong, *few], 1e9 + 3 * 86400) == few[-1]
 
 
-def test_a_deleted_volume_keeps_its_snapshots_for_the_time_asked() -> None:
+def test_deleted_volume_keeps_its_snapshots_for_the_configured_time() -> None:
     left = [Snapshot(str(n), "home", 1e9 + n * 86400) for n in range(5)]
     assert orphaned(left, 1e9 + 30 * 86400, 30) == []
     assert orphaned(left, 1e9 + 36 * 86400, 30) == left
     assert orphaned(left, 9e9, 0) == []
 
 
-def test_a_volume_that_slept_before_it_was_deleted_keeps_its_snapshots_as_long() -> None:
+def test_idle_volume_keeps_its_snapshots_as_long_after_its_deletion() -> None:
     left = [Snapshot("one", "home", 1e9)]
     asleep = 1e9 + 6 * 86400
     assert orphaned(left, asleep + 29 * 86400, 30, asleep) == []
     assert orphaned(left, asleep + 31 * 86400, 30, asleep) == left
 
 
-def test_what_did_not_change_is_stored_again_before_the_week_is_over() -> None:
+def test_unchanged_volume_is_stored_again_within_a_week() -> None:
     record = {"mark": "m", "last_id": "aaaaaaaa00", "error": ""}
     known = [Snapshot("aaaaaaaa", "home", 1e9), Snapshot("bbbbbbbb", "other", 1e9 + 5)]
     assert snapshots_run.unchanged(record, "m", known, "home", 1e9 + 6 * 86400)
@@ -179,14 +179,14 @@ def config(**changes: object) -> snapshots_config.Config:
         (1002 * 3600, 0, "dated in the future"),
     ],
 )
-def test_a_volume_without_a_fresh_snapshot_is_a_problem(last: float | None, created: float, words: str) -> None:
+def test_volume_without_a_recent_snapshot_is_a_problem(last: float | None, created: float, words: str) -> None:
     status = {"volumes": {"home": {"last_good": last} if last is not None else {}}, "verify": {}}
     found = snapshots_status.assess(config(), status, [Volume("home", "/x", {}, created)], 1000 * 3600)
     assert bool(found) == bool(words)
     assert words in "".join(found)
 
 
-def test_metrics_tell_age_and_last_result_per_volume() -> None:
+def test_metrics_report_age_and_last_result_per_volume() -> None:
     status = {
         "volumes": {
             "a": {"last_good": 100, "error": "", "size": 5},
@@ -206,22 +206,22 @@ def test_metrics_tell_age_and_last_result_per_volume() -> None:
 @pytest.mark.parametrize(
     "path", ["../x", "a/../../x", "/etc/passwd", "", "/", "/home/coder/../x", "a\0b", ".", "/home/coder/"]
 )
-def test_paths_that_leave_the_home_are_refused(path: str) -> None:
+def test_paths_outside_the_home_are_refused(path: str) -> None:
     with pytest.raises(InvalidInput, match="does not lie in the home"):
         snapshots_restore.inner_path(path)
 
 
-def test_paths_of_the_home_are_understood() -> None:
+def test_paths_in_the_home_are_accepted() -> None:
     assert snapshots_restore.inner_path("/home/coder/a/./b c") == "a/b c"
     assert snapshots_restore.inner_path("x*[y]") == "x*[y]"
 
 
-def test_restic_times_of_every_zone_are_read() -> None:
+def test_restic_times_of_every_zone_are_parsed() -> None:
     assert _seconds("2026-11-23T18:00:00.123456789+01:00") == pytest.approx(_seconds("2026-11-23T17:00:00.123456Z"))
     assert _seconds("2026-11-23T17:00:00Z") == 1795453200
 
 
-def test_a_label_with_a_comma_is_one_tag() -> None:
+def test_label_with_a_comma_is_one_tag() -> None:
     assert "," not in label_tag("spt.flow.repo", "host/a,b")
 
 
@@ -231,7 +231,7 @@ def test_unknown_settings_are_named(tmp_path) -> None:  # type: ignore[no-untype
         snapshots_config.Config.load(str(tmp_path / "c.json"))
 
 
-def test_the_dashboard_of_a_coder_workspace_tells_its_last_snapshot_and_nobody_elses_name(
+def test_coder_dashboard_shows_the_last_snapshot_of_its_workspace_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Volumes:

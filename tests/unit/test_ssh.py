@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration by which OpenSSH's client enters workspaces."""
+"""The OpenSSH client configuration for entering workspaces."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DEMO = Workspace("ada", "demo", "example.com/o/demo")
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime folder of this test's own, so that no key of the user's is touched."""
+    """A runtime folder of this test, so that no key of the user is touched."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "spt-flow"
 
 
 def effective(host: str) -> dict[str, str]:
-    """What OpenSSH itself makes of the configuration for ``host``."""
+    """Return how OpenSSH itself reads the configuration for ``host``."""
     argv = ["ssh", "-G", "-F", str(workspace_ssh.prepare()), host]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
     return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
 
 
-def test_openssh_understands_it_and_is_strict(runtime):
+def test_openssh_accepts_the_configuration_and_it_is_strict(runtime):
     found = effective("spt-flow-ada-demo")
     assert found["user"] == "coder"
     assert found["stricthostkeychecking"] in ("true", "yes")
@@ -45,13 +45,13 @@ def test_openssh_understands_it_and_is_strict(runtime):
     assert found["preferredauthentications"] == "publickey"
 
 
-def test_other_hosts_are_left_alone(runtime):
+def test_other_hosts_are_unchanged(runtime):
     found = effective("example.com")
     assert "proxycommand" not in found and found["user"] != "coder"
     assert not (runtime / "id_ed25519").exists(), "no key for nothing"
 
 
-def test_key_is_made_once_and_private(runtime):
+def test_key_is_created_once_and_private(runtime):
     effective("spt-flow-ada-demo")
     first = (runtime / "id_ed25519").read_bytes()
     effective("spt-flow-ada-other")
@@ -61,7 +61,7 @@ def test_key_is_made_once_and_private(runtime):
     assert sorted(path.name for path in runtime.iterdir()) == ["id_ed25519", "id_ed25519.pub", "ssh_config"]
 
 
-def test_many_at_once_get_one_whole_pair(runtime):
+def test_parallel_runs_get_one_complete_key_pair(runtime):
     workspace_ssh.prepare()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(effective, [f"spt-flow-ada-{number}" for number in range(8)]))
@@ -71,7 +71,7 @@ def test_many_at_once_get_one_whole_pair(runtime):
     assert (runtime / "id_ed25519.pub").read_text().split()[:2] == public
 
 
-def test_words(runtime):
+def test_words_are_quoted(runtime):
     config = str(runtime / "ssh_config")
     assert workspace_ssh.argv(DEMO) == ["ssh", "-F", config, "spt-flow-ada-demo"]
     assert workspace_ssh.argv(DEMO, terminal=True)[3] == "-t"
@@ -87,7 +87,7 @@ def test_directory_is_quoted(tmp_path):
     assert workspace_ssh.inside("", "true") == "true"
 
 
-def test_configuration_is_written_only_when_it_differs(runtime):
+def test_configuration_is_written_only_if_it_differs(runtime):
     path = workspace_ssh.prepare()
     os.utime(path, (1, 1))
     assert workspace_ssh.prepare().stat().st_mtime == 1
@@ -96,7 +96,7 @@ def test_configuration_is_written_only_when_it_differs(runtime):
 
 
 @pytest.mark.parametrize("wrong", ["file", "open", "link"])
-def test_a_folder_of_somebody_else_is_not_used(runtime, tmp_path, monkeypatch, wrong):
+def test_folder_of_another_user_is_not_used(runtime, tmp_path, monkeypatch, wrong):
     if wrong == "file":
         runtime.write_text("")
     elif wrong == "open":
@@ -115,6 +115,6 @@ def test_a_folder_of_somebody_else_is_not_used(runtime, tmp_path, monkeypatch, w
 
 
 @pytest.mark.parametrize("strange", ["relative/x", "/with space", '/with"quote', "/with%h", "/with$(id)", ""])
-def test_runtime_directories_that_a_shell_would_read_are_passed_over(monkeypatch, strange):
+def test_runtime_directories_that_a_shell_would_expand_are_skipped(monkeypatch, strange):
     monkeypatch.setenv("XDG_RUNTIME_DIR", strange)
     assert f"{strange}/spt-flow" not in [str(path) for path in docker_ssh._candidates()]

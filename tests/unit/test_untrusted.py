@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Values that a hostile workspace reports: they are cleaned, typed and bounded, and hurt no other workspace."""
+"""Values that a hostile workspace reports: they are cleaned, typed and limited, and harm no other workspace."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ anything = st.recursive(
 
 
 def as_json(value: Any) -> str:
-    """``value`` as a hostile program writes it: NaN and Infinity as JavaScript knows them."""
+    """Return ``value`` as a hostile program writes it, with JavaScript's NaN and Infinity."""
     return json.dumps(value)
 
 
@@ -116,7 +116,7 @@ def test_line_is_printable_and_short(given_: Any, clean: str) -> None:
 
 @quick
 @given(hostile_text | st.binary(max_size=100))
-def test_line_of_anything_is_printable(value: Any) -> None:
+def test_any_line_becomes_printable(value: Any) -> None:
     assert_clean(untrusted.line(value))
     assert untrusted.line(untrusted.line(value)) == untrusted.line(value)
     assert_clean(untrusted.output(value).replace("\t", ""))
@@ -124,7 +124,7 @@ def test_line_of_anything_is_printable(value: Any) -> None:
 
 @quick
 @given(hostile_text)
-def test_text_keeps_line_ends_only(value: str) -> None:
+def test_text_keeps_only_line_ends(value: str) -> None:
     cleaned = untrusted.text(value)
     assert_clean(cleaned.replace("\n", "").replace("\t", ""))
     assert cleaned.count("\n") == value.count("\n")
@@ -146,7 +146,7 @@ def test_cleaning_takes_linear_time() -> None:
         *((bad, None) for bad in (True, "1", None, [], {}, -1, math.nan, math.inf, -math.inf, 1e400, 1e300, 10**400)),
     ],
 )
-def test_moment_is_a_time_that_a_calendar_can_show(value: Any, known: float | None) -> None:
+def test_moment_is_a_valid_calendar_time(value: Any, known: float | None) -> None:
     assert untrusted.moment(value) == known
 
 
@@ -210,7 +210,7 @@ HOSTILE_EVENTS = [
 
 
 def shown(lines: list[str]) -> list[str]:
-    """What ``status`` prints of a workspace with this log, and of its neighbour."""
+    """Return what ``status`` prints of a workspace with this log, and of its neighbour."""
     bad = Workspace("ada", "bad", "example.com/o/bad", state="running", started=NOW - 60)
     good = with_events(
         Workspace("ada", "good", "example.com/o/good", state="running", started=NOW - 60), ready_lines("b")
@@ -219,7 +219,7 @@ def shown(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE_EVENTS)
-def test_one_bad_workspace_harms_no_other_in_status(hostile: str) -> None:
+def test_bad_workspace_harms_no_other_in_status(hostile: str) -> None:
     lines = shown([*ready_lines("b"), hostile])
     for text in lines:
         assert_clean(text)
@@ -228,7 +228,7 @@ def test_one_bad_workspace_harms_no_other_in_status(hostile: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", 1e308, math.nan, math.inf, -5, [1], {"a": 1}, True])
-def test_status_shows_a_question_mark_for_a_time_that_is_none(value: Any) -> None:
+def test_status_shows_a_question_mark_for_an_invalid_time(value: Any) -> None:
     row = shown([*ready_lines("b"), event("life", reason="busy", stops_at=value)])[1]
     assert row.split()[-3:-1] == ["?", "?"], row
 
@@ -290,7 +290,7 @@ def test_no_session_file_reaches_the_terminal_uncleaned(data: dict[str, Any]) ->
     assert len(session.ports) <= 32 and all(isinstance(port, int) for port in session.ports)
 
 
-def test_steps_and_their_number_are_bounded() -> None:
+def test_number_and_length_of_steps_are_limited() -> None:
     watch = readiness.Watch(Progress())
     watch.feed(start_event("b"))
     for number in range(5000):
@@ -311,7 +311,7 @@ def test_notes_of_the_start_script_are_kept_clean_and_bounded() -> None:
 # Ports
 
 
-def test_many_ports_are_cut_and_well_known_ones_refused() -> None:
+def test_many_ports_are_limited_and_well_known_ones_refused() -> None:
     asked = [*range(20_000, 20_400), 5432, 6379, 2375, 6443, 80]
     ports, refused = forwarding.chosen([5432, 6379, 2375, 6443, 6000, 5901, 9229, 80, *asked])
     assert ports == tuple(range(20_000, 20_032))
@@ -342,7 +342,7 @@ def test_only_ports_of_devcontainer_json_are_forwarded() -> None:
 
 @quick
 @given(anything)
-def test_whatever_is_reported_ports_are_safe(value: Any) -> None:
+def test_any_reported_ports_are_safe(value: Any) -> None:
     ports, refused = forwarding.chosen(value)
     assert len(ports) <= 32 and len(set(ports)) == len(ports)
     assert all(1024 <= port <= 65535 and not forwarding.service(port) for port in ports)
@@ -369,10 +369,10 @@ def test_ports_of_a_local_repository_are_known(tmp_path: Path, text: str, asked:
     assert forwarding.asked_in(tmp_path) == asked
 
 
-# Where a report comes in
+# Sources of reports
 
 
-def test_log_lines_of_an_engine_are_cleaned_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_of_an_engine_are_cleaned_and_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     target = DockerTarget("unix:///nowhere")
     blocks = [b"\x1b]0;x\x07one\r\ntw\x1b[2", b"Jo\tx\n", b"y" * 200_000, b"\n\xff\x9b2Jlast"]
     monkeypatch.setattr(target._engine, "request", lambda *args, **more: (io.BytesIO(), None))
@@ -397,7 +397,7 @@ def test_output_of_a_command_is_cleaned_line_by_line() -> None:
     assert said[0] == "one" and max(map(len, said)) <= untrusted.LONGEST_LINE and sum(map(len, said)) == 200_003
 
 
-def test_kept_output_is_bounded() -> None:
+def test_stored_output_is_limited() -> None:
     lines = Lines(lambda text: None, batch=False)
     for _ in range(1000):
         lines.add("x" * 60_000)
@@ -424,7 +424,7 @@ def test_lines_of_a_build_are_cleaned() -> None:
     assert last_lines(client, [line], 5) == ["Error: no?"]
 
 
-def test_coder_workspace_that_cannot_be_read_is_listed_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_coder_workspace_is_listed_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {"template_name": "spt-flow", "id": "1", "name": "\x1b[2Jbad", "owner_name": "eve", "latest_build": "soon"}
     client = SimpleNamespace(
         http=SimpleNamespace(config=SimpleNamespace(url="https://coder.example.com"), server_clock=NOW),
@@ -446,7 +446,7 @@ def test_coder_workspace_that_cannot_be_read_is_listed_as_unknown(monkeypatch: p
         ("exec 2>&1; trap '' TERM; sleep 60", "did not end within 2 s"),
     ],
 )
-def test_output_and_time_of_a_command_are_bounded(script: str, said: str) -> None:
+def test_output_and_time_of_a_command_are_limited(script: str, said: str) -> None:
     begun = time.monotonic()
     with pytest.raises(FlowError, match=said):
         child.run(["bash", "-c", f"exec {script}" if script[0] in "ys" else script], b"", 2)
@@ -454,7 +454,7 @@ def test_output_and_time_of_a_command_are_bounded(script: str, said: str) -> Non
     assert child.run(["sh", "-c", "cat; echo no >&2; exit 3"], b"x" * 100_000, 20) == (3, b"x" * 100_000, b"no\n")
 
 
-def test_docker_exec_that_never_stops_printing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_docker_exec_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = docker_http.connect("unix:///nowhere")
     frame = b"\1\0\0\0" + (32768).to_bytes(4, "big") + b"x" * 32768
     source = io.BufferedReader(Endless(frame))
@@ -466,7 +466,7 @@ def test_docker_exec_that_never_stops_printing_is_cut_off(monkeypatch: pytest.Mo
 
 
 class Endless(io.RawIOBase):
-    """Gives ``data`` again and again."""
+    """Returns ``data`` endlessly."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

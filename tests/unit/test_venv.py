@@ -79,7 +79,7 @@ def test_every_installation_step_requires_hashes_and_fetches_no_build_tools(venv
     assert [str(file) for file in files] == [word for step in pip for before, word in pairwise(step) if before == "-r"]
 
 
-def test_packages_are_byte_compiled_but_for_seldom_used_ones(venv: ModuleType, tmp_path: Path) -> None:
+def test_packages_are_byte_compiled_except_rarely_used_ones(venv: ModuleType, tmp_path: Path) -> None:
     place = tmp_path / "place"
     (place / "bin").mkdir(parents=True)
     (place / "bin/python").symlink_to(sys.executable)

@@ -25,14 +25,14 @@ def waiter(timeout: float, check: bool = False) -> tuple[common_wait.Waiter, Clo
     return common_wait.Waiter(timeout, check, clock, clock.sleep), clock
 
 
-def test_until_returns_what_came():
+def test_until_returns_the_result():
     wait, clock = waiter(10)
     answers = iter([None, None, "there"])
     assert wait.until("it", lambda: next(answers)) == "there"
     assert clock.slept == [0.1, 0.1]
 
 
-def test_until_ends_at_the_deadline_and_asks_once_more_there():
+def test_until_ends_at_the_deadline_after_a_last_try():
     wait, clock = waiter(3)
     with pytest.raises(errors.DeadlineExceeded, match="Waited 3 s for a miracle") as caught:
         wait.until("a miracle", lambda: None)
@@ -40,12 +40,12 @@ def test_until_ends_at_the_deadline_and_asks_once_more_there():
     assert caught.value.code == 5
 
 
-def test_a_false_answer_is_an_answer():
+def test_false_result_is_a_result():
     wait, _clock = waiter(1)
     assert wait.until("it", lambda: False) is False
 
 
-def test_check_mode_waits_for_nothing():
+def test_check_mode_does_not_wait():
     wait, clock = waiter(10, check=True)
     assert wait.until("it", lambda: pytest.fail("asked")) is None
     wait.pause(5)
