@@ -310,7 +310,22 @@ def test_keepalive_postpones_the_stop_and_is_withdrawn(fake: Fake, target: Coder
     assert stops_after(0.0) == pytest.approx(2 * 3600, abs=60)
     assert target.list("me")[0].life.keepalive_until is None
     with pytest.raises(InvalidInput, match="half an hour"):
-        ensure(target, NAMED, "kept", hours=0.1)
+        target.keepalive(target.list("me")[0], 0.1, "ada")
+
+
+def test_keepalive_never_shortens_and_says_when_nothing_would_stop_the_workspace(
+    fake: Fake, target: CoderTarget
+) -> None:
+    ensure(target)
+    before = target.list("me")[0].life.stops_at
+    kept = ensure(target, NAMED, "kept", hours=1.0, by="ada", now=lambda: fake.state.now)
+    assert not kept.changed and "already runs for 2.0 more hours" in kept.msg
+    assert target.list("me")[0].life.stops_at == before
+    (workspace,) = fake.state.workspaces.values()
+    coder_harness.client(fake).put_ttl(workspace.id, None)
+    for hours in (3.0, 0.0):
+        manual = ensure(target, NAMED, "kept", hours=hours, by="ada")
+        assert not manual.changed and "is not stopped when idle" in manual.msg
 
 
 def test_status_shows_why_it_runs_when_it_stops_and_who_extended_it(fake: Fake, target: CoderTarget) -> None:

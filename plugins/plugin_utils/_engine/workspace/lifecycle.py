@@ -60,7 +60,7 @@ def ensure(
     for attempt in range(TRIES):
         actual = target.find(spec)
         name = _new_name(target, spec) if actual is None and state == "started" else ""
-        planned = plan(actual, spec, state, hours, create, name)
+        planned = plan(actual, spec, state, hours, create, name, now())
         run.admit(planned)
         if check:
             return Result(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     pass
 
 
+SLACK = 60.0
+"""Seconds by which a stop may be earlier than asked for, as two clocks differ."""
 STATES = ("started", "stopped", "restarted", "kept", "absent")
 
 
@@ -50,7 +52,13 @@ class Plan:
 
 
 def plan(
-    actual: Workspace | None, spec: WorkspaceSpec, state: str, hours: float = 0.0, create: bool = True, name: str = ""
+    actual: Workspace | None,
+    spec: WorkspaceSpec,
+    state: str,
+    hours: float = 0.0,
+    create: bool = True,
+    name: str = "",
+    now: float = 0.0,
 ) -> Plan:
     """What takes ``actual`` to ``state``; ``name`` is what a new workspace will be called.
 
@@ -77,7 +85,7 @@ def plan(
         "absent": _plan_absent,
     }
     if state == "kept":
-        return _plan_kept(actual, hours)
+        return _plan_kept(actual, hours, now)
     return planners[state](actual)
 
 
@@ -158,7 +166,8 @@ def _plan_absent(actual: Workspace) -> Plan:
     )
 
 
-def _plan_kept(actual: Workspace, hours: float) -> Plan:
+def _plan_kept(actual: Workspace, hours: float, now: float) -> Plan:
+    """Move the stop, but never to an earlier time: only ``hours=0`` does that."""
     if actual.kind == "ci":
         raise Conflict(
             f"Cannot keep workspace {actual.name} alive: it is a CI workspace, whose time nothing moves.",
@@ -170,6 +179,16 @@ def _plan_kept(actual: Workspace, hours: float) -> Plan:
             f"Start it: ansible-playbook spt.flow.up -e workspace={actual.name}",
         )
     before = _seen(actual)
+    life = actual.life
+    if life.reason and life.stops_at is None:
+        msg = f"Workspace {actual.name} is not stopped when idle, so there is nothing to move (unchanged)."
+        return Plan((), before, before, msg)
+    left = (life.stops_at or 0) - now
+    if hours and now and left >= hours * 3600 - SLACK:
+        msg = (
+            f"Workspace {actual.name} already runs for {left / 3600:.1f} more hours (unchanged). hours=0 cancels that."
+        )
+        return Plan((), before, before, msg)
     msg = (
         f"Workspace {actual.name} kept alive for {hours:g} hours."
         if hours
