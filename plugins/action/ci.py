@@ -54,7 +54,7 @@ class ActionModule(ansible_action.FlowAction):
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
         outcome = ci_run.run(target, spec, job, self.progress, lines)
-        outcome.notes[:0] = [*notes, *(self._kept() if runner else [])]
+        outcome.notes[:0] = [*notes, *self.ignored(target), *(self._kept() if runner else [])]
         return self._answer(outcome)
 
     def _job(self) -> tuple[Any, list[str]]:

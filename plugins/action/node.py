@@ -92,7 +92,7 @@ class ActionModule(ansible_action.FlowAction):
     def _stop_one(self, workspace: Workspace) -> dict[str, Any]:
         row = _row(0, workspace)
         try:
-            self._target.stop(workspace)
+            self._target.stop(workspace, self.progress)
         except NotFound:
             return {**row, "changed": False, "msg": f"{workspace.key} was already gone."}
         except FlowError as error:

@@ -57,6 +57,7 @@ class ActionModule(ansible_action.FlowAction):
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
         result = self._ensure(target, spec, check or unconfirmed)
+        result.notes += self.ignored(target)
         if run:
             result.notes += self._differences(run, spec, result)
         if unconfirmed and result.changed and not check:

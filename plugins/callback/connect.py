@@ -72,12 +72,10 @@ class CallbackModule(CallbackBase):
                 signal.signal(number, handler)
             signals = PASSED_ON.get(task.resolved_action, ())
             self._before = {number: signal.signal(number, _pass_on) for number in signals}
-        if task.resolved_action != "spt.flow.ci":
-            return
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # Ansible flushes a pipe at the end only; who watches a job wants its lines now.
+        if isinstance(sys.stdout, io.TextIOWrapper) and str(task.resolved_action).startswith("spt.flow."):
+            # Ansible flushes a pipe at the end only; users want to see progress at once.
             sys.stdout.reconfigure(line_buffering=True)
-        if main:
+        if main and task.resolved_action == "spt.flow.ci":
             # With nobody left to read, Ansible would lose the thread that waits for results, and wait for ever.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 

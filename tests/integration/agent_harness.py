@@ -160,7 +160,7 @@ def workspace(
     try:
         inside.workspace = target.create(spec, Progress())
         before_start(inside)
-        inside.workspace = target.start(inside.workspace)
+        inside.workspace = target.start(inside.workspace, spec, Progress())
         yield inside
     finally:
         docker_container.environment = original

@@ -216,11 +216,12 @@ def test_only_the_home_left_is_a_stopped_workspace(harness: Harness) -> None:
 def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(harness: Harness) -> None:
     now = int(time.time())
     spec = replace(harness.spec(name="job"), kind="ci", deadline=now + 600)
-    made = harness.target.start(harness.target.create(spec, common_progress.Progress()))
+    progress = common_progress.Progress()
+    made = harness.target.start(harness.target.create(spec, progress), spec, progress)
     assert harness.inspect(made.id)["HostConfig"]["AutoRemove"] is True
     assert harness.volumes() == []
     assert made.kind == "ci" and made.deadline == now + 600
-    harness.target.stop(made)
+    harness.target.stop(made, progress)
     assert harness.containers() == []
 
 
@@ -261,5 +262,5 @@ def test_a_start_that_fails_says_so(harness: Harness) -> None:
     workspace = harness.up(spec)
     harness.ensure(spec, "stopped")
     with pytest.raises(FlowError) as caught:
-        harness.target.start(replace(workspace, id="0" * 64))
+        harness.target.start(replace(workspace, id="0" * 64), spec, common_progress.Progress())
     assert isinstance(caught.value, (NotFound, Unhealthy)) and caught.value.message

@@ -39,7 +39,7 @@ def workspace(live_server: LiveServer) -> Iterator[Workspace]:
         yield made
     finally:
         if made is not None:
-            target.delete(made)
+            target.delete(made, Progress())
         live_server.stop()
         live_server.environment = before
         live_server.start()

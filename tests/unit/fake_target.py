@@ -99,6 +99,9 @@ class FakeTarget:
     def probe_engine(self) -> workspace_target.EngineFacts:
         raise NotImplementedError
 
+    def ignored(self, names: Any) -> str:
+        return "template has no effect on target docker." if "template" in names else ""
+
     def find(self, spec: Any) -> workspace_models.Workspace | None:
         self._note("find")
         if spec.name:
@@ -140,11 +143,11 @@ class FakeTarget:
             )
             return self._save(new)
 
-    def start(self, workspace: Any) -> workspace_models.Workspace:
+    def start(self, workspace: Any, spec: Any, progress: Any) -> workspace_models.Workspace:
         self._note("start")
         return self._boot(workspace)
 
-    def stop(self, workspace: Any) -> workspace_models.Workspace:
+    def stop(self, workspace: Any, progress: Any) -> workspace_models.Workspace:
         self._note("stop")
         return self._save(replace(workspace, state="stopped"))
 
@@ -153,7 +156,7 @@ class FakeTarget:
         self.log[workspace.owner, workspace.name] = []
         return self._boot(replace(workspace, outdated=()))
 
-    def delete(self, workspace: Any) -> None:
+    def delete(self, workspace: Any, progress: Any) -> None:
         self._note("delete")
         del self.workspaces[workspace.owner, workspace.name]
 

@@ -251,6 +251,18 @@ def test_check_mode_writes_nothing_and_does_not_connect(act: Any) -> None:
     assert left(result)["connect"] is None
 
 
+def test_a_value_without_effect_is_noted(act: Any) -> None:
+    assert (
+        "template has no effect on target docker." not in act("workspace", repo="https://example.com/o/demo")["notes"]
+    )
+    assert "template has no effect on target docker." in act("workspace", template="other")["notes"]
+
+
+def test_case_does_not_matter_in_names(act: Any) -> None:
+    act.target.add("demo", "example.com/o/demo")
+    assert act("workspace", {"state": "stopped"}, workspace="DeMo", owner="Alice")["workspace"]["name"] == "demo"
+
+
 def test_up_without_repository_shows_the_command(act: Any) -> None:
     result = act("workspace")
     assert result["failed"] and "-e repo=https://" in result["msg"]
@@ -662,10 +674,10 @@ def test_workspace_that_does_not_stop_is_named_and_the_others_stop(act: Any) -> 
         act.target.add(name, f"example.com/o/{name}", id=name)
     stop = act.target.stop
 
-    def stuck(workspace: Any) -> Any:
+    def stuck(workspace: Any, progress: Any) -> Any:
         if workspace.name == "one":
             raise FlowError("It hangs.")
-        return stop(workspace)
+        return stop(workspace, progress)
 
     act.target.stop = stuck
     result = act("node", {"state": "drained"}, task_vars=LOOP, node="loop", confirm="true")

@@ -283,7 +283,7 @@ def test_workspaces_of_killed_clients_are_deleted_in_time(
         target = CoderTarget(CoderClient(http))
         spec = WorkspaceSpec("me", Settings(), name=name, kind="ci", deadline=int(time.time()) + ttl)
         with contextlib.suppress(Killed):
-            target.delete(target.create(spec, Progress()))
+            target.delete(target.create(spec, Progress()), Progress())
         minutes.ends |= {w.name: w.created + ttl for w in still.state.workspaces.values() if w.name == name}
         minutes.sleep(chance.uniform(0, 30))
     while len(minutes.late) < len(minutes.ends):

@@ -23,6 +23,7 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import builds as coder_builds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import jobs as coder_jobs
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import reading as coder_reading
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import target as coder_target
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.parse import seconds
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
@@ -32,7 +33,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Life, Result, WorkspaceSpec
-from ansible_collections.spt.flow.tests.fake_coder.jobs import Script
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
+from ansible_collections.spt.flow.tests.fake_coder.jobs import Behaviour, Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_harness
 
@@ -427,20 +429,158 @@ def test_workspace_of_another_release_is_noted_or_refused_without_a_request(
     ensure(CoderTarget(coder_harness.client(fake)))
     for made in fake.state.versions.values():
         made.name = version
-    monkeypatch.setattr(coder_reading, "release", lambda: ours)
+    for module in (coder_reading, coder_target):
+        monkeypatch.setattr(module, "release", lambda: ours)
     client = coder_harness.client(fake)
     target = CoderTarget(client)
+    found = target.find(NAMED)
+    assert found is not None
+    assert client.http.requests == 1
+    assert len(found.notes) == bool(note)
+    assert all(note in word for word in (*found.notes, *target.list()[0].notes))
     if refused:
         with pytest.raises(Unhealthy) as error:
-            target.find(NAMED)
+            target.session(found)
         assert refused in error.value.hint
-    else:
-        found = target.find(NAMED)
-        assert found is not None
-        assert len(found.notes) == bool(note)
-        assert all(note in word for word in found.notes)
-    assert client.http.requests == 1
-    assert all(note in word for word in target.list()[0].notes)
+        with pytest.raises(Unhealthy):
+            ensure(target, NAMED, "restarted")
+        ensure(target, NAMED, "stopped")
+        with pytest.raises(Unhealthy):
+            ensure(target, NAMED)
+        assert builds(fake) == ["start", "stop"]
+        assert ensure(target, NAMED, "absent").changed
+
+
+@pytest.mark.parametrize(
+    ("version", "ours", "hint"),
+    [
+        ("9.0.0-abcdefabcdef", "0.1.0", "collection install --upgrade spt.flow"),
+        ("0.1.0-abcdefabcdef", "9.0.0", "ansible-playbook site.yml"),
+    ],
+)
+def test_a_template_of_another_major_release_creates_nothing(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, version: str, ours: str, hint: str
+) -> None:
+    for made in fake.state.versions.values():
+        made.name = version
+    monkeypatch.setattr(coder_target, "release", lambda: ours)
+    with pytest.raises(Unhealthy, match="Cannot create a workspace: template spt-flow comes from") as error:
+        ensure(CoderTarget(coder_harness.client(fake)))
+    assert hint in error.value.hint
+    assert fake.state.workspaces == {}
+
+
+def test_a_workspace_of_the_same_repository_is_found_by_any_name(fake: Fake, target: CoderTarget) -> None:
+    ensure(target, replace(SPEC, name="mine"))
+    result = ensure(target)
+    assert not result.changed
+    assert result.workspace is not None
+    assert result.workspace.name == "mine"
+    second = ensure(target, replace(SPEC, name="second"))
+    assert second.changed
+    assert f"{REPO.identity} already has workspace mine." in second.notes
+
+
+def test_values_that_the_template_decides_are_named(target: CoderTarget) -> None:
+    said = target.ignored(["cpus", "repo", "memory", "git_name", "template"])
+    assert said == "cpus, git_name, memory have no effect on target coder: the server and its template decide."
+    assert target.ignored(["repo", "template", "dotfiles"]) == ""
+
+
+def test_a_name_with_capitals_is_found(fake: Fake, target: CoderTarget) -> None:
+    target._client.create_workspace("MyWork", fake.state.template_by_name("spt-flow").id)
+    fake.state.clock.advance(60)
+    result = ensure(target, replace(NAMED, name="mywork"), "stopped")
+    assert result.workspace is not None
+    assert (result.changed, result.workspace.name) == (True, "MyWork")
+
+
+def test_the_time_of_the_stop_is_the_servers(fake: Fake, target: CoderTarget) -> None:
+    made = ensure(target).workspace
+    assert made is not None
+    found = target.find(NAMED)
+    assert found is not None
+    assert made.life.stops_at == found.life.stops_at is not None
+    assert abs(made.life.stops_at - fake.state.now - 7200) < 600
+
+
+def test_a_stopped_workspace_without_a_repository_gets_one(fake: Fake, target: CoderTarget) -> None:
+    target._client.create_workspace("click", fake.state.template_by_name("spt-flow").id)
+    fake.state.clock.advance(60)
+    click = replace(SPEC, name="click", ref="topic")
+    ensure(target, replace(click, repository=None), "stopped")
+    result = ensure(target, click)
+    assert result.msg == f"Workspace click started with a new clone of {REPO.identity}."
+    assert result.workspace is not None
+    assert result.workspace.repo == REPO.identity
+    latest = next(iter(fake.state.workspaces.values())).builds[-1]
+    assert (latest.parameters["repo"], latest.parameters["ref"]) == (REPO.url, "topic")
+    assert not ensure(target, replace(click, ref="")).changed
+
+
+def test_a_running_workspace_without_a_repository_clones_one(
+    fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target._client.create_workspace("click", fake.state.template_by_name("spt-flow").id)
+    fake.state.clock.advance(120)
+    there: set[str] = set()
+    ran: list[list[str]] = []
+
+    def run(workspace: Any, argv: list[str], stdin: bytes = b"", timeout: float = 60.0, user: str = "") -> ExecResult:
+        ran.append(argv)
+        if argv[0] == "test":
+            return ExecResult(int(argv[2] not in there), "", "")
+        if argv[0] == "cat":
+            return ExecResult(0, '{"steps": {"clone": {"state": "ok"}}}', "")
+        there.add("/home/coder/click/.git")
+        return ExecResult(0, "", "cloned\n")
+
+    monkeypatch.setattr(target, "exec", run)
+    click = replace(SPEC, name="click")
+    result = ensure(target, click)
+    assert (result.changed, result.actions) == (True, ["clone"])
+    assert ["spt-workspace", "clone", REPO.url] in ran
+    assert result.workspace is not None
+    session = target.session(result.workspace)
+    assert (session.directory, session.clone) == ("/home/coder/click", "ok")
+    assert not ensure(target, click).changed
+    assert builds(fake) == ["start"]
+
+
+def test_the_state_of_a_clone_is_read_again_from_the_workspace(
+    fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = coder_harness.EVENTS[2].replace('"ok"', '"needs-auth"')
+    output = (*coder_harness.EVENTS[:2], waiting, coder_harness.EVENTS[3])
+    fake.state.behaviour = Behaviour(scripts=(Script(output=output),))
+    made = ensure(target).workspace
+    assert made is not None
+    assert made.step("clone").state == "needs-auth"
+    done = ExecResult(0, '{"steps": {"clone": {"state": "ok", "detail": "cloned"}}}', "")
+    monkeypatch.setattr(target, "exec", lambda *words, **more: done)
+    assert target.session(made).clone == "ok"
+    monkeypatch.setattr(target, "exec", lambda *words, **more: ExecResult(255, "", "away"))
+    assert target.session(made).clone == "needs-auth"
+
+
+def test_somebody_elses_build_is_waited_for_with_progress_and_named_when_it_hangs(
+    fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coder_jobs, "QUIET", 0.2)
+    ensure(target)
+    found = target.find(NAMED)
+    assert found is not None
+    fake.state.next("stop", stop=80)
+    raw = target._client.workspace("demo")
+    assert raw is not None
+    target._client.create_build(raw, "stop")
+    said: list[str] = []
+    ensure(target, progress=Progress(said.append))
+    assert any("build: waiting for the stop that ada began" in line for line in said)
+    hung = [line for line in said if "no news for" in line]
+    assert hung
+    assert f"{fake.url}/@ada/demo/builds/2" in hung[0]
+    assert "run the command again" in hung[0]
 
 
 def test_outdated_workspace_with_an_available_update_may_be_restarted(
@@ -451,7 +591,8 @@ def test_outdated_workspace_with_an_available_update_may_be_restarted(
     for made in fake.state.versions.values():
         made.name = "1.9.0-abcdefabcdef"
     fake.state.promote(template, coder_harness.add_version(fake.state, "2.0.0-abcdefabcdef", template.id))
-    monkeypatch.setattr(coder_reading, "release", lambda: "2.0.0")
+    for module in (coder_reading, coder_target):
+        monkeypatch.setattr(module, "release", lambda: "2.0.0")
     assert "older" in target.find(NAMED).notes[0]  # type: ignore[union-attr]
     assert ensure(target, NAMED, "restarted").workspace.notes == ()  # type: ignore[union-attr]
 
@@ -542,7 +683,7 @@ def test_delete_after_a_failed_start_first_stops_so_that_nothing_is_left(fake: F
     assert builds(fake) == ["start", "stop", "delete"]
 
 
-def test_build_that_hangs_is_named_after_a_minute() -> None:
+def test_build_that_hangs_is_named_within_a_minute() -> None:
     now, said = 0.0, []
 
     def sleep(seconds: float) -> None:
@@ -554,7 +695,7 @@ def test_build_that_hangs_is_named_after_a_minute() -> None:
 
     waiter = Waiter(600, clock=lambda: now, sleep=sleep)
     coder_jobs.follow("build", waiter, read, lambda after: [], Progress(said.append))
-    assert [line for line in said if "no news for 60 s" in line] == said and len(said) == 2
+    assert [line for line in said if "no news for 45 s" in line] == said and len(said) == 3
 
 
 @pytest.mark.parametrize(("kind", "cancelled"), [("ci", True), ("dev", False)])
@@ -568,7 +709,7 @@ def test_deletion_cancels_a_running_build_if_permitted(
     begun = fake.state.now
     found = target.find(CI)
     assert found and found.state == "building"
-    target.delete(found)
+    target.delete(found, Progress())
     assert target.find(CI) is None
     assert builds(fake) == ["start", "delete"]
     assert (fake.state.now - begun < 120) is cancelled
@@ -579,5 +720,5 @@ def test_deletion_by_another_client_is_joined(fake: Fake, target: CoderTarget) -
     assert made
     fake.state.create_build(fake.state.user("ada"), fake.state.workspaces[made.id], {"transition": "delete"})
     with pytest.raises(NotFound):
-        target.delete(made)
+        target.delete(made, Progress())
     assert builds(fake) == ["start", "delete"]

@@ -30,7 +30,7 @@ from .results import NotYet, failed, unexpected
 from .values import OUTPUT_CALLBACK, RUNNER_CALLBACK, display, screen, user_layers
 
 if TYPE_CHECKING:
-    pass
+    from .._engine.workspace.target import Target
 
 
 INTERRUPTED = "What was begun stays as it is: the same command goes on with it."
@@ -101,6 +101,13 @@ class FlowAction(ActionBase):
     def complete(self, values: dict[str, Any]) -> None:
         """Add to resolved ``values`` what only the inventory knows: ``engine``, the address of the node's engine."""
         values["engine"] = engine_of(values["node"], self.task_vars)
+
+    def ignored(self, target: Target) -> list[str]:
+        """Return a note about values of this run that have no effect on ``target``."""
+        layers = [self.layers[name] for name in ("the task", "extra variables", "the environment")]
+        given = {name for layer in layers for name, value in layer.items() if value not in (None, "")}
+        note = target.ignored(given)
+        return [note] if note else []
 
     def say(self, line: str) -> None:
         """Print a line at once; on standard error unless in text mode (docs/decisions/no-terminal-in-actions.md)."""

@@ -76,7 +76,7 @@ def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
     found = target.list(spec.owner, details=True, sizes=values["size"])
     if spec.name or spec.repository:
         identity = spec.repository.identity if spec.repository else ""
-        found = [w for w in found if (w.name == spec.name if spec.name else w.repo == identity)]
+        found = [w for w in found if (w.name.lower() == spec.name if spec.name else w.repo == identity)]
         if not found:
             raise NotFound(f"There is no workspace {spec.title}{spec.owner_phrase}.", EXAMPLE_UP)
     found = sorted(found, key=lambda w: w.name)

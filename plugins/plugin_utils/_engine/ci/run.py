@@ -312,7 +312,7 @@ class _Run:
             try:
                 found = self.target.find(spec)
                 if found is not None:
-                    self.target.delete(found)
+                    self.target.delete(found, self.progress)
                     found = self.target.find(spec)
                 clean = clean + 1 if found is None else 0
                 problem = "it is still there"

@@ -29,11 +29,14 @@ ADVICE = {
 class Builder(CoderReader):
     """Starts builds of workspaces one after the other and waits for each."""
 
-    def _settled(self, workspace: Workspace, timeout: float | None = None) -> Json:
-        """The workspace once nobody builds it any more. Raises ``NotFound`` when it is deleted meanwhile."""
+    def _settled(self, workspace: Workspace, progress: Progress, timeout: float | None = None) -> Json:
+        """Wait for a build that another client started. Raises ``NotFound`` when it deletes the workspace."""
         found = self._fresh(workspace)
         while found["latest_build"]["job"]["status"] not in ENDED:
-            self._ended(found["latest_build"], Progress(), timeout)
+            build = found["latest_build"]
+            who = untrusted.line(build.get("initiator_name"), 64) or "another client"
+            progress.note(f"build: waiting for the {build['transition']} that {who} began")
+            self._ended(build, progress, timeout)
             found = self._fresh(workspace)
         return found
 
@@ -41,12 +44,12 @@ class Builder(CoderReader):
         self,
         found: Json,
         transition: str,
-        progress: Progress | None = None,
+        progress: Progress,
         version: str = "",
         values: dict[str, str] | None = None,
     ) -> Json:
         build = self._client.create_build(found, transition, version, values)
-        self._built(found, build, progress or Progress())
+        self._built(found, build, progress)
         return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
 
     def _built(self, workspace: Json, build: Json, progress: Progress, timeout: float | None = None) -> None:
@@ -65,6 +68,12 @@ class Builder(CoderReader):
             {"build": build["id"], "log": last, "matched_provisioners": ended.get("matched_provisioners")},
         )
 
+    def _hung(self, build: Json) -> str:
+        """Return what a person can do about a build that gives no sign of life."""
+        owner, name = (untrusted.line(build.get(key), 64) for key in ("workspace_owner_name", "workspace_name"))
+        page = f"{self._client.http.config.url}/@{owner}/{name}/builds/{build['build_number']}"
+        return f"You can cancel it at {page}; Ctrl-C only stops waiting."
+
     def _ended(self, build: Json, progress: Progress, timeout: float | None = None) -> Json:
         """The build once its job has ended; that nobody waits any more does not end it."""
         waiter = Waiter(min(self._patience, timeout or self._patience))
@@ -82,6 +91,7 @@ class Builder(CoderReader):
                 lambda: self._client.build(build["id"]),
                 lambda after: self._client.build_logs(build["id"], after),
                 progress,
+                self._hung(build),
             )
         except DeadlineExceeded as error:
             message = f"Coder did not {what} within {waiter.timeout:g} s."

@@ -38,8 +38,23 @@ def release_of(found: Json) -> tuple[int, ...]:
     """The collection's release that a workspace's template came with, as numbers; empty when its version's name does
     not tell (docs/decisions/coder-template-versions.md: ``<release>-<content>``).
     """
-    match = RELEASE.match(str(found["latest_build"].get("template_version_name") or ""))
-    return tuple(map(int, match.groups())) if match else ()
+    return _released(str(found["latest_build"].get("template_version_name") or ""))
+
+
+def refuse_other_template(name: str, version: str, ours: str) -> None:
+    """Refuse to create a workspace from a template of another major release."""
+    there, here = _released(version), _numbers(ours)
+    if not (there and here) or there[0] == here[0]:
+        return
+    newer = there[0] > here[0]
+    do = (
+        f"Upgrade: {UPGRADE}" if newer else "The server's administrator updates the template: ansible-playbook site.yml"
+    )
+    raise Unhealthy(
+        f"Cannot create a workspace: template {name} comes from spt.flow {_dotted(there)}, which {ours} cannot use.",
+        do,
+        {"template": _dotted(there), "collection": ours},
+    )
 
 
 def release_note(found: Json, ours: str) -> str:
@@ -66,6 +81,11 @@ def refuse_other_release(found: Json, ours: str) -> None:
         f"{'Upgrade' if there[0] > here[0] else 'Install the one that goes with its server'}: {do}",
         {"workspace": _dotted(there), "collection": ours},
     )
+
+
+def _released(version_name: str) -> tuple[int, ...]:
+    match = RELEASE.match(version_name)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def _numbers(text: str) -> tuple[int, ...]:

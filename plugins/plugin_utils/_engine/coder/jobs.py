@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .client import CoderClient, Json
 
 NOBODY = "no provisioner of the server was free or alive"
-QUIET = 60.0
+QUIET = 45.0
 """Seconds without a line of its log after which a job that runs may hang: Terraform writes one every ten seconds."""
-SILENT = f"no news for {QUIET:g} s; Coder ends a hung build after 5 minutes, then run the command again"
+HUNG = "Coder ends a hung build after 5 minutes, then run the command again."
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -28,12 +28,13 @@ def follow(
     read: Callable[[], Json | None],
     logs: Callable[[int], list[Json]] = lambda after: [],
     progress: Progress | None = None,
+    advice: str = "",
 ) -> Json:
     """What ``read`` gives (an object with a ``job``) once that job has ended.
 
     Each new stage of ``logs`` (lines after an id) is reported as progress. So are, once, a missing provisioner, and
-    each minute in which a running job writes nothing. Raises ``DeadlineExceeded``, with a hint if no provisioner
-    was there, and ``NotFound``.
+    each time that a running job is silent for ``QUIET``, with ``advice``. Raises ``DeadlineExceeded``, with a hint if
+    no provisioner was there, and ``NotFound``.
     """
     progress = progress or Progress()
     stage, after, idle, told, heard = "", 0, False, False, waiter.remaining
@@ -57,7 +58,7 @@ def follow(
             heard = waiter.remaining
         elif heard - waiter.remaining >= QUIET:
             heard = waiter.remaining
-            progress.note(f"{what}: {SILENT}")
+            progress.note(f"{what}: no news for {QUIET:g} s. {HUNG} {advice}".rstrip())
         return found if found["job"]["status"] in ENDED else None
 
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ from ..common import child, untrusted
 from ..common.progress import Progress
 from ..common.version import release
 from ..common.wait import Waiter
-from ..workspace.models import Session, Workspace, WorkspaceSpec
+from ..settings.options import OPTIONS
+from ..workspace.models import Session, Step, Workspace, WorkspaceSpec
 from .client import CoderClient, Json, agents, search_query
 from .compatibility import refuse_old_server, refuse_other_release, release_note
 from .parse import CI_SUFFIX, ENDED_LIVES, _identity, agent_note, from_json, metadata, seconds
@@ -36,6 +37,8 @@ TEMPLATE = "spt-flow"
 HOME = "/home/coder"
 BUILD_TIMEOUT = 1200.0
 """Seconds for which a build of Coder's is waited for; it goes on when nobody waits any more."""
+AUTHOR = ("git_name", "git_email")
+STEPS_TIMEOUT = 20.0
 RECONNECT = 30.0
 """Seconds for which an agent is waited for that has lost its server."""
 
@@ -57,6 +60,13 @@ class CoderReader:
         self._read: dict[str, Json] = {}
         self._app_host = functools.cache(client.app_host)
 
+    def ignored(self, names: Iterable[str]) -> str:
+        mine = [name for name in sorted(names) if OPTIONS[name].scope in ("workspace", "image") or name in AUTHOR]
+        if not mine:
+            return ""
+        verb = "have" if len(mine) > 1 else "has"
+        return f"{', '.join(mine)} {verb} no effect on target coder: the server and its template decide."
+
     def find(self, spec: WorkspaceSpec) -> Workspace | None:
         if spec.name:
             return self._one(spec.name, spec.owner)
@@ -64,9 +74,13 @@ class CoderReader:
             return None
         for name in (spec.repository.slug, spec.repository.slug_with_suffix()):
             found = self._one(name, spec.owner)
-            if found is None or found.repo == spec.repository.identity:
+            if found is None:
+                break
+            if found.repo == spec.repository.identity:
                 return found
-        return None
+        # A workspace that was created in the dashboard has a name of its user's choice.
+        same = [w for w in self.list(spec.owner, "dev") if w.repo == spec.repository.identity]
+        return min(same, key=lambda w: (w.state != "running", w.name), default=None)
 
     def _one(self, name: str, owner: str) -> Workspace | None:
         found = self._client.workspace(name, owner or "me")
@@ -74,7 +88,6 @@ class CoderReader:
             return None
         refuse_old_server(self._client.http.server_version, self._client.http.config.url)
         workspace = self._seen(found)
-        refuse_other_release(found, release())
         if not metadata(found):
             # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
             asked = self._client.build_parameters(found["latest_build"]["id"])
@@ -114,16 +127,36 @@ class CoderReader:
 
     def session(self, workspace: Workspace) -> Session:
         found = self._read.get(workspace.id) or self._fresh(workspace)
-        directory = untrusted.path(metadata(found).get("directory")) or f"{HOME}/{workspace.name}"
+        # A workspace that got its first repository while it ran is known to the server without one until it restarts.
+        late = bool(workspace.repo) and not metadata(found).get("repo")
+        directory = "" if late else untrusted.path(metadata(found).get("directory"))
+        directory = directory or f"{HOME}/{workspace.name}"
         if workspace.state != "running":
             return Session(workspace.url, "", "", directory)
+        refuse_other_release(found, release())
         self._connected(workspace, next(iter(agents(found)), None))
         from ..workspace.readiness import Watch
 
         watch = Watch(Progress())
         for line in self.logs(workspace):
             watch.feed(line)
-        return Session(workspace.url, "", "", directory, watch.state("clone"), dotfiles=watch.state("dotfiles"))
+        steps = watch.steps if watch.settled and not late else self._steps_now(workspace) or watch.steps
+        clone, dotfiles = (steps.get(name, Step(name)) for name in ("clone", "dotfiles"))
+        return Session(
+            workspace.url, "", "", directory, clone.state, dotfiles=dotfiles.state, clone_detail=clone.detail
+        )
+
+    def _steps_now(self, workspace: Workspace) -> dict[str, Step]:
+        """Return the steps as the workspace records them: what a session finishes is in no log of the server's."""
+        from ..workspace.readiness import step_of
+
+        try:
+            said = self.exec(workspace, ["cat", "/run/spt-flow/steps.json"], timeout=STEPS_TIMEOUT)
+            steps = untrusted.record(untrusted.record(untrusted.parse(said.stdout)).get("steps"))
+        except (FlowError, ValueError):
+            return {}
+        found = (step_of({**untrusted.record(record), "step": name}) for name, record in steps.items())
+        return {step.name: step for step in found if step}
 
     def _connected(self, workspace: Workspace, agent: Json | None) -> None:
         """Wait for an agent that has lost the server, as after a restart of that; without it nobody gets in."""

@@ -18,10 +18,11 @@ from ....module_utils._node.errors import (
 )
 from ..common import untrusted
 from ..common.progress import Progress
+from ..common.version import release
 from ..workspace.models import Workspace, WorkspaceSpec
 from .builds import Builder
 from .client import Json, is_deprecated
-from .compatibility import refuse_old_server
+from .compatibility import refuse_old_server, refuse_other_release, refuse_other_template
 from .jobs import ENDED
 from .parse import CI_SUFFIX
 
@@ -46,6 +47,8 @@ class CoderTarget(Builder):
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         template = self._open_template(spec.kind)
         refuse_old_server(self._client.http.server_version, self._client.http.config.url)
+        version = self._client.template_version(template["active_version_id"]) or {}
+        refuse_other_template(template["name"], str(version.get("name", "")), release())
         repo = {"repo": spec.repository.url} if spec.repository and spec.repository.url else {}
         ttl = None if spec.deadline is None else max(1.0, spec.deadline - time.time())
         wanted = {**repo, **_given(spec), **self._of_a_run(spec, ttl)}
@@ -118,31 +121,34 @@ class CoderTarget(Builder):
             raise Conflict(f"Somebody else has just made workspace {slug}.", "Run the command again.")
         return spec.repository.slug_with_suffix() if taken else slug
 
-    def start(self, workspace: Workspace) -> Workspace:
-        found = self._settled(workspace)
+    def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        found = self._settled(workspace, progress)
+        refuse_other_release(found, release())
         status = found["latest_build"]["status"]
         if status == "running":
             return self._seen(found)
         if status in ("failed", "canceled"):
             # What a failed start made stays until a stop takes it away.
-            found = self._change(found, "stop")
-        return self._seen(self._change(found, "start"))
+            found = self._change(found, "stop", progress)
+        return self._seen(self._change(found, "start", progress, values=_first_repository(workspace, spec)))
 
-    def stop(self, workspace: Workspace) -> Workspace:
-        found = self._settled(workspace)
-        return self._seen(found if found["latest_build"]["status"] == "stopped" else self._change(found, "stop"))
+    def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
+        found = self._settled(workspace, progress)
+        stopped = found["latest_build"]["status"] == "stopped"
+        return self._seen(found if stopped else self._change(found, "stop", progress))
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Stop, then start with what is active now; parameters stay as they are but for those that are given."""
-        found = self._settled(workspace)
-        active, given = found["template_active_version_id"], _given(spec)
+        found = self._settled(workspace, progress)
+        refuse_other_release(found, release())
+        active, given = found["template_active_version_id"], {**_first_repository(workspace, spec), **_given(spec)}
         if given:
             self._refuse_unknown(found["template_name"], active, given)
         if found["latest_build"]["status"] != "stopped":
             found = self._change(found, "stop", progress)
         return self._seen(self._change(found, "start", progress, active, given))
 
-    def delete(self, workspace: Workspace) -> None:
+    def delete(self, workspace: Workspace, progress: Progress) -> None:
         """Also while it is being built: a build that may be cancelled is."""
         timeout = DELETE_TIMEOUT if workspace.kind == "ci" else None
         found = self._fresh(workspace)
@@ -151,14 +157,14 @@ class CoderTarget(Builder):
             with contextlib.suppress(AuthError):
                 # Without its template's leave only what nobody builds yet can be cancelled; the rest is waited for.
                 self._client.cancel_build(build["id"])
-        found = self._settled(workspace, timeout)
+        found = self._settled(workspace, progress, timeout)
         latest = found["latest_build"]
         if workspace.kind != "ci" and latest["transition"] == "start" and latest["job"]["status"] != "succeeded":
             # What a failed start made may be missing from Terraform's state; a stop brings the volumes back into it.
             with contextlib.suppress(Unhealthy):
-                found = self._change(found, "stop")
+                found = self._change(found, "stop", progress)
             found = self._fresh(workspace)
-        self._built(found, self._client.create_build(found, "delete"), Progress(), timeout)
+        self._built(found, self._client.create_build(found, "delete"), progress, timeout)
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
         """Move the stop to ``hours`` from now; 0 gives it back to the template's own time."""
@@ -183,6 +189,14 @@ class CoderTarget(Builder):
             raise Unhealthy(
                 f"Cannot copy files into workspace {workspace.name}: {untrusted.line(done.stderr.strip()[-200:])}."
             )
+
+
+def _first_repository(workspace: Workspace, spec: WorkspaceSpec) -> dict[str, str]:
+    """Return the parameters that give a repository to a workspace that was created without one."""
+    repository = spec.repository
+    if workspace.repo or repository is None or not repository.url:
+        return {}
+    return {"repo": repository.url, **({"ref": spec.ref} if spec.ref else {})}
 
 
 def _given(spec: WorkspaceSpec) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,9 @@ class EngineReader:
         if self._facts is None:
             self._facts = engine_facts(self._engine.get_json("/info"), self._engine.local)
         return self._facts
+
+    def ignored(self, names: Iterable[str]) -> str:
+        return "template has no effect on target docker." if "template" in names else ""
 
     def find(self, spec: WorkspaceSpec) -> Workspace | None:
         identity = spec.repository.identity if spec.repository else ""

@@ -30,7 +30,7 @@ NOT_MODIFIED = 304
 class Starter(Creator):
     """A restart sets the old container aside and removes it only once its successor can be used."""
 
-    def start(self, workspace: Workspace) -> Workspace:
+    def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         # Once more: between being admitted and this the image may have been built, and the engine drained.
         self._refuse_drained(workspace.name)
         return self._start(self._undo_restart(workspace))
@@ -97,7 +97,7 @@ class Starter(Creator):
             "Its home is untouched. See `docker info`, or restart it: ansible-playbook spt.flow.restart",
         )
 
-    def stop(self, workspace: Workspace) -> Workspace:
+    def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
         self._stop(workspace.id)
         if workspace.kind == "ci":
             self._gone(workspace.id)
@@ -125,7 +125,7 @@ class Starter(Creator):
         name = container_name(workspace.owner, workspace.name)
         spec = self._completed(workspace, spec)
         if not workspace.id:
-            return self.start(self.create(spec, progress))
+            return self.start(self.create(spec, progress), spec, progress)
         plan = docker_container.Plan.of(spec, self.probe_engine(), self._engine.local)
         self._set_aside(workspace, spec)
         made = ""

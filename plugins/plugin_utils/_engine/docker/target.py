@@ -15,6 +15,7 @@ from ....module_utils._node.docker import http as docker_http
 from ....module_utils._node.errors import FlowError, Unhealthy
 from ....module_utils._node.labels import LABEL
 from ..common import untrusted
+from ..common.progress import Progress
 from ..workspace.models import Session, Workspace
 from . import session as docker_session
 from .parse import OLD, age, from_container, with_events
@@ -29,7 +30,7 @@ LEFTOVER_AGE = 600.0
 class DockerTarget(Starter):
     """Implements ``Target``, ``Sweeper`` and ``Drainable`` on one engine."""
 
-    def delete(self, workspace: Workspace) -> None:
+    def delete(self, workspace: Workspace, progress: Progress) -> None:
         """Container, then inner Docker's volume, then the home, which is the record of identity."""
         name = container_name(workspace.owner, workspace.name)
         for container in (name, name + OLD):

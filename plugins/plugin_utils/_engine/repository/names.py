@@ -11,7 +11,7 @@ from ..common.text import shown
 
 NAME_LIMIT = 32
 REF_LIMIT = 250
-_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_NAME = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _REF = re.compile(r"[\w./+#@=,%!&(){}'-]+")
 _HINT = "Use https://host/owner/name, git@host:owner/name, ssh://git@host/owner/name or the path of a folder."
@@ -33,9 +33,9 @@ def validate_name(name: str, what: str = "workspace") -> str:
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
         raise InvalidInput(
             f"The name {shown(name)!r} is not accepted for the {what}.",
-            f"A name has at most {NAME_LIMIT} lower-case letters, digits and single hyphens, none at its ends.",
+            f"A name has at most {NAME_LIMIT} letters, digits and single hyphens, none at its ends.",
         )
-    if name.endswith("-old"):
+    if name.lower().endswith("-old"):
         raise InvalidInput(
             f"The name {name!r} ends in -old, which is kept for a workspace that is being replaced.", "Choose another."
         )

@@ -15,14 +15,15 @@ from .options import MEBIBYTE, OPTIONS
 from .values import convert
 
 
-def _check_forms(values: Mapping[str, Any]) -> None:
-    """Refuse names, references, addresses and repositories that nothing may be started with."""
+def _check_forms(values: dict[str, Any]) -> None:
+    """Refuse names, references, addresses and repositories that nothing may be started with; lower names' case."""
     from ..repository.address import Repository, parse_dotfiles
     from ..repository.names import validate_host, validate_name, validate_ref
 
     for name in ("workspace", "owner"):
         if values[name]:
-            validate_name(values[name], name)
+            # Coder compares names without regard to case; so does every target.
+            values[name] = validate_name(values[name], name).lower()
     validate_ref(values["ref"])
     validate_host(values["default_host"], "default_host")
     if values["repo"]:

@@ -101,7 +101,7 @@ def _new_name(target: Target, spec: WorkspaceSpec) -> str:
     if spec.name or spec.repository is None:
         return spec.name
     slug = spec.repository.slug
-    taken = any(w.name == slug and w.repo != spec.repository.identity for w in target.list(spec.owner))
+    taken = any(w.name.lower() == slug and w.repo != spec.repository.identity for w in target.list(spec.owner))
     return spec.repository.slug_with_suffix() if taken else slug
 
 
@@ -144,17 +144,28 @@ class _Run:
     def admit(self, planned: Plan) -> None:
         """Before anything is started, ask the target; before it is created, whether the repository can be had."""
         verbs = {"create", "start", "restart"} & set(planned.verbs)
-        if verbs:
-            self.target.admit(self.spec, verbs != {"start"})
+        if verbs or planned.clone:
+            self.target.admit(self.spec, verbs != {"start"} or planned.clone)
         repository = self.spec.repository
-        new = planned.before.get("state") == "absent"
-        if "create" not in planned.verbs or not new or repository is None or self._admitted:
+        new = "create" in verbs and planned.before.get("state") == "absent"
+        if not (new or planned.clone) or repository is None or self._admitted:
             return
+        if new and self.spec.name:
+            self._name_others(repository)
         self.progress.note(f"repository: asking {repository.host if repository.kind != 'local' else 'the folder'}")
         note = judge(self.probe(repository, self.spec.ref), repository, self.target.same_network)
         if note:
             self.notes.append(note)
         self._admitted = True
+
+    def _name_others(self, repository: Repository) -> None:
+        """Note other workspaces of the same repository: the user may have meant one of them."""
+        if self.spec.kind != "dev":
+            return
+        found = self.target.list(self.spec.owner, "dev")
+        names = sorted(w.name for w in found if w.repo == repository.identity and w.name != self.spec.name)
+        if names:
+            self.notes.append(f"{repository.identity} already has workspace {', '.join(names)}.")
 
     def act(self, planned: Plan, actual: Workspace | None, hours: float, by: str) -> Workspace | None:
         """Carry out ``planned``; the workspace afterwards."""
@@ -174,23 +185,30 @@ class _Run:
                 boots = readiness.boots(self.target, workspace) if "create" not in planned.verbs else boots
                 workspace = self._start(workspace, "create" in planned.verbs)
             elif action.verb == "stop":
-                with self.progress.stage("stop", f"stopping {workspace.name}"):
-                    workspace = self.target.stop(workspace)
-                workspace = None if workspace.kind == "ci" else workspace
+                workspace = self._stop(workspace)
             elif action.verb == "restart":
                 workspace = self._timed("restart", f"replacing {workspace.name}", self._restart, workspace)
+            elif action.verb == "clone":
+                workspace = self._clone(workspace)
+                continue
             elif action.verb == "keepalive":
                 workspace = self.target.keepalive(workspace, hours, by)
             elif action.verb == "delete":
                 self._delete(workspace)
                 workspace = None
             self.actions.append(action.verb)
-        if workspace is not None and {"start", "restart"} & set(planned.verbs):
-            workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
-            return self._delivered(workspace) if self.target.seed_follows and self._bundle else workspace
-        if workspace is not None and not planned.actions:
+        return None if workspace is None else self._awaited(planned, workspace, boots)
+
+    def _awaited(self, planned: Plan, workspace: Workspace, boots: frozenset[str]) -> Workspace:
+        """Wait for a workspace that this run, or another one a moment ago, has started."""
+        from . import readiness
+
+        if not planned.actions:
             return readiness.wait_ready(self.target, workspace, self.progress, self.waiter, None)
-        return workspace
+        if not {"start", "restart"} & set(planned.verbs):
+            return workspace
+        workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+        return self._delivered(workspace) if self.target.seed_follows and self._bundle else workspace
 
     def _timed(
         self, name: str, doing: str, function: Callable[[Workspace], Workspace], workspace: Workspace
@@ -212,10 +230,15 @@ class _Run:
         self.waiter.extend(sum(seconds for name, seconds in self.progress.stages[known:] if name == "image"))
         return prepared
 
+    def _stop(self, workspace: Workspace) -> Workspace | None:
+        with self.progress.stage("stop", f"stopping {workspace.name}"):
+            stopped = self.target.stop(workspace, self.progress)
+        return None if stopped.kind == "ci" else stopped
+
     def _delete(self, workspace: Workspace) -> None:
         with self.progress.stage("delete", f"deleting {workspace.name}"):
             try:
-                self.target.delete(workspace)
+                self.target.delete(workspace, self.progress)
             except NotFound:
                 self.progress.note(f"{workspace.name} was already gone")
 
@@ -250,16 +273,34 @@ class _Run:
         """Where a workspace runs as soon as it is made, a repository that is a folder here follows, and is cloned."""
         with self.progress.stage("clone", "bringing the repository"):
             self._seed(workspace, fresh=True)
-            done = self.target.exec(workspace, ["spt-workspace", "clone"], timeout=max(60.0, self.waiter.remaining))
+            return self._finish_clone(workspace)
+
+    def _clone(self, workspace: Workspace) -> Workspace:
+        """Clone into a running workspace that has no repository, unless an earlier run has done so."""
+        repository = self.spec.repository
+        if repository is None or not repository.url:
+            raise InvalidInput(f"Workspace {workspace.name} cannot clone a folder of this machine.", "Push it first.")
+        workspace = replace(workspace, repo=repository.identity)
+        there = f"{HOME}/{workspace.name}/.git"
+        if self.target.exec(workspace, ["test", "-e", there]).status == 0:
+            return replace(workspace, steps=(*workspace.steps, Step("clone", "ok")))
+        self.actions.append("clone")
+        with self.progress.stage("clone", f"cloning {repository.identity}"):
+            return self._finish_clone(workspace, repository.url, *([self.spec.ref] if self.spec.ref else []))
+
+    def _finish_clone(self, workspace: Workspace, *words: str) -> Workspace:
+        command = ["spt-workspace", "clone", *words]
+        done = self.target.exec(workspace, command, timeout=max(60.0, self.waiter.remaining))
         said = untrusted.line((done.stderr or done.stdout).strip().rpartition("\n")[2])
-        clone = Step("clone", "failed" if done.status else "ok", detail=said)
-        return replace(workspace, steps=(*(step for step in workspace.steps if step.name != "clone"), clone))
+        state = {0: "ok", AuthError.code: "needs-auth"}.get(done.status, "failed")
+        steps = (step for step in workspace.steps if step.name != "clone")
+        return replace(workspace, steps=(*steps, Step("clone", state, detail=said)))
 
     def _start(self, workspace: Workspace, created: bool) -> Workspace:
         if workspace.state != "running":
             self._seed(workspace, fresh=created or workspace.started is None)
         with self.progress.stage("start", f"starting {workspace.name}"):
-            return self.target.start(workspace)
+            return self.target.start(workspace, self.spec, self.progress)
 
     def result(self, planned: Plan, workspace: Workspace | None) -> Result:
         notes = [*self.notes, *planned.notes]

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ....module_utils._node.errors import Conflict, InvalidInput, NotFound
@@ -30,13 +30,17 @@ class Action:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done. ``before`` and ``after`` are what ``diff`` shows; equal when there is nothing to do."""
+    """What is to be done. ``before`` and ``after`` are what ``diff`` shows; equal when there is nothing to do.
+
+    ``clone``: the workspace exists without a repository and gets the one of the specification.
+    """
 
     actions: tuple[Action, ...]
     before: dict[str, Any]
     after: dict[str, Any]
     msg: str
     notes: tuple[str, ...] = ()
+    clone: bool = False
 
     @property
     def changed(self) -> bool:
@@ -86,7 +90,17 @@ def plan(
     }
     if state == "kept":
         return _plan_kept(actual, hours, now)
-    return planners[state](actual)
+    planned = planners[state](actual)
+    if state not in ("started", "restarted") or spec.repository is None:
+        return planned
+    if not actual.repo and actual.kind == "dev":
+        return _with_clone(planned, actual, spec.repository.identity)
+    if spec.ref and actual.kind == "dev":
+        note = (
+            f"ref={spec.ref} is for a new clone; workspace {actual.name} exists already. Inside: git switch {spec.ref}"
+        )
+        return replace(planned, notes=(*planned.notes, note))
+    return planned
 
 
 def _seen(workspace: Workspace) -> dict[str, Any]:
@@ -126,6 +140,19 @@ def _plan_started(actual: Workspace) -> Plan:
         actions.insert(0, Action("create", "only its home is left"))
     after = {**before, "state": "running"}
     return Plan(tuple(actions), before, after, f"Workspace {actual.name} started.", notes)
+
+
+def _with_clone(planned: Plan, actual: Workspace, identity: str) -> Plan:
+    """Add the clone of a first repository; a start or restart includes it."""
+    actions = planned.actions or (Action("clone", "it has no repository"),)
+    msg = planned.msg.removesuffix(".") if planned.actions else f"Workspace {actual.name} is running"
+    return replace(
+        planned,
+        actions=actions,
+        after={**planned.after, "repo": identity},
+        msg=f"{msg} with a new clone of {identity}.",
+        clone=True,
+    )
 
 
 def _outdated(actual: Workspace) -> str:

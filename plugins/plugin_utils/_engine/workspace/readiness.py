@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .target import Readable
 
 FINAL = ("ok", "failed", "skipped", "needs-auth")
+SILENCE = 45.0
+"""Seconds without a line of the log after which a person is told where to look, and told again."""
 LAST_LINES = 5
 """Lines of a log that an error shows."""
 LONGEST_EVENT = 65536
@@ -125,6 +127,11 @@ class Watch:
         """Whether there is nothing left that a client waits for."""
         return self.usable and self.state("clone") in FINAL
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that a session could finish later."""
+        return all(self.state(name) not in ("failed", "needs-auth") for name in ("clone", "dotfiles"))
+
     def apply(self, workspace: Workspace) -> Workspace:
         order = [*STEPS, *(name for name in self.steps if name not in STEPS)]
         steps = tuple(self.steps[name] for name in order if name in self.steps)
@@ -172,7 +179,7 @@ def wait_ready(
             raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
         old = frozenset([e["boot"] for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
-    for line in _followed(target, workspace, waiter):
+    for line in _followed(target, workspace, waiter, progress):
         if line is not None:
             watch.feed(line)
         if watch.complete:
@@ -222,7 +229,7 @@ def outlast(
         events = [e for e in map(event, target.logs(workspace)) if e]
     known = sum(e["event"] == "start" for e in events)
     progress.note(f"{workspace.name} is just stopping; waiting for its end")
-    for line in _followed(target, workspace, waiter):
+    for line in _followed(target, workspace, waiter, progress):
         if line is None:
             break
         said = event(line)
@@ -247,7 +254,7 @@ def _log_hint(watch: Watch, workspace: Workspace) -> str:
     return "\n".join([f"The last lines of its log ({command}):", *watch.tail])
 
 
-def _followed(target: Readable, workspace: Workspace, waiter: Waiter) -> Iterator[str | None]:
+def _followed(target: Readable, workspace: Workspace, waiter: Waiter, progress: Progress) -> Iterator[str | None]:
     """Lines of the log as they come; ``None`` once, at the end of the log or of the time.
 
     Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.
@@ -271,13 +278,23 @@ def _followed(target: Readable, workspace: Workspace, waiter: Waiter) -> Iterato
             lines.put(Unhealthy(f"Cannot follow the log of workspace {workspace.name}: {error}"))
 
     threading.Thread(target=read, name="spt-flow-log", daemon=True).start()
+    silent = 0.0
     try:
         while True:
+            pause = min(waiter.remaining, SILENCE)
             try:
-                line = lines.get(timeout=waiter.remaining) if waiter.remaining else lines.get_nowait()
+                line = lines.get(timeout=pause) if pause else lines.get_nowait()
             except queue.Empty:
-                yield None
-                return
+                if waiter.expired:
+                    yield None
+                    return
+                silent += pause
+                progress.note(
+                    f"{workspace.name}: no news for {silent:.0f} s. Its log:"
+                    f" ansible-playbook spt.flow.logs -e workspace={workspace.name}"
+                )
+                continue
+            silent = 0.0
             if isinstance(line, FlowError):
                 raise line
             yield line

@@ -74,6 +74,9 @@ class Target(Readable, Protocol):
     clone_path_known: bool
     """Whether the directory of a clone follows from its repository, without asking the workspace."""
 
+    def ignored(self, names: Iterable[str]) -> str:
+        """Return a sentence about the options of these names that have no effect here; nothing when all have one."""
+
     def find(self, spec: WorkspaceSpec) -> Workspace | None:
         """The owner's workspace by name, else by repository identity; one read. ``None`` when there is none."""
 
@@ -86,16 +89,16 @@ class Target(Readable, Protocol):
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Claim the identity and create what is missing, not started. Safe to repeat and to run concurrently."""
 
-    def start(self, workspace: Workspace) -> Workspace:
-        """Start what exists; an already running one is left alone."""
+    def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
+        """Start what exists; an already running one is left alone. ``spec`` names a repository if it has none yet."""
 
-    def stop(self, workspace: Workspace) -> Workspace:
+    def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
         """Stop cleanly within the grace time; home and volumes stay."""
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         """Replace the container so that ``spec`` and the current image apply (docs/decisions/restart.md)."""
 
-    def delete(self, workspace: Workspace) -> None:
+    def delete(self, workspace: Workspace, progress: Progress) -> None:
         """Remove everything that belongs to the workspace, and nothing else."""
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
