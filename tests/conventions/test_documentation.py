@@ -145,7 +145,7 @@ def test_documents_use_plain_words() -> None:
 
 # Commands
 
-JOBS = "tests/integration/test_hostile_checkout.py::test_what_a_reader_types"
+JOBS = "tests/integration/test_hostile_checkout.py::test_commands_of_a_reader_run_nothing_of_the_checkout"
 TYPED = "tests/integration/test_documented_commands.py::test_commands_for_developers_work_as_typed"
 TESTS = {
     (
@@ -156,20 +156,20 @@ TESTS = {
     ("README.md", "Quick start: three machines"): "molecule/e2e/converge.yml",
     ("README.md", "Quick start: CI"): JOBS,
     ("README.md", "Install it for use anywhere"): (
-        "tests/integration/test_documented_commands.py::test_an_installed_user_types_one_line_of_setup"
+        "tests/integration/test_documented_commands.py::test_installed_user_needs_one_line_of_setup"
     ),
     ("docs/ci.md", "*"): JOBS,
     ("docs/tutorials/ci.md", "*"): JOBS,
     ("docs/tutorials/developer.md", "*"): TYPED,
     ("docs/tutorials/operator.md", "*"): "molecule/e2e/molecule.yml",
     ("docs/nodes.md", "Run a workspace on another host"): (
-        "tests/integration/test_nodes.py::test_every_verb_works_on_a_node"
+        "tests/integration/test_nodes.py::test_every_playbook_works_on_a_node"
     ),
     ("docs/nodes.md", "Empty a host"): (
-        "tests/integration/test_nodes.py::test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing"
+        "tests/integration/test_nodes.py::test_drained_engine_stops_all_keeps_homes_and_starts_nothing"
     ),
     ("docs/nodes.md", "Manage the workspaces of a team or a course"): (
-        "tests/integration/test_nodes.py::test_a_list_of_the_inventory_is_ensured_twice"
+        "tests/integration/test_nodes.py::test_inventory_list_is_applied_twice"
     ),
 }
 """The test that runs the commands of each section's ``console`` blocks. Other examples are marked ``text``."""

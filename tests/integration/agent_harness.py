@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real workspaces on the real engine for tests of what runs inside, made the way that target docker makes them."""
+"""Real workspaces on the real engine, created like target docker does, for tests of the workspace agent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENDED = ("ok", "failed", "skipped", "needs-auth")
 
 
 def unavailable() -> str:
-    """Why these tests cannot run here, or nothing."""
+    """Return why these tests cannot run here, or an empty string."""
     missing = [name for name in ("docker", "ssh", "ssh-keygen", "git") if not shutil.which(name)]
     if missing:
         return f"{', '.join(missing)} missing"
@@ -45,7 +45,7 @@ def docker(*words: str, check: bool = True, timeout: float = 90, **more: Any) ->
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 30.0, message: Callable[[], str] | str = "") -> Any:
-    """The first true answer of ``what``."""
+    """Return the first true answer of ``what``."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         answer = what()
@@ -56,7 +56,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 30.0, message: Callable[[
 
 
 class Inside:
-    """One workspace and the ways to look into it."""
+    """One workspace and ways to look into it."""
 
     def __init__(self, owner: str, name: str, folder: Path) -> None:
         self.workspace: Workspace | None = None
@@ -82,7 +82,7 @@ class Inside:
         return done.stdout.strip()
 
     def sh(self, text: str, **more: Any) -> str:
-        """A login shell's line."""
+        """Run a line in a login shell."""
         return self.exec("bash", "-lc", text, **more)
 
     def ssh_argv(self, *words: str, options: tuple[str, ...] = ()) -> list[str]:
@@ -103,7 +103,7 @@ class Inside:
         return wait_for(ended, seconds, lambda: f"{step} is {self.step(step)}\n{self.log()[-3000:]}")
 
     def step(self, name: str) -> dict[str, Any]:
-        """Newest state of a step in the newest start, from the log."""
+        """Return the newest state of a step in the newest start, from the log."""
         found: dict[str, Any] = {}
         starts = 0
         for event in self.events():
@@ -112,7 +112,7 @@ class Inside:
         return found
 
     def again(self, verb: str) -> None:
-        """``docker start`` or ``restart``; from now on only the new start's steps count."""
+        """Run ``docker start`` or ``restart``; afterwards only steps of the new start count."""
         self.starts += 1
         docker(verb, self.container)
 
@@ -124,7 +124,7 @@ class Inside:
         return [json.loads(line) for line in self.log().splitlines() if line.startswith('{"spt_flow"')]
 
     def state(self) -> tuple[bool, int]:
-        """(running, exit status) or (False, -1) when it is gone."""
+        """Return (running, exit status), or (False, -1) when the container is gone."""
         done = docker("inspect", "-f", "{{.State.Running}} {{.State.ExitCode}}", self.container, check=False)
         words = done.stdout.split()
         return (words[0] == "true", int(words[1])) if words else (False, -1)
@@ -143,7 +143,7 @@ def workspace(
     deadline: int | None = None,
     **settings: Any,
 ) -> Iterator[Inside]:
-    """A running workspace; ``environment`` replaces values of the start contract that no setting reaches."""
+    """A running workspace; ``environment`` replaces values of the workspace agent that no setting controls."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 
     target = DockerTarget()

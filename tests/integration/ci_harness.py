@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of CI runs share: a repository of two commits, the playbook as a process, killing all of it."""
+"""Shared by the tests of CI runs: a repository with two commits, the playbook as a process, and killing it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def values(playbooks: Playbooks, folder: Path, command: str, **more: str) -> dic
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """The record of the one run below ``folder``."""
+    """Return the record of the only run below ``folder``."""
     (path,) = folder.glob("*/run.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
@@ -53,7 +53,7 @@ def start(playbooks: Playbooks, environment: dict[str, str]) -> subprocess.Popen
 
 
 def family(pid: int) -> list[int]:
-    """``pid`` and its descendants."""
+    """Return ``pid`` and its descendants."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def family(pid: int) -> list[int]:
 
 
 def kill(run: subprocess.Popen[str]) -> None:
-    """All of a client at once, so that nothing of it can do anything any more."""
+    """Kill all processes of a client at once, so that none of them can react."""
     for pid in family(run.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def kill(run: subprocess.Popen[str]) -> None:
 
 
 def begun(folder: Path, word: str = "begun", seconds: float = 180.0) -> str:
-    """Name of the workspace of the one run below ``folder``, once its job has written ``word``."""
+    """Return the workspace's name of the only run below ``folder``, once its job has written ``word``."""
     until(lambda: any(word in log.read_text() for log in folder.glob("*/job.log")), seconds)
     return next(folder.glob("*/job.log")).parent.name
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fixtures that tests on the real engine share; without an engine they skip and say why."""
+"""Fixtures for tests on the real engine. Without an engine these tests are skipped with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ansible_collections.spt.flow.tests.integration.harness import harness as ma
 
 @pytest.fixture(scope="session")
 def image() -> image_identity.Image:
-    """The workspace image, built when the engine does not have it."""
+    """The workspace image, built if the engine does not have it."""
     try:
         docker_http.connect().get_json("/version")
     except FlowError as error:
@@ -32,13 +32,13 @@ def image() -> image_identity.Image:
 
 @pytest.fixture
 def harness(tmp_path: Path, image: image_identity.Image) -> Iterator[Harness]:
-    """One random owner with what belongs to it."""
+    """A harness with a random owner."""
     with make_harness(tmp_path, image) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shared_harness(tmp_path_factory: pytest.TempPathFactory, image: image_identity.Image) -> Iterator[Harness]:
-    """The same for tests that leave it as they found it."""
+    """A harness shared by the tests of a module, which must leave it unchanged."""
     with make_harness(tmp_path_factory.mktemp("harness"), image) as made:
         yield made

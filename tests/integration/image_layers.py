@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What tests and figures about images share: their layers, and an image in which one tool has moved."""
+"""Layers of images, and an image in which one tool has another version; for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engi
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
 Layer = tuple[str, str, int]
-"""What made it, the identity of its files, its size."""
+"""The command that created it, the identity of its files, its size."""
 MOVES = "gh"
 
 
@@ -25,20 +25,20 @@ def layers(tag: str) -> list[Layer]:
     engine = docker_http.connect()
     names = engine.get_json(f"/images/{tag}/json")["RootFS"]["Layers"]
     history = reversed(engine.get_json(f"/images/{tag}/history"))
-    # Steps that only set something have no layer; a layer without files has no size that would count.
+    # Steps that only set metadata have no layer; a layer without files has no relevant size.
     made = [step for step in history if "#(nop)" not in step["CreatedBy"] or "in /" in step["CreatedBy"]]
     assert len(names) == len(made), (names, made)
     return [(step["CreatedBy"], name, step["Size"]) for name, step in zip(names, made, strict=True)]
 
 
 def tool_layers(tag: str) -> list[str]:
-    """Identities of the layers that are a tool each."""
+    """Return the identities of the layers with one tool each."""
     return [name for made_by, name, _ in layers(tag) if "ADD file:" in made_by and " in /opt/" not in made_by]
 
 
 @contextmanager
 def moved(profile: str, folder: Path, progress: Progress) -> Iterator[str]:
-    """The tag of the profile's image with one tool, of those that move often, in another version; gone afterwards."""
+    """Build the profile's image with another version of an often updated tool; yield its tag, then remove it."""
     copy = Path(shutil.copytree(image_identity.FOLDER, folder / "image", symlinks=True))
     known = image_identity.versions(copy)
     known["tools"][MOVES]["links"] = {"usr/local/bin/github": "/usr/local/bin/gh"}
@@ -52,6 +52,6 @@ def moved(profile: str, folder: Path, progress: Progress) -> Iterator[str]:
 
 
 def reused(before: list[Layer], after: list[Layer]) -> float:
-    """The share of bytes of an image that an engine with another one has already."""
+    """Return the share of bytes of an image that an engine with another image already has."""
     there = {name for _, name, _ in before}
     return sum(size for _, name, size in after if name in there) / sum(size for _, _, size in after)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A site's mirror of everything that an image takes, on the engine's bridge, where builds reach it too.
+"""A local mirror of everything that an image build downloads, reachable from builds on the engine's bridge.
 
-It answers from ``folder`` and fills it from where the same file lies in public, as a site's own mirror does.
+It answers from ``folder`` and fetches missing files from their public source, like a company's mirror.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PLACES = {
     "pypi": "https://files.pythonhosted.org",
     "files/static.rust-lang.org": "https://static.rust-lang.org",
 }
-"""What lies below each path, the first that fits."""
+"""The source for each path; the first match applies."""
 KINDS = ("apt", "crates", "files", "go", "npm", "pypi")
 TIMEOUT = 120
 
 
 class Mirror(ThreadingHTTPServer):
-    """``asked`` notes each path; ``cut`` are names of files of which only a half is sent."""
+    """``asked`` records each path; files named in ``cut`` are sent only by half."""
 
     daemon_threads = True
 
@@ -50,11 +50,11 @@ class Mirror(ThreadingHTTPServer):
 
     @property
     def options(self) -> dict[str, str]:
-        """The values of image builds that lead here."""
+        """Return the image build options that use this mirror."""
         return {f"mirror_{kind}": f"{self.address}/{kind}" for kind in KINDS}
 
     def file(self, path: str) -> Path:
-        """The file of an address; fetched when it is not here."""
+        """Return the file of an address; fetch it if it is missing."""
         name = path.rsplit("/", 1)[-1]
         if name in self.known:
             return self.known[name]
@@ -98,11 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *words: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 def bridge() -> str:
-    """This machine's address on the engine's bridge."""
+    """Return this machine's address on the engine's bridge."""
     argv = ["ip", "-4", "-o", "address", "show", "dev", "docker0"]
     shown = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout
     return shown.split(" inet ")[1].split("/")[0]
@@ -110,7 +110,7 @@ def bridge() -> str:
 
 @contextmanager
 def mirror(folder: Path, known: Mapping[str, Path] | None = None) -> Iterator[Mirror]:
-    """A mirror in ``folder``; ``known`` are files that it has from the beginning, by the last part of their address."""
+    """Start a mirror in ``folder``; ``known`` has its initial files, by the last part of their address."""
     folder.mkdir(parents=True)
     with Mirror(bridge(), folder, known or {}) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})

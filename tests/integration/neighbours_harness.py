@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ways in which one workspace could read, divert, slow or stop another: the rows of test_neighbours.
 
-Words in braces are filled in: {victim}, {gateway}, {host} (addresses), {subnet} (the bridge's broadcast address),
-{victim_port} (where the victim's IDE is published), {victim_pid} (its first process, as the host numbers it),
+Placeholders in braces: {victim}, {gateway}, {host} (addresses), {subnet} (the bridge's broadcast address),
+{victim_port} (published port of the victim's IDE), {victim_pid} (its first process, as numbered by the host),
 {victim_id}, {victim_name} (its container), {mac} (its Ethernet address), {mark} (a word that only the victim has).
 """
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Way:
-    """``attack`` runs in the attacker and exits 0 when it got its way; then it counts as a success.
+    """``attack`` runs in the attacker; exit status 0 means that the attack succeeded.
 
-    With ``watch``, a script that runs in the victim meanwhile, the success is that the watch exits 0: it noticed
-    something. ``before`` runs in the victim first. ``control`` proves the means: it runs in the victim and exits 0.
+    With ``watch``, a script that runs in the victim meanwhile, success means that the watch exits with 0. ``before``
+    runs in the victim first. ``control`` proves that the method works: it runs in the victim and exits with 0.
     """
 
     name: str
@@ -37,7 +37,7 @@ def connects(host: str, port: int | str) -> str:
 
 
 def sends(address: str, port: int, prepare: str = "", family: str = "AF_INET") -> str:
-    """Datagrams with a word that the watch knows."""
+    """Send datagrams with a word that the watch knows."""
     return python(
         f"s = socket.socket(socket.{family}, socket.SOCK_DGRAM)\n{prepare}\n"
         f"for _ in range(5):\n    s.sendto(b'hello', ('{address}', {port}))\n    time.sleep(0.1)"
@@ -53,7 +53,7 @@ def hears(port: int, prepare: str = "", family: str = "AF_INET", address: str = 
 
 
 def itself(port: int, prepare: str = "", join: str = "", family: str = "AF_INET", to: str = "127.0.0.1") -> str:
-    """The control of a watch: the victim hears itself."""
+    """The control of a watch: the victim receives its own packet."""
     return f"({hears(port, join, family)}\n) & sleep 0.4; {sends(to, port, prepare, family)}\nwait $!"
 
 
@@ -69,7 +69,7 @@ def raw(family: str, protocol: int, code: str) -> str:
 
 
 def arp(to: str, mine: str, target: str) -> str:
-    """Say to ``target`` that the address ``mine`` has the attacker's Ethernet address."""
+    """Announce to ``target`` that ``mine`` has the attacker's Ethernet address."""
     return packet(
         "me = m('02:de:ad:be:ef:01')\n"
         f"frame = m({to}) + me + bytes.fromhex('08060001080006040002') + me + h('{mine}') + m({to}) + h('{target}')\n"
@@ -363,4 +363,4 @@ NOISES = {
     + " f.seek(0)\n f.write(b'x' * 4096)\n os.fsync(f.fileno())",
     "processes that come and go": _LOOP + "while time.time() < end:\n if not os.fork(): os._exit(0)\n os.wait()",
 }
-"""Further noise beside that of noise_harness: Python programs, told for how many seconds."""
+"""Noise in addition to noise_harness: Python programs; the argument is the number of seconds."""

@@ -91,7 +91,7 @@ class Network:
         ).returncode
 
     def frame_passes(self, sender: str, receiver: str) -> bool:
-        """Whether a broadcast Ethernet frame, which ARP and router advertisements are, gets from one to the other."""
+        """Return whether a broadcast Ethernet frame, like ARP or a router advertisement, gets from one to the other."""
         argv = self.argv(receiver, sys.executable, "-c", HEAR, "1")
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as hearing:
             assert hearing.stdout and hearing.stdout.readline() == "ready\n"
@@ -121,7 +121,7 @@ class Network:
         self._settle()
 
     def _settle(self) -> None:
-        """Wait until the first IPv6 packets get through: a link that has just come up drops some."""
+        """Wait until the first IPv6 packets get through: a new link drops some."""
         for machine, address in (("one", "fd00:99::2"), ("outside", "fd00:30::2"), ("one", "fd00:30::3")):
             assert any(self.connects(machine, address) for _ in range(10)), (machine, address)
 

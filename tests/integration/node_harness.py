@@ -23,7 +23,7 @@ SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 @dataclass(frozen=True)
 class Node:
-    """``address`` is the engine's; ``path`` has an `ssh` first that knows the host's key and has one for it."""
+    """``address`` is the engine's; ``path`` starts with an `ssh` that knows the host's key and has a key for it."""
 
     name: str
     address: str
@@ -51,7 +51,7 @@ def node(folder: Path, name: str = "loop") -> Iterator[Node]:
     (folder / "config").write_text(
         f"UserKnownHostsFile {known}\nGlobalKnownHostsFile /dev/null\nIdentityFile {folder}/user\nIdentitiesOnly yes\n"
     )
-    # OpenSSH finds its files by the passwd entry, so a test's own are named; of two -F the last one counts.
+    # OpenSSH finds its files by the passwd entry, so the test's files are named; of two -F options the last one counts.
     (folder / "bin").mkdir()
     (folder / "bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
     (folder / "bin/ssh").chmod(0o755)

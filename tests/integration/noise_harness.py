@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Noise that one workspace makes and what its neighbours notice; shared by the test and by the bench.
+"""Noise that one workspace makes and its effect on neighbours; shared by the test and the benchmark.
 
-Every noise ends by itself at its deadline, whatever happened to who started it.
+Every noise ends at its deadline, even when its client was killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 CGROUPS = Path("/sys/fs/cgroup")
 LOUD: dict[str, Any] = {"cpus": 1024.0, "memory": 1 << 30, "pids": 400}
-"""Limits of the loud one: every processor, but less memory than the machine has."""
+"""Limits of the noisy workspace: all processors, but less memory than the machine has."""
 
 _LOOP = "import os, sys, time\nend = time.time() + float(sys.argv[1])\n"
 NOISES: dict[str, str] = {
@@ -38,14 +38,14 @@ NOISES: dict[str, str] = {
     "   os.fsync(f.fileno())\n"
     "finally: os.unlink(name)",
 }
-"""Python programs by name; the argument is for how many seconds."""
+"""Python programs by name; the argument is the number of seconds."""
 
 
 @contextlib.contextmanager
 def noise(workspace: Workspace, name: str, seconds: float, program: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """``name``, or a program that is not listed here, at work in ``workspace`` as its user.
+    """Run ``name``, or the given program, in ``workspace`` as its user.
 
-    The body runs beside it, the end waits for its end.
+    The body of the ``with`` statement runs meanwhile; its end waits for the noise to end.
     """
     argv = ["docker", "exec", "-u", "1000:1000", workspace.id, "python3", "-c", program or NOISES[name], str(seconds)]
     begun = time.monotonic()
@@ -59,7 +59,7 @@ def noise(workspace: Workspace, name: str, seconds: float, program: str = "") ->
         child.kill()
 
 
-# What a neighbour notices
+# Effects on a neighbour
 
 
 def by_exec(workspace: Workspace) -> None:
@@ -78,9 +78,9 @@ ENTRIES: dict[str, Entry] = {"docker exec": by_exec, "IDE": by_ide}
 def latencies(
     workspace: Workspace, seconds: float, child: subprocess.Popen[bytes] | None = None, **more: Entry
 ) -> dict[str, list[float]]:
-    """Seconds of every answer of ``workspace`` by entry, measured in turns for ``seconds`` while ``child`` lives.
+    """Measure the seconds of every answer of ``workspace`` by entry, in turns, for ``seconds`` while ``child`` lives.
 
-    Every entry answers at least once.
+    Every entry is measured at least once.
     """
     entries = {**ENTRIES, **more}
     found: dict[str, list[float]] = {name: [] for name in entries}
@@ -95,7 +95,7 @@ def latencies(
 
 
 def table(quiet: dict[str, list[float]], beside: dict[str, dict[str, list[float]]]) -> str:
-    """Medians and the worst answers as Markdown; the ratio is that of the medians."""
+    """Render medians and worst answers as Markdown; the ratio is that of the medians."""
     rows = ["| Beside | Entry | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
     for noise_name, entries in beside.items():
         for entry, answers in entries.items():
@@ -105,13 +105,13 @@ def table(quiet: dict[str, list[float]], beside: dict[str, dict[str, list[float]
     return "\n".join(rows) + "\n"
 
 
-# What the kernel counted
+# Counters of the kernel
 
 
 def counter(harness: Harness, workspace: Workspace, which: str) -> int:
-    """``pids`` (forks refused) or ``oom`` (processes killed for memory) of its cgroup.
+    """Return the counter ``pids`` (refused forks) or ``oom`` (killed processes) of the workspace's cgroup.
 
-    Version 1 and version 2 name them differently; a file that is not there is an error of the test.
+    Versions 1 and 2 name them differently; a missing file is an error of the test.
     """
     controller, names, word = {
         "pids": ("pids", ("pids.events",), "max"),
@@ -131,7 +131,7 @@ def counter(harness: Harness, workspace: Workspace, which: str) -> int:
 
 
 def pair(harness: Harness) -> tuple[Workspace, Workspace]:
-    """A workspace that is going to be loud, and its neighbour, whose IDE answers."""
+    """A workspace that will be noisy, and its neighbour, whose IDE answers."""
     loud = harness.up(harness.spec(harness.repository("loud"), **LOUD))
     other = harness.up(harness.spec(harness.repository("other")))
     for entry in ENTRIES.values():
@@ -140,7 +140,7 @@ def pair(harness: Harness) -> tuple[Workspace, Workspace]:
 
 
 def measure(harness: Harness, rounds: int, seconds: float = 5.0) -> Iterator[tuple[str, str, float, float]]:
-    """(noise, entry, median beside it, median when all is quiet) in seconds; quiet is asked anew before each noise."""
+    """Yield (noise, entry, median with noise, median when quiet) in seconds; quiet is measured before each noise."""
     loud, other = pair(harness)
     for _ in range(rounds):
         for name in NOISES:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A copy of the collection with a recipe of its own, for tests that release images: gh is a script, and may move.
+"""A copy of the collection with a small recipe for tests that release images: gh is a script whose version can change.
 
-As a program (molecule) it makes FOLDER/seed.tar: ``recipe_harness.py FOLDER``.
+As a program (used by molecule) it creates FOLDER/seed.tar: ``recipe_harness.py FOLDER``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ echo "gh $state" >&2
 printf '{"checks": [{"name": "gh", "state": "%s", "detail": "%s"}]}\\n' "$state" "$said"
 exit $status
 """
-"""What the image of a tiny recipe has for a start contract."""
+"""The workspace agent in the image of the small recipe."""
 
 
 @dataclass
 class Copy:
-    """The collection at ``root``; ``place`` is where it lies when it builds."""
+    """The collection at ``root``; ``place`` is its location while it builds."""
 
     root: Path
     place: Path
@@ -60,7 +60,7 @@ class Copy:
         (self.root / "image/versions.yml").write_text(yaml.safe_dump(versions, sort_keys=False))
 
     def gh(self, version: str, works: bool = True) -> None:
-        """Move gh in versions.yml, as `make image-update` does; one that does not work has the version all the same."""
+        """Update gh in versions.yml, as `make image-update` does; a broken one reports its version nevertheless."""
         name = f"gh-{version}.zip"
         with zipfile.ZipFile(self.root / "image" / name, "w") as archive:
             archive.writestr("gh", f"#!/bin/sh\necho gh version {version}\nexit {0 if works else 1}\n")
@@ -72,7 +72,7 @@ class Copy:
         self.write(versions)
 
     def tiny(self) -> None:
-        """Nothing but a base system and gh: the identity of a profile, and a verification, in seconds."""
+        """Reduce the image to a base system and gh: enough for a profile's identity and a verification, in seconds."""
         image = self.root / "image"
         versions = self.versions
         versions["profiles"]["slim"]["packages"] = []
@@ -97,7 +97,7 @@ class Copy:
 
 
 def copy(root: Path, place: Path | None = None) -> Copy:
-    """The checkout's files, committed or not, below ``root``."""
+    """Copy the checkout's files, committed or not, below ``root``."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in names:
@@ -108,7 +108,7 @@ def copy(root: Path, place: Path | None = None) -> Copy:
 
 
 def cache_of_its_own(folder: Path, *shared: str) -> Path:
-    """A cache that shares with the user's what is slow to get, but no image: a profile has one archive there."""
+    """Create a cache that shares slow downloads with the user's but no images."""
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spt-flow"
     (folder / "spt-flow").mkdir(parents=True)
     for name in ("base", *shared):
@@ -118,7 +118,7 @@ def cache_of_its_own(folder: Path, *shared: str) -> Path:
 
 
 def main(folder: str) -> None:
-    """What molecule/image_build brings to its machine: /srv/flow.git, and a cache of what would be slow there."""
+    """Create what molecule/image_build copies to its machine: /srv/flow.git, and a cache of slow downloads."""
     root = Path(folder)
     shutil.rmtree(root, ignore_errors=True)
     made = copy(root / "checkout", Path("/var/lib/spt-flow/image-build"))

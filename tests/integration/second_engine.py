@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A second Docker engine with a data root of its own and the checkout's runtime, so that tests may stop and kill it."""
+"""A second Docker engine with its own data root and the checkout's runtime, which tests may stop and kill."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SecondEngine:
     """Started by ``start``; ``docker`` runs the client against it."""
 
     def __init__(self, folder: Path) -> None:
-        # Remapped root has to get to the data.
+        # The remapped root user must reach the data.
         folder.chmod(0o711)
         self.folder, self.data = folder, folder / "data"
         self.run = Path(tempfile.mkdtemp(prefix="spt-flow-", dir="/run"))
@@ -78,7 +78,7 @@ class SecondEngine:
             self.run / "exec/containerd/containerd.sock",
         ):
             left.unlink(missing_ok=True)
-        # A network of its own: an engine without a bridge removes the usual engine's docker0.
+        # A separate network: an engine without a bridge removes the other engine's docker0.
         argv = [
             "unshare",
             "--net",
@@ -127,7 +127,7 @@ class SecondEngine:
             shutil.rmtree(left, ignore_errors=True)
 
     def image(self) -> None:
-        """An image of a few programs of this machine and the libraries that they need."""
+        """Create an image of a few programs of this machine and their libraries."""
         root = self.folder / "image"
         for name in PROGRAMS:
             program = Path(str(shutil.which(name))).resolve()

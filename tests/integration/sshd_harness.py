@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real OpenSSH server on loopback for the length of a test, and the configuration with which a client reaches it."""
+"""A real OpenSSH server on loopback for one test, and the client configuration to reach it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 SEPARATION = Path("/run/sshd")
-"""The empty directory that sshd insists on."""
+"""The empty directory that sshd requires."""
 
 
 @contextlib.contextmanager
 def sshd(folder: Path, address: str = "127.0.0.1") -> Iterator[Path]:
     """Serve this user, shell and sftp, below ``folder``, on one of this machine's addresses.
 
-    Gives an ssh configuration whose host is ``loopback``.
+    Yields an ssh configuration whose host is ``loopback``.
     """
     program = shutil.which("sshd")
     if program is None:
@@ -54,7 +54,7 @@ def sshd(folder: Path, address: str = "127.0.0.1") -> Iterator[Path]:
     }
     lines = ["Host loopback", *(f"  {name} {value}" for name, value in options.items())]
     (folder / "ssh_config").write_text("\n".join(lines) + "\n")
-    # It stays there, as it does on every machine that runs sshd: another test's server may need it.
+    # Keep the directory, as on every machine that runs sshd: another test's server may need it.
     SEPARATION.mkdir(mode=0o755, exist_ok=True)
     server = subprocess.Popen(
         [program, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -69,7 +69,7 @@ def sshd(folder: Path, address: str = "127.0.0.1") -> Iterator[Path]:
 
 
 def answers(config: Path, within: float = 10.0) -> float:
-    """Seconds that a login and one command take; tries until ``within`` seconds are over."""
+    """Return the seconds of a login with one command; retry until ``within`` seconds are over."""
     until = time.monotonic() + within
     while True:
         begun = time.monotonic()
@@ -81,7 +81,7 @@ def answers(config: Path, within: float = 10.0) -> float:
 
 
 def hang_up(folder: Path) -> None:
-    """Kill the sessions of the server below ``folder``, as a machine does that loses its power; the server stays."""
+    """Kill the sessions of the server below ``folder``, like a machine that loses power; the server stays."""
     for line in (folder / "server.pid").read_text().split():
         for child in Path(f"/proc/{line}/task/{line}/children").read_text().split():
             for process in (*Path(f"/proc/{child}/task/{child}/children").read_text().split(), child):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The start contract in real workspaces: Docker inside, ways in, life, a private repository with the caller's agent."""
+"""The workspace agent in real workspaces: Docker inside, access, liveness, private repositories with the SSH agent."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from ansible_collections.spt.flow.tests.integration.agent_harness import (
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
 FAST = {"SPT_FLOW_TICK": "60"}
-"""A clock of a workspace on which a second counts as a minute."""
-# A file system of one program and its library: images for Docker inside must not come from a network.
+"""A workspace clock on which a second counts as a minute."""
+# A file system of one program and its library, because images for Docker inside must not come from a network.
 ROOTFS = "tar -C / -ch bin/dash lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6 | docker import - tiny"
 
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(folder) -> Iterator[Inside]:
-    """A workspace that most tests share; they leave it as they found it."""
+    """A workspace shared by most tests, which leave it unchanged."""
     with workspace(folder, docker="auto") as inside:
         inside.wait("ide", "ok")
         yield inside
@@ -49,7 +49,7 @@ def demo(folder) -> Iterator[Inside]:
 
 @pytest.fixture
 def agent(tmp_path) -> Iterator[dict[str, str]]:
-    """The caller's own SSH agent with one key; the environment that names it, and the public key."""
+    """The caller's SSH agent with one key: the environment that names it, and the public key."""
     key, place = tmp_path / "mine", tmp_path / "agent"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "callers-key", "-f", key], check=True)
     daemon = subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL)
@@ -70,7 +70,7 @@ def with_agent(agent: dict[str, str]) -> dict[str, object]:
 FORWARD = ("-A", "-o", "IdentityAgent=SSH_AUTH_SOCK")
 
 
-def test_steps_end_well_and_log_status_and_file_agree(demo):
+def test_steps_succeed_and_log_status_and_file_agree(demo):
     assert demo.wait("docker", "ok")["detail"].startswith("ready in")
     status = demo.status()
     for name in ("home", "clone", "docker", "ide", "dotfiles"):
@@ -82,7 +82,7 @@ def test_steps_end_well_and_log_status_and_file_agree(demo):
     assert demo.exec("cat", "/proc/1/comm") == "tini"
 
 
-def test_ide_answers_on_the_hosts_loopback_and_asks_for_the_password(demo):
+def test_ide_answers_on_the_hosts_loopback_and_requires_the_password(demo):
     port = demo.ide_port()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
         assert answer.status == 200
@@ -112,7 +112,7 @@ def test_docker_inside_runs_containers_with_and_without_network(demo):
     )
 
 
-def test_docker_inside_that_crashes_comes_back_and_says_so(demo):
+def test_crashed_docker_inside_is_restarted_and_reported(demo):
     demo.wait("docker", "ok")
     demo.exec("sh", "-c", "kill -9 $(cat /run/user/1000/docker.pid)")
     told = wait_for(
@@ -121,7 +121,7 @@ def test_docker_inside_that_crashes_comes_back_and_says_so(demo):
     assert told["state"] == "ok" and demo.sh("docker version -f '{{.Server.Version}}'")
 
 
-def test_exit_status_environment_and_terminal_through_ssh(demo):
+def test_exit_status_environment_and_terminal_work_over_ssh(demo):
     assert demo.ssh("exit 7").returncode == 7
     env = dict(line.split("=", 1) for line in demo.ssh("env").stdout.splitlines() if "=" in line)
     assert env["DOCKER_HOST"] == "unix:///run/user/1000/docker.sock" and env["XDG_RUNTIME_DIR"] == "/run/user/1000"
@@ -131,7 +131,7 @@ def test_exit_status_environment_and_terminal_through_ssh(demo):
     assert demo.ssh("sudo -n id -u").stdout.strip() == "0"
 
 
-def test_another_key_or_a_wrong_host_key_opens_nothing(demo, tmp_path):
+def test_wrong_key_and_wrong_host_key_are_refused(demo, tmp_path):
     other = tmp_path / "other"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     assert demo.ssh("true", options=("-i", str(other), "-o", "IdentityFile=none")).returncode == 0
@@ -170,7 +170,7 @@ def test_local_forwarding_reaches_a_service_of_the_workspace(demo):
         tunnel.wait(10)
 
 
-def test_scp_and_rsync_carry_files_both_ways(demo, tmp_path):
+def test_scp_and_rsync_copy_files_both_ways(demo, tmp_path):
     data = os.urandom(5_000_000)
     (tmp_path / "data").write_bytes(data)
     far = f"{demo.container}:/home/coder/data"
@@ -207,7 +207,7 @@ def test_killed_client_ends_the_session_and_its_programs(demo):
     demo.exec("tmux", "-L", "left", "kill-server")
 
 
-def test_git_asks_the_clients_helper_through_the_session_and_stores_nothing(demo, tmp_path):
+def test_git_asks_the_clients_helper_and_stores_nothing(demo, tmp_path):
     place = tmp_path / "helper.sock"
     with socket.socket(socket.AF_UNIX) as helper:
         helper.bind(str(place))
@@ -230,7 +230,7 @@ def test_git_asks_the_clients_helper_through_the_session_and_stores_nothing(demo
     assert demo.exec("sh", "-c", "grep -rl canary-4711 /home /run/spt-flow /tmp 2>/dev/null; true") == ""
 
 
-def test_stop_is_clean_and_quick_with_containers_inside_and_they_survive_as_images(folder):
+def test_stop_is_clean_and_quick_and_images_inside_survive(folder):
     with workspace(folder, "stops", docker="auto") as inside:
         inside.wait("docker", "ok")
         inside.sh(ROOTFS)
@@ -253,7 +253,7 @@ def test_stop_is_clean_and_quick_with_containers_inside_and_they_survive_as_imag
         assert second["steps"]["home"]["detail"] == "the home was left as it is"
 
 
-def test_killed_workspace_starts_again_as_if_nothing_had_been(folder):
+def test_killed_workspace_starts_normally(folder):
     with workspace(folder, "killed", docker="auto") as inside:
         inside.wait("docker", "ok")
         docker("kill", inside.container)
@@ -261,14 +261,14 @@ def test_killed_workspace_starts_again_as_if_nothing_had_been(folder):
         assert inside.wait("docker")["state"] == "ok" and inside.wait("ide")["state"] == "ok"
 
 
-def test_idle_workspace_ends_by_itself_with_status_0(folder):
+def test_idle_workspace_ends_with_status_0(folder):
     with workspace(folder, "idle", idle_stop=240, environment=FAST) as inside:
         wait_for(lambda: not inside.state()[0], 40)
         assert inside.state() == (False, 0)
         assert [e["reason"] for e in inside.events() if e["event"] == "life"][-1] == "idle for too long"
 
 
-def test_session_holds_the_idle_stop_off_and_its_end_lets_it_come(folder):
+def test_session_delays_the_idle_stop_until_it_ends(folder):
     with workspace(folder, "held", idle_stop=240, environment=FAST) as inside:
         inside.wait("home", "ok")
         began = time.monotonic()
@@ -277,7 +277,7 @@ def test_session_holds_the_idle_stop_off_and_its_end_lets_it_come(folder):
         assert time.monotonic() - began > 10
 
 
-def test_keepalive_survives_a_restart_and_ends(folder):
+def test_keepalive_survives_a_restart_and_expires(folder):
     with workspace(folder, "kept", idle_stop=240, environment=FAST) as inside:
         inside.wait("home", "ok")
         said = json.loads(inside.exec("spt-workspace", "keepalive", "0.5", "me"))  # 30 s on this clock
@@ -289,7 +289,7 @@ def test_keepalive_survives_a_restart_and_ends(folder):
         assert time.time() >= said["keepalive"]["until"] - 1 and inside.state()[1] == 0
 
 
-def test_ci_workspace_removes_itself_at_its_deadline(folder):
+def test_ci_workspace_deletes_itself_at_its_deadline(folder):
     with workspace(folder, "ci", kind="ci", deadline=int(time.time()) + 20, docker="auto") as inside:
         assert inside.wait("docker", "ok")
         assert inside.sh("docker info -f '{{.Driver}}'") == "fuse-overlayfs"
@@ -301,10 +301,10 @@ def test_ci_workspace_removes_itself_at_its_deadline(folder):
 
 @pytest.fixture
 def git_server(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
-    """A git server with a private repository: a real sshd in a container of its own.
+    """A git server with a private repository: a real sshd in its own container.
 
-    A workspace reaches neither this machine's services nor its neighbours, so the server can be in neither place. It
-    is on a network of its own, which the workspace is attached to before it starts: that is its "internet".
+    A workspace reaches neither services of this machine nor its neighbours. Therefore the server has its own network,
+    to which the workspace is attached before it starts.
     """
     name = f"spt-flow-test-git-server-{os.getpid()}"
     docker("network", "create", "--label", "spt.flow.test=1", name)
@@ -330,7 +330,7 @@ def git_server(tmp_path, folder, agent) -> Iterator[dict[str, str]]:
         docker("network", "rm", name, check=False)
 
 
-def test_private_repository_waits_for_the_callers_agent_and_is_then_cloned_with_it(folder, git_server, agent):
+def test_private_repository_is_cloned_with_the_callers_agent(folder, git_server, agent):
     environment = {
         "SPT_FLOW_REPO": "ssh://coder@git.test:2222/home/coder/r.git",
         "SPT_FLOW_REPO_ID": "git.test/home/coder/r",
@@ -355,7 +355,7 @@ def test_private_repository_waits_for_the_callers_agent_and_is_then_cloned_with_
         assert inside.exec("sh", "-c", "grep -rl 'PRIVATE KEY' /home/coder 2>/dev/null; true") == ""
 
 
-def test_unknown_host_key_of_a_server_is_a_sentence_and_nothing_is_trusted(folder, git_server):
+def test_unknown_host_key_is_reported_and_not_trusted(folder, git_server):
     environment = {
         "SPT_FLOW_REPO": "ssh://coder@git.test:2222/home/coder/r.git",
         "SPT_FLOW_REPO_ID": "git.test/home/coder/r",

@@ -1,9 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The trail with the real kernel, daemon and remapped containers: all that root runs is there, under the right name.
+"""The audit trail with the real kernel, daemon and remapped containers: it records root's commands by workspace.
 
-The kernel has one audit for all: these tests refuse to run where a daemon is at work,
-and take their rules and daemon away again.
+The kernel has one audit system. These tests refuse to run where a daemon is active, and remove their rules and daemon.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Trail:
     """A running daemon with our rules, its log and a registry, all below ``root``."""
 
     def __init__(self, root: Path, space_left: tuple[int, int] = (75, 50)) -> None:
-        """``space_left`` is what the role's two limits are, in MiB."""
+        """``space_left`` has the two limits of the role, in MiB."""
         self.root, self.log, self.registry = root, root / "log" / "audit.log", root / "registry"
         for folder in ("log", "etc", "registry/ids", "registry/keys", "registry/containers", "shares"):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -114,7 +113,7 @@ class Trail:
 
     @contextlib.contextmanager
     def watched(self, mib: int) -> Iterator[None]:
-        """The watcher of shares at work; its rules and its memory are gone afterwards."""
+        """Run the watcher of shares; remove its rules and state afterwards."""
         with subprocess.Popen(
             self.argv("watch", "--mib", str(mib)), env=self.environment, stdout=subprocess.PIPE
         ) as child:
@@ -139,7 +138,7 @@ class Trail:
         return int(run("auditctl", "-s").stdout.partition("lost ")[2].split()[0])
 
     def shell(self, script: str, container: str) -> subprocess.CompletedProcess[str]:
-        """What the runtime does: source audit-id.sh and become the next program."""
+        """Do what the runtime does: source audit-id.sh and execute the next program."""
         env = {**os.environ, "SPT_FLOW_AUDIT_REGISTRY": str(self.registry)}
         return run("sh", "-c", f'. "{FILES}/audit-id.sh"; {script}', "sh", container, env=env)
 
@@ -164,7 +163,7 @@ def trail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trail]:
 
 
 class Workspace:
-    """A container of the remapped engine, entered as the runtime's exec does: number first, then the namespaces."""
+    """A container of the remapped engine, entered like the runtime's exec: audit number first, then the namespaces."""
 
     def __init__(self, trail: Trail, owner: str, name: str) -> None:
         self.trail, self.owner, self.name = trail, owner, name
@@ -253,7 +252,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_being_root_is_recorded_under_the_workspace(workspace: Workspace, way: str) -> None:
+def test_every_way_to_root_is_recorded_with_the_workspace(workspace: Workspace, way: str) -> None:
     script, expected = WAYS[way]
     began = since()
     done = workspace(script)
@@ -294,12 +293,12 @@ EVASIONS = {
 
 
 @pytest.mark.parametrize("way", EVASIONS)
-def test_powers_that_coder_does_not_have_are_recorded_under_any_user_id(workspace: Workspace, way: str) -> None:
+def test_powers_that_the_user_lacks_are_recorded_under_any_user_id(workspace: Workspace, way: str) -> None:
     script, expected = EVASIONS[way]
     began = since()
     done = workspace(script)
     assert done.returncode == 0, done.stderr
-    # A whole line: the command that gave the powers names the one that uses them, and was always recorded.
+    # Match a whole line: the command that granted the capability names the next one and was always recorded.
     text = eventually(lambda: f"\n{commands(workspace.rows(began))}\n", [f"\n{words}\n" for words in expected])
     assert [words for words in expected if f"\n{words}\n" not in text] == [], text[:2000]
 
@@ -325,8 +324,8 @@ def test_changes_of_ids_and_capabilities_are_recorded_without_a_command(workspac
     assert any(line.startswith(call) and mark in line for line in text.splitlines()), text[:2000]
 
 
-def test_commands_get_no_capabilities_under_coders_id(workspace: Workspace) -> None:
-    """Neither from the file nor from the process that starts them, in a container as workspaces are."""
+def test_commands_get_no_capabilities_under_the_users_id(workspace: Workspace) -> None:
+    """Neither from the file nor from the process that starts them, in a container like a workspace's."""
     filter_ = f"seccomp={ROOT / 'image/seccomp.json'}"
     options = ["--rm", "--network=none", "--cap-drop=SETFCAP", "--cap-drop=MKNOD", f"--security-opt={filter_}"]
     script = (
@@ -338,9 +337,7 @@ def test_commands_get_no_capabilities_under_coders_id(workspace: Workspace) -> N
     assert said == ["CapEff:", "0000000000000000"]
 
 
-def test_a_workspace_over_its_share_is_recorded_without_arguments_and_counted(
-    trail: Trail, workspace: Workspace
-) -> None:
+def test_workspace_over_its_share_is_recorded_without_arguments_and_counted(trail: Trail, workspace: Workspace) -> None:
     with trail.watched(mib=1):
         began = since()
         for _ in range(12):
@@ -389,7 +386,7 @@ def test_one_workspace_cannot_fill_the_trail(trail: Trail, workspace: Workspace)
 
 
 def eventually(read: Callable[[], str], words: Sequence[str], seconds: float = 10) -> str:
-    """What ``read`` gives once it has all ``words``, or at the end of the time."""
+    """Return what ``read`` returns once it has all ``words``, or at the timeout."""
     deadline = time.monotonic() + seconds
     while True:
         text = read()
@@ -398,14 +395,14 @@ def eventually(read: Callable[[], str], words: Sequence[str], seconds: float = 1
         time.sleep(0.2)
 
 
-def test_what_the_user_runs_without_root_is_not_recorded(workspace: Workspace) -> None:
+def test_commands_without_root_are_not_recorded(workspace: Workspace) -> None:
     began = since()
     workspace("/bin/echo private")
     time.sleep(1)
     assert "private" not in commands(workspace.rows(began))
 
 
-def test_root_inside_can_neither_change_its_number_nor_touch_the_trail(workspace: Workspace) -> None:
+def test_root_inside_cannot_change_its_number_or_the_trail(workspace: Workspace) -> None:
     began = since()
     tries = "for n in 4294967295 0 700001; do echo $n >/proc/self/loginuid; echo $?; done"
     assert workspace(f"sudo bash -c '{tries}' 2>/dev/null").stdout.split() == ["1", "1", "1"]
@@ -416,7 +413,7 @@ def test_root_inside_can_neither_change_its_number_nor_touch_the_trail(workspace
     assert {row["owner"] for row in workspace.trail.rows(began) if row["euid"] == BASE} == {"alice"}
 
 
-def test_two_workspaces_are_told_apart_and_one_keeps_its_number(trail: Trail, workspace: Workspace) -> None:
+def test_two_workspaces_are_distinguished_and_keep_their_numbers(trail: Trail, workspace: Workspace) -> None:
     other = Workspace(trail, "bob", "demo2")
     again = None
     try:
@@ -436,7 +433,7 @@ def test_two_workspaces_are_told_apart_and_one_keeps_its_number(trail: Trail, wo
                 run("docker", "rm", "-f", left.container)
 
 
-def test_numbers_never_collide_even_at_once(tmp_path: Path) -> None:
+def test_parallel_numbers_never_collide(tmp_path: Path) -> None:
     for folder in ("ids", "keys", "containers"):
         (tmp_path / folder).mkdir()
     env = {**os.environ, "SPT_FLOW_AUDIT_REGISTRY": str(tmp_path)}
@@ -477,14 +474,14 @@ def test_bursts_are_recorded_and_losses_counted(workspace: Workspace, rate: int,
     assert {(row["owner"], row["workspace"]) for row in rows} == {("alice", "demo")}
 
 
-def test_a_setuid_program_on_the_host_is_recorded_too(trail: Trail) -> None:
+def test_setuid_program_on_the_host_is_recorded(trail: Trail) -> None:
     began = since()
     run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "nobody-there")
     time.sleep(0.5)
     assert "su -c true nobody-there" in commands(trail.rows(began))
 
 
-def test_a_lost_record_or_missing_rule_fails_the_status(trail: Trail) -> None:
+def test_lost_record_or_missing_rule_fails_the_status(trail: Trail) -> None:
     whole = trail.program("status")
     assert whole.returncode == 0 or "missing" not in whole.stdout
     run("auditctl", "-D")
@@ -495,7 +492,7 @@ def test_a_lost_record_or_missing_rule_fails_the_status(trail: Trail) -> None:
         run("auditctl", "-R", str(trail.root / "etc/rules"))
 
 
-def test_packed_logs_are_searched_and_dropped_with_age(trail: Trail, workspace: Workspace) -> None:
+def test_compressed_logs_are_searched_and_deleted_with_age(trail: Trail, workspace: Workspace) -> None:
     began = since()
     workspace("sudo /bin/echo before-rotation")
     time.sleep(0.5)
@@ -518,8 +515,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_root_inside_cannot_command_the_kernels_audit(trail: Trail, workspace: Workspace, end: str) -> None:
-    """The host's own auditctl as root inside: the workspace's namespaces, but files in which the program is found."""
+def test_root_inside_cannot_control_the_kernels_audit(trail: Trail, workspace: Workspace, end: str) -> None:
+    """Run the host's own auditctl as root inside the workspace's namespaces, with files in which it exists."""
     before = [run("auditctl", word).stdout.partition("backlog_wait_time_actual")[0] for word in ("-s", "-l")]
     enter = ["nsenter", "-t", workspace.pid, "-U", "-p", "-n", "-u", "-i", "-S", "0", "-G", "0"]
     done = run(*enter, "auditctl", *ENDS[end])
@@ -532,11 +529,11 @@ def test_root_inside_cannot_command_the_kernels_audit(trail: Trail, workspace: W
 
 
 def settled(text: str) -> list[str]:
-    """The lines of ``auditctl`` that only a command changes."""
+    """Return the lines of ``auditctl`` that only a command changes."""
     return [line for line in text.splitlines() if not line.startswith(("backlog ", "lost "))]
 
 
-def test_a_flood_in_one_workspace_buries_no_record_of_another(trail: Trail, workspace: Workspace) -> None:
+def test_flood_in_one_workspace_hides_no_record_of_another(trail: Trail, workspace: Workspace) -> None:
     other = Workspace(trail, "bob", "beside")
     try:
         began, lost = since(), trail.lost()
@@ -557,8 +554,8 @@ def test_a_flood_in_one_workspace_buries_no_record_of_another(trail: Trail, work
         run("docker", "rm", "-f", other.container)
 
 
-def test_the_playbook_tells_who_ran_what_at_once(trail: Trail, workspace: Workspace, tmp_path: Path) -> None:
-    """``playbooks/audit.yml`` as it stands, in a mount namespace where this trail lies where a node has it."""
+def test_playbook_reports_who_ran_what(trail: Trail, workspace: Workspace, tmp_path: Path) -> None:
+    """The unchanged ``playbooks/audit.yml``, in a mount namespace with this trail in a node's place."""
     shutil.copy(FILES / "spt-flow-audit", trail.root / "lib")
     places = {trail.root / "lib": "/usr/local/lib/spt-flow", trail.log.parent: "/var/log/audit"}
     mounts = [f"mount --bind {source} {target}" for source, target in places.items()]
@@ -584,8 +581,8 @@ def test_the_playbook_tells_who_ran_what_at_once(trail: Trail, workspace: Worksp
     assert "changed=0" in done.stdout
 
 
-def test_a_full_disk_keeps_what_was_recorded_and_is_an_alarm(trail: Trail, tmp_path: Path) -> None:
-    """The role's policy on a disk of 32 MiB: the daemon stops writing, drops nothing, and the status says so."""
+def test_full_disk_keeps_records_and_raises_an_alarm(trail: Trail, tmp_path: Path) -> None:
+    """The role's policy on a disk of 32 MiB: the daemon stops writing, drops nothing, and the status reports it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     trail.stop()
@@ -623,11 +620,11 @@ def test_a_full_disk_keeps_what_was_recorded_and_is_an_alarm(trail: Trail, tmp_p
         trail.start()
 
 
-# Locked rules. The kernel's lock itself holds until a reboot, so no test may set it on a machine that others use.
+# Locked rules. The kernel's lock holds until a reboot, so no test may set it on a shared machine.
 
 
-def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
-    """The distribution's own augenrules merges what the role writes beside the distribution's first file."""
+def test_lock_is_loaded_last(tmp_path: Path) -> None:
+    """The distribution's own augenrules merges the role's files with the distribution's first file."""
     if os.geteuid() != 0 or not shutil.which("augenrules"):
         pytest.skip("needs root and auditd")
     variables = yaml.safe_load((ROOT / "roles/host_audit/vars/main.yml").read_text())
@@ -651,8 +648,8 @@ def test_the_lock_is_the_last_thing_that_is_loaded(tmp_path: Path) -> None:
         assert sum("spt-flow-priv" in line for line in lines) == 8
 
 
-def test_locked_rules_are_pending_and_no_failure(tmp_path: Path) -> None:
-    """The role's own tasks, with an augenrules that says what auditctl says of a locked kernel."""
+def test_locked_rules_are_pending_and_not_a_failure(tmp_path: Path) -> None:
+    """The role's own tasks, with an augenrules that prints what auditctl prints for a locked kernel."""
     words = "The audit system is in immutable mode, no rule changes allowed"
     program = shutil.which("auditctl")
     if program is None:
@@ -683,7 +680,7 @@ def test_locked_rules_are_pending_and_no_failure(tmp_path: Path) -> None:
 
 @pytest.fixture
 def runtime(trail: Trail, workspace: Workspace) -> Iterator[Path]:
-    """The registry of this machine, made for the test where host_audit has not been here."""
+    """The registry of this machine, created for the test where host_audit has not been applied."""
     if "spt-flow" not in docker("info", "-f", "{{range $name, $_ := .Runtimes}}{{$name}} {{end}}").split():
         pytest.skip("the engine does not offer the runtime spt-flow")
     library, registry = Path("/usr/local/lib/spt-flow/audit-id.sh"), Path("/var/lib/spt-flow/audit/registry")
@@ -699,7 +696,7 @@ def runtime(trail: Trail, workspace: Workspace) -> Iterator[Path]:
         shutil.rmtree(registry.parent)
 
 
-def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Path, trail: Trail) -> None:
+def test_runtime_assigns_a_workspace_its_number_at_create_and_exec(runtime: Path, trail: Trail) -> None:
     names = ["-e", "SPT_FLOW_OWNER=carol", "-e", "SPT_FLOW_WORKSPACE=real"]
     began = since()
     container = docker("run", "-d", "--runtime=spt-flow", "--network=none", *names, IMAGE, "sudo", "sleep", "600")
@@ -718,7 +715,7 @@ def test_the_runtime_gives_a_workspace_its_number_at_create_and_exec(runtime: Pa
         run("docker", "rm", "-f", container)
 
 
-def test_a_workspace_without_docker_inside_is_numbered_and_says_that_it_is_audited(
+def test_workspace_without_docker_inside_is_numbered_and_reports_its_audit(
     runtime: Path, trail: Trail, tmp_path: Path
 ) -> None:
     began = since()
@@ -738,7 +735,7 @@ def reported(trail: Trail, registry: Path, began: float, owner: str) -> list[dic
 
 
 def login_uid(marker: str) -> tuple[int, int, str]:
-    """(pid, real uid, audit number) on the host of the shell that was given ``marker``."""
+    """Return (pid, real uid, audit number) on the host of the shell with ``marker``."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (folder / "cmdline").read_bytes() == f"/bin/dash\0-s\0{marker}\0".encode():
@@ -747,7 +744,7 @@ def login_uid(marker: str) -> tuple[int, int, str]:
     raise AssertionError(f"no process has {marker}")
 
 
-def test_the_number_goes_into_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
+def test_number_is_inherited_by_docker_inside_a_workspace(runtime: Path, trail: Trail, tmp_path: Path) -> None:
     began, marker = since(), f"nested-{os.getpid()}"
     with agent_harness.workspace(tmp_path, docker="auto") as inside:
         assert inside.workspace

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A secret that is put into every input is found nowhere: output, processes, engine, image, volumes, logs."""
+"""A secret in every input must appear nowhere: output, processes, engine, image, volumes, logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL = f"https://user:{CANARY}@git.example.com/o/r.git"
 
 @pytest.fixture(scope="module")
 def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
-    """A caller whose environment, git and login folder hold secrets."""
+    """A caller with secrets in the environment, in git and in the home directory."""
     with playbook_harness.playbooks(tmp_path_factory.mktemp("canary")) as playbooks:
         header = f'[http "https://git.example.com/"]\n\textraHeader = Authorization: Bearer {CANARY}\n'
         (playbooks.home / ".gitconfig").write_text(f"{header}[credential]\n\thelper = store\n")
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
     return dict.fromkeys(TOKENS, CANARY)
 
 
-def test_nothing_of_a_whole_life_shows_it(playbooks: Playbooks) -> None:
+def test_no_output_or_file_of_a_whole_life_contains_the_secret(playbooks: Playbooks) -> None:
     watcher = Processes(CANARY)
     watcher.start()
     said = ""
@@ -63,7 +63,7 @@ def test_nothing_of_a_whole_life_shows_it(playbooks: Playbooks) -> None:
     assert found == set()
 
 
-def test_the_engine_and_the_workspace_do_not_know_it(playbooks: Playbooks) -> None:
+def test_engine_and_workspace_do_not_contain_the_secret(playbooks: Playbooks) -> None:
     name = f"spt-flow-{playbooks.owner}-{playbooks.name}"
     image = playbook_harness.docker("inspect", "--format", "{{.Image}}", name)
     for argv in (
@@ -83,7 +83,7 @@ def test_the_engine_and_the_workspace_do_not_know_it(playbooks: Playbooks) -> No
 
 @pytest.mark.parametrize("option", ["repo", "dotfiles", "mirror_npm"])
 @pytest.mark.parametrize("way", ["environment", "extra", "file", "inventory"])
-def test_credentials_in_a_url_are_refused_without_a_word_of_them(
+def test_credentials_in_a_url_are_refused_and_not_repeated(
     playbooks: Playbooks, tmp_path: Path, option: str, way: str
 ) -> None:
     values = {"repo": str(playbooks.repository), option: URL}
@@ -109,7 +109,7 @@ def test_credentials_in_a_url_are_refused_without_a_word_of_them(
     assert playbook_harness.belongings(playbooks.owner) == before
 
 
-def test_an_unknown_option_in_the_settings_file_keeps_its_value_to_itself(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_unknown_option_in_the_settings_file_is_named_without_its_value(playbooks: Playbooks, tmp_path: Path) -> None:
     (tmp_path / "spt-flow").mkdir(mode=0o700)
     (tmp_path / "spt-flow/config.yml").write_text(f"password: {CANARY}\n")
     done = playbooks.run("up", "-vvvv", XDG_CONFIG_HOME=str(tmp_path))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs by whole `ansible-playbook` and `ansible-runner` processes on the real engine."""
+"""CI runs with whole `ansible-playbook` and `ansible-runner` processes on the real engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def playbooks(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[
         yield playbooks
 
 
-def test_status_commit_artifacts_and_reports_come_home(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_status_commit_artifacts_and_reports_are_returned(playbooks: Playbooks, tmp_path: Path) -> None:
     first = git("rev-parse", "HEAD~1", cwd=playbooks.repository)
     command = (
         "git rev-parse HEAD; test ! -e second.txt; echo missing=$?; mkdir -p out; echo data > out/a.txt; "
@@ -49,7 +49,7 @@ def test_status_commit_artifacts_and_reports_come_home(playbooks: Playbooks, tmp
     assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_up_reproduces_the_workspace_of_a_run_and_reports_differences(playbooks: Playbooks, tmp_path: Path) -> None:
     first = git("rev-parse", "HEAD~1", cwd=playbooks.repository)
     done = playbooks.run("ci", **values(playbooks, tmp_path, "true", commit=first, cpus="1"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +72,7 @@ def test_a_person_gets_the_workspace_of_a_run_and_hears_what_differs(playbooks: 
         playbooks.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
 
 
-def test_one_json_object(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_output_is_one_json_object(playbooks: Playbooks, tmp_path: Path) -> None:
     result = playbooks.json("ci", **values(playbooks, tmp_path, "echo hello"))
     assert result["ok"] and result["kind"] == "job" and result["exit_status"] == 0
     assert result["counts"] == {"job": 1, "environment": 0, "cancelled": 0}
@@ -80,20 +80,20 @@ def test_one_json_object(playbooks: Playbooks, tmp_path: Path) -> None:
     assert failed.returncode == 9 and json.loads(failed.stdout)["exit_status"] == 9
 
 
-def test_what_did_not_run_has_a_status_of_its_own(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_failure_before_the_job_has_its_own_exit_status(playbooks: Playbooks, tmp_path: Path) -> None:
     done = playbooks.run("ci", **values(playbooks, tmp_path, "true", commit="f" * 40))
     assert done.returncode == 125 and record(tmp_path)["kind"] == "job"
     assert playbook_harness.belongings(playbooks.owner) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_cancelled_run_says_so_and_leaves_nothing(
+def test_cancelled_run_is_reported_and_leaves_nothing(
     playbooks: Playbooks, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     run = start(playbooks, values(playbooks, tmp_path, "echo started; sleep 300"))
     late = threading.Timer(120, run.kill)
     late.start()
-    # Its line is here while it runs, not at the end.
+    # Its line appears while it runs, not at the end.
     assert run.stdout is not None and any(line.startswith("started") for line in run.stdout)
     late.cancel()
     run.send_signal(number)
@@ -105,8 +105,8 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("command", ["echo begun; sleep 300", "echo begun; seq 100000000"], ids=["quiet", "chatty"])
-def test_a_killed_ansible_is_noticed_by_its_worker(playbooks: Playbooks, tmp_path: Path, command: str) -> None:
-    """So does ansible-runner cancel. One that has much to tell is not stuck in that."""
+def test_killed_ansible_is_noticed_by_its_worker(playbooks: Playbooks, tmp_path: Path, command: str) -> None:
+    """ansible-runner cancels like this. A worker with much output does not block."""
     run = start(playbooks, values(playbooks, tmp_path, command))
     ci_harness.begun(tmp_path)
     run.kill()
@@ -120,7 +120,7 @@ def test_a_killed_ansible_is_noticed_by_its_worker(playbooks: Playbooks, tmp_pat
     assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_run_whose_reader_is_gone_ends(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_run_without_a_reader_ends(playbooks: Playbooks, tmp_path: Path) -> None:
     run = start(playbooks, values(playbooks, tmp_path, "for i in $(seq 200); do echo $i; sleep 0.5; done"))
     assert run.stdout is not None and run.stdout.readline() is not None
     run.stdout.close()
@@ -132,10 +132,8 @@ def test_a_run_whose_reader_is_gone_ends(playbooks: Playbooks, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("runs", "ttl"), [(6, 20), pytest.param(20, 60, marks=pytest.mark.full)])
-def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
-    playbooks: Playbooks, tmp_path: Path, runs: int, ttl: int
-) -> None:
-    """All of the client is killed, so only the platform's line is left; a `dev` workspace beside them stays."""
+def test_killed_clients_leave_nothing_after_the_ttl(playbooks: Playbooks, tmp_path: Path, runs: int, ttl: int) -> None:
+    """The whole client is killed, so that only the workspace itself cleans up; a `dev` workspace next to them stays."""
     assert playbooks.up(SPT_FLOW_DOCKER="disabled", SPT_FLOW_CONNECT="false")["ok"]
     before, networks = playbook_harness.belongings(playbooks.owner), ci_harness.networks()
     made: dict[str, float] = {}
@@ -152,7 +150,7 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
     def one(number: int) -> None:
         folder = tmp_path / str(number)
         run = start(playbooks, values(playbooks, folder, "sleep 300", ttl=str(ttl)))
-        # Its folder is made just before its workspace.
+        # Its folder is created just before its workspace.
         ci_harness.until(lambda: list(folder.glob("*")), 120)
         time.sleep(random.uniform(0, 6))
         ci_harness.kill(run)
@@ -166,7 +164,7 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
         task.result()
     end = time.time() + ttl + 120
     while look() and time.time() < end:
-        # What was created and never started cannot end by itself; every verb and the reaper sweep.
+        # A container that never started cannot end itself; every run and the reaper sweep it.
         DockerTarget().sweep()
         time.sleep(0.5)
     late = max((gone[name] - made[name] - ttl for name in gone), default=0)
@@ -180,7 +178,7 @@ def test_clients_killed_at_any_moment_leave_nothing_after_the_ttl(
     assert names == f"spt-flow-{playbooks.owner}-{playbooks.name}", "the dev workspace goes on"
 
 
-def test_a_secret_is_nowhere(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_secret_appears_nowhere(playbooks: Playbooks, tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.touch(0o600)
     path.write_text(f"SECOND={CANARY}2\n")
@@ -220,8 +218,8 @@ def test_a_secret_is_nowhere(playbooks: Playbooks, tmp_path: Path) -> None:
     assert kept.stdout == "" and not path.exists()
 
 
-def test_ansible_runner(playbooks: Playbooks, tmp_path: Path) -> None:
-    """As CI calls it: a fresh directory, a clean environment, the secret in a file that goes."""
+def test_ansible_runner_works(playbooks: Playbooks, tmp_path: Path) -> None:
+    """As CI calls it: a fresh directory, a clean environment, and the secret in a file that is deleted."""
     folder = tmp_path / "private"
     subprocess.run(
         ["make", "--no-print-directory", "runner-dir", f"DIR={folder}"], cwd=CHECKOUT, check=True, timeout=60

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs to which something happens, on the real engine: a line of defence alone, full disks, lost nodes, runners."""
+"""CI runs with faults on the real engine: each cleanup mechanism alone, full disks, lost nodes, runner timeouts."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def playbooks(tmp_path_factory: pytest.TempPathFactory, image: Any) -> Iterator[
 
 
 def frozen(name: str) -> None:
-    """Take away the workspace's own end: its main process never looks at the clock again."""
+    """Disable the workspace's own deadline: stop its main process."""
     subprocess.run(["docker", "exec", "--user", "0", name, "pkill", "-STOP", "-f", "spt-workspace run"], check=False)
 
 
 class Window:
-    """The engine, with lists that hold one owner's things only."""
+    """The engine, restricted to one owner's objects in lists."""
 
     def __init__(self, owner: str) -> None:
         self._owner, self._engine = owner, docker_http.connect()
@@ -64,14 +64,14 @@ class Window:
 
 
 def reaped(playbooks: Playbooks, folder: Path, later: float) -> list[str]:
-    """What a pass of the node's reaper takes, ``later`` seconds from now."""
+    """Return what a pass of the node's reaper deletes, ``later`` seconds from now."""
     boot, wall = time.clock_gettime(time.CLOCK_BOOTTIME) + later, time.time() + later
     path = str(folder / "run/reaper.json")
     return reaper_engine.sweep(path, False, Window(playbooks.owner), lambda: boot, lambda: wall).reaped  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alone", ["the run", "the platform", "the reaper"])
-def test_each_line_of_defence_is_enough_by_itself(playbooks: Playbooks, tmp_path: Path, alone: str) -> None:
+def test_each_cleanup_mechanism_is_sufficient_alone(playbooks: Playbooks, tmp_path: Path, alone: str) -> None:
     ttl = 600 if alone == "the reaper" else 30
     run = start(playbooks, values(playbooks, tmp_path, "echo begun; sleep 900", ttl=str(ttl)))
     workspace = ci_harness.begun(tmp_path)
@@ -105,7 +105,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_of_the_runner_is_told_from_one_of_the_job(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_full_disks_of_runner_and_job_are_distinguished(playbooks: Playbooks, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small") as folder:
         done = playbooks.run("ci", **values(playbooks, folder, "seq 100000"))
         assert done.returncode == 125, done.stdout + done.stderr
@@ -117,9 +117,7 @@ def test_a_full_disk_of_the_runner_is_told_from_one_of_the_job(playbooks: Playbo
     assert record(tmp_path / "runs")["kind"] == "job"
 
 
-def test_a_node_that_goes_away_is_the_environments_and_its_workspace_ends_by_itself(
-    playbooks: Playbooks, tmp_path: Path
-) -> None:
+def test_lost_node_is_an_environment_failure_and_its_workspace_ends(playbooks: Playbooks, tmp_path: Path) -> None:
     with dying_engine(tmp_path, b'"session"', answers=True) as engine:
         done = playbooks.run("ci", DOCKER_HOST=engine, **values(playbooks, tmp_path / "runs", "sleep 600", ttl="30"))
     assert done.returncode == 125, done.stdout + done.stderr
@@ -130,20 +128,20 @@ def test_a_node_that_goes_away_is_the_environments_and_its_workspace_ends_by_its
 
 
 @pytest.mark.parametrize(("more", "told"), [({"timeout": 30}, [254, "timeout"]), ({"cancel": True}, [254, "canceled"])])
-def test_a_runner_that_gives_up_leaves_nothing_and_its_record_says_cancelled(
+def test_runner_timeout_leaves_nothing_and_is_recorded_as_cancelled(
     playbooks: Playbooks, tmp_path: Path, more: dict[str, Any], told: list[Any]
 ) -> None:
-    """By the Python interface: time-out and cancel kill ansible-playbook outright, which its worker notices."""
+    """With the Python interface: timeout and cancel kill ansible-playbook at once, which its worker notices."""
     done = runner(playbooks, tmp_path, "echo begun; sleep 600", **more)
     assert json.loads(done.stdout) == told, done.stdout + done.stderr
     ci_harness.until(lambda: playbook_harness.belongings(playbooks.owner) == [], 60)
-    # On a machine that is slow enough the time-out came before there was a run.
+    # On a slow machine the timeout came before there was a run.
     for _folder in (tmp_path / "runs").glob("*"):
         ci_harness.until(lambda: list((tmp_path / "runs").glob("*/run.json")), 60)
         assert record(tmp_path / "runs")["kind"] == "cancelled"
 
 
-def test_the_python_interface_has_the_jobs_status_and_keeps_no_event(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_python_interface_returns_the_job_status_and_keeps_no_event(playbooks: Playbooks, tmp_path: Path) -> None:
     done = runner(playbooks, tmp_path, "echo hello; exit 7")
     assert json.loads(done.stdout)[0] == 7, done.stdout + done.stderr
     assert record(tmp_path / "runs")["reason"] == "failed"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Many clients at once: names are the lock (docs/decisions/identity-and-names.md)."""
+"""Many clients in parallel: names act as the lock (docs/decisions/identity-and-names.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def outcomes(processes: list[subprocess.Popen[str]]) -> list[dict]:
     return [json.loads(out) for out, _err in said]
 
 
-def test_ten_at_once_make_one_workspace(harness: Harness) -> None:
+def test_ten_parallel_runs_create_one_workspace(harness: Harness) -> None:
     source = harness.repository()
     done = outcomes([harness.up_process(source) for _ in range(CLIENTS)])
     assert all(one["ok"] for one in done), done
@@ -30,19 +30,19 @@ def test_ten_at_once_make_one_workspace(harness: Harness) -> None:
     assert harness.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
 
 
-def test_ten_at_once_start_a_stopped_one(harness: Harness) -> None:
+def test_ten_parallel_runs_start_a_stopped_workspace(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     harness.ensure(harness.spec(source), "stopped")
     done = outcomes([harness.up_process(source) for _ in range(CLIENTS)])
     assert all(one["ok"] for one in done), done
     assert {one["id"] for one in done} == {workspace.id}
-    # The engine tells everybody who asks before the container runs that it was them.
+    # The engine tells every client that asks before the container runs that it started it.
     assert any(one["changed"] for one in done)
     harness.is_exactly("demo")
 
 
-def test_at_once_for_repositories_of_one_name_each_gets_its_own(harness: Harness) -> None:
+def test_parallel_repositories_of_one_name_get_one_workspace_each(harness: Harness) -> None:
     sources: list[Path] = [harness.repository(where=where) for where in "abc"]
     done = outcomes([harness.up_process(source) for source in sources for _ in range(2)])
     assert all(one["ok"] for one in done), done
@@ -57,7 +57,7 @@ def test_at_once_for_repositories_of_one_name_each_gets_its_own(harness: Harness
         assert head == git(source, "rev-parse", "HEAD")
 
 
-def test_restarts_and_ups_at_once_leave_one_workspace_with_its_home(harness: Harness) -> None:
+def test_parallel_restarts_and_ups_leave_one_workspace_with_its_home(harness: Harness) -> None:
     source = harness.repository()
     harness.inside(harness.up(harness.spec(source)), "echo precious > ~/note")
     mixed = [harness.up_process(source, state=state, pids=900) for state in ("restarted", "started") * 3]
@@ -68,7 +68,7 @@ def test_restarts_and_ups_at_once_leave_one_workspace_with_its_home(harness: Har
     harness.is_exactly("demo")
 
 
-def test_delete_beside_up_leaves_all_or_nothing(harness: Harness) -> None:
+def test_parallel_delete_and_up_leave_all_or_nothing(harness: Harness) -> None:
     source = harness.repository()
     harness.up(harness.spec(source))
     done = outcomes([harness.up_process(source, state=state) for state in ("absent", "started", "absent", "started")])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clients, git and containers that are killed: the next ``up`` gives one whole workspace and leaves no rest."""
+"""Killed clients, git processes and containers: the next ``up`` gives one complete workspace without leftovers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DELETE: dict[str, Die] = {
 
 
 def whole(harness: Harness, source: Path, note: bool = False) -> None:
-    """``up`` gives one workspace with a complete clone, and the owner has nothing else on the engine."""
+    """Expect that ``up`` gives one workspace with a complete clone, and that nothing else of the owner exists."""
     workspace = harness.up(harness.spec(source))
     assert workspace.state == "running" and workspace.step("clone").state in ("ok", "skipped", "pending"), workspace
     until = time.monotonic() + WAIT
@@ -73,14 +73,14 @@ def killed(harness: Harness, source: Path, state: str, die: Die) -> None:
 
 
 @pytest.mark.parametrize("die", CREATE.values(), ids=CREATE.keys())
-def test_client_killed_in_creation(harness: Harness, die: Die) -> None:
+def test_client_killed_during_creation(harness: Harness, die: Die) -> None:
     source = harness.repository()
     killed(harness, source, "started", die)
     whole(harness, source)
 
 
 @pytest.mark.parametrize("die", RESTART.values(), ids=RESTART.keys())
-def test_client_killed_in_restart(harness: Harness, die: Die) -> None:
+def test_client_killed_during_restart(harness: Harness, die: Die) -> None:
     source = harness.repository()
     harness.inside(harness.up(harness.spec(source)), "echo precious > ~/note")
     killed(harness, source, "restarted", die)
@@ -88,7 +88,7 @@ def test_client_killed_in_restart(harness: Harness, die: Die) -> None:
 
 
 @pytest.mark.parametrize("die", DELETE.values(), ids=DELETE.keys())
-def test_client_killed_in_deletion(harness: Harness, die: Die) -> None:
+def test_client_killed_during_deletion(harness: Harness, die: Die) -> None:
     source = harness.repository()
     harness.up(harness.spec(source))
     killed(harness, source, "absent", die)
@@ -97,7 +97,7 @@ def test_client_killed_in_deletion(harness: Harness, die: Die) -> None:
     harness.is_exactly()
 
 
-def test_git_killed_in_the_clone(harness: Harness) -> None:
+def test_git_killed_during_the_clone(harness: Harness) -> None:
     source = harness.repository(files=40, size=1_000_000)
     process = harness.up_process(source)
     name = f"spt-flow-{harness.owner}-demo"
@@ -115,7 +115,7 @@ def test_git_killed_in_the_clone(harness: Harness) -> None:
 
 
 def _kill_git(harness: Harness, name: str) -> bool:
-    """End git inside as the machine's memory killer would."""
+    """End git inside like the kernel's out-of-memory killer."""
     try:
         found = harness.engine.get_json(f"/containers/{name}/top", {"ps_args": "-eo pid,comm"})
     except FlowError:
@@ -137,8 +137,8 @@ def _kill_container(harness: Harness, pid: int) -> None:
         harness.kill(f"spt-flow-{harness.owner}-demo")
 
 
-def test_a_client_that_was_killed_after_it_asked_for_a_stop(harness: Harness) -> None:
-    """For up to 30 seconds the engine calls a workspace running that is stopping; the next ``up`` starts it again."""
+def test_stop_requested_by_a_killed_client_is_waited_for(harness: Harness) -> None:
+    """The engine reports a stopping workspace as running for up to 30 seconds; the next ``up`` starts it again."""
     source = harness.repository()
     before = harness.up(harness.spec(source))
     harness.inside(before, "echo precious > ~/note")
@@ -158,7 +158,7 @@ VICTIMS: dict[str, Callable[[Harness, int], object]] = {
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))
-def test_killed_at_a_random_moment(harness: Harness, number: int) -> None:
+def test_client_killed_at_a_random_moment(harness: Harness, number: int) -> None:
     chance = random.Random(f"{SEED}-{number}")
     victim, delay = chance.choice(sorted(VICTIMS)), chance.uniform(0.05, 1.6)
     state = chance.choice(["started", "started", "restarted", "absent"])

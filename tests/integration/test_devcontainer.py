@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The dev container by its own command line, and a repository's own file in a workspace; on the real engine."""
+"""The dev container with its own command line, and a repository's own file in a workspace, on the real engine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CLI = "@devcontainers/cli@0.89.0"
 INTEGRITY = "sha512-LzaoOGKQ/Zql6PsiZ4hVIYVZagzWkD65aG/1ou5/Kly5Y1PtjLg1yn7qu+LZCzVoAl6DZZ/pbz8qOO4RLNlqMg=="
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spt-flow/devcontainer-cli-0.89.0"
-# A file system of one program and its library: images for Docker inside must not come from a network.
+# A file system of one program and its library, because images for Docker inside must not come from a network.
 ROOTFS = "tar -C / -ch bin/dash lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/libc.so.6 | docker import - tiny"
 
 
 @pytest.fixture(scope="module")
 def cli() -> list[str]:
-    """The program, installed once outside of the checkout."""
+    """The program, installed once outside the checkout."""
     program = CACHE / "node_modules/@devcontainers/cli/devcontainer.js"
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
@@ -98,7 +98,7 @@ def container(cli: list[str], tmp_path: Path, image: image_identity.Image) -> It
 
 
 def write(container: Container, **values: str) -> str:
-    """``make devcontainer`` in the container's folder."""
+    """Run ``make devcontainer`` in the container's folder."""
     env = {**container.env, **{f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}}
     repo = values.get("repo", "")
     argv = ["make", "--no-print-directory", "devcontainer", f"DIR={container.folder}", f"REPO={repo}"]
@@ -107,7 +107,7 @@ def write(container: Container, **values: str) -> str:
     return done.stdout
 
 
-def test_up_exec_start_contract_ide_and_docker_inside(container: Container) -> None:
+def test_up_exec_agent_ide_and_docker_inside_work(container: Container) -> None:
     write(container, docker="required", cpus="1.5", memory="2g", pids="777", kvm="disabled")
     answer = container.up()
     assert answer["remoteUser"] == "coder"
@@ -126,14 +126,14 @@ def test_up_exec_start_contract_ide_and_docker_inside(container: Container) -> N
     )
     container.exec(ROOTFS)
     assert container.exec("docker run --rm --network none tiny /bin/dash -c 'echo $((6*7))'") == "42"
-    # What is written to the home outlives the container.
+    # What is written to the home survives the container.
     container.exec("echo kept > ~/note")
     docker("rm", "-f", answer["containerId"])
     container.up()
     assert container.exec("cat ~/note") == "kept"
 
 
-def test_auto_runs_anywhere_and_says_why_there_is_no_docker_inside(container: Container) -> None:
+def test_auto_runs_anywhere_and_explains_missing_docker_inside(container: Container) -> None:
     write(container, memory="2g")
     answer = container.up()
     steps = container.status()["steps"]
@@ -146,7 +146,7 @@ def test_auto_runs_anywhere_and_says_why_there_is_no_docker_inside(container: Co
 
 @pytest.fixture
 def git_server(image: image_identity.Image) -> Iterator[dict[str, str]]:
-    """A git server that lets everybody in, on the engine's usual bridge: a real sshd in a container of its own."""
+    """A git server without access control on the engine's default bridge: a real sshd in its own container."""
     name = f"spt-flow-test-open-git-server-{os.getpid()}"
     script = (
         "set -e; umask 077; mkdir ~/r; cd ~/r; git init -q -b main; "
@@ -167,14 +167,14 @@ def git_server(image: image_identity.Image) -> Iterator[dict[str, str]]:
         docker("rm", "-f", name, check=False)
 
 
-def test_a_repository_is_cloned_before_up_ends(container: Container, git_server: dict[str, str]) -> None:
+def test_repository_is_cloned_before_up_ends(container: Container, git_server: dict[str, str]) -> None:
     write(container, repo=git_server["url"], known_hosts=git_server["known"], memory="2g")
     container.up()
     assert container.exec("git rev-parse HEAD; pwd").split() == [git_server["head"], "/home/coder/r"]
     assert container.status()["steps"]["clone"]["state"] == "ok"
 
 
-def test_a_repository_that_cannot_be_cloned_leaves_a_container_to_work_in(container: Container) -> None:
+def test_container_is_usable_when_the_clone_fails(container: Container) -> None:
     write(container, repo="https://localhost:1/o/demo.git", memory="2g")
     done = container.run("up")
     assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "success", done.stdout + done.stderr
@@ -185,7 +185,7 @@ def test_a_repository_that_cannot_be_cloned_leaves_a_container_to_work_in(contai
 # A repository's own
 
 
-def test_a_repositorys_own_file_in_a_workspace(harness: Harness) -> None:
+def test_file_of_the_repository_is_used_in_a_workspace(harness: Harness) -> None:
     source = harness.repository()
     wishes = {
         "image": "something/else",
@@ -208,7 +208,7 @@ def test_a_repositorys_own_file_in_a_workspace(harness: Harness) -> None:
     told = wait_for(step, 240, lambda: harness.inside(workspace, "spt-workspace status"))
     assert "ignored: image" in told["detail"] and "variables that need your consent: COLOUR," in told["detail"]
     assert "with your consent it does: spt-workspace trust" in told["detail"]
-    # No gallery is reached from here: the extension is missed, and nothing else fails for it.
+    # No extension gallery is reachable: the extension is missing, and nothing else fails.
     assert told["state"] == "failed" and "Not installed: spt-flow.nowhere" in told["detail"]
     assert harness.inside(workspace, "ls ~/ran 2>/dev/null; ls ~/.config/code-server 2>/dev/null; true") == ""
     shells = "bash -lc 'echo $NODE_ENV $COLOUR'; bash -ic 'echo $NODE_ENV $COLOUR' 2>/dev/null"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Limits of a workspace's disk on a real engine: what fills up, what survives, what is left behind."""
+"""Disk limits of a workspace on a real engine: what fills up, what survives, what is left behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def engine() -> Iterator[SecondEngine]:
 
 
 class Box:
-    """A container with the volumes of a workspace, as target docker and the template make them."""
+    """A container with the volumes of a workspace, like target docker and the template create."""
 
     def __init__(self, engine: SecondEngine) -> None:
         self.engine, self.name = engine, f"spt-flow-box-{secrets.token_hex(3)}"
@@ -75,7 +75,7 @@ class Box:
         return Path(found.stdout.strip())
 
     def images(self) -> list[Path]:
-        """The files that hold what this container has written."""
+        """Return the files that hold what this container has written."""
         upper = self.engine.docker("inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", self.name).stdout.strip()
         folders = [self.data().parent, self.data("docker").parent, Path(upper).parent]
         return [folder / ".spt-flow-disk.ext4" for folder in folders]
@@ -85,7 +85,7 @@ class Box:
         self.engine.docker("volume", "rm", *self.volumes)
 
     def listed(self) -> str:
-        """Size of the home as the engine's own list of volumes has it."""
+        """Return the size of the home in the engine's list of volumes."""
         found = self.engine.docker("system", "df", "--verbose", "--format", "{{json .Volumes}}").stdout
         entries = [entry for entry in json.loads(found) if entry["Name"] == f"{self.name}-home"]
         return str(entries[0]["Size"])
@@ -101,7 +101,7 @@ def box(engine: SecondEngine) -> Iterator[Box]:
 
 
 def traces(engine: SecondEngine) -> list[str]:
-    """Mounts, loop devices, records and files that limits of the disk have left with this engine."""
+    """Return mounts, loop devices, records and files that disk limits have left with this engine."""
     found = list(map(str, engine.data.rglob(".spt-flow-*")))
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [line for line in lines if "/dev/loop" in line and str(engine.data) in line]
@@ -112,7 +112,7 @@ def traces(engine: SecondEngine) -> list[str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_full_is_full_inside_and_nothing_outside_notices(box: Box, place: str) -> None:
+def test_full_workspace_gets_no_space_left_and_others_are_unaffected(box: Box, place: str) -> None:
     box.up()
     neighbour = Box(box.engine)
     neighbour.up()
@@ -133,19 +133,19 @@ def test_what_is_full_is_full_inside_and_nothing_outside_notices(box: Box, place
 
 
 @pytest.mark.parametrize("file", ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"])
-def test_files_that_the_engine_provides_count_as_well(box: Box, file: str) -> None:
+def test_files_of_the_engine_count_towards_the_limit(box: Box, file: str) -> None:
     box.up()
     refused = box.run(f"dd if=/dev/zero of={file} bs=1M count=1000", user="0", check=False)
     assert ("Read-only file system" if file == "/etc/resolv.conf" else FULL) in refused
 
 
-def test_many_small_files_end_at_the_limit_too(box: Box) -> None:
+def test_many_small_files_reach_the_limit(box: Box) -> None:
     box.up()
     said = box.run("cd; i=0; while : >f$i; do i=$((i+1)); [ $i -lt 60000 ] || break; done", check=False)
     assert FULL in said
 
 
-def test_a_home_survives_stop_kill_and_restarts_of_the_engine(box: Box) -> None:
+def test_home_survives_stop_kill_and_restarts_of_the_engine(box: Box) -> None:
     engine = box.engine
     box.up()
     box.run("echo kept >~/file; ln -s file ~/link")
@@ -174,7 +174,7 @@ def test_a_home_survives_stop_kill_and_restarts_of_the_engine(box: Box) -> None:
     assert box.run("cat ~/file ~/link") == "kept\nkept\n"
 
 
-def test_a_machine_that_went_down_finds_the_home_again(box: Box) -> None:
+def test_home_is_found_after_a_crash_of_the_machine(box: Box) -> None:
     """After a crash nothing is mounted and nothing is recorded."""
     engine = box.engine
     box.up()
@@ -186,7 +186,7 @@ def test_a_machine_that_went_down_finds_the_home_again(box: Box) -> None:
     assert box.run("cat ~/file") == "kept\n"
 
 
-def test_what_a_lost_runtime_has_mounted_goes_at_the_next_start(box: Box) -> None:
+def test_mounts_of_a_lost_runtime_are_removed_at_the_next_start(box: Box) -> None:
     engine = box.engine
     box.up()
     data = box.data()
@@ -220,7 +220,7 @@ def summed(box: Box) -> str:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_home_of_today_is_moved_and_a_kill_at_any_step_loses_nothing(box: Box, step: str) -> None:
+def test_existing_home_is_migrated_and_a_kill_at_any_step_loses_nothing(box: Box, step: str) -> None:
     engine = box.engine
     box.create(sizes={}, runtime="runc")
     engine.docker("start", box.name)
@@ -239,8 +239,8 @@ def test_a_home_of_today_is_moved_and_a_kill_at_any_step_loses_nothing(box: Box,
     assert not any((box.data().parent / name).exists() for name in LEFT)
 
 
-def test_a_container_of_before_the_move_sees_the_moved_home(box: Box) -> None:
-    """A restart that fails puts the old container back, which names no sizes."""
+def test_container_from_before_the_migration_sees_the_home(box: Box) -> None:
+    """A failed restart puts the old container back, which has no sizes."""
     box.up()
     box.run("echo kept >~/file")
     box.engine.docker("rm", "--force", box.name)
@@ -248,7 +248,7 @@ def test_a_container_of_before_the_move_sees_the_moved_home(box: Box) -> None:
     assert box.run("cat ~/file") == "kept\n"
 
 
-def test_a_home_larger_than_its_limit_is_moved_whole(box: Box) -> None:
+def test_home_larger_than_its_limit_is_migrated_completely(box: Box) -> None:
     engine = box.engine
     box.create(sizes={}, runtime="runc")
     engine.docker("start", box.name)
@@ -259,7 +259,7 @@ def test_a_home_larger_than_its_limit_is_moved_whole(box: Box) -> None:
     assert summed(box) == before
 
 
-def test_a_home_that_another_container_uses_is_not_moved(box: Box) -> None:
+def test_home_used_by_another_container_is_not_migrated(box: Box) -> None:
     engine = box.engine
     box.create(sizes={}, runtime="runc", name=f"{box.name}-other")
     engine.docker("start", f"{box.name}-other")
@@ -273,8 +273,8 @@ def test_a_home_that_another_container_uses_is_not_moved(box: Box) -> None:
     engine.docker("start", box.name)
 
 
-def test_what_is_copied_into_a_stopped_home_is_found_in_it(box: Box, tmp_path: Path) -> None:
-    """A repository that is a folder of the client comes before the start."""
+def test_files_copied_into_a_stopped_home_are_found(box: Box, tmp_path: Path) -> None:
+    """The client uploads a local repository before the start."""
     box.up()
     box.run("mkdir -p ~/.cache/seeds; echo mine >~/.cache/seeds/mine; echo old >~/file")
     box.engine.docker("stop", "--time", "1", box.name)
@@ -288,7 +288,7 @@ def test_what_is_copied_into_a_stopped_home_is_found_in_it(box: Box, tmp_path: P
     assert box.run("cat ~/file.~1~") == "old\n", "nothing is overwritten"
 
 
-def test_a_link_in_the_home_leads_no_copy_out_of_it(box: Box, tmp_path: Path) -> None:
+def test_link_in_the_home_cannot_redirect_a_copy(box: Box, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o777)
     (outside / "file").write_text("untouched")
@@ -304,14 +304,14 @@ def test_a_link_in_the_home_leads_no_copy_out_of_it(box: Box, tmp_path: Path) ->
     assert (outside / "file").read_text() == "untouched" and [p.name for p in outside.iterdir()] == ["file"]
 
 
-def test_a_failed_start_leaves_nothing_mounted(box: Box) -> None:
+def test_failed_start_leaves_nothing_mounted(box: Box) -> None:
     box.create(sizes={"SPT_FLOW_DISK": 1 << 50})
     done = box.engine.docker("start", box.name, check=False)
     assert "Cannot limit the disk" in done.stderr and "disk=0" in done.stderr
     assert all("/dev/loop" not in line for line in traces(box.engine))
 
 
-def test_the_engine_tells_the_size_of_a_home_that_runs_or_not(box: Box) -> None:
+def test_engine_reports_the_size_of_running_and_stopped_homes(box: Box) -> None:
     box.up()
     box.run("dd if=/dev/urandom of=/home/coder/big bs=1M count=100; sync")
     running = box.listed()
@@ -320,7 +320,7 @@ def test_the_engine_tells_the_size_of_a_home_that_runs_or_not(box: Box) -> None:
         assert found.endswith("MB") and 100 <= float(found[:-2]) < 112, (running, found)
 
 
-def test_a_deleted_file_gives_its_room_back_to_the_node(box: Box) -> None:
+def test_deleted_file_returns_its_space_to_the_node(box: Box) -> None:
     box.up()
     image = box.data().parent / ".spt-flow-disk.ext4"
     box.run("dd if=/dev/urandom of=/home/coder/big bs=1M count=200; sync")
@@ -330,13 +330,13 @@ def test_a_deleted_file_gives_its_room_back_to_the_node(box: Box) -> None:
     assert full > 200 * MIB and image.stat().st_blocks * 512 < 50 * MIB
 
 
-def test_a_larger_limit_is_taken_over_and_no_limit_keeps_the_home(box: Box) -> None:
+def test_larger_limit_is_applied_and_removed_limit_keeps_the_home(box: Box) -> None:
     box.up()
     box.run("echo kept >~/file")
     box.engine.docker("rm", "--force", box.name)
     box.up(sizes={"SPT_FLOW_DISK": 800 * MIB})
     total = int(box.run("df -m /home/coder").splitlines()[1].split()[1])
-    # Growing a mounted file system takes a capability that some test machines lack.
+    # Growing a mounted file system needs a capability that some test machines lack.
     grows = int(Path("/proc/self/status").read_text().partition("CapEff:\t")[2].split()[0], 16) >> 24 & 1
     assert total > 700 if grows else total > 300
     box.engine.docker("rm", "--force", box.name)
@@ -345,8 +345,8 @@ def test_a_larger_limit_is_taken_over_and_no_limit_keeps_the_home(box: Box) -> N
 
 
 @pytest.mark.skipif(shutil.which("restic") is None, reason="needs restic (apt-get install restic)")
-def test_a_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
-    """Running, stopped, unchanged; one path, and the whole home over itself."""
+def test_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
+    """Running, stopped and unchanged; one path, and the whole home in place."""
     engine, home = box.engine, f"{box.name}-home"
     engine.docker("volume", "create", "--label", "spt.flow.owner=box", home)
     node = Node(tmp_path, data_root=engine.data, engine=True, socket=str(engine.socket))
@@ -367,7 +367,7 @@ def test_a_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
     engine.docker("start", box.name)
     assert box.run("cat ~/file ~/restored-*/kept; stat -c %u ~/restored-*") == "second\nkept\n1000\n"
     assert node.ok("run")["volumes"][home]["files"] == running["files"] + 1
-    # The whole home.
+    # The whole home
     refused = node("restore", home, "--snapshot", running["last_id"][:8], "--into", home, "--over", "--confirm", home)
     assert refused.returncode and "in use" in refused.stderr
     engine.docker("stop", "--time", "1", box.name)
@@ -377,7 +377,7 @@ def test_a_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
     assert "/dev/loop" in box.run("df /home/coder")
 
 
-def test_a_snapshot_that_is_killed_leaves_nothing_mounted_and_holds_up_no_start(box: Box, tmp_path: Path) -> None:
+def test_killed_snapshot_leaves_nothing_mounted_and_blocks_no_start(box: Box, tmp_path: Path) -> None:
     box.up()
     box.run("echo kept >~/file")
     engine = box.engine

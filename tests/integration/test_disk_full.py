@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A disk that is really full: a home on a file system of 200 MiB."""
+"""A full disk: a home on a file system of 200 MiB."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SIZE = 200 * 2**20
 
 
 @pytest.mark.full
-def test_an_image_whose_base_does_not_fit_is_told_and_leaves_nothing(
+def test_image_whose_base_does_not_fit_is_reported_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """debootstrap itself speaks of a failed download then."""
+    """debootstrap itself reports a failed download in this case."""
     folder = tmp_path / "spt-flow"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(folder)], capture_output=True)
@@ -49,7 +49,7 @@ def test_an_image_whose_base_does_not_fit_is_told_and_leaves_nothing(
 
 @pytest.fixture
 def small_home(harness: Harness, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
-    """The home of the workspace ``demo`` to be made: a disk of its own with one file of ``param`` MiB."""
+    """The future home of the workspace ``demo``: a separate disk with a file of ``param`` MiB."""
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
         file.truncate(SIZE)
@@ -74,7 +74,7 @@ def small_home(harness: Harness, tmp_path: Path, request: pytest.FixtureRequest)
 
 
 @pytest.mark.parametrize("small_home", [110], indirect=True)
-def test_a_clone_that_finds_the_disk_full_says_so_and_is_made_good(harness: Harness, small_home: None) -> None:
+def test_clone_on_a_full_disk_is_reported_and_can_be_repeated(harness: Harness, small_home: None) -> None:
     source = harness.repository(files=60, size=2**20)
     result = harness.ensure(harness.spec(source))
     workspace = result.workspace
@@ -87,7 +87,7 @@ def test_a_clone_that_finds_the_disk_full_says_so_and_is_made_good(harness: Harn
 
 
 @pytest.mark.parametrize("small_home", [165], indirect=True)
-def test_a_repository_that_does_not_even_fit_beside_the_home_is_told(harness: Harness, small_home: None) -> None:
+def test_repository_larger_than_the_disk_is_reported(harness: Harness, small_home: None) -> None:
     source = harness.repository(files=60, size=2**20)
     with pytest.raises(Unhealthy) as caught:
         harness.ensure(harness.spec(source))

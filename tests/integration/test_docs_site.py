@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The documentation site: complete, and refused when a link is broken."""
+"""The documentation site is complete, and a broken link fails the build."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def words(page: Path) -> str:
-    """What a reader sees on a page of the site."""
+    """Return what a reader sees on a page of the site."""
     return re.sub(r"<[^>]+>", "", html.unescape(page.read_text(encoding="utf-8")))
 
 
-def test_the_site_has_every_playbook_role_plugin_and_setting() -> None:
+def test_site_has_every_playbook_role_plugin_and_setting() -> None:
     done = subprocess.run([sys.executable, TOOL], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     site = CHECKOUT / "artifacts/docs-site/html"
@@ -49,7 +49,7 @@ def test_the_site_has_every_playbook_role_plugin_and_setting() -> None:
         assert (site / "_images" / picture).exists()
 
 
-def test_a_broken_link_fails_the_build(tool: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_broken_link_fails_the_build(tool: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "conf.py").write_bytes((CHECKOUT / "docs/conf.py").read_bytes())

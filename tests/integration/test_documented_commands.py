@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The documented commands for developers, taken out of the documents and typed into a shell.
+"""The documented commands for developers, taken from the documents and typed into a shell.
 
 Those of CI are in test_hostile_checkout.py.
 """
@@ -20,7 +20,7 @@ from ansible_collections.spt.flow.tests.integration.playbook_harness import CHEC
 README = documents.sections(CHECKOUT / "README.md")
 TUTORIAL = documents.sections(CHECKOUT / "docs/tutorials/developer.md")
 BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""What a new user's shell searches: no Ansible is there."""
+"""PATH of a new user's shell, without Ansible."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def playbooks(tmp_path: Path) -> Iterator[Playbooks]:
 
 
 def typed(playbooks: Playbooks, text: str, **environment: str) -> str:
-    """The output of ``text``, typed into one shell that ends at the first failure."""
+    """Return the output of ``text``, typed into one shell that ends at the first failure."""
     done = subprocess.run(
         ["bash", "-e", "-c", text],
         cwd=playbooks.cwd,
@@ -52,7 +52,7 @@ def typed(playbooks: Playbooks, text: str, **environment: str) -> str:
     ids=["README", "tutorial"],
 )
 def test_commands_for_developers_work_as_typed(playbooks: Playbooks, text: str) -> None:
-    """From ``make quickstart`` to ``delete``, whose question is answered by the environment."""
+    """From ``make quickstart`` to ``delete``, which the environment confirms."""
     shown = typed(playbooks, text, PATH=BARE_PATH, SPT_FLOW_CONFIRM="true")
     assert "Workspace hello-flow created" in shown and "Workspace hello-flow deleted" in shown
     assert playbook_harness.belongings(playbooks.owner) == []
@@ -66,8 +66,8 @@ def test_printed_commands_work_as_pasted(playbooks: Playbooks) -> None:
     assert "spt-flow" in (playbooks.home / ".ssh/config").read_text()
 
 
-def test_an_installed_user_types_one_line_of_setup(playbooks: Playbooks, tmp_path: Path) -> None:
-    """Anywhere, without a warning, and the command's exit status is the run's."""
+def test_installed_user_needs_one_line_of_setup(playbooks: Playbooks, tmp_path: Path) -> None:
+    """From any folder, without a warning, and with the command's exit status."""
     installed = playbooks.home / ".ansible/collections/ansible_collections/spt"
     installed.mkdir(parents=True)
     (installed / "flow").symlink_to(CHECKOUT)

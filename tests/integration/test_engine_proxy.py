@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Coder server's way to a node: its SSH key, bound as role coder_node binds it, the proxy, the real engine."""
+"""The Coder server's access to a node: its SSH key as role coder_node restricts it, the proxy, the real engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLE = CHECKOUT / "roles/coder_node"
 
 @pytest.fixture(scope="module")
 def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a proxy that runs as on a node."""
+    """The socket of a proxy that runs like on a node."""
     folder = tmp_path_factory.mktemp("proxy")
     (folder / "spt_flow_node").symlink_to(CHECKOUT / "plugins/module_utils/_node")
     (folder / "seccomp").mkdir()
@@ -44,7 +44,7 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server(socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a Coder server whose key a node has, with ``ssh`` that uses this key alone."""
+    """The environment of a Coder server whose key is on a node; ``ssh`` uses only this key."""
     folder = tmp_path_factory.mktemp("node")
     with sshd_harness.sshd(folder) as config:
         dial = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__coder_node_dial"]

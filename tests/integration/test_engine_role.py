@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role host_docker against the engine that these tests run on: looked at, never changed (molecule changes one)."""
+"""The role host_docker in check mode against the engine of these tests (molecule changes another one)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine() -> None:
 
 
 def check(**variables: object) -> tuple[int, str]:
-    """Status of a run in check mode and what it said, on one line."""
+    """Return the status of a run in check mode, and its output on one line."""
     program = Path(sys.executable).parent / "ansible-playbook"
     argv = [str(program), "playbooks/engine.yml", "--check", "-e", json.dumps(variables)]
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SPT_FLOW_", "ANSIBLE_"))}
@@ -38,7 +38,7 @@ def check(**variables: object) -> tuple[int, str]:
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-def test_an_engine_that_quickstart_prepared_is_left_as_it_is() -> None:
+def test_engine_prepared_by_quickstart_is_unchanged() -> None:
     for program in ("spt-flow-engine", "spt-flow-firewall", "spt-flow-runc"):
         installed = Path("/usr/local/lib/spt-flow", program)
         if not installed.exists() or installed.read_bytes() != (PROGRAMS / program).read_bytes():
@@ -58,14 +58,14 @@ def test_an_engine_that_quickstart_prepared_is_left_as_it_is() -> None:
     ],
     ids=["source", "memory", "processors", "range"],
 )
-def test_what_cannot_work_is_refused_before_any_change(variables: dict[str, object], sentence: str) -> None:
+def test_impossible_configuration_is_refused_before_any_change(variables: dict[str, object], sentence: str) -> None:
     status, said = check(**variables)
     assert status == 2
     assert sentence in said
     assert "changed=0" in said and "Configure" not in said and "Traceback" not in said
 
 
-def test_a_restart_under_running_containers_is_foreseen_and_waits(harness: Harness) -> None:
+def test_restart_with_running_containers_is_announced_and_postponed(harness: Harness) -> None:
     harness.up(harness.spec(harness.repository()))
     status, said = check(host_docker_log_max_file=7, flow_business_hours="00:00-24:00")
     assert status == 0, said

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ways out of a workspace, tried as its user and as its root; none may work.
+"""Escape attempts from a workspace as its user and as its root; none may succeed.
 
-Every probe has a control that must succeed, so that none passes only because a tool is missing. What each said is
+Every probe has a control that must succeed, so that a missing tool cannot hide a failure. The output of all probes is
 in artifacts/escape-probes.md.
 """
 
@@ -35,15 +35,15 @@ CAPABILITIES = {
     "SYS_CHROOT": 18,
     "AUDIT_WRITE": 29,
 }
-"""All that a workspace's root may have: Docker's default less three (docs/decisions/seccomp.md)."""
+"""The capabilities of a workspace's root: Docker's default without three (docs/decisions/seccomp.md)."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """``attack`` exits 0 when it got out, and ``WRONG`` when it failed for a reason of its own; then it proves nothing.
+    """``attack`` exits with 0 when it escaped, and with ``WRONG`` when it failed for another reason and proves nothing.
 
-    ``control`` exits 0 when the same means work where they may. ``target`` is a path of this machine that the attack is
-    about: where the machine has none, the probe is not counted. Run as root unless ``user``.
+    ``control`` exits with 0 when the same method works where it is allowed. ``target`` is the attacked path of this
+    machine: where it is missing, the probe does not count. It runs as root unless ``user`` is set.
     """
 
     name: str
@@ -57,7 +57,7 @@ WRONG = 3
 
 
 def call(number: int, *arguments: str, refused: str = "EPERM EACCES") -> str:
-    """A system call by number, which must be refused for want of a right and not for its arguments."""
+    """A system call by number, which must be refused for a missing permission and not for its arguments."""
     words = "".join(f", {argument}" for argument in arguments)
     code = (
         "import ctypes, errno; l = ctypes.CDLL(None, use_errno=True); "
@@ -68,7 +68,7 @@ def call(number: int, *arguments: str, refused: str = "EPERM EACCES") -> str:
 
 
 def rewrite(path: str) -> str:
-    """Put what is in a file of the kernel's there again."""
+    """Write the current content of a kernel file back to it."""
     return f'v=$(cat {path}) && echo "$v" > {path}'
 
 
@@ -81,7 +81,7 @@ def mounts(kind: str, source: str = "none", options: str = "") -> str:
 
 
 CALLS = call(39)
-"""getpid by the same means, which is allowed."""
+"""getpid by the same method, which is allowed."""
 BUFFER = "ctypes.byref(ctypes.create_string_buffer(128))"
 LISTENING = (
     "python3 -m http.server 9999 --bind 127.0.0.1 >/dev/null 2>&1 &"
@@ -92,8 +92,8 @@ MOUNTS = (
     "[ $(id -u) = 0 ] && as='setpriv --reuid 1000 --regid 1000 --clear-groups';"
     " $as unshare -Urm sh -c 'd=$(mktemp -d) && mount -t tmpfs none $d'"
 )
-"""A mount by the same program, where it is allowed: in a namespace of the user's own. Root may make none, as it would
-need SETFCAP."""
+"""A mount by the same program where it is allowed: in a user namespace of the user. Root cannot create one,
+because that needs SETFCAP."""
 NAMESPACES = "ipc mnt net pid user uts"
 
 PROBES = (
@@ -145,7 +145,7 @@ PROBES = (
     Probe("module load from a file", call(313, "0", 'b""', "0"), CALLS),
     Probe("kexec", call(246, "0", "0", "0", "0"), CALLS),
     Probe("I/O ports", call(172, "3"), CALLS),
-    # Where it were allowed it would only switch Ctrl-Alt-Del off.
+    # If it were allowed, it would only disable Ctrl-Alt-Del.
     Probe("reboot", call(169, "0xfee1dead", "672274793", "0", "0"), CALLS),
     Probe("clock", call(227, "0", "0"), CALLS),
     Probe("swap", call(167, 'b"/nowhere"', "0"), CALLS),
@@ -182,7 +182,7 @@ PROBES = (
         "find / -path /proc -prune -o -name {neighbour_mark} -print 2>/dev/null | grep -q .",
         "touch /home/coder/{own_mark}; find / -path /proc -prune -o -name {own_mark} -print 2>/dev/null | grep -q .",
     ),
-    # All workspaces share one range of ids, and the kernel's keys belong to ids.
+    # All workspaces share one range of ids, to which the kernel's keys belong.
     Probe("kernel's keys", call(248, 'b"user"', 'b"mark"', 'b"x"', "1", "-4", refused="ENOSYS"), CALLS, user=True),
     Probe("kernel's keys of root", call(250, "0", "-3", "1", refused="ENOSYS"), CALLS),
     Probe(
@@ -203,7 +203,7 @@ PROBES = (
 
 @pytest.fixture(scope="module")
 def pair(shared_harness: Harness) -> Pair:
-    """The workspace that probes run in, and its neighbour, as users get them."""
+    """The workspace that probes run in, and its neighbour, with default settings."""
     if not shared_harness.target.probe_engine().remapped:
         pytest.skip("the engine has no user-namespace remapping")
     made = [
@@ -215,7 +215,7 @@ def pair(shared_harness: Harness) -> Pair:
 
 @pytest.fixture(scope="module")
 def places(pair: Pair) -> Iterator[dict[str, str]]:
-    """Where probes aim: addresses, a port of a real service of this machine, the neighbour's process and file."""
+    """Targets of probes: addresses, a port of a real service, the neighbour's process and file."""
     import http.server
     import socket
     import threading
@@ -262,7 +262,7 @@ def filled(script: str, places: dict[str, str]) -> str:
     return script
 
 
-def test_there_are_enough_probes() -> None:
+def test_enough_probes_are_counted() -> None:
     assert len(PROBES) >= 25
     assert len({probe.name for probe in PROBES}) == len(PROBES)
 
@@ -271,7 +271,7 @@ NOT_HERE = "not on this machine"
 
 
 def judged(target: str, control: int, attack: int) -> str:
-    """What a probe proves: that it held, or why it proves nothing, or that it got out."""
+    """Return the verdict on a probe: it held, it proves nothing because ..., or it escaped."""
     if attack == 0:
         return "OUT"
     if target and not Path(target).exists():
@@ -281,7 +281,7 @@ def judged(target: str, control: int, attack: int) -> str:
     return "no proof: refused for its arguments" if attack == WRONG else "held"
 
 
-def test_a_probe_is_judged_by_what_it_proves() -> None:
+def test_probe_is_judged_by_what_it_proves() -> None:
     assert judged("", 0, 0) == judged("/nowhere", 1, 0) == "OUT"
     assert judged("/nowhere", 0, 1) == NOT_HERE
     assert judged("/proc", 1, 1) == "no means"
@@ -289,7 +289,7 @@ def test_a_probe_is_judged_by_what_it_proves() -> None:
     assert judged("/proc", 0, 1) == "held"
 
 
-def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
+def test_no_probe_escapes(pair: Pair, places: dict[str, str]) -> None:
     engine, (inside, _neighbour) = pair
     rows = []
     for probe in PROBES:
@@ -314,7 +314,7 @@ def test_no_probe_gets_out(pair: Pair, places: dict[str, str]) -> None:
     assert len([row for row in rows if row[2] == "held"]) >= 40, "too few that could have got out"
 
 
-def test_the_host_service_is_there_for_the_host(places: dict[str, str]) -> None:
+def test_host_service_is_reachable_from_the_host(places: dict[str, str]) -> None:
     """The control of the probes against the host's own service."""
     import socket
 
@@ -330,7 +330,7 @@ def test_sudo_has_the_listed_capabilities(pair: Pair) -> None:
     assert bits == sum(1 << bit for bit in CAPABILITIES.values())
 
 
-def test_the_workspace_is_not_root_on_the_host(pair: Pair) -> None:
+def test_workspace_is_unprivileged_on_the_host(pair: Pair) -> None:
     engine, (inside, _neighbour) = pair
     pid = docker_http.connect().get_json(f"/containers/{inside.id}/json")["State"]["Pid"]
     if not Path(f"/proc/{pid}").exists():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Things that are missing, full, taken or dying: a sentence, a hint and a code each time, and nothing lost."""
+"""Missing, full, taken or crashing parts: each failure has a sentence, a hint and a code, and loses nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SOCKET = docker_http.DEFAULT_HOST.removeprefix("unix://")
 
 
 def sentence(error: FlowError, kind: type[FlowError], *words: str) -> None:
-    """What every error owes its reader."""
+    """Check what every error message must have."""
     assert isinstance(error, kind) and error.code == kind.code
     assert error.message.endswith((".", ")")) and error.hint, error
     assert all(word in error.message for word in words), error.message
 
 
-def test_image_missing(harness: Harness) -> None:
+def test_missing_image_is_reported(harness: Harness) -> None:
     source = harness.repository()
     spec = replace(harness.spec(source), image="spt-flow/workspace:slim-0123456789ab", image_hash="0" * 64)
     with pytest.raises(FlowError) as caught:
@@ -45,7 +45,7 @@ def test_image_missing(harness: Harness) -> None:
     harness.is_exactly("demo")
 
 
-def test_port_taken(harness: Harness) -> None:
+def test_taken_port_is_reported(harness: Harness) -> None:
     source = harness.repository()
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ def test_port_taken(harness: Harness) -> None:
     assert harness.inside(workspace, "git -C ~/demo rev-parse HEAD") == git(source, "rev-parse", "HEAD")
 
 
-def test_port_taken_in_restart_keeps_the_old_one(harness: Harness) -> None:
+def test_taken_port_in_a_restart_keeps_the_old_workspace(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     with socket.socket() as other:
@@ -72,15 +72,15 @@ def test_port_taken_in_restart_keeps_the_old_one(harness: Harness) -> None:
     harness.is_exactly("demo")
 
 
-def test_engine_absent(harness: Harness, tmp_path: Path) -> None:
+def test_missing_engine_is_reported(harness: Harness, tmp_path: Path) -> None:
     target = DockerTarget(f"unix://{tmp_path}/none.sock")
     with pytest.raises(FlowError) as caught:
         lifecycle.ensure(target, harness.spec(harness.repository()))
     sentence(caught.value, Unhealthy, f"{tmp_path}/none.sock", "does not answer")
 
 
-def test_engine_refuses_the_user(harness: Harness, tmp_path: Path) -> None:
-    """As uid 65534 on a socket that root alone may use."""
+def test_engine_without_permission_is_reported(harness: Harness, tmp_path: Path) -> None:
+    """As uid 65534 with a socket that only root may use."""
     path = f"/tmp/spt-flow-refuses-{os.getpid()}.sock"
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -108,7 +108,7 @@ def test_engine_refuses_the_user(harness: Harness, tmp_path: Path) -> None:
 
 @contextmanager
 def dying_engine(folder: Path, word: bytes, answers: bool) -> Iterator[str]:
-    """A proxy to the engine that is gone for good once a request has ``word``; ``answers``: after its answer."""
+    """A proxy to the engine that fails for good once a request has ``word``; with ``answers``, after its answer."""
     path = str(folder / "engine.sock")
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -167,7 +167,9 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("answers", [False, True], ids=["unanswered", "answered"])
 @pytest.mark.parametrize("word", [b"/volumes/create", b"/containers/create", b"/archive", b"/start", b"/logs"])
-def test_engine_dies_in_the_middle(harness: Harness, tmp_path: Path, word: bytes, answers: bool) -> None:
+def test_engine_that_dies_during_creation_is_reported(
+    harness: Harness, tmp_path: Path, word: bytes, answers: bool
+) -> None:
     source = harness.repository()
     with dying_engine(tmp_path, word, answers) as host:
         try:
@@ -182,7 +184,7 @@ def test_engine_dies_in_the_middle(harness: Harness, tmp_path: Path, word: bytes
 
 
 @pytest.mark.parametrize("word", [b"/stop", b"/rename", b"/containers/create", b"/start", b"/logs"])
-def test_engine_dies_in_a_restart(harness: Harness, tmp_path: Path, word: bytes) -> None:
+def test_engine_that_dies_during_a_restart_loses_nothing(harness: Harness, tmp_path: Path, word: bytes) -> None:
     source = harness.repository()
     harness.inside(harness.up(harness.spec(source)), "echo precious > ~/note")
     with dying_engine(tmp_path, word, False) as host, pytest.raises(FlowError) as caught:
@@ -194,8 +196,8 @@ def test_engine_dies_in_a_restart(harness: Harness, tmp_path: Path, word: bytes)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "required", "unsafe", "disabled"])
-def test_engine_without_remapping(harness: Harness, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The facts are another engine's; what is created from them is real."""
+def test_engine_without_remapping_is_reported(harness: Harness, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The facts are those of another engine; what is created from them is real."""
     facts = replace(harness.target.probe_engine(), remapped=False, remap_size=0, remap_base=0, runtime=False)
     monkeypatch.setattr(harness.target, "_facts", facts)
     spec = harness.spec(harness.repository(), docker=wanted)
@@ -214,7 +216,7 @@ def test_engine_without_remapping(harness: Harness, wanted: str, monkeypatch: py
     assert ("can become root on this machine" in notes) == (wanted == "unsafe") or wanted == "auto"
 
 
-def test_disk_nearly_full_is_told_before_it_is_full(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_full_disk_is_reported(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 1_000_000, 30_000, 20_000, 1000, 500, 500, 0, 255))
     monkeypatch.setattr("os.statvfs", lambda path: full)
     result = harness.ensure(harness.spec(harness.repository()))
@@ -223,7 +225,7 @@ def test_disk_nearly_full_is_told_before_it_is_full(harness: Harness, monkeypatc
 
 @pytest.mark.parametrize("jump", [-90 * 86400, 400 * 86400], ids=["back", "ahead"])
 def test_clock_jump_is_harmless(harness: Harness, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's clock is wrong: dev workspaces stay, waiting ends in time."""
+    """With a wrong client clock dev workspaces stay, and waiting ends in time."""
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     real = time.time
@@ -236,8 +238,8 @@ def test_clock_jump_is_harmless(harness: Harness, jump: float, monkeypatch: pyte
     harness.is_exactly("demo")
 
 
-def test_home_is_not_removed_while_somebody_else_uses_it(harness: Harness) -> None:
-    """Deletion that cannot end says why, and another one ends it."""
+def test_home_in_use_is_not_removed(harness: Harness) -> None:
+    """A deletion that cannot finish says why, and another one completes it."""
     spec = harness.spec(harness.repository())
     harness.up(spec)
     other = f"spt-flow-{harness.owner}-other"
@@ -255,7 +257,7 @@ def test_home_is_not_removed_while_somebody_else_uses_it(harness: Harness) -> No
     harness.is_exactly()
 
 
-def test_kvm_absent(harness: Harness) -> None:
+def test_missing_kvm_is_reported(harness: Harness) -> None:
     spec = harness.spec(harness.repository(), kvm="required")
     with pytest.raises(FlowError) as caught:
         docker_container.Plan.of(spec, harness.target.probe_engine(), True, lambda path: False)

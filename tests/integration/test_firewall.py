@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The firewall of workspaces with real packets, in network namespaces, beside every way Docker writes its rules."""
+"""The firewall of workspaces with real packets, in network namespaces, with each kind of Docker's own rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ table ip docker-bridges {
   chain filter-input { type filter hook input priority filter; policy accept; accept; }
 }
 """
-"""Shaped as the tables of an engine with firewall-backend nftables."""
+"""Shaped like the tables of an engine with the nftables firewall backend."""
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") for name in ("nft", "ip")),
@@ -38,7 +38,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The firewall with settings of its own, not those of this machine."""
+    """The firewall with its own settings, not those of this machine."""
     folder = tmp_path_factory.mktemp("firewall")
     path = folder / "spt-flow-firewall"
     path.write_text(SOURCE.read_text().replace("/etc/spt-flow/firewall.env", str(folder / "firewall.env")))
@@ -58,7 +58,7 @@ def firewall(network: Network, program: Path) -> Iterator[Path]:
 
 @pytest.fixture(params=["iptables=false", "iptables-nft", "iptables-legacy", "Docker's nftables"])
 def backend(request: pytest.FixtureRequest, network: Network) -> Iterator[str]:
-    """Another's rules that accept everything first, as Docker's do for what they know."""
+    """Load foreign rules that accept everything, like Docker's rules for its own networks."""
     name = str(request.param)
     if name == "Docker's nftables":
         network.run("host", "nft", "-f", "-", text=NFT)
@@ -91,13 +91,13 @@ REFUSED = [
 """Who connects to what: metadata, the host by each address, the neighbour, a workspace from another machine."""
 
 
-def test_nothing_is_refused_without_the_firewall(network: Network) -> None:
+def test_everything_is_reachable_without_the_firewall(network: Network) -> None:
     """The control of all tests below."""
     assert [case for case in REFUSED if not network.connects(*case)] == []
     assert network.frame_passes("one", "two")
 
 
-def test_refusals_hold_beside_rules_that_accept_everything(network: Network, backend: str, firewall: Path) -> None:
+def test_blocks_hold_next_to_rules_that_accept_everything(network: Network, backend: str, firewall: Path) -> None:
     assert [case for case in REFUSED if network.connects(*case, timeout=0.3)] == [], backend
     assert network.connects("one", OUTSIDE, 80), "workspaces reach the network"
     assert network.connects("host", ONE, 8080), "the host reaches what it publishes"
@@ -116,7 +116,7 @@ def test_metadata_resolvers_still_resolve(network: Network, firewall: Path) -> N
     assert not network.connects("one", "169.254.169.254", 3000)
 
 
-def test_an_allowed_port_of_the_host_is_reached_and_no_other(network: Network, firewall: Path) -> None:
+def test_only_an_allowed_port_of_the_host_is_reachable(network: Network, firewall: Path) -> None:
     (firewall.parent / "firewall.env").write_text("ALLOW='3000 443'\n")
     assert network.run("host", str(firewall), "check", check=False).returncode != 0
     network.run("host", str(firewall), "apply")
@@ -135,14 +135,14 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_check_sees_rules_that_packets_do_not_meet(network: Network, firewall: Path, name: str) -> None:
+def test_check_finds_rules_that_do_not_apply_to_packets(network: Network, firewall: Path, name: str) -> None:
     network.run("host", *BREAKS[name])
     assert network.run("host", str(firewall), "check", check=False).returncode != 0
     network.run("host", str(firewall), "apply")
     assert network.run("host", str(firewall), "check", check=False).returncode == 0
 
 
-def test_apply_twice_is_apply_once_and_remove_takes_all_of_it(network: Network, firewall: Path) -> None:
+def test_apply_is_idempotent_and_remove_is_complete(network: Network, firewall: Path) -> None:
     once = network.run("host", "nft", "list", "ruleset").stdout
     network.run("host", str(firewall), "apply")
     assert network.run("host", "nft", "list", "ruleset").stdout == once
@@ -152,7 +152,7 @@ def test_apply_twice_is_apply_once_and_remove_takes_all_of_it(network: Network, 
     assert network.run("host", str(firewall), "check", check=False).returncode != 0
 
 
-def test_rules_of_the_first_version_are_taken_away(network: Network, firewall: Path) -> None:
+def test_rules_of_the_first_version_are_removed(network: Network, firewall: Path) -> None:
     for words in (
         "-N SPT-FLOW-HOST",
         "-A SPT-FLOW-HOST -j REJECT",
@@ -168,7 +168,7 @@ def test_rules_of_the_first_version_are_taken_away(network: Network, firewall: P
 
 
 def entries(network: Network, address: str) -> int:
-    """How many entries of the host's table of connections ``address`` has."""
+    """Return the number of ``address``'s entries in the host's connection table."""
     table = Path(f"/proc/{network.servers[0].pid}/net/nf_conntrack")
     if not table.exists():
         return int(network.run("host", "cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
@@ -186,7 +186,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def test_one_workspace_cannot_fill_the_hosts_table_of_connections(network: Network, firewall: Path) -> None:
+def test_one_workspace_cannot_fill_the_connection_table_of_the_host(network: Network, firewall: Path) -> None:
     (firewall.parent / "firewall.env").write_text("ALLOW=''\nCONNECTIONS=50\n")
     network.run("host", str(firewall), "apply")
     network.run("one", sys.executable, "-c", SPREAD, OUTSIDE, "1000")

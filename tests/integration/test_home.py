@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The home outlives everything: a tree of 2,000 files is equal after each stop, kill, restart and start of the engine.
+"""The home survives everything: 2,000 files are unchanged after each stop, kill, restart and start of the engine.
 
-``SPT_FLOW_TEST_CYCLES`` says how many cycles (12). ``SPT_FLOW_TEST_ENGINE_RESTART`` makes a restart of the engine one
-of them, where the tests may do that to the machine; its value names a file that is there while the engine is not.
+``SPT_FLOW_TEST_CYCLES`` sets the number of cycles (12). ``SPT_FLOW_TEST_ENGINE_RESTART`` includes a restart of the
+engine, where the machine permits it; its value names a file that exists while the engine is stopped.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def python(harness: Harness, workspace: Workspace, script: str, *words: str) -> 
 
 
 class Cycle:
-    """The ways in which a workspace stops and comes back; each returns what the next ``up`` is asked for."""
+    """Ways in which a workspace stops and comes back; each returns the settings of the next ``up``."""
 
     def __init__(self, harness: Harness, source: Path, chance: random.Random) -> None:
         self.harness, self.source, self.chance = harness, source, chance
@@ -119,13 +119,13 @@ class Cycle:
 
 
 def again(until: float) -> None:
-    """End an engine that somebody else started and start it with the same arguments."""
+    """End an engine and start it with the same arguments."""
     pid = int(Path("/var/run/docker.pid").read_text())
     argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
     os.kill(pid, signal.SIGTERM)
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.2)
-    # Nobody's child, or the next restart would wait for a process that nobody has reaped.
+    # Start it detached, or the next restart would wait for a process that nothing reaps.
     with open("/run/spt-flow-test-dockerd.log", "ab") as log:
         subprocess.run(["setsid", "--fork", *argv], stdout=log, stderr=log, check=True, timeout=90)
 
@@ -153,7 +153,7 @@ def restart_engine() -> None:
         busy.unlink()
 
 
-def test_the_home_is_equal_after_every_cycle(harness: Harness) -> None:
+def test_home_is_unchanged_after_every_cycle(harness: Harness) -> None:
     chance = random.Random(SEED)
     cycle = Cycle(harness, harness.repository(), chance)
     ways: list[Callable[[Workspace], None]] = [

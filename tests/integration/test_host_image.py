@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The image on a host, with a real engine: pulled by its digest from a registry, loaded from an archive, old ones gone.
+"""The image on a host with a real engine: pulled by digest, loaded from an archive, old ones removed.
 
-The images are empty and belong to a repository of the test's own, so nobody else's is seen or touched.
+The images are empty and belong to a repository of the test, so that no others are affected.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def digest_of(content: bytes) -> str:
 
 @dataclass
 class Registry:
-    """Serves what is in ``blobs`` by digest, as Docker's Registry API version 2 says; on loopback without TLS."""
+    """Serves ``blobs`` by digest, like Docker's Registry API version 2, on loopback without TLS."""
 
     address: str
     blobs: dict[str, tuple[str, bytes]]
 
     def offer(self, label: str) -> str:
-        """Reference of an empty image with this label."""
+        """Return the reference of an empty image with this label."""
         layer, config = parts(label)
         about = {
             "schemaVersion": 2,
@@ -56,7 +56,7 @@ class Registry:
 
 
 def parts(label: str) -> tuple[bytes, bytes]:
-    """Layer and configuration of an image that holds one file."""
+    """Return layer and configuration of an image with one file."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.addfile(tarfile.TarInfo(f"of-{label}"))
@@ -116,9 +116,7 @@ def ids(word: str) -> list[str]:
     return sorted(set(docker("images", "--quiet", "--all", "--no-trunc", "--filter", f"reference={word}").split()))
 
 
-def test_an_image_comes_by_its_digest_and_its_successor_leaves_nothing_of_it(
-    registry: Registry, repository: str
-) -> None:
+def test_image_is_pulled_by_digest_and_replaced_completely(registry: Registry, repository: str) -> None:
     first = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("one"), keep=0)
     assert cache.reconcile(first, check=True).changed
     assert not cache.has(connect(), first)
@@ -133,7 +131,7 @@ def test_an_image_comes_by_its_digest_and_its_successor_leaves_nothing_of_it(
     assert ids(repository) == ids(f"{registry.address}/team/workspace")
 
 
-def test_a_used_and_a_referenced_image_stay_until_nothing_needs_them(registry: Registry, repository: str) -> None:
+def test_used_and_referenced_images_stay_until_unused(registry: Registry, repository: str) -> None:
     made = [cache.Wanted(f"{repository}:{n}", n, reference=registry.offer(n)) for n in ("one", "two", "three")]
     for wanted in made:
         cache.reconcile(wanted)
@@ -149,14 +147,14 @@ def test_a_used_and_a_referenced_image_stay_until_nothing_needs_them(registry: R
     assert len(ids(repository)) == 1
 
 
-def test_a_digest_of_something_else_is_refused(registry: Registry, repository: str) -> None:
+def test_wrong_digest_is_refused(registry: Registry, repository: str) -> None:
     wanted = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("another"))
     with pytest.raises(FlowError, match="does not hold the image"):
         cache.reconcile(wanted)
     assert not cache.has(connect(), wanted)
 
 
-def test_a_registry_that_does_not_have_it_is_told(registry: Registry, repository: str) -> None:
+def test_missing_image_in_the_registry_is_reported(registry: Registry, repository: str) -> None:
     wanted = cache.Wanted(
         f"{repository}:slim-1", "one", reference=f"{registry.address}/team/workspace@sha256:{'0' * 64}"
     )
@@ -164,7 +162,7 @@ def test_a_registry_that_does_not_have_it_is_told(registry: Registry, repository
         cache.reconcile(wanted)
 
 
-def test_an_archive_is_loaded(repository: str, tmp_path: Path) -> None:
+def test_archive_is_loaded(repository: str, tmp_path: Path) -> None:
     layer, config = parts("one")
     wanted = cache.Wanted(f"{repository}:slim-1", "one", archive=str(tmp_path / "image.tar"))
     manifest = [{"Config": "config.json", "RepoTags": [wanted.tag], "Layers": ["layer.tar"]}]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The documented commands, taken out of the documents, run nothing of a hostile checkout outside the workspace."""
+"""The documented commands, taken from the documents, run nothing of a hostile checkout outside the workspace."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WANTED = {"SPT_FLOW_COMMAND": "cat hello.txt", "SPT_FLOW_PROFILE": "slim", "SPT_
 
 
 SHORT = Path(f"/tmp/spt-{os.getpid()}")
-"""A short name of the home: Ansible puts a socket into TMPDIR, and the path of a socket has at most 107 bytes."""
+"""A short home path: Ansible puts a socket into TMPDIR, and socket paths are limited to 107 bytes."""
 
 
 @pytest.fixture
 def playbooks(tmp_path: Path) -> Iterator[Playbooks]:
-    """A checkout full of lures, and the collection installed for the user who runs commands in it."""
+    """A checkout full of traps, and the collection installed for the user who runs commands in it."""
     with playbook_harness.playbooks(tmp_path) as made:
         installed = made.home / ".ansible/collections/ansible_collections/spt"
         installed.mkdir(parents=True)
@@ -74,7 +74,7 @@ def run(playbooks: Playbooks, *argv: str, **environment: str) -> subprocess.Comp
 
 
 def succeeded(playbooks: Playbooks) -> int:
-    """How many jobs ran and ended well."""
+    """Return the number of jobs that ran and succeeded."""
     records = [json.loads(path.read_text()) for path in playbooks.home.parent.rglob("run.json")]
     return sum(record["status"] == 0 and record["ran"] for record in records)
 
@@ -82,11 +82,11 @@ def succeeded(playbooks: Playbooks) -> int:
 @pytest.mark.parametrize(
     ("page", "jobs"), list(zip(SESSIONS, (1, 2, 3), strict=True)), ids=lambda value: str(value)[-12:]
 )
-def test_what_a_reader_types(playbooks: Playbooks, page: Path, jobs: int) -> None:
+def test_commands_of_a_reader_run_nothing_of_the_checkout(playbooks: Playbooks, page: Path, jobs: int) -> None:
     text = documents.session(page)
     if page == SESSIONS[0]:
         text = text[text.index("\nmake venv install\n") :].partition("spt.flow.ci")[0] + "spt.flow.ci)\n"
-    # Installing is done by the fixture.
+    # The fixture installs it.
     text = re.sub(r"^(make |export PATH=).*\n", "", text, flags=re.MULTILINE)
     text = text.replace("ci-demo-0a1b2c3d", '$(ls "$OLDPWD/spt-flow-ci" | head -n 1)')
     nowhere = {"CODER_URL": "http://127.0.0.1:9", "CODER_SESSION_TOKEN": "none"} if page == CI else {}
@@ -95,7 +95,7 @@ def test_what_a_reader_types(playbooks: Playbooks, page: Path, jobs: int) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777], ids=["", "world-writable"])
-def test_what_a_github_runner_does(playbooks: Playbooks, tmp_path: Path, mode: int) -> None:
+def test_github_runner_runs_nothing_of_the_checkout(playbooks: Playbooks, tmp_path: Path, mode: int) -> None:
     playbooks.repository.chmod(mode)
     (tmp_path / "temp").mkdir()
     values = {
@@ -110,7 +110,7 @@ def test_what_a_github_runner_does(playbooks: Playbooks, tmp_path: Path, mode: i
     assert succeeded(playbooks) == 1
 
 
-def test_what_a_gitlab_runner_does(playbooks: Playbooks) -> None:
+def test_gitlab_runner_runs_nothing_of_the_checkout(playbooks: Playbooks) -> None:
     values = {
         "CI_PROJECT_DIR": str(playbooks.repository),
         "CI_COMMIT_SHA": git("rev-parse", "HEAD", cwd=playbooks.repository),
@@ -120,7 +120,7 @@ def test_what_a_gitlab_runner_does(playbooks: Playbooks) -> None:
     assert succeeded(playbooks) == 1
 
 
-def test_what_a_python_program_does(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_python_program_runs_nothing_of_the_checkout(playbooks: Playbooks, tmp_path: Path) -> None:
     (block,) = documents.blocks(CI, "python")
     (tmp_path / "job.py").write_text(block)
     more = {"SPT_FLOW_REPO": str(playbooks.repository), "SPT_FLOW_ARTIFACTS_DIR": str(tmp_path / "runs")}
@@ -128,14 +128,14 @@ def test_what_a_python_program_does(playbooks: Playbooks, tmp_path: Path) -> Non
     assert succeeded(playbooks) == 1, done.stdout + done.stderr
 
 
-def test_every_page_with_a_job_is_tried() -> None:
+def test_every_page_with_a_job_is_tested() -> None:
     found = {page for page in documents.pages() for block in documents.blocks(page, r"\w+") if "spt.flow.ci" in block}
     assert found <= set(SESSIONS), "the tests above must run the commands of these pages"
 
 
 @pytest.mark.parametrize("lure", LURES, ids=lambda lure: lure.name)
-def test_the_lure_is_real(tmp_path: Path, lure: Lure) -> None:
-    """Ansible in the checkout falls for those that are marked so. Without an engine nothing else happens."""
+def test_traps_work_on_plain_ansible(tmp_path: Path, lure: Lure) -> None:
+    """Plain Ansible in the checkout runs the marked traps. Without an engine nothing else happens."""
     with playbook_harness.playbooks(tmp_path) as playbooks:
         installed = playbooks.home / ".ansible/collections/ansible_collections/spt"
         installed.mkdir(parents=True)

@@ -30,7 +30,7 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def playbooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
-    """One owner with two workspaces, of which one becomes hostile."""
+    """One owner with two workspaces, one of which becomes hostile."""
     with playbook_harness.playbooks(tmp_path_factory.mktemp("hostile")) as playbooks:
         playbooks.up()
         good = playbook_harness.make_repository(playbooks.repository.parent / "good")
@@ -120,7 +120,7 @@ def test_local_repository_gets_only_the_ports_of_its_own_file(playbooks: Playboo
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": ' * 100_000, "[]", "\0", "x" * (17 << 20)])
-def test_damaged_session_file_is_one_sentence_with_its_code(playbooks: Playbooks, content: str) -> None:
+def test_damaged_session_file_is_reported_with_its_code(playbooks: Playbooks, content: str) -> None:
     inside(playbooks, "cat >/run/spt-flow/session.json; echo {} >/run/spt-flow/steps.json", content)
     found = playbooks.json("up", SPT_FLOW_REPO=str(playbooks.repository))
     assert found["status"] == 8 and FORBIDDEN.search(found["error"]["message"]) is None, found

@@ -38,14 +38,14 @@ def playbooks(tmp_path: Path, image: Any) -> Iterator[Playbooks]:
 
 @dataclass
 class Tally:
-    """What went wrong, and how many workspaces there were."""
+    """Problems, and the number of workspaces."""
 
     started: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
 def orders_a_terminal(text: str) -> list[str]:
-    """Characters by which a text could control a terminal or hide what it says."""
+    """Return characters that could control a terminal or hide text."""
     kept = re.sub(r"[\n\t]", "", text)
     return sorted(
         {
@@ -57,7 +57,7 @@ def orders_a_terminal(text: str) -> list[str]:
 
 
 def run(playbooks: Playbooks, plays: list[str], cwd: Path, tally: Tally, title: str, **values: str) -> bool:
-    """Run playbooks in one process, and note what is wrong with what they print; whether they succeeded."""
+    """Run playbooks in one process, record problems in their output, and return whether they succeeded."""
     environment = playbooks.environment(
         ANSIBLE_CONFIG=str(CONFIGURATION), SPT_FLOW_DOCKER="disabled", SPT_FLOW_WAIT_TIMEOUT="90s", **values
     )
@@ -101,7 +101,7 @@ def check_canary(made: hostile_repositories.Repository, tally: Tally) -> None:
 
 
 def test_hostile_repositories_stay_in_their_workspaces(playbooks: Playbooks, tmp_path: Path) -> None:
-    """Six of them, each verb as people call it."""
+    """Six repositories, each playbook as users call it."""
     tally = Tally()
     for number in range(6):
         made = hostile_repositories.generate(tmp_path / str(number), SEED, number)
@@ -121,7 +121,7 @@ def test_hostile_repositories_stay_in_their_workspaces(playbooks: Playbooks, tmp
 
 
 def tasks(made: hostile_repositories.Repository) -> list[dict[str, Any]]:
-    """What the playbooks do with one repository, without one process for each."""
+    """The tasks of the playbooks for one repository, in a single process."""
     values = values_of(made)
     wanted = {name: values[name] for name in ("repo", "connect")}
     job = {name: text for name, text in values.items() if name != "connect"}

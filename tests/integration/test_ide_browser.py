@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The IDE as a person meets it: a real browser logs in, opens a terminal, types; the picture is kept in artifacts/."""
+"""The IDE in a real browser: log in, open a terminal, type; screenshots are kept in artifacts/."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(unavailable()), reaso
 
 @pytest.fixture(scope="module")
 def driver_program() -> str:
-    """Debian's chromedriver; installed when this is a Debian and we are root."""
+    """Debian's chromedriver; installed on Debian as root."""
     if not shutil.which("chromedriver") or not shutil.which("chromium"):
         if os.geteuid() or not shutil.which("apt-get"):
             pytest.skip("chromium and chromedriver are missing and cannot be installed by this user")
@@ -44,7 +44,7 @@ def driver_program() -> str:
 
 
 class Browser:
-    """As much of the WebDriver protocol (W3C) as one test needs."""
+    """The part of the WebDriver protocol (W3C) that these tests need."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -76,7 +76,7 @@ class Browser:
         return self._ask("GET", f"{self._session}/url")
 
     def find(self, css: str) -> str:
-        """The first element's id, or nothing."""
+        """Return the first element's id, or an empty string."""
         try:
             found = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": css})
         except urllib.error.HTTPError:
@@ -90,7 +90,7 @@ class Browser:
                 self._ask("POST", f"{self._session}/element/{element}/value", {"text": text})
                 return
             except urllib.error.HTTPError as error:
-                # 400: it is there and cannot be typed into yet, as while a page still moves.
+                # 400: the element exists but cannot be typed into yet, for example while the page moves.
                 if error.code != 400 or time.monotonic() > end:
                     raise
             time.sleep(0.5)
@@ -99,7 +99,7 @@ class Browser:
         self._ask("POST", f"{self._session}/element/{element}/click", {})
 
     def press(self, *keys: str) -> None:
-        """All keys down in order, then up; WebDriver's code points for special ones."""
+        """Press all keys in order, then release them; special keys are WebDriver's code points."""
         actions = [{"type": "keyDown", "value": key} for key in keys]
         actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
         self._ask("POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
@@ -147,8 +147,8 @@ def log_in(browser: Browser, inside: Inside) -> None:
 
 
 @pytest.mark.full
-def test_a_tab_that_nobody_touches_does_not_keep_the_workspace(tmp_path, browser):
-    """Longer than code-server's heartbeat of a minute, which goes on for an open tab."""
+def test_open_tab_without_use_does_not_prevent_the_idle_stop(tmp_path, browser):
+    """Longer than code-server's heartbeat of a minute, which continues for an open tab."""
     with workspace(tmp_path, "tab", environment={"SPT_FLOW_TICK": "60"}, idle_stop=90 * 60) as inside:
         inside.wait("ide", "ok")
         log_in(browser, inside)
@@ -158,7 +158,7 @@ def test_a_tab_that_nobody_touches_does_not_keep_the_workspace(tmp_path, browser
         assert time.monotonic() - began > 60 and inside.state() == (False, 0)
 
 
-def test_person_logs_in_opens_a_terminal_and_types(tmp_path, browser):
+def test_user_logs_in_opens_a_terminal_and_types(tmp_path, browser):
     with workspace(tmp_path, "browser") as inside:
         inside.wait("ide", "ok")
         browser.go(f"http://127.0.0.1:{inside.ide_port()}/")
@@ -193,11 +193,11 @@ EXTENSION = {
     ),
     "main.js": "exports.activate = () => require('fs').writeFileSync('/home/coder/it-runs', '');",
 }
-"""One that is made here, in the place of one that an image takes."""
+"""An extension built here instead of one of the image."""
 
 
 @pytest.mark.full
-def test_an_extension_of_the_image_runs(tmp_path, browser):
+def test_extension_of_the_image_runs(tmp_path, browser):
     with zipfile.ZipFile(tmp_path / "go.vsix", "w") as archive:
         for name, text in EXTENSION.items():
             archive.writestr(f"extension/{name}", text)
@@ -216,7 +216,7 @@ def test_an_extension_of_the_image_runs(tmp_path, browser):
 
 
 def trust(browser: Browser) -> bool:
-    """Answer the question whether the folder's authors are trusted; whether it was asked."""
+    """Answer the question whether the folder's authors are trusted; return whether it was asked."""
     return browser.script(
         "const b = [...document.querySelectorAll('.monaco-dialog-box .monaco-button')]"
         ".find(b => /^(Trust|Yes)/.test(b.textContent.trim())); if (b) b.click(); return Boolean(b)"
@@ -224,7 +224,7 @@ def trust(browser: Browser) -> bool:
 
 
 def open_terminal(browser: Browser, inside: Inside) -> str:
-    """By the keyboard, as the menu says: Control+Shift+backquote."""
+    """With the keyboard shortcut of the menu: Control+Shift+backquote."""
 
     def ready() -> str:
         trust(browser)
@@ -239,7 +239,7 @@ def open_terminal(browser: Browser, inside: Inside) -> str:
 
 
 def terminal_text(browser: Browser) -> str:
-    """What the terminal shows, where its renderer makes that readable; else the mark that it was drawn."""
+    """Return the text of the terminal if its renderer exposes it, otherwise a mark that it was drawn."""
     return browser.script(
         "const rows = document.querySelector('.xterm-rows'), drawn = document.querySelector('.xterm canvas');"
         "return rows ? rows.innerText : drawn ? '42' : ''"

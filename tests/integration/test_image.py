@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The image as it was built: its tools answer, little in it has privileges, nothing in it is left over."""
+"""The built image: its tools answer, few files have privileges, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ TOOLS = {
     "vim": "--version",
     "xz": "--version",
 }
-"""Words that make each tool of the slim profile answer; those without any only have to be there."""
+"""Arguments that make each tool of the slim profile answer; those without any only have to exist."""
 
 
 @pytest.fixture(scope="module", params=["slim", pytest.param("fat-packages", marks=pytest.mark.full)])
 def image(request: pytest.FixtureRequest) -> image_identity.Image:
-    """The image of a profile, built when the engine does not have it."""
+    """The image of a profile, built if the engine does not have it."""
     found = image_identity.identity(request.param)
     image_build.ensure(found, {}, Progress())
     return found
@@ -61,7 +61,7 @@ def image(request: pytest.FixtureRequest) -> image_identity.Image:
 
 @pytest.fixture(scope="module")
 def inside(image: image_identity.Image) -> Iterator[Inside]:
-    """Runs a shell script in one container of the image, as its user and without a network."""
+    """Run a shell script in a container of the image, as its user and without a network."""
     command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
     words = ["--entrypoint", "/usr/bin/sleep", image.tag, "600"]
     started = subprocess.run([*command, *words], check=True, capture_output=True, text=True, timeout=60)
@@ -84,11 +84,11 @@ def test_every_tool_answers(inside: Inside) -> None:
         for tool, words in TOOLS.items()
         if tool != "sshd"
     )
-    # sshd -V is an unknown option for older releases, which print their version all the same.
+    # -V is an unknown option for older releases of sshd, which still print their version.
     assert inside(f"PATH=$PATH:/usr/sbin:/sbin\n{answers}\nsshd -V 2>&1 | grep -q OpenSSH || echo sshd: fails") == ""
 
 
-def test_every_package_of_the_profile_is_there(inside: Inside, image: image_identity.Image) -> None:
+def test_every_package_of_the_profile_is_installed(inside: Inside, image: image_identity.Image) -> None:
     packages = [name for group in image_identity.recipe(image.profile).packages.values() for name in group]
     found = inside(f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {' '.join(packages)}").splitlines()
     assert sorted(found) == sorted(f"installed {package}" for package in packages)
@@ -98,7 +98,7 @@ def test_only_sudo_raises_privileges(inside: Inside) -> None:
     files = inside("sudo find / -xdev -path /proc -prune -o -perm /6000 -type f -print | sort")
     assert files == inside("cat /usr/local/lib/spt-workspace/setuid.list")
     setuid = inside("sudo find / -xdev -path /proc -prune -o -perm /4000 -type f -print | sort").splitlines()
-    # su asks for a password and nobody has one; ssh-keysign serves only host-based logins, which are off.
+    # su asks for a password and no user has one; ssh-keysign serves only host-based logins, which are disabled.
     assert set(setuid) - {"/usr/bin/su", "/usr/lib/openssh/ssh-keysign"} == {"/usr/bin/sudo"}
     assert inside("sudo awk -F: '$2 !~ /^[*!]/ {print $1}' /etc/shadow") == ""
 
@@ -118,26 +118,26 @@ def test_nothing_is_left_over_from_the_build(inside: Inside) -> None:
     assert left == ""
 
 
-def test_no_key_password_or_mirror_of_the_builder_stays(inside: Inside, image: image_identity.Image) -> None:
+def test_no_key_password_or_mirror_of_the_builder_remains(inside: Inside, image: image_identity.Image) -> None:
     public = image_identity.recipe(image.profile).distribution["archives"]
     found = inside("cat /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null | grep -oE 'https?://[^ ]+'")
     assert found.split() == public
     assert inside("env | cut -d= -f1 | grep -iE 'proxy|cert|token' || true") == ""
 
 
-def test_apt_refuses_archives_that_are_unsigned_or_out_of_date(inside: Inside) -> None:
+def test_apt_refuses_unsigned_and_outdated_archives(inside: Inside) -> None:
     weak = r'Check-Valid-Until "(false|no|0)"|(AllowInsecure|AllowUnauth|AllowWeak)[^ ]* "(true|yes|1)"'
     assert inside(f"apt-config dump | grep -iE '{weak}' || true") == ""
     assert inside("grep -c ^Signed-By /etc/apt/sources.list.d/*.sources") == "2"
     assert inside("grep -ciE 'valid-until|trusted' /etc/apt/sources.list.d/*.sources || true") == "0"
 
 
-def test_the_image_says_what_it_was_made_from(inside: Inside, image: image_identity.Image) -> None:
+def test_image_describes_what_it_was_built_from(inside: Inside, image: image_identity.Image) -> None:
     said = json.loads(inside("cat /usr/share/spt-flow/image.json"))
     assert said == image_build.inventory(image_identity.recipe(image.profile), image)
 
 
-def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
+def test_user_has_id_1000_and_may_become_root(inside: Inside) -> None:
     assert inside("id -un; id -u; id -g; sudo -n id -u; echo $HOME").split() == [
         "coder",
         "1000",
@@ -147,7 +147,7 @@ def test_the_user_is_1000_and_may_become_root(inside: Inside) -> None:
     ]
 
 
-def test_tag_and_label_name_what_it_was_made_from(image: image_identity.Image) -> None:
+def test_tag_and_label_name_the_inputs(image: image_identity.Image) -> None:
     found = docker_http.connect().get_json(f"/images/{image.tag}/json")
     labels = found["Config"]["Labels"]
     assert (labels["spt.flow.image"], labels["spt.flow.profile"]) == (image.hash, image.profile)
@@ -156,7 +156,7 @@ def test_tag_and_label_name_what_it_was_made_from(image: image_identity.Image) -
     assert found["Config"]["Entrypoint"][-2:] == ["/usr/local/bin/spt-workspace", "run"]
 
 
-def test_the_second_time_nothing_is_built(image: image_identity.Image) -> None:
+def test_second_run_builds_nothing(image: image_identity.Image) -> None:
     said: list[str] = []
     begun = time.monotonic()
     assert image_build.ensure(image_identity.identity(image.profile), {}, Progress(said.append)) is False

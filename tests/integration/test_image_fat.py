@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fat image: each tool does its job, and a tool that moves takes few layers with it."""
+"""The fat image: each tool works, and updating a tool changes few layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ansible_collections.spt.flow.tests.integration.mirror_harness import mirror
 pytestmark = pytest.mark.full
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROFILE = os.environ.get("SPT_FLOW_TEST_FAT", "fat-packages")
-"""Without it, the one that asks package registries only: others also need Ubuntu's archive and Rust's own server."""
+"""By default only the service that uses package registries: others also need Ubuntu's archive and Rust's server."""
 Inside = Callable[[str], str]
 GO = """package main
 
@@ -64,7 +64,7 @@ def image() -> image_identity.Image:
 
 @pytest.fixture(scope="module")
 def inside(image: image_identity.Image) -> Iterator[Inside]:
-    """Runs a script in a login shell of one container, in a folder of its own and without a network."""
+    """Run a script in a login shell of a new container, in its own folder and without a network."""
     command = ["docker", "run", "--detach", "--rm", "--network", "none", "--label", "spt.flow.test=image"]
     words = ["--entrypoint", "/usr/bin/sleep", image.tag, "900"]
     started = subprocess.run([*command, *words], check=True, capture_output=True, text=True, timeout=60)
@@ -80,22 +80,22 @@ def inside(image: image_identity.Image) -> Iterator[Inside]:
     subprocess.run(["docker", "rm", "-f", identifier], capture_output=True, timeout=60)
 
 
-def test_wasm_pack_is_there_where_the_profile_has_it(inside: Inside, image: image_identity.Image) -> None:
+def test_wasm_pack_is_installed_where_the_profile_has_it(inside: Inside, image: image_identity.Image) -> None:
     there = inside("command -v wasm-pack && wasm-pack --version || echo none").split()
     assert (there == ["none"]) is ("wasm-pack" not in image_identity.recipe(image.profile).tools)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_tool_does_its_job(inside: Inside, name: str) -> None:
+def test_tool_works(inside: Inside, name: str) -> None:
     inside(JOBS[name])
 
 
-def test_what_is_unavailable_is_not_there(inside: Inside, image: image_identity.Image) -> None:
+def test_unavailable_tools_are_absent(inside: Inside, image: image_identity.Image) -> None:
     assert "firecracker" in image_identity.recipe(image.profile).absent
     assert inside("command -v firecracker jailer || echo none").split() == ["none"]
 
 
-def test_a_workspace_of_it_starts_with_docker_inside(image: image_identity.Image, tmp_path: Path) -> None:
+def test_workspace_starts_with_docker_inside(image: image_identity.Image, tmp_path: Path) -> None:
     with harness.harness(tmp_path, image) as made:
         spec = made.spec(made.repository(), docker="required", profile=PROFILE, memory=4 << 30)
         workspace = made.up(spec)
@@ -112,14 +112,14 @@ def test_a_workspace_of_it_starts_with_docker_inside(image: image_identity.Image
 
 DAY = "20010101T000000Z"
 CUT = "gh"
-"""The tool whose download ends in the middle the first time."""
+"""The tool whose first download is cut off."""
 LIST = r"find / -xdev \( -path /proc -o -path /sys -o -path /dev \) -prune -o -printf '%y %m %u:%g %p %l\n' | sort"
 PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout with another day of packages: another base, and another image of the same tools."""
+    """A copy of the checkout with another day of packages, and therefore another base and image of the same tools."""
     copy = tmp_path / "checkout"
     left_out = shutil.ignore_patterns(".git", ".venv", "artifacts", ".*_cache", "__pycache__")
     shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=left_out)
@@ -134,7 +134,7 @@ def of_image(tag: str, script: str) -> list[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
 
 
-def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_image(
+def test_interrupted_build_with_a_mirror_resumes_to_the_same_image(
     image: image_identity.Image, checkout: Path, tmp_path: Path
 ) -> None:
     """Base, packages, IDE and tools come from a mirror into an empty cache."""
@@ -165,7 +165,7 @@ def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_ima
             before, site.asked, site.cut = set(site.asked), [], set()
             done = build()
             assert done.returncode == 0, done.stdout + done.stderr
-            # Only packages of the image itself, and tools from the one on that was cut off.
+            # Only packages of the image, and tools from the one that was cut off.
             assert not {path for path in site.asked if path.startswith("/npm/")}
             assert {path.split("/")[1] for path in before} >= {"apt", "npm", "go", "pypi"}
             names = [path.rsplit("/", 1)[-1] for path in site.asked]
@@ -181,7 +181,7 @@ def test_behind_a_mirror_a_build_that_was_cut_off_goes_on_and_gives_the_same_ima
                 subprocess.run(["docker", "image", "rm", tag], capture_output=True, timeout=120)
 
 
-def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: image_identity.Image, tmp_path: Path) -> None:
+def test_updating_a_tool_reuses_four_fifths_of_the_image(image: image_identity.Image, tmp_path: Path) -> None:
     said: list[str] = []
     with moved(PROFILE, tmp_path, Progress(said.append)) as tag:
         before, after = layers(image.tag), layers(tag)
@@ -189,8 +189,8 @@ def test_a_tool_that_moves_leaves_four_fifths_as_they_are(image: image_identity.
     assert not [line for line in said if "downloading" in line or "compiling" in line], said
 
 
-def test_the_reference_build_is_done(image: image_identity.Image, inside: Inside, tmp_path: Path) -> None:
-    """Go, Rust, WebAssembly and npm with what lies in the repository, and no network."""
+def test_reference_build_succeeds(image: image_identity.Image, inside: Inside, tmp_path: Path) -> None:
+    """Go, Rust, WebAssembly and npm with files of the repository and without a network."""
     reference_build.make(tmp_path / "reference")
     container = inside("hostname").strip()
     subprocess.run(["docker", "cp", str(tmp_path / "reference"), f"{container}:/tmp/"], check=True, timeout=60)

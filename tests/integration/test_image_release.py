@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""image.yml and release.yml on the real engine, with a real registry; the recipe is a base system and a script.
+"""image.yml and release.yml on the real engine with a real registry; the recipe is a base system and a script.
 
-Nothing is pruned here (keep -1): the engine is shared. molecule/image_build prunes on an engine of its own.
+Nothing is pruned here (keep -1), because the engine is shared. molecule/image_build prunes on its own engine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def digest(address: str, tag: str) -> str:
-    """What a tag of the registry points to."""
+    """Return the digest that a tag of the registry refers to."""
     request = urllib.request.Request(
         f"http://{address}/v2/team/workspace/manifests/{tag}", headers={"Accept": MANIFEST}
     )
@@ -79,7 +79,7 @@ def recipe(tmp_path: Path) -> Copy:
 
 @pytest.fixture
 def playbooks(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playbooks]:
-    """The copy's playbooks; what its images leave on the engine goes."""
+    """The copy's playbooks; the images that they leave on the engine are removed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = set(playbook_harness.docker("images", "--no-trunc", "--quiet", "spt-flow/workspace").split())
     with playbook_harness.playbooks(
@@ -108,7 +108,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inventory(tmp_path: Path, file: Path, registry: str) -> Path:
-    """Without hosts: built here, pushed to the registry."""
+    """An inventory without hosts: built here, pushed to the registry."""
     folder = tmp_path / "inventory"
     (folder / "group_vars/all").mkdir(parents=True)
     (folder / "hosts.yml").write_text("all: {}\n")
@@ -122,7 +122,7 @@ def inventory(tmp_path: Path, file: Path, registry: str) -> Path:
 
 
 def command(workflow: str, job: str, checkout: Path) -> tuple[str, dict[str, str]]:
-    """What a job of a pipeline that we offer runs and with which variables; programs are the copy's own."""
+    """Return what a job of an offered pipeline runs, and its variables; programs are those of the copy."""
     document = yaml.safe_load((playbook_harness.CHECKOUT / "templates/pipelines" / workflow).read_text())
     if "jobs" in document:
         steps = document["jobs"][job]["steps"]
@@ -155,8 +155,10 @@ def pipeline(playbooks: Playbooks, workflow: str, job: str, inventory: Path) -> 
     )
 
 
-def test_the_pipelines_day(playbooks: Playbooks, recipe: Copy, inventory: Path, file: Path, registry: str) -> None:
-    """Planned, applied, nothing left to do; gh moves: planned, applied; a broken one replaces nothing."""
+def test_pipeline_plans_applies_and_keeps_the_image_when_verification_fails(
+    playbooks: Playbooks, recipe: Copy, inventory: Path, file: Path, registry: str
+) -> None:
+    """Planned, applied, nothing left to do; gh is updated: planned, applied; a broken version replaces nothing."""
     planned = pipeline(playbooks, "github.yml", "plan", inventory)
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert "current: built, verified, described, pushed, recorded" in planned.stdout
@@ -192,7 +194,7 @@ def test_the_pipelines_day(playbooks: Playbooks, recipe: Copy, inventory: Path, 
     assert json.loads(file.read_text())["slim"] == second
     assert digest(registry, "slim") == second["reference"].partition("@")[2]
 
-    # A node that has neither gets what is recorded.
+    # A node without a recorded image gets the recorded one.
     wanted = docker_images.Wanted(second["tag"], second["hash"], reference=second["reference"])
     subprocess.run(["docker", "rmi", "--force", second["tag"]], capture_output=True, timeout=120, check=True)
     assert docker_images.reconcile(wanted).changed
@@ -200,7 +202,7 @@ def test_the_pipelines_day(playbooks: Playbooks, recipe: Copy, inventory: Path, 
     subprocess.run(["docker", "rmi", second["reference"]], capture_output=True, timeout=120, check=False)
 
 
-def test_a_registry_that_is_not_there_is_a_sentence_and_nothing_is_recorded(
+def test_unreachable_registry_is_reported_and_nothing_is_recorded(
     playbooks: Playbooks, inventory: Path, file: Path
 ) -> None:
     with socket.socket() as closed:
@@ -213,7 +215,7 @@ def test_a_registry_that_is_not_there_is_a_sentence_and_nothing_is_recorded(
     assert not file.exists()
 
 
-def test_an_archive_without_a_registry(playbooks: Playbooks, inventory: Path, file: Path) -> None:
+def test_archive_works_without_a_registry(playbooks: Playbooks, inventory: Path, file: Path) -> None:
     extra = json.dumps({"image_build_registry": "", "image_build_archive": True})
     done = playbooks.run("image", "-i", str(inventory), "-e", extra)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -225,7 +227,7 @@ def test_an_archive_without_a_registry(playbooks: Playbooks, inventory: Path, fi
     assert b"manifest.json" in listed.stdout
 
 
-def test_without_a_file_that_records_a_release_is_refused(playbooks: Playbooks) -> None:
+def test_release_without_a_record_file_is_refused(playbooks: Playbooks) -> None:
     done = playbooks.run("release")
     assert done.returncode != 0
     assert "set flow_image_release in group_vars/all of the inventory" in done.stdout + done.stderr

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every file of /proc/sys and /sys is written from inside a workspace: none of the kernel's settings for all can be.
+"""Every file of /proc/sys and /sys is written from inside a workspace; no global kernel setting may be writable.
 
-Each file gets the value that it has. What could be written is in artifacts/kernel-files.md.
+Each file is written with its current value. Writable files are listed in artifacts/kernel-files.md.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def rows() -> Iterator[list[tuple[str, int, list[str]]]]:
 
 
 @pytest.mark.parametrize(("who", "user"), [("coder", "1000:1000"), ("root", "0:0")])
-def test_no_setting_of_the_kernel_is_written(
+def test_no_kernel_setting_is_written(
     shared_harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[str]]], who: str, user: str
 ) -> None:
     done = shared_harness.target.exec(workspace, ["python3", "-c", SWEEP], user=user, timeout=300)
@@ -97,7 +97,7 @@ def test_no_setting_of_the_kernel_is_written(
     assert [path for path in written if who == "coder" or not OWN.fullmatch(path)] == []
 
 
-def test_what_root_may_write_changes_nothing_on_the_host(
+def test_files_writable_by_root_change_nothing_on_the_host(
     shared_harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[str]]]
 ) -> None:
     paths = [path for who, _seen, written in rows for path in written if who == "root" and Path(path).exists()]

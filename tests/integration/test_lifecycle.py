@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Up, stop, restart, delete on the real engine.
+"""Up, stop, restart and delete on the real engine.
 
 See docs/decisions: identity-and-names.md, restart.md, ci-self-deletion.md.
 """
@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import pro
 from ansible_collections.spt.flow.tests.integration.harness import Harness, git
 
 
-def test_up_twice_changes_once(harness: Harness) -> None:
+def test_second_up_changes_nothing(harness: Harness) -> None:
     source = harness.repository()
     first = harness.ensure(harness.spec(source))
     second = harness.ensure(harness.spec(source))
@@ -28,7 +28,7 @@ def test_up_twice_changes_once(harness: Harness) -> None:
     harness.is_exactly("demo")
 
 
-def test_two_repositories_of_one_name_and_delete_takes_only_its_own(harness: Harness) -> None:
+def test_delete_removes_only_its_own_of_two_repositories_with_one_name(harness: Harness) -> None:
     one, two = harness.repository(where="a"), harness.repository(where="b")
     first, second = harness.up(harness.spec(one)), harness.up(harness.spec(two))
     assert first.name == "demo"
@@ -44,7 +44,7 @@ def test_two_repositories_of_one_name_and_delete_takes_only_its_own(harness: Har
     assert not again.changed
 
 
-def test_a_taken_name_is_refused(harness: Harness) -> None:
+def test_taken_name_is_refused(harness: Harness) -> None:
     one, two = harness.repository(where="a"), harness.repository(where="b")
     harness.up(harness.spec(one, name="mine"))
     with pytest.raises(Conflict) as caught:
@@ -53,7 +53,7 @@ def test_a_taken_name_is_refused(harness: Harness) -> None:
     harness.is_exactly("mine")
 
 
-def test_a_volume_that_is_not_ours_is_left_alone(harness: Harness) -> None:
+def test_foreign_volume_is_unchanged(harness: Harness) -> None:
     volume = f"spt-flow-{harness.owner}-demo-home"
     harness.engine.request_json("POST", "/volumes/create", body={"Name": volume, "Labels": {"other": "1"}})
     try:
@@ -66,7 +66,7 @@ def test_a_volume_that_is_not_ours_is_left_alone(harness: Harness) -> None:
         harness.engine.request_json("DELETE", f"/volumes/{volume}")
 
 
-def test_labels_say_whose_it_is_and_hold_no_path_of_a_secret(harness: Harness) -> None:
+def test_labels_name_the_owner_and_no_path_of_a_secret(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     identity = workspace.repo
@@ -82,7 +82,7 @@ def test_labels_say_whose_it_is_and_hold_no_path_of_a_secret(harness: Harness) -
     assert container["HostConfig"]["PortBindings"]["8080/tcp"][0]["HostIp"] == "127.0.0.1"
 
 
-def test_stop_keeps_the_home_and_up_starts_the_same_one(harness: Harness) -> None:
+def test_stop_keeps_the_home_and_up_starts_the_same_workspace(harness: Harness) -> None:
     spec = harness.spec(harness.repository())
     workspace = harness.up(spec)
     harness.inside(workspace, "echo precious > ~/note; git -C ~/demo checkout -q -b work")
@@ -95,7 +95,7 @@ def test_stop_keeps_the_home_and_up_starts_the_same_one(harness: Harness) -> Non
     assert harness.inside(started.workspace, "cat ~/note; git -C ~/demo branch --show-current") == "precious\nwork"
 
 
-def test_changed_settings_are_shown_and_only_a_restart_applies_them(harness: Harness) -> None:
+def test_changed_settings_are_shown_and_applied_by_a_restart_only(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     harness.inside(workspace, "echo precious > ~/note")
@@ -125,7 +125,7 @@ def test_restart_by_name_keeps_repository_reference_and_dotfiles(harness: Harnes
     assert sorted(after) == sorted(before)
 
 
-def test_restart_with_an_image_that_is_missing_puts_the_old_one_back(harness: Harness) -> None:
+def test_restart_with_a_missing_image_is_rolled_back(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     broken = replace(harness.spec(source), image="spt-flow/workspace:none-0000000000", image_hash="0" * 64)
@@ -137,7 +137,7 @@ def test_restart_with_an_image_that_is_missing_puts_the_old_one_back(harness: Ha
     harness.is_exactly("demo")
 
 
-def test_restart_that_never_gets_ready_puts_the_old_one_back(harness: Harness) -> None:
+def test_restart_that_never_gets_ready_is_rolled_back(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     harness.inside(workspace, "echo precious > ~/note")
@@ -151,7 +151,7 @@ def test_restart_that_never_gets_ready_puts_the_old_one_back(harness: Harness) -
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_a_restart_killed_after_setting_aside_is_undone_by_up(harness: Harness, running: bool) -> None:
+def test_restart_killed_after_setting_aside_is_undone_by_up(harness: Harness, running: bool) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     name = harness.name(workspace)
@@ -164,7 +164,7 @@ def test_a_restart_killed_after_setting_aside_is_undone_by_up(harness: Harness, 
     harness.is_exactly("demo")
 
 
-def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(harness: Harness) -> None:
+def test_restart_killed_before_starting_the_new_one_is_undone_by_up(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     name = harness.name(workspace)
@@ -176,7 +176,7 @@ def test_a_restart_killed_before_starting_the_new_one_is_undone_by_up(harness: H
     harness.is_exactly("demo")
 
 
-def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(harness: Harness) -> None:
+def test_restart_killed_after_starting_the_new_one_is_completed(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     name = harness.name(workspace)
@@ -189,7 +189,7 @@ def test_a_restart_killed_after_starting_the_new_one_goes_on_with_it(harness: Ha
     harness.is_exactly("demo")
 
 
-def test_what_a_killed_restart_left_goes_with_the_workspace(harness: Harness) -> None:
+def test_leftovers_of_a_killed_restart_are_deleted_with_the_workspace(harness: Harness) -> None:
     spec = harness.spec(harness.repository())
     name = harness.name(harness.up(spec))
     harness.ensure(spec, "stopped")
@@ -199,7 +199,7 @@ def test_what_a_killed_restart_left_goes_with_the_workspace(harness: Harness) ->
     harness.is_exactly()
 
 
-def test_only_the_home_left_is_a_stopped_workspace(harness: Harness) -> None:
+def test_home_without_container_is_a_stopped_workspace(harness: Harness) -> None:
     source = harness.repository()
     workspace = harness.up(harness.spec(source))
     harness.inside(workspace, "echo precious > ~/note")
@@ -213,7 +213,7 @@ def test_only_the_home_left_is_a_stopped_workspace(harness: Harness) -> None:
     harness.is_exactly("demo")
 
 
-def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(harness: Harness) -> None:
+def test_ci_workspace_has_no_volumes_and_is_removed_when_it_stops(harness: Harness) -> None:
     now = int(time.time())
     spec = replace(harness.spec(name="job"), kind="ci", deadline=now + 600)
     progress = common_progress.Progress()
@@ -225,7 +225,7 @@ def test_a_ci_workspace_has_no_volumes_and_goes_when_it_stops(harness: Harness) 
     assert harness.containers() == []
 
 
-def test_sweep_takes_expired_ci_workspaces_only(harness: Harness) -> None:
+def test_sweep_deletes_expired_ci_workspaces_only(harness: Harness) -> None:
     harness.up(harness.spec(harness.repository()))
     for name, ttl in (("over", 1), ("later", 600)):
         spec = replace(harness.spec(name=name), kind="ci", deadline=int(time.time()) + ttl)
@@ -249,7 +249,7 @@ def test_sweep_takes_expired_ci_workspaces_only(harness: Harness) -> None:
         harness.engine.request_json("DELETE", f"/containers/{stranger}", {"force": True})
 
 
-def test_a_failed_workspace_starts_again(harness: Harness) -> None:
+def test_failed_workspace_starts_again(harness: Harness) -> None:
     spec = harness.spec(harness.repository())
     workspace = harness.up(spec)
     harness.kill(workspace.id)
@@ -257,7 +257,7 @@ def test_a_failed_workspace_starts_again(harness: Harness) -> None:
     assert again.changed and again.workspace and again.workspace.id == workspace.id
 
 
-def test_a_start_that_fails_says_so(harness: Harness) -> None:
+def test_failed_start_is_reported(harness: Harness) -> None:
     spec = harness.spec(harness.repository())
     workspace = harness.up(spec)
     harness.ensure(spec, "stopped")

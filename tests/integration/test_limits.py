@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a workspace may use, and that it gets no more: processors, memory, processes, devices, memory file systems."""
+"""The limits of a workspace: processors, memory, processes, devices, memory file systems."""
 
 from __future__ import annotations
 
@@ -64,27 +64,27 @@ def test_processor_time_is_limited(shared_harness: Harness, small: Workspace) ->
         ("/run/user/1000", {"rw", "nosuid", "nodev"}),
     ],
 )
-def test_memory_file_systems(shared_harness: Harness, small: Workspace, path: str, words: set[str]) -> None:
+def test_memory_file_systems_are_limited(shared_harness: Harness, small: Workspace, path: str, words: set[str]) -> None:
     _status, said = shell(shared_harness, small, f"findmnt -n -o FSTYPE,OPTIONS {path}")
     kind, options = said.split()
     assert kind == "tmpfs"
     assert words <= set(options.split(","))
 
 
-def test_programs_run_from_tmp_and_it_is_bounded(shared_harness: Harness, small: Workspace) -> None:
+def test_programs_run_from_tmp_and_its_size_is_limited(shared_harness: Harness, small: Workspace) -> None:
     assert shell(shared_harness, small, "cp /bin/true /tmp/t && /tmp/t")[0] == 0
     assert shell(shared_harness, small, "head -c 200m /dev/zero > /tmp/big; s=$?; rm -f /tmp/big; exit $s")[0] != 0
     assert shell(shared_harness, small, "cp /bin/true /run/spt-flow/t && rm /run/spt-flow/t")[0] == 0
 
 
-def test_the_user_runs_guest_code(shared_harness: Harness, small: Workspace) -> None:
+def test_user_runs_guest_code(shared_harness: Harness, small: Workspace) -> None:
     if not Path("/dev/kvm").exists():
         pytest.skip("this machine has no /dev/kvm")
     ask = "import fcntl; print(fcntl.ioctl(open('/dev/kvm','rb+',buffering=0), 0xAE00))"
     assert shell(shared_harness, small, f'python3 -c "{ask}"') == (0, "12")
 
 
-def test_more_than_the_machine_has_is_explained(shared_harness: Harness) -> None:
+def test_limits_above_the_machine_are_explained(shared_harness: Harness) -> None:
     result = shared_harness.ensure(
         shared_harness.spec(shared_harness.repository("greedy"), cpus=1024.0, memory=1 << 40)
     )
@@ -97,7 +97,7 @@ def test_more_than_the_machine_has_is_explained(shared_harness: Harness) -> None
     assert host["Memory"] < facts.memory
 
 
-def test_a_required_device_that_is_missing_is_refused(shared_harness: Harness) -> None:
+def test_required_but_missing_device_is_refused(shared_harness: Harness) -> None:
     spec = shared_harness.spec(name="any", kvm="required")
     facts = shared_harness.target.probe_engine()
     with pytest.raises(errors.FlowError, match="no /dev/kvm"):
@@ -116,17 +116,15 @@ def test_ping_works_and_raw_sockets_do_not(shared_harness: Harness, small: Works
         assert (status, "PermissionError" in said) == (1, True), said
 
 
-def test_a_workspace_without_docker_inside_has_our_filter_and_runtime(
-    shared_harness: Harness, small: Workspace
-) -> None:
+def test_workspace_without_docker_inside_has_our_filter_and_runtime(shared_harness: Harness, small: Workspace) -> None:
     host = shared_harness.inspect(small.id)["HostConfig"]
     assert host["Runtime"] == "spt-flow" and any(option.startswith("seccomp={") for option in host["SecurityOpt"])
     _status, said = shell(shared_harness, small, "python3 -c 'import socket; socket.socket(40, 1)'; findmnt /proc/sys")
     assert "PermissionError" in said and "ro," in said, "vsock is refused, and /proc stays masked"
 
 
-def test_a_busy_neighbour_does_not_starve_others(shared_harness: Harness, small: Workspace) -> None:
-    """A fork bomb with a memory hog beside it: another workspace still answers, and nothing outside is killed."""
+def test_busy_workspace_does_not_starve_others(shared_harness: Harness, small: Workspace) -> None:
+    """Next to a fork bomb and a memory hog, another workspace answers and nothing outside is killed."""
     other = shared_harness.up(shared_harness.spec(shared_harness.repository("other"), **SMALL))
     bomb = "timeout 6 bash -c 'b() { b | b & }; b; tail /dev/zero' >/dev/null 2>&1; true"
     with subprocess.Popen(

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two workspaces of different owners side by side: no way to read, divert, slow or stop the other succeeds.
+"""Two workspaces of different owners on one node: no attempt to read, divert, slow or stop the other succeeds.
 
-The ways are rows of neighbours_harness; each is tried as the workspace's user and as its root. What came of each is in
+The attempts are rows of neighbours_harness; each runs as the workspace's user and as its root. The results are in
 artifacts/neighbours.md.
 """
 
@@ -36,9 +36,9 @@ WAYS = (*NETWORK, *MEMORY, *PROCESSES, *FILES)
 ARTIFACT = Path(__file__).resolve().parents[2] / "artifacts/neighbours.md"
 USERS = {"coder": "1000:1000", "root": "0:0"}
 SLOWER = 2.0
-"""A neighbour that takes longer than this many times its quiet time has been slowed."""
+"""A neighbour that takes more than this many times its quiet time counts as slowed."""
 TRIES = 3
-"""A machine that is busy itself is slow now and then; a way that works works every time."""
+"""A busy machine is slow now and then; an attack that works, works every time."""
 Pair = tuple[Workspace, Workspace]
 
 
@@ -101,7 +101,7 @@ def run(harness: Harness, workspace: Workspace, script: str, user: str) -> tuple
 def tried(
     harnesses: tuple[Harness, Harness], pair: Pair, way: Way, words: dict[str, str], user: str
 ) -> tuple[str, str]:
-    """What came of ``way``, and what the attacker was told."""
+    """Return the result of ``way``, and the attacker's output."""
     (one, other), (attacker, victim) = harnesses, pair
     if way.before:
         run(other, victim, filled(way.before, words), "0:0" if user == "0:0" else "1000:1000")
@@ -143,13 +143,13 @@ def rows() -> Iterator[list[tuple[str, str, str, str, str]]]:
     print("\n".join(["", *lines]))
 
 
-def test_there_are_enough_ways() -> None:
+def test_enough_attempts_are_made() -> None:
     names = [way.name for way in WAYS] + [*noise_harness.NOISES, *NOISES]
     assert len(names) >= 40 and len(set(names)) == len(names)
     assert {way.kind for way in WAYS} == {"read", "divert", "slow", "stop"}
 
 
-def test_no_way_reaches_the_neighbour(
+def test_no_attempt_reaches_the_neighbour(
     harnesses: tuple[Harness, Harness], pair: Pair, words: dict[str, str], rows: list[tuple[str, str, str, str, str]]
 ) -> None:
     before = harnesses[1].inspect(pair[1].id)["State"]
@@ -160,10 +160,8 @@ def test_no_way_reaches_the_neighbour(
     assert alive(harnesses[1], pair[1], before)
 
 
-def test_frames_that_get_onto_the_bridge_do_not_reach_the_neighbour(
-    harnesses: tuple[Harness, Harness], pair: Pair
-) -> None:
-    """As if the attacker had raw sockets after all: its network is entered from the host, with every capability."""
+def test_frames_on_the_bridge_do_not_reach_the_neighbour(harnesses: tuple[Harness, Harness], pair: Pair) -> None:
+    """As if the attacker had raw sockets: enter its network from the host, with every capability."""
     if not Path("/sys/class/net/spt-flow0").exists() or os.geteuid() != 0:
         pytest.skip("needs root on the engine's machine")
     attacker, victim = (
@@ -195,7 +193,7 @@ def test_noise_does_not_slow_or_stop_the_neighbour(
         ratios.append(
             max(statistics.median(beside[entry]) / statistics.median(quiet[entry]) for entry in noise_harness.ENTRIES)
         )
-    # Other tests use the same two processors; `make test-full` measures once more with nothing else running.
+    # Other tests use the same two processors; `make test-full` measures again with nothing else running.
     slowed = ratios[-1] > SLOWER and "PYTEST_XDIST_WORKER" not in os.environ
     figures = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     rows.append(("slow", name, "coder", "SUCCEEDED" if slowed else "held", f"{figures} times the quiet time"))

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ways out of namespaces that a workspace makes itself, where its user has every capability; none may succeed.
+"""Attempts to escape through namespaces that a workspace creates, where its user has every capability.
 
-As the user each is tried inside new namespaces of every kind, as root directly. What each said is in
+The user tries each inside new namespaces of every kind, root directly. The results are in
 artifacts/nested-namespaces.md.
 """
 
@@ -131,7 +131,7 @@ def run(harness: Harness, workspace: Workspace, user: str, prefix: list[str], ca
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_namespaces_are_there(shared_harness: Harness, workspace: Workspace) -> None:
+def test_new_namespaces_have_every_capability(shared_harness: Harness, workspace: Workspace) -> None:
     """The control: the user has every capability inside them."""
     cases = {
         "capabilities": "grep -q 'CapEff:.*1ff$' /proc/self/status || grep -q 'CapEff:.*ffff' /proc/self/status",
@@ -141,7 +141,7 @@ def test_the_namespaces_are_there(shared_harness: Harness, workspace: Workspace)
     assert [row[1] for row in run(shared_harness, workspace, "1000:1000", NESTED, cases)] == [0, 0, 0]
 
 
-def test_no_way_out_of_nested_namespaces(shared_harness: Harness, workspace: Workspace) -> None:
+def test_no_escape_through_nested_namespaces(shared_harness: Harness, workspace: Workspace) -> None:
     pidns = shared_harness.inside(workspace, "readlink /proc/self/ns/pid")
     cases = {name: script.replace("{pidns}", pidns) for name, script in CASES.items()}
     assert len(cases) >= 53

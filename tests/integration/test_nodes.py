@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Workspaces on another machine, reached through a real sshd; lists of them (issue 03, part 1)."""
+"""Workspaces on another host, reached through a real sshd, and lists of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def values(playbooks: Playbooks, node: Node, **more: str) -> dict[str, str]:
     }
 
 
-def test_every_verb_works_on_a_node(playbooks: Playbooks, node: Node) -> None:
+def test_every_playbook_works_on_a_node(playbooks: Playbooks, node: Node) -> None:
     where = ("-i", str(node.inventory))
     there = values(playbooks, node)
     made = playbooks.json("up", *where, SPT_FLOW_REPO=str(playbooks.repository), **there)
@@ -82,22 +82,22 @@ def test_every_verb_works_on_a_node(playbooks: Playbooks, node: Node) -> None:
     assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_node_that_is_not_known_is_refused_with_the_nearest(playbooks: Playbooks, node: Node) -> None:
+def test_unknown_node_is_refused_with_the_nearest_name(playbooks: Playbooks, node: Node) -> None:
     more = values(playbooks, node, SPT_FLOW_NODE="lop", SPT_FLOW_REPO=str(playbooks.repository))
     refused = playbooks.json("up", "-i", str(node.inventory), **more)
     assert refused["error"]["kind"] == "not_found" and "Did you mean loop?" in refused["error"]["hint"]
     assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_a_host_key_that_is_not_known_is_the_reason_that_is_told(node: Node) -> None:
+def test_unknown_host_key_is_reported_as_the_reason(node: Node) -> None:
     node.known_hosts.write_text("")
     with pytest.raises(Unhealthy) as refused:
         docker_http.connect(node.address).get_json("/version")
     assert "Host key verification failed" in refused.value.message and node.address in refused.value.message
 
 
-def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
-    """sshd drops strangers from the tenth on; after the first, requests use connections that are there."""
+def test_forty_parallel_requests_pass_sshd(node: Node) -> None:
+    """sshd drops unauthenticated connections from the tenth on; later requests use existing connections."""
     engine = docker_http.connect(node.address)
     with ThreadPoolExecutor(40) as pool:
         assert all(pool.map(lambda _number: engine.get_json("/version"), range(40)))
@@ -107,7 +107,7 @@ def test_forty_requests_at_once_get_past_sshd(node: Node) -> None:
     assert time.monotonic() - begun < 1
 
 
-def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(harness: Harness, node: Node) -> None:
+def test_missing_image_on_a_node_is_reported_at_once_and_leaves_nothing(harness: Harness, node: Node) -> None:
     harness.target = DockerTarget(node.address, node.name)
     spec = harness.spec(harness.repository())
     with pytest.raises(Unhealthy) as refused:
@@ -116,10 +116,10 @@ def test_an_image_that_a_node_lacks_is_told_at_once_and_nothing_is_left(harness:
     assert harness.containers() == [] and harness.volumes() == []
 
 
-def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
+def test_up_on_a_node_without_the_image_is_refused_within_five_seconds(
     playbooks: Playbooks, node: Node, tmp_path: Path
 ) -> None:
-    """A collection whose image is another one, so that no engine has it; it must not be built over there either."""
+    """A collection with another image that no engine has, which must not be built on the node either."""
     collection = tmp_path / "collections/ansible_collections/spt/flow"
     collection.mkdir(parents=True)
     for part in ("galaxy.yml", "image", "meta", "playbooks", "plugins"):
@@ -143,7 +143,7 @@ def test_up_on_a_node_that_lacks_the_image_is_refused_within_five_seconds(
     assert min(took) <= 5, took
 
 
-def test_a_node_without_kvm_gets_the_workspace_and_a_note(
+def test_node_without_kvm_gets_the_workspace_and_a_note(
     harness: Harness, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker_container, "KVM", "/dev/spt-flow-no-kvm")
@@ -163,12 +163,12 @@ def test_a_node_without_kvm_gets_the_workspace_and_a_note(
         harness.ensure(harness.spec(source, kvm="required"))
 
 
-# Draining: everybody works on this one engine, so the mark and the workspaces that count are the test's own.
+# Draining: the engine is shared, so the mark and the workspaces are those of the test.
 
 
 @pytest.fixture
 def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
-    """A target whose engine seems to have the laboratory's workspaces only, and a mark of its own."""
+    """A target that sees only the harness's workspaces, with its own mark."""
     monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{harness.owner}")
     everybody = DockerTarget.list
     monkeypatch.setattr(
@@ -178,7 +178,7 @@ def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerT
     harness.target.undrain()
 
 
-def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
+def test_drained_engine_stops_all_keeps_homes_and_starts_nothing(
     harness: Harness, alone: DockerTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = harness.repository("one"), harness.repository("two")
@@ -213,7 +213,7 @@ def test_a_drained_engine_stops_all_keeps_homes_and_starts_nothing(
 
 
 def drained(**args: Any) -> dict[str, Any]:
-    """The action `node` in this process."""
+    """Run the action `node` in this process."""
     task = types.SimpleNamespace(args={"state": "drained", "node": "loop", **args}, check_mode=False, async_val=0)
     connection = types.SimpleNamespace(_shell=types.SimpleNamespace(tmpdir="/nowhere"))
     where = {"groups": {"flow_nodes": ["loop"]}, "hostvars": {"loop": {"ansible_connection": "local"}}}
@@ -221,8 +221,8 @@ def drained(**args: Any) -> dict[str, Any]:
     return result
 
 
-def test_draining_asks_and_check_mode_tells(playbooks: Playbooks, node: Node) -> None:
-    """Neither is confirmed, so nobody's workspace is touched."""
+def test_drain_asks_and_check_mode_reports(playbooks: Playbooks, node: Node) -> None:
+    """Neither is confirmed, so that no workspace is touched."""
     where = ("-i", str(node.inventory))
     playbooks.up(SPT_FLOW_CONNECT="false")
     asked = playbooks.run("drain", *where, stdin=b"", **values(playbooks, node))
@@ -241,7 +241,7 @@ def test_draining_asks_and_check_mode_tells(playbooks: Playbooks, node: Node) ->
 # Lists
 
 
-def test_a_list_of_the_inventory_is_ensured_twice(playbooks: Playbooks, node: Node, tmp_path: Path) -> None:
+def test_inventory_list_is_applied_twice(playbooks: Playbooks, node: Node, tmp_path: Path) -> None:
     other = playbook_harness.make_repository(tmp_path / "other")
     variables = tmp_path / "node/group_vars"
     variables.mkdir()

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One workspace misbehaves: its limits bite, another one and the host still answer, nothing outside it is killed.
+"""A misbehaving workspace is limited; another one and the host still answer, and nothing outside is killed.
 
-No figure fails a test: they go to ``artifacts/noisy-neighbour.md``, the ratios are rows of ``make bench``.
+No measurement fails a test: results go to ``artifacts/noisy-neighbour.md``, the ratios are rows of ``make bench``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ansible_collections.spt.flow.tests.integration.harness import Harness
 ARTIFACT = Path(__file__).parents[2] / "artifacts/noisy-neighbour.md"
 SECONDS = 6.0
 BITES = {"fork bomb": "pids", "memory hog": "oom"}
-"""Which counter of the loud one tells that its limit was reached; it may use every processor (see test_limits)."""
+"""The counter that shows when the noisy workspace reaches its limit; it may use every processor (see test_limits)."""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield config
 
 
-def test_forks_of_one_do_not_hold_up_who_enters_another() -> None:
-    """The kernel's way to that; without it `docker exec` beside a fork bomb took 13 to 27 times as long."""
+def test_forks_of_one_workspace_do_not_delay_entering_another() -> None:
+    """The kernel's mechanism for that; without it `docker exec` next to a fork bomb took 13 to 27 times as long."""
     release = os.uname().release
     if tuple(int(number) for number in re.findall(r"\d+", release)[:2]) < (6, 0):
         pytest.skip(f"favordynmods is known from Linux 6.0 on, this is {release}")
@@ -58,7 +58,7 @@ def canary() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture(scope="module")
 def figures(pair: tuple[Workspace, Workspace], host: Path) -> Iterator[dict[str, dict[str, list[float]]]]:
-    """Answers beside each noise; the table is written when the module has run."""
+    """Answers next to each noise; the table is written when the module has run."""
     quiet = noise_harness.latencies(pair[1], 4.0, ssh=lambda _workspace: by_ssh(host))
     found: dict[str, dict[str, list[float]]] = {}
     yield found
@@ -73,7 +73,7 @@ def by_ssh(host: Path) -> None:
 
 
 def processes(harness: Harness, workspace: Workspace) -> set[tuple[int, str]]:
-    """(pid, when it started) of the workspace's own processes, those of ``docker exec`` left out."""
+    """Return (pid, start time) of the workspace's own processes, without those of ``docker exec``."""
     root = harness.inspect(workspace.id)["State"]["Pid"]
     found, todo = set(), [root]
     while todo:
@@ -85,7 +85,7 @@ def processes(harness: Harness, workspace: Workspace) -> set[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("name", noise_harness.NOISES)
-def test_a_noisy_workspace_is_held_to_its_limits_and_harms_nobody(
+def test_noisy_workspace_is_held_to_its_limits_and_harms_no_other(
     shared_harness: Harness,
     pair: tuple[Workspace, Workspace],
     host: Path,

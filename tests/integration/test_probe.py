@@ -44,7 +44,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> tuple[Path, str]:
-    """A bare repository that a dumb HTTP server can serve, and its HEAD."""
+    """Create a bare repository that a dumb HTTP server can serve; return it and its HEAD."""
     base = tmp_path_factory.mktemp("served")
     work = base / "work"
     run("git", "init", "-q", "-b", "main", work)
@@ -75,7 +75,7 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
     for name in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND", "GIT_ASKPASS", "SSH_ASKPASS", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
-    # A question would come from one of these; nobody may run them.
+    # Programs that would prompt; none may run.
     trap = tmp_path / "asked"
     asker = tmp_path / "askpass"
     asker.write_text(f"#!/bin/sh\ntouch {trap}\necho secret\n")
@@ -98,7 +98,7 @@ def _never_asks_and_is_quick(home) -> Iterator[None]:
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """/open is for everybody, /private for ada with a password, everything else is not there."""
+    """/open is public, /private needs ada's password, all other paths are missing."""
 
     def do_GET(self) -> None:
         path = self.path
@@ -169,11 +169,11 @@ def ask_https(https, home, monkeypatch):
     return ask
 
 
-def test_https_open(ask_https, repository):
+def test_open_https_repository(ask_https, repository):
     assert ask_https("open/open.git") == repository_probe.Probe("open", "", repository[1])
 
 
-def test_https_refs(ask_https, repository):
+def test_refs_over_https(ask_https, repository):
     assert ask_https("open/open.git", "main").head == repository[1]
     assert ask_https("open/open.git", "v1").head == repository[1]
     assert ask_https("open/open.git", "nowhere").state == "not-found"
@@ -213,7 +213,7 @@ def test_https_with_an_untrusted_certificate(ask_https, monkeypatch):
     assert answer.state == "unreachable" and "certificate" in answer.detail
 
 
-def test_https_that_does_not_answer_is_given_up(ask_https):
+def test_silent_https_server_times_out(ask_https):
     begun = time.monotonic()
     answer = ask_https("slow/open.git", timeout=1.0)
     assert (answer.state, answer.detail) == ("unreachable", "no answer within 1 s")
@@ -221,13 +221,13 @@ def test_https_that_does_not_answer_is_given_up(ask_https):
 
 
 @pytest.mark.parametrize("form", ["https://127.0.0.1:{port}/o/r", "ssh://git@127.0.0.1:{port}/o/r"])
-def test_nobody_listens(form, home):
+def test_refused_connection(form, home):
     answer = repository_probe.probe(repository_address.Repository.parse(form.format(port=free_port())))
     assert answer.state == "unreachable" and answer.detail
 
 
 @pytest.mark.parametrize("form", ["https://127.0.0.1:{port}/o/r", "ssh://git@127.0.0.1:{port}/o/r"])
-def test_a_black_hole_is_given_up_after_the_time(form, home):
+def test_dropped_packets_time_out(form, home):
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
         hole.listen(5)
@@ -237,7 +237,7 @@ def test_a_black_hole_is_given_up_after_the_time(form, home):
         assert time.monotonic() - begun < 4
 
 
-def test_an_unknown_host(home):
+def test_unknown_host(home):
     answer = repository_probe.probe(repository_address.Repository.parse("https://nowhere.invalid/o/r"))
     assert answer.state == "unreachable" and answer.detail
 
@@ -289,7 +289,7 @@ def sshd(tmp_path_factory) -> Iterator[Ssh]:
 
 @pytest.fixture
 def ask_ssh(sshd, home, repository, monkeypatch):
-    """Ask as a user with ``key``; OpenSSH finds its files by the passwd entry, so they are named."""
+    """Probe as a user with ``key``; OpenSSH finds its files by the passwd entry, so they are named."""
 
     def ask(path: str = "", key: str = "user", known: str | None = None, **more) -> repository_probe.Probe:
         (home / "known").write_text(sshd.known_hosts() if known is None else known)
@@ -302,7 +302,7 @@ def ask_ssh(sshd, home, repository, monkeypatch):
     return ask
 
 
-def test_ssh_open(ask_ssh, repository):
+def test_open_ssh_repository(ask_ssh, repository):
     assert ask_ssh() == repository_probe.Probe("open", "", repository[1])
 
 
@@ -325,7 +325,7 @@ def test_ssh_with_an_agent(ask_ssh, sshd, repository, tmp_path, monkeypatch):
         agent.wait(5)
 
 
-def test_ssh_with_a_key_that_is_not_admitted(ask_ssh):
+def test_ssh_with_an_unauthorised_key(ask_ssh):
     answer = ask_ssh(key="stranger")
     assert answer.state == "needs-auth" and "Permission denied" in answer.detail
 
@@ -344,12 +344,12 @@ def test_ssh_with_the_host_key_from_the_settings(ask_ssh, sshd, repository):
     assert ask_ssh(known="", known_hosts=sshd.known_hosts()).head == repository[1]
 
 
-def test_ssh_to_a_repository_that_is_not_there(ask_ssh):
+def test_ssh_to_a_missing_repository(ask_ssh):
     answer = ask_ssh(path="/nowhere/nothing.git")
     assert answer.state == "not-found" and "nothing.git" in answer.detail
 
 
-def test_nothing_is_left_running(ask_ssh, sshd):
+def test_no_process_is_left_running(ask_ssh, sshd):
     ask_ssh()
     left = run("ps", "-eo", "args=").splitlines()
     assert not [line for line in left if "ls-remote" in line and str(sshd.port) in line]

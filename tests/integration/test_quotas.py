@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One workspace takes all it can of what the kernel counts; a neighbour and the host still get theirs.
+"""One workspace takes all it can of the kernel's quotas; a neighbour and the host still get theirs.
 
-The greedy program runs as root inside, so that it can use many user ids, and holds what it took while the others ask.
-The table of what each got goes to ``artifacts/quotas.md``.
+The greedy program runs as root inside to use many user ids, and keeps what it took while the others request theirs.
+The results are in ``artifacts/quotas.md``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ansible_collections.spt.flow.tests.integration.harness import Harness
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACT = ROOT / "artifacts/quotas.md"
 OWNERS = range(0x70000000, 0x80000000)
-"""Ids of which each makes one container's user namespace."""
+"""Ids, each of which creates one container's user namespace."""
 NS_GET_OWNER_UID = 0xB704
 
 TAKE = """
@@ -83,10 +83,10 @@ sys.stdin.read()
 for pid in children:
     os.kill(pid, signal.SIGKILL)
 """
-"""What is taken, how much by each user, and the users; it lets go at the end of its input."""
+"""Takes a resource with an amount by each user, and releases it at the end of its input."""
 
 MANY = tuple(range(1, 60))
-# What, how much each greedy user tries, the greedy users, how much a neighbour asks for, who asks on the host.
+# Resource, amount per greedy user, greedy users, amount of a neighbour, who requests on the host.
 CASES: dict[str, tuple[int, tuple[int, ...], int, int]] = {
     "inotify": (10_000, (1000, 0, *MANY), 100, 0),
     "aio": (200, (1000,), 10, 0),
@@ -118,7 +118,7 @@ def table() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def taking(argv: list[str], what: str, want: int, *users: int) -> Iterator[dict[str, Any]]:
-    """What the program got while it holds it."""
+    """Yield what the program got while it holds it."""
     words = [*argv, "-c", TAKE, what, str(want), *map(str, users)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdin and program.stdout
@@ -136,7 +136,7 @@ def inside(workspace: Workspace) -> list[str]:
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_what_one_workspace_takes_is_not_missing_elsewhere(
+def test_greedy_workspace_does_not_take_from_others(
     pair: tuple[Workspace, Workspace], table: list[str], what: str
 ) -> None:
     want, users, modest, user = CASES[what]
@@ -163,7 +163,7 @@ def test_terminals_and_open_files_of_a_workspace_are_limited(
         shared_harness.inside(pair[0], f"ulimit -Hn {int(files) + 1}", user="0")
 
 
-def test_each_workspaces_user_namespace_counts_for_itself(
+def test_each_user_namespace_of_a_workspace_has_its_own_counters(
     shared_harness: Harness, pair: tuple[Workspace, Workspace]
 ) -> None:
     owners = []
@@ -176,7 +176,7 @@ def test_each_workspaces_user_namespace_counts_for_itself(
     assert all(owner in OWNERS for owner in owners), owners
 
 
-def test_the_node_has_the_limits_of_the_role() -> None:
+def test_node_has_the_limits_of_the_role() -> None:
     wanted = yaml.safe_load((ROOT / "roles/host_docker/vars/main.yml").read_text())["__host_docker_limits"]
     found = {name: Path("/proc/sys", name.replace(".", "/")) for name in wanted}
     low = {

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reaper on the real engine, which it sees through a window: one owner's things, an hour later."""
+"""The reaper on the real engine, restricted to one owner's objects, an hour later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3600.0
 
 
 class Window:
-    """The engine, with lists that hold one owner's things only."""
+    """The engine, restricted to one owner's objects in lists."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
@@ -37,12 +37,12 @@ def sweep(harness: Harness, folder: Path, later: float = 0.0, dry: bool = False)
     return reaper_engine.sweep(path, dry, Window(harness), lambda: boot, lambda: time.time() + later)  # type: ignore[arg-type]
 
 
-def test_expired_ones_go_and_a_persons_workspace_stays(harness: Harness, tmp_path: Path) -> None:
+def test_expired_workspaces_are_deleted_and_a_users_workspace_stays(harness: Harness, tmp_path: Path) -> None:
     repository = harness.repository()
     person = harness.up(harness.spec(repository))
     deadline = int(time.time()) + 1800
     ci = harness.up(replace(harness.spec(repository, name="ci-one"), kind="ci", deadline=deadline))
-    # Made and never started, as by a client that was killed in between.
+    # Created and never started, as by a client that was killed in between.
     harness.target.create(replace(harness.spec(repository, name="ci-two"), kind="ci", deadline=deadline), _progress())
     assert sweep(harness, tmp_path).reaped == []
     names = {f"spt-flow-{harness.owner}-ci-one", f"spt-flow-{harness.owner}-ci-two"}
@@ -62,7 +62,7 @@ def test_expired_ones_go_and_a_persons_workspace_stays(harness: Harness, tmp_pat
     harness.is_exactly(person.name)
 
 
-def test_inner_dockers_data_goes_when_its_workspace_is_gone(harness: Harness, tmp_path: Path) -> None:
+def test_docker_volume_is_deleted_after_its_workspace(harness: Harness, tmp_path: Path) -> None:
     person = harness.up(harness.spec(harness.repository()))
     harness.target._remove(person.id)
     assert sweep(harness, tmp_path, 0).reaped == [] and sweep(harness, tmp_path, 2 * HOUR).reaped == []

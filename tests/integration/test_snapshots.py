@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The installed program spt-flow-snapshots with real restic: what comes back, and what happens when things break."""
+"""The installed program spt-flow-snapshots with real restic: restores, and behaviour under faults."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Node:
 
 
 def fill(home: Path) -> None:
-    """A home as a remapped workspace leaves it: foreign owners, modes, links, attributes, odd names, a way out."""
+    """Create a home like a remapped workspace's: owners, modes, links, attributes, odd names, an escaping link."""
     (home / "src").mkdir()
     for number in range(50):
         (home / "src" / f"file{number}").write_bytes(os.urandom(200 * number))
@@ -147,7 +147,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     yield from loop(tmp_path, "ext4", "24M")
 
 
-def test_the_password_is_made_once_root_only_and_never_shown(tmp_path: Path) -> None:
+def test_password_is_created_once_root_only_and_never_shown(tmp_path: Path) -> None:
     node = Node(tmp_path)
     first = node("password")
     secret = (tmp_path / "password").read_text().strip()
@@ -159,7 +159,7 @@ def test_the_password_is_made_once_root_only_and_never_shown(tmp_path: Path) -> 
     assert not json.loads(outputs[4].stdout)["changed"]
 
 
-def test_another_password_that_does_not_open_the_repository_is_refused(node: Node) -> None:
+def test_wrong_password_is_refused(node: Node) -> None:
     before = (node.root / "password").read_text()
     done = node("password", stdin="something else")
     assert done.returncode == 7
@@ -168,7 +168,7 @@ def test_another_password_that_does_not_open_the_repository_is_refused(node: Nod
     assert (node.root / "password").read_text() == before
 
 
-def test_what_is_restored_equals_what_was_there(node: Node, tmp_path: Path) -> None:
+def test_restored_files_equal_the_originals(node: Node, tmp_path: Path) -> None:
     home = node.volume("a-one")
     status = node.ok("run")
     assert status["volumes"]["spt-flow-a-one-home"]["last_good"]
@@ -179,7 +179,7 @@ def test_what_is_restored_equals_what_was_there(node: Node, tmp_path: Path) -> N
     assert "spt_flow_snapshots_verify_ok 1" in (node.root / "metrics" / "spt_flow_snapshots.prom").read_text()
 
 
-def test_comparison_sees_every_kind_of_difference(tmp_path: Path) -> None:
+def test_comparison_finds_every_kind_of_difference(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     fill(tmp_path / "a")
     subprocess.run(["cp", "-a", str(tmp_path / "a"), str(tmp_path / "b")], check=True)
@@ -199,7 +199,7 @@ def test_comparison_sees_every_kind_of_difference(tmp_path: Path) -> None:
         assert words in found
 
 
-def test_a_volume_is_read_as_of_one_instant_where_the_file_system_can(
+def test_volume_is_read_at_one_instant_where_the_file_system_supports_it(
     freezing: tuple[str, Path], tmp_path: Path
 ) -> None:
     kind, mount = freezing
@@ -221,7 +221,7 @@ def test_a_volume_is_read_as_of_one_instant_where_the_file_system_can(
     assert node.ok("verify")["compared"] > 50
 
 
-def test_a_volume_that_did_not_change_is_not_stored_again_and_any_change_is_seen(node: Node) -> None:
+def test_unchanged_volume_is_not_stored_again_and_any_change_is_detected(node: Node) -> None:
     home = node.volume("a-one")
     node.ok("run")
     first = node.ok("list")["snapshots"]
@@ -255,7 +255,7 @@ def test_a_volume_that_did_not_change_is_not_stored_again_and_any_change_is_seen
     assert len(node.ok("list")["snapshots"]) == len(changes) + 2, "asked for by name it is stored all the same"
 
 
-def test_a_snapshot_that_is_gone_from_the_repository_is_made_anew(node: Node) -> None:
+def test_snapshot_missing_from_the_repository_is_created_again(node: Node) -> None:
     node.volume("a-one")
     node.ok("run")
     node.restic("forget", node.ok("list")["snapshots"][0]["id"])
@@ -263,7 +263,7 @@ def test_a_snapshot_that_is_gone_from_the_repository_is_made_anew(node: Node) ->
     assert len(node.ok("list")["snapshots"]) == 1
 
 
-def test_leftovers_of_a_killed_run_go_with_the_next_one(node: Node) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(node: Node) -> None:
     home = node.volume("a-one")
     scratch = home.parent / volumes_.FROZEN
     (scratch / "_data").mkdir(parents=True)
@@ -272,7 +272,7 @@ def test_leftovers_of_a_killed_run_go_with_the_next_one(node: Node) -> None:
     assert not scratch.exists()
 
 
-def test_one_flipped_byte_is_detected(node: Node) -> None:
+def test_flipped_byte_is_detected(node: Node) -> None:
     node.volume("a-one")
     node.ok("run")
     pack = max((p for p in (node.repository / "data").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -289,8 +289,8 @@ def test_one_flipped_byte_is_detected(node: Node) -> None:
     assert "The last verification failed" in status.stderr
 
 
-@pytest.mark.full  # restic may try again for minutes before it gives up
-def test_a_full_disk_fails_the_run_and_harms_no_older_snapshot(small: Path, tmp_path: Path) -> None:
+@pytest.mark.full  # restic may retry for minutes before it gives up
+def test_full_disk_fails_the_run_and_keeps_older_snapshots(small: Path, tmp_path: Path) -> None:
     (tmp_path / "n").mkdir()
     node = Node(tmp_path / "n", repository=small / "repository").started()
     home = node.volume("a-one")
@@ -310,7 +310,7 @@ def test_a_full_disk_fails_the_run_and_harms_no_older_snapshot(small: Path, tmp_
     assert differences(str(home / "src"), str(tmp_path / "back" / "_data" / "src"))[1] == []
 
 
-def test_a_run_killed_in_the_middle_leaves_older_snapshots_and_the_next_run_works(node: Node) -> None:
+def test_run_killed_in_the_middle_keeps_older_snapshots_and_the_next_run_works(node: Node) -> None:
     home = node.volume("a-one")
     node.ok("run")
     before = node.ok("list")["snapshots"]
@@ -323,7 +323,7 @@ def test_a_run_killed_in_the_middle_leaves_older_snapshots_and_the_next_run_work
     assert node.ok("list")["snapshots"] == before
     node.ok("run")
     assert len(node.ok("list")["snapshots"]) == 2
-    # restic holds a lock for alive while the system has not yet collected the process that held it.
+    # restic considers a lock active while the killed process is not yet reaped.
     for _attempt in range(30):
         if node.restic("unlock").returncode == 0 and node.restic("check").returncode == 0:
             break
@@ -332,7 +332,7 @@ def test_a_run_killed_in_the_middle_leaves_older_snapshots_and_the_next_run_work
         pytest.fail(node.restic("check").stdout)
 
 
-def test_two_runs_never_overlap(node: Node) -> None:
+def test_runs_never_overlap(node: Node) -> None:
     import fcntl
 
     with (node.root / "lock").open("a") as lock:
@@ -342,7 +342,7 @@ def test_two_runs_never_overlap(node: Node) -> None:
     assert "Another snapshot run" in done.stderr
 
 
-def test_one_volume_that_cannot_be_read_does_not_stop_the_others(node: Node) -> None:
+def test_unreadable_volume_does_not_block_the_others(node: Node) -> None:
     node.volume("a-one")
     home = node.volume("b-two")
     subprocess.run(["mount", "-t", "tmpfs", "none", str(home / "src")], check=True)
@@ -357,7 +357,7 @@ def test_one_volume_that_cannot_be_read_does_not_stop_the_others(node: Node) -> 
     assert "last_good" not in records["spt-flow-b-two-home"]
 
 
-def test_a_volume_older_than_the_limit_fails_the_status(node: Node) -> None:
+def test_volume_older_than_the_limit_fails_the_status(node: Node) -> None:
     node.volume("a-one")
     node.ok("run")
     node.ok("status")
@@ -370,7 +370,7 @@ def test_a_volume_older_than_the_limit_fails_the_status(node: Node) -> None:
     assert "27 h old, the limit is 26 h" in done.stderr
 
 
-def test_an_unwritable_or_missing_repository_is_one_sentence(node: Node) -> None:
+def test_unwritable_or_missing_repository_is_reported(node: Node) -> None:
     node.volume("a-one")
     shutil.rmtree(node.repository)
     done = node("run")
@@ -382,7 +382,7 @@ def test_an_unwritable_or_missing_repository_is_one_sentence(node: Node) -> None
 
 
 class Remote(Node):
-    """A node whose repository lies behind SFTP; ``ssh`` is found with the configuration of the test's server."""
+    """A node whose repository is behind SFTP; ``ssh`` uses the configuration of the test's server."""
 
     def __init__(self, root: Path, config: Path) -> None:
         super().__init__(root, repository=f"sftp:loopback:{root}/remote")
@@ -395,7 +395,7 @@ class Remote(Node):
         return {**super().env, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
 
 
-def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_told(tmp_path: Path) -> None:
+def test_sftp_repository_works_like_a_local_one_and_its_absence_is_reported(tmp_path: Path) -> None:
     for name in ("node", "server"):
         (tmp_path / name).mkdir()
     with sshd_harness.sshd(tmp_path / "server") as config:
@@ -422,7 +422,7 @@ def test_a_repository_behind_sftp_is_used_like_a_local_one_and_its_absence_is_to
         assert node.ok("verify")["compared"] > 50
 
 
-def test_a_server_that_dies_in_the_middle_costs_no_older_snapshot(tmp_path: Path) -> None:
+def test_server_that_dies_in_the_middle_keeps_older_snapshots(tmp_path: Path) -> None:
     for name in ("node", "server", "again"):
         (tmp_path / name).mkdir()
     with sshd_harness.sshd(tmp_path / "server") as config:
@@ -477,9 +477,7 @@ def mountpoint(name: str) -> Path:
     return Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", name))
 
 
-def test_a_lost_volume_comes_back_under_its_name_with_labels_and_owners(
-    engine: tuple[Node, str], tmp_path: Path
-) -> None:
+def test_lost_volume_is_restored_with_its_name_labels_and_owners(engine: tuple[Node, str], tmp_path: Path) -> None:
     node, name = engine
     node.ok("run", name)
     subprocess.run(["cp", "-a", str(mountpoint(name)), str(tmp_path / "was")], check=True)
@@ -490,7 +488,7 @@ def test_a_lost_volume_comes_back_under_its_name_with_labels_and_owners(
     assert docker("volume", "inspect", "-f", '{{index .Labels "spt.flow.repo"}}', name) == "h/o/a,b"
 
 
-def test_a_volume_that_exists_is_replaced_only_when_asked_twice(engine: tuple[Node, str]) -> None:
+def test_existing_volume_is_replaced_only_with_two_confirmations(engine: tuple[Node, str]) -> None:
     node, name = engine
     node.ok("run", name)
     (mountpoint(name) / "src" / "file1").unlink()
@@ -514,7 +512,7 @@ def test_a_volume_that_exists_is_replaced_only_when_asked_twice(engine: tuple[No
     assert not list(mountpoint(name).parent.glob(".spt-flow*"))
 
 
-def test_one_file_comes_back_beside_the_others_and_never_through_a_link(engine: tuple[Node, str]) -> None:
+def test_single_file_is_restored_and_never_through_a_link(engine: tuple[Node, str]) -> None:
     node, name = engine
     node.ok("run", name)
     home = mountpoint(name)
@@ -538,7 +536,7 @@ def test_one_file_comes_back_beside_the_others_and_never_through_a_link(engine: 
     assert (home / link["path"]).is_symlink()
 
 
-def test_a_volume_in_use_is_never_replaced(engine: tuple[Node, str]) -> None:
+def test_volume_in_use_is_never_replaced(engine: tuple[Node, str]) -> None:
     node, name = engine
     image = docker("images", "-q").splitlines()
     if not image:

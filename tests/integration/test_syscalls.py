@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every refused system call and socket family, tried inside a workspace on every ABI of the processor, as its user and
-as its root; none may succeed. What each said is in artifacts/system-calls.md.
+"""Every refused system call and socket family, tried inside a workspace on every ABI, as its user and as its root.
+
+None may succeed. The results are in artifacts/system-calls.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ABIS = {"64": "SCMP_ARCH_X86_64", "32": "SCMP_ARCH_X86", "x32": "SCMP_ARCH_X86_6
 HELD = {"EPERM", "ENOSYS", "killed"}
 FAMILIES = range(46)
 ALLOWED = {1: 1, 2: 1, 10: 1, 16: 3}
-"""Family and a type that it has; PACKET is allowed by the filter and takes a capability that workspaces do not have."""
+"""Family and one of its types; the filter allows PACKET, which needs a capability that workspaces do not have."""
 PROBE = r"""
 import ctypes, errno, json, mmap, os, struct, sys
 code = bytes.fromhex("53 89f8 89f3 4189c9 89d1 4489ca 31f6 31ff cd80 5b c3".replace(" ", ""))
@@ -84,7 +85,7 @@ def refused_calls() -> list[str]:
 
 
 def probes() -> Iterator[tuple[str, str, int, list[Any]]]:
-    """(ABI, what is tried, the call's number, its arguments); zeros do no harm where a call were allowed."""
+    """Return (ABI, name, call number, arguments); zeros are harmless where a call is allowed."""
     for abi, architecture in ABIS.items():
         for name in refused_calls():
             number = seccomp_filter.number(architecture, name)
@@ -115,7 +116,7 @@ def ask(harness: Harness, workspace: Workspace, rows: list[tuple[str, int, list[
     return found
 
 
-def test_the_same_means_work_where_they_may(shared_harness: Harness, workspace: Workspace) -> None:
+def test_allowed_calls_and_families_work(shared_harness: Harness, workspace: Workspace) -> None:
     """The control: both ABIs are reached, and allowed families have sockets on both."""
     rows: list[tuple[str, int, list[Any]]] = [("64", 39, []), ("32", 20, [])]
     for abi, number in (("64", 41), ("32", 359)):
@@ -123,7 +124,7 @@ def test_the_same_means_work_where_they_may(shared_harness: Harness, workspace: 
     assert {*ask(shared_harness, workspace, rows, "1000:1000")} == {"succeeded"}
 
 
-def test_no_refused_call_or_family_is_reached_on_any_abi(shared_harness: Harness, workspace: Workspace) -> None:
+def test_refused_calls_and_families_fail_on_every_abi(shared_harness: Harness, workspace: Workspace) -> None:
     tried = list(probes())
     rows, out = [], []
     for who, user in (("coder", "1000:1000"), ("root", "0:0")):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The installed collection does the same job as the checkout, from any folder, on both ends of ansible-core."""
+"""The installed collection works like the checkout, from any folder, on the oldest and newest ansible-core."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def programs(end: str) -> Path:
-    """The folder with `ansible-playbook` of one pinned end."""
+    """Return the folder with `ansible-playbook` of one pinned ansible-core."""
     argv = [str(playbook_harness.CHECKOUT / "tools/venv"), "--dev", "--end", end]
     return Path(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600).stdout.strip()) / "bin"
 
 
-def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> None:
+def test_tarball_contains_what_users_need_and_nothing_else(tarball: Path) -> None:
     with tarfile.open(tarball) as tar:
         names = set(tar.getnames())
         big = [member.name for member in tar.getmembers() if member.size > 5_000_000]
@@ -48,7 +48,7 @@ def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> No
 
 
 @pytest.mark.parametrize("end", ["max", "min"])
-def test_the_installed_collection_does_the_whole_job(tarball: Path, tmp_path: Path, end: str) -> None:
+def test_installed_collection_works(tarball: Path, tmp_path: Path, end: str) -> None:
     installed = tmp_path / "collections"
     galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
     with playbook_harness.playbooks(tmp_path, programs=programs(end), cwd=tmp_path, installed=installed) as playbooks:
@@ -62,7 +62,7 @@ def test_the_installed_collection_does_the_whole_job(tarball: Path, tmp_path: Pa
         assert playbook_harness.belongings(playbooks.owner) == []
 
 
-def test_without_our_callbacks_up_still_prints_how_to_get_in(tarball: Path, tmp_path: Path) -> None:
+def test_up_without_our_callbacks_prints_how_to_enter(tarball: Path, tmp_path: Path) -> None:
     installed = tmp_path / "collections"
     galaxy("collection", "install", str(tarball), "--offline", "--no-deps", "-p", str(installed), cwd=tmp_path)
     with playbook_harness.playbooks(tmp_path, cwd=tmp_path, installed=installed, callbacks=False) as playbooks:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The template for Coder with the real Terraform, its providers and the real engine, without a server.
+"""The Coder template with the real Terraform, its providers and the real engine, without a server.
 
-The provider of Coder takes what a server would say from the environment (docs/decisions/coder-server-behaviour.md).
+Coder's provider reads from the environment what a server would say (docs/decisions/coder-server-behaviour.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def variables(**more: str) -> dict[str, str]:
 
 
 class Terraform:
-    """The template as the server unpacks it, for one workspace."""
+    """The template for one workspace, unpacked like the server does."""
 
     def __init__(self, folder: Path, owner: str) -> None:
         self.folder = folder
@@ -105,11 +105,11 @@ def test_variables_are_declared_and_all_are_sent() -> None:
     )
 
 
-def test_the_archive_is_small_and_plain() -> None:
+def test_archive_is_small_and_contains_plain_files() -> None:
     assert len(coder_template.pack(FOLDER, {"seccomp.json": docker_container.SECCOMP.read_bytes()})) < 1 << 17
 
 
-def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraform) -> None:
+def test_workspace_from_the_dashboard_is_ready_stops_and_is_deleted(terraform: Terraform) -> None:
     terraform.apply()
     (container,) = belongings(terraform)["containers"]
     name = f"spt-flow-{terraform.id}"
@@ -149,20 +149,20 @@ def test_a_workspace_made_by_one_click_is_ready_stops_and_goes(terraform: Terraf
     assert belongings(terraform) == {"containers": [], "volumes": []}
 
 
-def test_a_ci_workspace_that_stops_is_gone(terraform: Terraform) -> None:
+def test_stopped_ci_workspace_is_deleted(terraform: Terraform) -> None:
     terraform.apply(kind="ci")
     assert [len(found) for found in belongings(terraform).values()] == [1, 1]
     terraform.apply("stop", kind="ci")
     assert belongings(terraform) == {"containers": [], "volumes": []}
 
 
-def test_a_node_without_the_image_says_so_and_pulls_nothing(terraform: Terraform) -> None:
+def test_missing_image_on_a_node_is_reported_and_not_pulled(terraform: Terraform) -> None:
     said = " ".join(terraform.apply(check=False, image="spt-flow/workspace:none").replace("│", " ").split())
     assert "spt-flow/workspace:none" in said
     assert belongings(terraform)["containers"] == []
 
 
-def test_a_lock_file_holds_builds_to_the_sums_of_the_mirror(terraform: Terraform) -> None:
+def test_lock_file_restricts_builds_to_the_checksums_of_the_mirror(terraform: Terraform) -> None:
     lock = terraform.folder / coder_template.LOCK
     lock.unlink()
     terraform.run("providers", "lock", f"-fs-mirror={PLUGINS.parent}", "-platform=linux_amd64")

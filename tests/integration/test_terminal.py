@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A person at a terminal: into the shell of a workspace and back."""
+"""A user at a terminal: into the shell of a workspace and back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def leave(child: pexpect.spawn) -> int:
     return int(child.exitstatus)
 
 
-def test_up_ends_in_the_shell_and_gives_its_status(playbooks: Playbooks) -> None:
+def test_up_ends_in_the_shell_with_its_exit_status(playbooks: Playbooks) -> None:
     child = type_in(playbooks, "up", "-e", f"repo={playbooks.repository}")
     child.expect("PLAY RECAP")
     child.expect("password")
@@ -48,19 +48,19 @@ def test_up_ends_in_the_shell_and_gives_its_status(playbooks: Playbooks) -> None
     assert list((playbooks.home / ".ansible/tmp").glob("*")) == []
 
 
-def test_connect_false_stays_out(playbooks: Playbooks) -> None:
+def test_connect_false_does_not_enter(playbooks: Playbooks) -> None:
     child = type_in(playbooks, "up", "-e", f"repo={playbooks.repository} connect=false")
     assert leave(child) == 0
 
 
-def test_an_interrupt_in_the_shell_does_not_end_it(playbooks: Playbooks) -> None:
+def test_interrupt_in_the_shell_does_not_end_it(playbooks: Playbooks) -> None:
     child = type_in(playbooks, "ssh")
     child.expect("PLAY RECAP")
     child.expect(r"\$ ")
     child.sendline("sleep 100; echo no")
     child.expect("echo no")
     child.sendintr()
-    # What is typed before the prompt is back goes the way of the interrupted command.
+    # What is typed before the prompt is back is lost with the interrupted command.
     child.expect(r"\$ ")
     child.sendline("echo still-$((40 + 2))")
     child.expect("still-42")
@@ -69,7 +69,7 @@ def test_an_interrupt_in_the_shell_does_not_end_it(playbooks: Playbooks) -> None
 
 
 @pytest.mark.parametrize(("answer", "status"), [("no", 2), ("yes", 0)])
-def test_delete_asks_a_person(playbooks: Playbooks, answer: str, status: int) -> None:
+def test_delete_asks_for_confirmation(playbooks: Playbooks, answer: str, status: int) -> None:
     child = type_in(playbooks, "delete", "-e", f"workspace={playbooks.name}")
     child.expect("Type yes to delete")
     child.sendline(answer)

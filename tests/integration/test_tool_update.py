@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The platform engineer's day: gh moves by one version beside a workspace that somebody works in."""
+"""A tool update: gh changes by one version while a workspace is in use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def recipe(tmp_path: Path, image: image_identity.Image) -> Copy:
-    """The slim profile, whose layers the engine has, and a script that is called gh."""
+    """The slim profile, whose layers the engine has, and a script as gh."""
     made = recipe_harness.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.gh("1.0")
     recipe_harness.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
@@ -44,7 +44,9 @@ def playbooks(tmp_path: Path, recipe: Copy, monkeypatch: pytest.MonkeyPatch) -> 
         playbook_harness.docker("rmi", "--force", f"spt-flow/workspace:{tag}")
 
 
-def test_gh_moves_beside_a_running_workspace(playbooks: Playbooks, recipe: Copy, tmp_path: Path) -> None:
+def test_tool_update_leaves_a_running_workspace_unchanged_until_restart(
+    playbooks: Playbooks, recipe: Copy, tmp_path: Path
+) -> None:
     inventory = ("-i", str(tmp_path / "inventory.yml"))
 
     def released() -> str:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`spt-workspace verify` in a real workspace, by the playbook, and in an image alone; something broken is found."""
+"""`spt-workspace verify` in a real workspace, by the playbook, and in an image alone; broken parts are found."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def container(playbooks: Playbooks) -> str:
     return f"spt-flow-{playbooks.owner}-{playbooks.name}"
 
 
-def test_a_workspace_keeps_what_it_promises(playbooks: Playbooks) -> None:
+def test_workspace_passes_verification(playbooks: Playbooks) -> None:
     done = playbooks.run("validate")
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ("clone", "ide", "sudo", "secrets", "git"):
         assert row in done.stdout
 
 
-def test_something_broken_is_named_and_fails_the_run(playbooks: Playbooks) -> None:
+def test_broken_part_is_named_and_fails_the_run(playbooks: Playbooks) -> None:
     rename = ["docker", "exec", "--user", "root", container(playbooks), "mv", "/usr/bin/jq", "/usr/bin/jq.aside"]
     subprocess.run(rename, check=True, timeout=60)
     result = playbooks.json("validate")
@@ -42,7 +42,7 @@ def test_something_broken_is_named_and_fails_the_run(playbooks: Playbooks) -> No
     subprocess.run(rename, check=True, timeout=60)
 
 
-def test_an_image_alone_is_verified_without_a_network(image: image_identity.Image) -> None:
+def test_image_alone_is_verified_without_a_network(image: image_identity.Image) -> None:
     command = ["docker", "run", "--rm", "--network=none", "--entrypoint=spt-workspace", image.tag]
     done = subprocess.run(
         [*command, "verify", "--format=json"], capture_output=True, text=True, timeout=300, check=False

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every verb as a user types it, on the real engine."""
+"""Every playbook for workspaces as a user types it, on the real engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_up_creates_a_workspace_with_an_open_ide(playbooks: Playbooks) -> None:
     assert f"spt-flow-{playbooks.owner}-{playbooks.name}" in result["session"]["ssh"]
 
 
-def test_up_again_changes_nothing_and_says_so(playbooks: Playbooks) -> None:
+def test_second_up_changes_nothing_and_says_so(playbooks: Playbooks) -> None:
     done = playbooks.run("up", SPT_FLOW_REPO=str(playbooks.repository), SPT_FLOW_CONNECT="false")
     assert "changed=0" in done.stdout and "(unchanged)" in done.stdout
     block = done.stdout.split("PLAY RECAP")[1]
@@ -48,7 +48,7 @@ def test_up_again_changes_nothing_and_says_so(playbooks: Playbooks) -> None:
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
 
 
-def test_check_mode_says_what_would_happen_and_does_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_check_mode_reports_and_changes_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
     before = playbook_harness.belongings(playbooks.owner)
     other = playbook_harness.make_repository(tmp_path / "other")
     done = playbooks.run("up", "--check", "--diff", SPT_FLOW_REPO=str(other))
@@ -61,7 +61,7 @@ def test_check_mode_says_what_would_happen_and_does_nothing(playbooks: Playbooks
     assert playbooks.json("status")["workspaces"][0]["state"] == "running"
 
 
-def test_status_shows_the_one_workspace(playbooks: Playbooks) -> None:
+def test_status_shows_the_workspace(playbooks: Playbooks) -> None:
     done = playbooks.run("status")
     for word in (playbooks.name, "running", "snapshot", "stops"):
         assert word in done.stdout
@@ -71,7 +71,7 @@ def test_status_shows_the_one_workspace(playbooks: Playbooks) -> None:
     assert workspace["size"]
 
 
-def test_other_settings_make_it_outdated_until_a_restart(playbooks: Playbooks) -> None:
+def test_changed_settings_make_it_outdated_until_a_restart(playbooks: Playbooks) -> None:
     (workspace,) = playbooks.json("status", SPT_FLOW_PIDS="2048")["workspaces"]
     assert workspace["outdated"] == ["settings"]
     result = playbooks.json("restart", SPT_FLOW_PIDS="2048", SPT_FLOW_WORKSPACE=playbooks.name)
@@ -81,7 +81,7 @@ def test_other_settings_make_it_outdated_until_a_restart(playbooks: Playbooks) -
     assert playbooks.json("ssh", SPT_FLOW_CONNECT="false", SPT_FLOW_PIDS="2048")["changed"] is False
 
 
-def test_a_command_has_raw_streams_and_its_own_status(playbooks: Playbooks) -> None:
+def test_command_has_raw_streams_and_its_own_exit_status(playbooks: Playbooks) -> None:
     command = 'cat; printf "\\0\\377"; git log --format=%s; echo oops >&2; exit 37'
     argv = playbooks.argv("ssh", "-e", f"workspace={playbooks.name}")
     env = playbooks.environment(SPT_FLOW_COMMAND=command)
@@ -94,19 +94,19 @@ def test_a_command_has_raw_streams_and_its_own_status(playbooks: Playbooks) -> N
     assert list((playbooks.home / ".ansible/tmp").glob("*")) == []
 
 
-def test_commits_have_the_callers_name_also_after_a_restart(playbooks: Playbooks) -> None:
+def test_commits_have_the_callers_name_even_after_a_restart(playbooks: Playbooks) -> None:
     done = playbooks.run("ssh", SPT_FLOW_COMMAND="git config user.name; git config user.email")
     assert done.stdout == "Ada\nada@example.com\n"
 
 
-def test_a_command_in_extra_variables_is_quoted_or_refused(playbooks: Playbooks) -> None:
+def test_command_in_extra_variables_is_quoted_or_refused(playbooks: Playbooks) -> None:
     done = playbooks.run("ssh", "-e", "command=ls -la /tmp")
     assert done.returncode == 2 and "SPT_FLOW_COMMAND='…'" in done.stderr + done.stdout
     done = playbooks.run("ssh", "-e", "command='echo a b'")
     assert (done.returncode, done.stdout) == (0, "a b\n")
 
 
-def test_without_a_terminal_ssh_prints_the_one_command(playbooks: Playbooks) -> None:
+def test_ssh_without_a_terminal_prints_the_command(playbooks: Playbooks) -> None:
     done = playbooks.run("ssh", "-e", f"workspace={playbooks.name}")
     assert done.returncode == 0
     line = next(line for line in done.stdout.splitlines() if " shell " in line)
@@ -116,7 +116,7 @@ def test_without_a_terminal_ssh_prints_the_one_command(playbooks: Playbooks) -> 
     assert there.stdout == "hello\n", there
 
 
-def test_a_hostile_branch_name_runs_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
+def test_hostile_branch_name_runs_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     hostile = f"a{{{{lookup('pipe','touch {mark}')}}}}"
     done = playbooks.run("up", "-e", json.dumps({"ref": hostile, "repo": str(playbooks.repository)}))
@@ -125,7 +125,7 @@ def test_a_hostile_branch_name_runs_nothing(playbooks: Playbooks, tmp_path: Path
     assert not mark.exists()
 
 
-def test_keepalive_shows_in_status_and_is_taken_back(playbooks: Playbooks) -> None:
+def test_keepalive_is_shown_in_status_and_withdrawn(playbooks: Playbooks) -> None:
     result = playbooks.json("keepalive", SPT_FLOW_HOURS="3", SPT_FLOW_WORKSPACE=playbooks.name)
     assert result["changed"]
     (workspace,) = playbooks.json("status")["workspaces"]
@@ -135,7 +135,7 @@ def test_keepalive_shows_in_status_and_is_taken_back(playbooks: Playbooks) -> No
     assert playbooks.json("keepalive", SPT_FLOW_HOURS="25")["error"]["code"] == 1
 
 
-def test_logs_show_what_it_has_written(playbooks: Playbooks) -> None:
+def test_logs_show_the_output_of_the_workspace(playbooks: Playbooks) -> None:
     result = playbooks.json("logs", SPT_FLOW_TAIL="5")
     assert result["ok"] and 0 < len(result["lines"]) <= 5
     assert '"spt_flow"' in playbooks.run("logs").stdout
@@ -143,7 +143,7 @@ def test_logs_show_what_it_has_written(playbooks: Playbooks) -> None:
 
 def test_following_logs_ends_when_the_workspace_stops(playbooks: Playbooks) -> None:
     env = playbooks.environment(SPT_FLOW_FOLLOW="true")
-    # A stderr of its own: ssh leaves a shared one non-blocking, which Ansible refuses.
+    # A separate stderr: ssh makes a shared one non-blocking, which Ansible refuses.
     with subprocess.Popen(
         playbooks.argv("logs"), cwd=playbooks.cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as follower:
@@ -154,24 +154,24 @@ def test_following_logs_ends_when_the_workspace_stops(playbooks: Playbooks) -> N
         assert follower.wait(timeout=60) == 0
 
 
-def test_stop_again_changes_nothing_and_keepalive_is_refused(playbooks: Playbooks) -> None:
+def test_second_stop_changes_nothing_and_keepalive_is_refused(playbooks: Playbooks) -> None:
     assert playbooks.json("stop", SPT_FLOW_WORKSPACE=playbooks.name)["changed"] is False
     result = playbooks.json("keepalive", SPT_FLOW_WORKSPACE=playbooks.name)
     assert (result["status"], result["error"]["code"]) == (7, 7)
 
 
-def test_ssh_starts_what_is_stopped_and_keeps_the_home(playbooks: Playbooks) -> None:
+def test_ssh_starts_a_stopped_workspace_with_its_home(playbooks: Playbooks) -> None:
     done = playbooks.run("ssh", "-e", f"workspace={playbooks.name}", SPT_FLOW_COMMAND="cat hello.txt")
     assert (done.returncode, done.stdout) == (0, "hello\n")
 
 
-def test_ssh_to_nothing_is_a_sentence_with_its_code(playbooks: Playbooks) -> None:
+def test_ssh_to_a_missing_workspace_is_reported_with_its_code(playbooks: Playbooks) -> None:
     result = playbooks.json("ssh", SPT_FLOW_WORKSPACE="nowhere")
     assert (result["status"], result["error"]["code"]) == (6, 6)
     assert "spt.flow.up" in result["error"]["hint"]
 
 
-def test_the_ssh_configuration_serves_plain_ssh_and_is_taken_back(playbooks: Playbooks) -> None:
+def test_ssh_config_serves_plain_ssh_and_is_removed(playbooks: Playbooks) -> None:
     (playbooks.home / ".ssh").mkdir(mode=0o700)
     config = playbooks.home / ".ssh/config"
     config.write_text("Host example\n  User somebody\n")
@@ -205,7 +205,7 @@ def agent(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def git_server(tmp_path: Path, agent: tuple[str, str]) -> Iterator[dict[str, str]]:
-    """A git server with a private repository, reached from here and from workspaces: sshd in a network namespace."""
+    """A git server with a private repository, reachable from here and from workspaces: sshd in a network namespace."""
     if os.geteuid() or not shutil.which("ip") or not os.path.exists("/usr/sbin/sshd"):
         pytest.skip("needs root, ip and sshd")
     net = f"sptt{secrets.token_hex(3)}"
@@ -250,7 +250,7 @@ def git_server(tmp_path: Path, agent: tuple[str, str]) -> Iterator[dict[str, str
         ip("netns", "del", net, check=False)
 
 
-def test_a_private_repository_is_cloned_with_the_callers_agent(
+def test_private_repository_is_cloned_with_the_callers_agent(
     playbooks: Playbooks, git_server: dict[str, str], agent: tuple[str, str]
 ) -> None:
     name = git_server.pop("name")
@@ -264,7 +264,7 @@ def test_a_private_repository_is_cloned_with_the_callers_agent(
     assert playbooks.json("delete", SPT_FLOW_WORKSPACE=name, SPT_FLOW_CONFIRM="true")["changed"]
 
 
-def test_delete_asks_for_confirmation_and_removes_everything_of_it(playbooks: Playbooks) -> None:
+def test_delete_asks_for_confirmation_and_removes_all_parts(playbooks: Playbooks) -> None:
     before = playbook_harness.belongings(playbooks.owner)
     assert len(before) >= 2
     done = playbooks.run("delete", "-e", f"workspace={playbooks.name}")

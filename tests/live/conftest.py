@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real Coder server with PostgreSQL, Terraform and both providers, for the length of a test run.
+"""A real Coder server with PostgreSQL, Terraform and both providers, for one test run.
 
-It listens on the address of Docker's own bridge alone, where workspaces reach it and nobody else does. What is missing
-on this machine is the reason why these tests skip.
+It listens only on the address of Docker's own bridge, where workspaces reach it. If a requirement is missing on this
+machine, the tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ START = 300.0
 
 @dataclass
 class LiveServer:
-    """The server, its two users' clients and what our template gets."""
+    """The server, clients of its two users, and the settings of our template."""
 
     url: str
     folder: Path
@@ -62,11 +62,11 @@ class LiveServer:
         return CoderAdmin(CoderHttp(CoderConfig(self.url, token, "the test")))
 
     def wanted(self, settings: Settings, kind: str = "dev", name: str = "spt-flow") -> coder_template.Wanted:
-        """The collection's template, for Docker's own bridge: there the server can be reached."""
+        """The collection's template for Docker's own bridge, on which the server is reachable."""
         return coder_template.ours(settings, kind, name, {}, network="bridge")
 
     def start(self) -> None:
-        """Start the server, also again after ``stop``; returns when it answers."""
+        """Start the server, also again after ``stop``; return when it answers."""
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
                 ["coder", "server"],
@@ -93,7 +93,7 @@ class LiveServer:
 
 
 def missing() -> str:
-    """Why there can be no server here; nothing when there can."""
+    """Return why a server cannot run here; empty if it can."""
     for program in ("coder", "terraform"):
         if not shutil.which(program):
             return f"no {program} on PATH"
@@ -111,7 +111,7 @@ def missing() -> str:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """URL of a database behind a socket of its own, run by the user postgres."""
+    """URL of a database with its own socket, run by the user postgres."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     folder = Path(f"/tmp/spt-flow-live-{secrets.token_hex(4)}")
     folder.mkdir(mode=0o700)
@@ -142,10 +142,10 @@ def postgres() -> Iterator[str]:
 
 @contextmanager
 def server(database: str, folder: Path) -> Iterator[LiveServer]:
-    """The server with its first user and ``ada``, who has a token; the image is there. Raises ``FlowError``."""
+    """The server with its first user, ``ada`` with a token, and the image. Raises ``FlowError``."""
     bridge = docker_http.connect().get_json("/networks/bridge")
     place = bridge["IPAM"]["Config"][0]
-    # Of its own bridge the engine names the gateway from its second start on (20.10.24); it is the first address.
+    # The engine names its own bridge's gateway only from its second start on (20.10.24); it is the first address.
     gateway = place.get("Gateway") or str(next(ipaddress.ip_network(place["Subnet"]).hosts()))
     with socket.socket() as probe:
         probe.bind((gateway, 0))
@@ -200,7 +200,7 @@ def live_server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def settle(live_server: LiveServer) -> None:
-    """First user, a user for people's work, and her token: by the playbook, as an operator gets them."""
+    """Create the first user, a working user and her token with the playbook, like an operator."""
     assert not live_server.client("").has_first_user()
     done = bootstrap(live_server)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -211,7 +211,7 @@ def settle(live_server: LiveServer) -> None:
 def bootstrap(
     live_server: LiveServer, *argv: str, playbook: str = "bootstrap", **more: object
 ) -> subprocess.CompletedProcess[str]:
-    """A playbook for servers on this one, which runs on this machine."""
+    """Run a playbook for servers against this server, on this machine."""
     variables = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,

@@ -24,7 +24,7 @@ WILDCARD = {"CODER_WILDCARD_ACCESS_URL": "*.apps.test", "CODER_DISABLE_PATH_APPS
 
 @pytest.fixture(scope="module")
 def workspace(live_server: LiveServer) -> Iterator[Workspace]:
-    """On the server with a wildcard; afterwards the server is as it was."""
+    """A workspace on the server with a wildcard; afterwards the server is restored."""
     assert live_server.admin is not None
     live_server.stop()
     before = dict(live_server.environment)
@@ -46,7 +46,7 @@ def workspace(live_server: LiveServer) -> Iterator[Workspace]:
 
 
 def answer(live_server: LiveServer, path: str, host: str = "") -> tuple[int, str, str]:
-    """Status, redirect and text of what the server answers to the workspace's owner."""
+    """Return status, redirect and text of the server's answer to the workspace's owner."""
     server = urlsplit(live_server.url).netloc
     connection = http.client.HTTPConnection(server, timeout=60)
     connection.request("GET", path, headers={"Host": host or server, "Coder-Session-Token": live_server.token})
@@ -56,12 +56,12 @@ def answer(live_server: LiveServer, path: str, host: str = "") -> tuple[int, str
     return found.status, found.headers.get("Location", ""), text
 
 
-def test_up_prints_the_ides_own_address(live_server: LiveServer, workspace: Workspace) -> None:
+def test_up_prints_the_own_address_of_the_ide(live_server: LiveServer, workspace: Workspace) -> None:
     port = urlsplit(live_server.url).port
     assert re.fullmatch(rf"http://ide--(main--)?own--ada\.apps\.test:{port}/", workspace.url or ""), workspace.url
 
 
-def test_ide_is_not_served_at_the_dashboards_address(live_server: LiveServer, workspace: Workspace) -> None:
+def test_ide_is_not_served_at_the_address_of_the_dashboard(live_server: LiveServer, workspace: Workspace) -> None:
     status, _to, text = answer(live_server, "/@ada/own.main/apps/ide/healthz")
     assert status == 403 and '"status"' not in text
 

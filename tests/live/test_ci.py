@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CI runs on a real Coder server: the playbook as a pipeline calls it, and what is left when its client is gone."""
+"""CI runs on a real Coder server: the playbook as a pipeline calls it, and the cleanup after killed clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 from ansible_collections.spt.flow.tests.live.test_workspace_playbooks import CHECKOUT, Playbooks
 
 BEGINS = 300.0
-"""Seconds in which a job begins on a busy machine."""
+"""Seconds until a job starts on a busy machine."""
 GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 
 
@@ -40,7 +40,7 @@ def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout without a remote, as a pipeline may have it."""
+    """A checkout without a remote, as in some pipelines."""
     folder = tmp_path_factory.mktemp("work") / "Demo App"
     subprocess.run(["git", "init", "-q", "-b", "main", str(folder)], check=True)
     (folder / "greeting").write_text("hello\n")
@@ -50,7 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def left(live_server: LiveServer) -> tuple[list[str], list[str]]:
-    """CI workspaces that this server still has, and containers and volumes of them on the engine."""
+    """Return the CI workspaces of this server, and their containers and volumes on the engine."""
     client = live_server.client(live_server.token)
     names = [w["name"] for page in client.workspaces() for w in page if w["template_name"] == "spt-flow-ci"]
     things = []
@@ -84,7 +84,7 @@ def run(
     return done
 
 
-def test_a_run_has_the_commit_streams_collects_and_is_gone(
+def test_run_has_the_commit_streams_output_and_leaves_nothing(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     command = "cat greeting; pwd; git rev-parse HEAD; echo made >made.txt; exit 7"
@@ -100,7 +100,9 @@ def test_a_run_has_the_commit_streams_collects_and_is_gone(
     assert left(live_server) == ([], [])
 
 
-def test_a_cancelled_run_is_gone(playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer) -> None:
+def test_cancelled_run_leaves_nothing(
+    playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
+) -> None:
     process = subprocess.Popen(
         ["ansible-playbook", "playbooks/ci.yml"],
         cwd=CHECKOUT,
@@ -118,10 +120,10 @@ def test_a_cancelled_run_is_gone(playbooks: Playbooks, source: Path, tmp_path: P
     assert left(live_server) == ([], [])
 
 
-def test_a_runner_keeps_neither_the_token_nor_the_jobs_secret(
+def test_runner_keeps_neither_the_token_nor_the_secret_of_the_job(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
-    """As docs/ci.md has it: a clean environment, the token in files of a memory disk, the secret in one that goes."""
+    """As in docs/ci.md: a clean environment, the token in files of a memory disk, the secret in a deleted file."""
     private, memory = tmp_path / "private", Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
         (memory / "url").write_text(live_server.url)
@@ -150,7 +152,7 @@ def test_a_runner_keeps_neither_the_token_nor_the_jobs_secret(
     assert left(live_server) == ([], [])
 
 
-def test_a_person_gets_what_a_run_had_and_hears_what_differs(
+def test_up_reproduces_a_run_and_reports_differences(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
     settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
@@ -183,7 +185,7 @@ def test_a_person_gets_what_a_run_had_and_hears_what_differs(
 
 
 class Run:
-    """`ci.yml` in a session of its own, until its job has begun."""
+    """`ci.yml` in a session of its own, until its job has started."""
 
     def __init__(self, playbooks: Playbooks, source: Path, folder: Path, ttl: str = "60s") -> None:
         folder.mkdir()
@@ -211,17 +213,17 @@ class Run:
 
 
 def reaper(live_server: LiveServer) -> reaper_coder.Report:
-    """A pass as the timer on the server does it, with the token that bootstrap made for it."""
+    """Run a pass like the timer on the server, with the token that bootstrap created for it."""
     api = reaper_coder.Api(live_server.url, (live_server.folder / "etc/reaper.token").read_text().strip())
     return reaper_coder.sweep(api, path=str(live_server.folder / "reaper.json"))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("reaped", [True, False], ids=["with the reaper", "without the reaper"])
-def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
+def test_runs_of_five_killed_clients_are_deleted_two_minutes_after_their_deadline(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer, reaped: bool
 ) -> None:
-    """Client killed, server restarted, agent dead, kept busy by an open session, its own end taken away."""
+    """Client killed, server restarted, agent dead, kept busy by an open session, own deadline disabled."""
     client = live_server.client(live_server.token)
     runs = [Run(playbooks, source, tmp_path / str(number)) for number in range(5)]
     person: subprocess.Popen[bytes] | None = None
@@ -273,10 +275,10 @@ def test_five_whose_clients_are_gone_cost_nothing_two_minutes_after_their_time(
 
 
 @pytest.mark.full
-def test_each_line_of_defence_is_enough_by_itself_and_no_extension_moves_the_end(
+def test_each_cleanup_mechanism_is_sufficient_alone_despite_extensions(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
-    """The run's own without the others, the workspace's own end, and the reaper; each was extended by 12 hours."""
+    """The client, the workspace's own deadline, and the reaper; each workspace was extended by 12 hours."""
     runs = [Run(playbooks, source, tmp_path / str(number), "90s") for number in range(3)]
     for run_ in runs:
         run_.begun()
@@ -301,13 +303,13 @@ def test_each_line_of_defence_is_enough_by_itself_and_no_extension_moves_the_end
     assert containers[2] in subprocess.run(running, capture_output=True, text=True).stdout, (
         "nothing but the reaper is left"
     )
-    # The platform's line leaves a container that has ended and a home; that and the last one are the reaper's.
+    # The workspace's own deadline leaves a stopped container and a home, which the reaper deletes like the last one.
     until(lambda: set(reaper(live_server).reaped) >= {f"ada/{runs[2].name}"} or left(live_server) == ([], []), 130)
     until(lambda: reaper(live_server) is not None and left(live_server) == ([], []), 180)
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that came of it, whatever sessions they are in."""
+    """Return a process and all its descendants, in any session."""
     table = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

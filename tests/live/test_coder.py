@@ -35,7 +35,7 @@ SPEC = WorkspaceSpec("me", Settings(wait_timeout=600), "demo")
 
 @pytest.fixture(scope="module")
 def git_server(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A private repository behind sshd, on the address that workspaces see; ``key`` opens it."""
+    """A private repository behind sshd, on the address that workspaces reach; ``key`` opens it."""
     folder = tmp_path_factory.mktemp("git-server")
     repository = folder / "demo.git"
     subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
@@ -58,11 +58,11 @@ def settings(git_server: dict[str, str]) -> Settings:
 
 @pytest.fixture(scope="module")
 def workspace(live_server: LiveServer, git_server: dict[str, str], settings: Settings) -> Iterator[Workspace]:
-    """Made from nothing: template, then `up`."""
+    """A new workspace: template, then `up`."""
     assert live_server.admin is not None
     said: list[str] = []
     done = coder_template.roll_out(live_server.admin, live_server.wanted(settings), progress=Progress(said.append))
-    # Another file's tests may have made the template on this server.
+    # Tests of another file may have created the template on this server.
     assert done.actions in (["import", "create"], ["import", "activate"]), said
     spec = replace(SPEC, name="", repository=Repository.parse(git_server["url"]), settings=settings)
     result = ensure(live_server, spec, progress=Progress(said.append))
@@ -79,7 +79,7 @@ def ensure(live_server: LiveServer, spec: WorkspaceSpec = SPEC, state: str = "st
 
 @pytest.fixture(scope="module")
 def agent(git_server: dict[str, str]) -> Iterator[dict[str, str]]:
-    """An SSH agent that holds the key of the private repository."""
+    """An SSH agent with the key of the private repository."""
     said = subprocess.run(["ssh-agent", "-s"], capture_output=True, text=True, check=True).stdout
     found = dict(word.split("=", 1) for word in said.replace(";", " ").split() if "=" in word)
     subprocess.run(["ssh-add", "-q", git_server["key"]], env={**os.environ, **found}, check=True)
@@ -108,7 +108,7 @@ def belongings(live_server: LiveServer, workspace: Workspace) -> tuple[list[str]
     return found["ps"], sorted(found["volume"])
 
 
-def test_up_makes_it_and_again_changes_nothing(live_server: LiveServer, workspace: Workspace) -> None:
+def test_up_creates_it_and_a_second_run_changes_nothing(live_server: LiveServer, workspace: Workspace) -> None:
     assert (workspace.name, workspace.owner, workspace.state) == ("demo", "ada", "running")
     assert workspace.step("ide").state == "ok"
     assert workspace.step("clone").state == "needs-auth"
@@ -121,7 +121,7 @@ def test_up_makes_it_and_again_changes_nothing(live_server: LiveServer, workspac
     assert (len(containers), len(volumes)) == (1, 2)
 
 
-def test_a_session_has_the_clients_agent_and_exit_status(
+def test_session_has_the_clients_agent_and_exit_status(
     live_server: LiveServer, workspace: Workspace, agent: dict[str, str]
 ) -> None:
     assert inside(live_server, workspace, "exit 37").returncode == 37
@@ -133,14 +133,14 @@ def test_a_session_has_the_clients_agent_and_exit_status(
     assert (searched.returncode, searched.stdout) == (1, ""), searched.stderr
 
 
-def test_a_gpg_agent_is_forwarded(live_server: LiveServer, workspace: Workspace, tmp_path: Path) -> None:
-    """As docs/coder.md has it in ~/.ssh/config; the image has no GnuPG, so the agent's greeting is looked for."""
+def test_gpg_agent_is_forwarded(live_server: LiveServer, workspace: Workspace, tmp_path: Path) -> None:
+    """As docs/coder.md writes it to ~/.ssh/config; the image has no GnuPG, so the agent's greeting is expected."""
     if not shutil.which("gpg-agent"):
         pytest.skip("no gpg-agent on PATH")
     env = {**os.environ, "GNUPGHOME": str(tmp_path)}
     tmp_path.chmod(0o700)
     here = tmp_path / "S.gpg-agent.extra"
-    # Beside its home an agent has its sockets only where there is no folder of the user's in /run.
+    # GnuPG puts its sockets into the home only if the user has no folder in /run.
     agent = ["gpg-agent", "--daemon", "--extra-socket", str(here), "--", "sleep", "60"]
     with subprocess.Popen(agent, env=env, stdin=subprocess.DEVNULL) as running:
         try:
@@ -155,9 +155,7 @@ def test_a_gpg_agent_is_forwarded(live_server: LiveServer, workspace: Workspace,
             running.terminate()
 
 
-def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(
-    live_server: LiveServer, workspace: Workspace
-) -> None:
+def test_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(live_server: LiveServer, workspace: Workspace) -> None:
     inside(
         live_server,
         workspace,
@@ -184,7 +182,7 @@ def test_the_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(
     assert shown["clone"] == "ok"
 
 
-def test_limits_docker_and_the_ide_are_as_everywhere(live_server: LiveServer, workspace: Workspace) -> None:
+def test_limits_docker_and_ide_match_other_targets(live_server: LiveServer, workspace: Workspace) -> None:
     (container,), _volumes = belongings(live_server, workspace)
     shown = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
     host = json.loads(shown)[0]["HostConfig"]
@@ -198,7 +196,7 @@ def test_limits_docker_and_the_ide_are_as_everywhere(live_server: LiveServer, wo
     assert answer.status == 200
 
 
-def test_a_new_version_leaves_it_alone_until_its_user_restarts(
+def test_new_version_waits_for_the_restart_by_the_user(
     live_server: LiveServer, workspace: Workspace, settings: Settings
 ) -> None:
     assert live_server.admin is not None
@@ -225,21 +223,21 @@ def test_a_new_version_leaves_it_alone_until_its_user_restarts(
     assert restarted.settings_hash == changed.hash()
 
 
-def test_keepalive_moves_the_stop(live_server: LiveServer, workspace: Workspace) -> None:
+def test_keepalive_postpones_the_stop(live_server: LiveServer, workspace: Workspace) -> None:
     kept = ensure(live_server, state="kept", hours=20.0, by="ada").workspace
     assert kept is not None
     assert kept.life.stops_at is not None
     assert abs(kept.life.stops_at - time.time() - 20 * 3600) < 120
 
 
-def test_a_server_that_restarts_is_waited_for(live_server: LiveServer, workspace: Workspace) -> None:
+def test_restarting_server_is_waited_for(live_server: LiveServer, workspace: Workspace) -> None:
     live_server.stop()
     live_server.start()
     assert ensure(live_server).workspace is not None
 
 
 def test_ctrl_c_leaves_the_build_to_the_server(live_server: LiveServer, workspace: Workspace) -> None:
-    """A process with a signal; the same command, or the one that it names, comes back to the build."""
+    """Send a signal; the same command, or the one that it names, resumes the build."""
     ensure(live_server, state="stopped")
     checkout = Path(__file__).resolve().parents[2]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
@@ -271,7 +269,9 @@ def test_delete_leaves_nothing(live_server: LiveServer, workspace: Workspace) ->
     assert not ensure(live_server, state="absent").changed
 
 
-def test_a_workspace_of_one_click_is_ready(live_server: LiveServer, settings: Settings, workspace: Workspace) -> None:
+def test_workspace_from_the_dashboard_is_ready(
+    live_server: LiveServer, settings: Settings, workspace: Workspace
+) -> None:
     """From the dashboard, with no value given."""
     client = live_server.client(live_server.token)
     template = client.template("spt-flow")
@@ -286,7 +286,7 @@ def test_a_workspace_of_one_click_is_ready(live_server: LiveServer, settings: Se
         ensure(live_server, click, "absent")
 
 
-def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(live_server: LiveServer, settings: Settings) -> None:
+def test_stopped_ci_workspace_leaves_no_resources(live_server: LiveServer, settings: Settings) -> None:
     assert live_server.admin is not None
     coder_template.roll_out(live_server.admin, live_server.wanted(settings, "ci", "spt-flow-ci"))
     client = live_server.client(live_server.token)
@@ -305,9 +305,7 @@ def test_a_ci_workspace_that_is_stopped_costs_nothing_any_more(live_server: Live
     ensure(live_server, job, "absent")
 
 
-def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(
-    live_server: LiveServer, tmp_path: Path
-) -> None:
+def test_action_pushes_the_templates_and_a_second_run_changes_nothing(live_server: LiveServer, tmp_path: Path) -> None:
     assert live_server.admin is not None
     checkout = Path(__file__).resolve().parents[2]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
@@ -331,5 +329,5 @@ def test_the_action_brings_the_templates_and_a_second_run_changes_nothing(
     assert "changed=0" in run()
 
 
-def test_nothing_secret_is_in_the_servers_log_of_ours(live_server: LiveServer, workspace: Workspace) -> None:
+def test_server_log_contains_none_of_our_secrets(live_server: LiveServer, workspace: Workspace) -> None:
     assert live_server.token.split("-")[1] not in Path(live_server.folder / "server.log").read_text()

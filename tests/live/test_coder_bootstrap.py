@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real Coder server gets its users, a token and the templates by playbooks; what a fake cannot vouch for."""
+"""A real Coder server gets users, a token and templates by playbooks; only what the fake server cannot prove."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer, bootstrap
 
 
-def test_again_changes_nothing_and_shows_no_secret(live_server: LiveServer) -> None:
+def test_second_run_changes_nothing_and_shows_no_secret(live_server: LiveServer) -> None:
     token = (live_server.folder / "etc/coder.token").read_text().strip()
     done = bootstrap(live_server, "-vvvv", "--diff")
     assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout[-3000:]
@@ -25,7 +25,7 @@ def test_again_changes_nothing_and_shows_no_secret(live_server: LiveServer) -> N
     assert (live_server.folder / "etc/coder.token").read_text().strip() == token
 
 
-def test_the_bots_token_rolls_out_templates_and_does_no_more(live_server: LiveServer) -> None:
+def test_token_of_the_bot_only_rolls_out_templates(live_server: LiveServer) -> None:
     more = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "coder_template_network": "bridge"}
     only = ("--tags", "coder_template")  # the reaper would be installed on this machine
     done = bootstrap(live_server, *only, playbook="servers", coder_template_name="bots", **more)
@@ -39,12 +39,12 @@ def test_the_bots_token_rolls_out_templates_and_does_no_more(live_server: LiveSe
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
     bot = live_server.client((live_server.folder / "etc/coder.token").read_text().strip())
     assert bot.user("ada") is None or not bot.member_roles("ada")
-    # What somebody may not see is not there (v2.35.1: 404, not 403).
+    # The server hides what a user may not see (v2.35.1: 404, not 403).
     with pytest.raises(NotFound):
         bot.update_roles("ada", ["owner"])
 
 
-def test_a_token_that_still_works_makes_its_successor(live_server: LiveServer) -> None:
+def test_valid_token_creates_its_successor(live_server: LiveServer) -> None:
     bot = live_server.client((live_server.folder / "etc/coder.token").read_text().strip())
     made = coder_tokens.mint(bot, coder_tokens.TokenRequest("other", "me"))
     wish = coder_tokens.TokenRequest("other", "flow-bot")
@@ -59,20 +59,20 @@ def test_a_token_that_still_works_makes_its_successor(live_server: LiveServer) -
     last.delete_token(again.token.partition("-")[0])
 
 
-def test_an_owners_token_is_capped_at_a_week(live_server: LiveServer) -> None:
+def test_owner_token_is_capped_at_a_week(live_server: LiveServer) -> None:
     assert live_server.admin is not None
     assert coder_tokens.lifetime_of(live_server.admin, coder_tokens.TokenRequest("x")) == (7 * 86400.0, 7 * 86400.0)
 
 
-def test_a_weak_password_is_refused_with_its_reason(live_server: LiveServer) -> None:
+def test_weak_password_is_refused_with_its_reason(live_server: LiveServer) -> None:
     weak = {"username": "eve", "email": "eve@example.com", "login_type": "password", "password": "Kanarie1"}
     done = bootstrap(live_server, "-vvv", coder_users=[weak])
     assert done.returncode == 2 and "password" in done.stdout
     assert "Kanarie1" not in done.stdout + done.stderr and "Traceback" not in done.stdout
 
 
-def test_who_leaves_cannot_come_back_and_their_workspace_stops_with_its_home(live_server: LiveServer) -> None:
-    """The template of the test before: this file is run as a whole."""
+def test_departed_user_cannot_log_in_and_the_workspace_stops_with_its_home(live_server: LiveServer) -> None:
+    """It needs the template of the test before: this file runs as a whole."""
     assert live_server.admin is not None
     bob = {"username": "bob", "email": "bob@example.com"}
     assert bootstrap(live_server, coder_users=[bob]).returncode == 0

@@ -29,7 +29,7 @@ SENTENCE = "spt.flow refuses POST /containers/create on this node"
 
 @dataclass
 class Proxied:
-    """A proxy that runs as on a node. ``journal`` is what it writes for the journal."""
+    """A proxy that runs like on a node; ``journal`` has its output for the journal."""
 
     socket: Path
     journal: Path
@@ -64,7 +64,7 @@ def proxied(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def wanted(proxied: Proxied, settings: Settings, name: str, old: str = "", new: str = "") -> coder_template.Wanted:
-    """The collection's template behind the proxy, with ``new`` for ``old`` in it."""
+    """The collection's template behind the proxy, with ``old`` replaced by ``new``."""
     nodes = {"node1": f"unix://{proxied.socket}"}
     made = coder_template.ours(settings, "dev", name, nodes, network="bridge")
     if not old:
@@ -87,7 +87,7 @@ def containers(workspace_id: str) -> list[str]:
 
 
 def test_whole_life_of_a_workspace_passes_the_proxy(live_server: LiveServer, proxied: Proxied) -> None:
-    """Create, stop, start, update and delete, by the real provider; the proxy refuses nothing of it."""
+    """Create, stop, start, update and delete with the real provider; the proxy refuses nothing of it."""
     assert live_server.admin is not None
     coder_template.roll_out(live_server.admin, wanted(proxied, SETTINGS, "proxied"))
     spec, reached = WorkspaceSpec("me", SETTINGS, "behind"), target(live_server, "proxied")
@@ -140,7 +140,7 @@ HOSTILE = {
 def test_hostile_template_is_refused_with_a_sentence(
     old: str, new: str, named: str, live_server: LiveServer, proxied: Proxied
 ) -> None:
-    """The user reads why in the build's log, the journal has one line, and the engine has no container."""
+    """The user reads the reason in the build's log, the journal has one line, and the engine has no container."""
     assert live_server.admin is not None
     before = proxied.refused()
     name = f"hostile-{named.lower()}-{len(before)}"
@@ -150,7 +150,7 @@ def test_hostile_template_is_refused_with_a_sentence(
             target(live_server, "hostile").create(WorkspaceSpec("me", SETTINGS, name), Progress())
         said = f"{caught.value.message}\n{caught.value.hint}"
         if named != "Image":
-            # The provider pulls an image before it asks for a container of it.
+            # The provider pulls an image before it requests a container.
             assert SENTENCE in said and named in said, said
         else:
             assert "spt.flow refuses" in said, said

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The platform engineer's day on a real Coder server: gh moves by one version beside a workspace."""
+"""A tool update on a real Coder server: gh changes by one version while a workspace is in use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Release = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def recipe(live_server: LiveServer, tmp_path: Path) -> Copy:
-    """The slim profile, whose layers the engine has for ``live_server``, and a script that is called gh."""
+    """The slim profile, whose layers the engine has for ``live_server``, and a script as gh."""
     made = recipe_harness.copy(tmp_path / "collections/ansible_collections/spt/flow")
     made.gh("1.0")
     recipe_harness.cache_of_its_own(tmp_path / "cache", "downloads", "ide")
@@ -40,7 +40,7 @@ def recipe(live_server: LiveServer, tmp_path: Path) -> Copy:
 
 @pytest.fixture
 def release(live_server: LiveServer, recipe: Copy, tmp_path: Path) -> Iterator[Release]:
-    """Runs release.yml for the server; what it leaves on the engine goes."""
+    """Run release.yml for the server; remove afterwards what it leaves on the engine."""
     file = tmp_path / "release/image.json"
     server = {
         "ansible_connection": "local",
@@ -97,7 +97,7 @@ def container(workspace: Workspace) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
-def test_gh_moves_beside_a_running_workspace_of_a_coder_server(
+def test_tool_update_leaves_a_running_coder_workspace_unchanged_until_restart(
     live_server: LiveServer, recipe: Copy, release: Release
 ) -> None:
     done = release()

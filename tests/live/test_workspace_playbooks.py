@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbooks against a real Coder server, from a machine without the program coder: the server's own is fetched."""
+"""The playbooks against a real Coder server; the program coder is missing and fetched from the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Playbooks:
     home: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        """One with a home of its own, in which no program coder can be found."""
+        """An environment with its own home, in which no program coder exists."""
         programs = self.home / "programs"
         programs.mkdir(exist_ok=True)
         for name in ("ssh", "git", "ssh-keygen", "ssh-add", "sh", "env", "mkdir", "basename"):
@@ -77,7 +77,7 @@ def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory)
     made.json("delete", "-e", "workspace=playbooks", "-e", "confirm=true")
 
 
-def test_up_makes_a_workspace_and_ends_in_the_command(playbooks: Playbooks) -> None:
+def test_up_creates_a_workspace_and_ends_in_the_command(playbooks: Playbooks) -> None:
     planned = playbooks.json("up", "-e", f"repo={REPO}", "--check")
     assert planned["changed"], planned
     assert not (playbooks.home / ".cache/spt-flow/coder").exists()
@@ -92,7 +92,7 @@ def test_up_makes_a_workspace_and_ends_in_the_command(playbooks: Playbooks) -> N
     assert (done.returncode, done.stdout) == (0, "coder\n"), done.stderr
 
 
-def test_every_other_verb(playbooks: Playbooks) -> None:
+def test_every_other_playbook_works(playbooks: Playbooks) -> None:
     assert playbooks.json("status")["workspaces"][0]["state"] == "running"
     assert "playbooks  running  git.invalid/team/playbooks" in playbooks.run("status").stdout
     assert any('"event"' in line for line in playbooks.json("logs", "-e", "workspace=playbooks")["lines"])
@@ -107,7 +107,7 @@ def test_every_other_verb(playbooks: Playbooks) -> None:
     assert playbooks.json("doctor")["ok"]
 
 
-def test_exit_statuses(playbooks: Playbooks) -> None:
+def test_exit_statuses_are_returned(playbooks: Playbooks) -> None:
     expired = playbooks.json("status", CODER_SESSION_TOKEN="abcdefghij-1234567890123456789012")
     assert (expired["status"], expired["error"]["kind"]) == (4, "auth")
     assert playbooks.json("stop", "-e", "workspace=nope")["status"] == 6
