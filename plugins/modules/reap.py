@@ -74,6 +74,11 @@ capped:
   type: list
   elements: str
   returned: always
+stopped:
+  description: Names of workspaces without an automatic stop that were stopped after a day without use (check mode - would be).
+  type: list
+  elements: str
+  returned: always
 problems:
   description: What could not be deleted or brought nearer and why, by name.
   type: dict
@@ -117,8 +122,15 @@ def main() -> None:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
     lines = reaper_engine.lines(report, dry)
-    changed = bool(reaped or report.capped)
-    result = {"reaped": reaped, "capped": report.capped, "problems": report.failed, "lines": lines, "changed": changed}
+    changed = bool(reaped or report.capped or report.stopped)
+    result = {
+        "reaped": reaped,
+        "capped": report.capped,
+        "stopped": report.stopped,
+        "problems": report.failed,
+        "lines": lines,
+        "changed": changed,
+    }
     if report.failed:
         module.fail_json(msg="; ".join(lines), **result)
     module.exit_json(**result)

@@ -192,6 +192,27 @@ def test_stop_is_postponed_by_at_most_a_day(fake: Fake, tmp_path: Path) -> None:
     assert reaper_engine.lines(report, dry=False) == ["Nothing to delete."]
 
 
+def test_workspace_whose_stop_was_switched_off_is_stopped_after_a_day_without_use(fake: Fake, tmp_path: Path) -> None:
+    """Users may switch the automatic stop off in the dashboard; the server refuses a deadline then."""
+    for name in ("idle", "busy", "usual"):
+        make(fake, name, template="spt-flow")
+    made = {workspace.name: workspace for workspace in fake.state.workspaces.values()}
+    client, day = coder_harness.client(fake), 86400
+    for name in ("idle", "busy"):
+        client.put_ttl(made[name].id, None)
+    fake.state.clock.advance(day - 600)
+    assert sweep(fake, tmp_path).stopped == []
+    made["busy"].used = fake.state.now
+    fake.state.clock.advance(1200)
+    assert sweep(fake, tmp_path, dry=True).stopped == ["ada/idle"]
+    report = sweep(fake, tmp_path)
+    assert report.stopped == ["ada/idle"] and "not used for 24 hours" in reaper_engine.lines(report, dry=False)[0]
+    fake.state.clock.advance(60)
+    latest = client.workspace_by_id(made["idle"].id)["latest_build"]
+    assert (latest["transition"], latest["job"]["status"]) == ("stop", "succeeded")
+    assert sweep(fake, tmp_path).stopped == []
+
+
 def test_failing_user_list_does_not_block_deletions(still: Fake, tmp_path: Path) -> None:
     class Half(Api):
         def workspaces(self, template: str, status: str = "") -> Iterator[Any]:

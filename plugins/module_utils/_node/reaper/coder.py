@@ -240,7 +240,11 @@ def sweep(
 
 
 def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
-    """Cap deadlines that users extended beyond a day in the dashboard (docs/decisions/coder-server-behaviour.md)."""
+    """Cap deadlines that users extended beyond a day in the dashboard (docs/decisions/coder-server-behaviour.md).
+
+    The server takes no deadline for a workspace whose automatic stop a user switched off. Such a workspace is stopped
+    once it was not used for a day.
+    """
     people = template.removesuffix(CI_SUFFIX)
     if people == template:
         return
@@ -248,6 +252,7 @@ def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
         running = list(api.workspaces(people, "running"))
         latest = api.clock + LONGEST
         late = [w for w in running if epoch(w["latest_build"].get("deadline") or NEVER) > latest + SLACK]
+        idle = [w for w in running if _unused(w, latest - 2 * LONGEST)]
     except (FlowError, ValueError) as error:
         report.failed[f"workspaces of {people}"] = str(error)
         return
@@ -260,6 +265,23 @@ def _cap(api: Api, template: str, dry: bool, report: Report) -> None:
             report.capped.append(name)
         except FlowError as error:
             report.failed[name] = error.message
+    for workspace in idle:
+        name = f"{workspace['owner_name']}/{workspace['name']}"
+        try:
+            if not dry:
+                api("POST", f"/workspaces/{quote(workspace['id'], safe='')}/builds", body={"transition": "stop"})
+            report.stopped.append(name)
+        except FlowError as error:
+            report.failed[name] = error.message
+
+
+def _unused(workspace: Json, since: float) -> bool:
+    """Return whether a workspace without a deadline was neither started nor used after ``since``."""
+    build = workspace["latest_build"]
+    if (build.get("deadline") or NEVER) != NEVER:
+        return False
+    times = (build["created_at"], build["job"].get("completed_at"), workspace.get("last_used_at"))
+    return max(epoch(text or NEVER) for text in times) < since
 
 
 def _delete(api: Api, workspace: Json, sleep: Callable[[float], None]) -> None:

@@ -100,12 +100,13 @@ class Report:
     """Result of one pass.
 
     ``overdue``: seconds since the oldest remaining object expired. ``capped``: workspaces of users whose stop was
-    beyond the limit and was capped.
+    beyond the limit and was capped. ``stopped``: workspaces without an automatic stop that were not used for a day.
     """
 
     doomed: list[Expired] = field(default_factory=list)
     reaped: list[str] = field(default_factory=list)
     capped: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     overdue: float = 0.0
 
@@ -347,7 +348,10 @@ def lines(report: Report, dry: bool) -> list[str]:
     ]
     verb = "would cap" if dry else "capped"
     said += [f"{verb} workspace {name}: it stops in {LONGEST / 3600:g} hours" for name in report.capped]
+    verb = "would stop" if dry else "stopped"
+    why = f"its automatic stop is off and it was not used for {LONGEST / 3600:g} hours"
+    said += [f"{verb} workspace {name}: {why}" for name in report.stopped]
     gone = {entry.name for entry in report.doomed}
     rest = {name: why for name, why in report.failed.items() if name not in gone}
-    said += [f"could not cap workspace {name}: {why}" for name, why in rest.items()]
+    said += [f"could not cap or stop workspace {name}: {why}" for name, why in rest.items()]
     return said or ["Nothing to delete."]
