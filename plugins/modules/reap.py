@@ -50,6 +50,18 @@ options:
         them put off for ever, is brought nearer when it is more than 24 hours away.
     type: str
     default: spt-flow-ci
+  coder_workspaces:
+    description: Ids of Coder workspaces on nodes (RV(coder_workspaces)). RV(gone) lists those that were deleted.
+    type: list
+    elements: str
+    default: []
+  coder_gone:
+    description:
+      - Ids of deleted Coder workspaces. Their containers and Docker data are deleted from the node and nothing else.
+      - Their homes are only listed.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -75,10 +87,25 @@ capped:
   elements: str
   returned: always
 stopped:
-  description: Names of workspaces without an automatic stop that were stopped after a day without use (check mode - would be).
+  description: Names of workspaces without an automatic stop that were stopped after a day without use.
   type: list
   elements: str
   returned: always
+homes:
+  description: Homes on the node of deleted Coder workspaces. Only a person may delete them.
+  type: list
+  elements: str
+  returned: always
+coder_workspaces:
+  description: Ids of the Coder workspaces that the node has objects of.
+  type: list
+  elements: str
+  returned: on a node
+gone:
+  description: Those of the option O(coder_workspaces) that the server has deleted.
+  type: list
+  elements: str
+  returned: on a server
 problems:
   description: What could not be deleted or brought nearer and why, by name.
   type: dict
@@ -95,9 +122,11 @@ error:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.spt.flow.plugins.module_utils._node.docker.http import connect
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper import coder as reaper_coder
 from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
+from ansible_collections.spt.flow.plugins.module_utils._node.reaper import orphans as reaper_orphans
 
 
 def main() -> None:
@@ -107,17 +136,24 @@ def main() -> None:
         "coder_token_file": {"type": "path", "default": "/etc/spt-flow/reaper.token"},
         "coder_ca_file": {"type": "path", "default": ""},
         "coder_template": {"type": "str", "default": reaper_coder.TEMPLATE},
+        "coder_workspaces": {"type": "list", "elements": "str", "default": []},
+        "coder_gone": {"type": "list", "elements": "str", "default": []},
     }
     module = AnsibleModule(spec, supports_check_mode=True)
     params, dry = module.params, module.check_mode
+    more: dict[str, list[str]] = {}
     try:
         if params["coder_url"]:
             token = reaper_coder.read_token(params["coder_token_file"])
             api = reaper_coder.Api(params["coder_url"], token, params["coder_ca_file"])
             state = params["state_file"] or reaper_coder.STATE
             report = reaper_coder.sweep(api, params["coder_template"], state, dry)
+            more["gone"] = reaper_orphans.deleted(api, params["coder_workspaces"])
+        elif params["coder_gone"]:
+            report = reaper_orphans.sweep(params["coder_gone"], dry)
         else:
             report = reaper_engine.sweep(params["state_file"] or reaper_engine.STATE, dry)
+            more["coder_workspaces"] = reaper_orphans.workspaces(reaper_engine.read(connect()))
     except FlowError as error:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
     reaped = [entry.name for entry in report.doomed] if dry else report.reaped
@@ -127,6 +163,8 @@ def main() -> None:
         "reaped": reaped,
         "capped": report.capped,
         "stopped": report.stopped,
+        "homes": report.homes,
+        **more,
         "problems": report.failed,
         "lines": lines,
         "changed": changed,

@@ -116,7 +116,7 @@ class Api:
         kinds: dict[int, type[FlowError]] = {400: InvalidInput, 401: AuthError, 403: AuthError, 404: NotFound}
         kinds |= {409: Conflict, 410: NotFound}
         message = f"The Coder server {self.url} refused {method} {path}: {said.replace(self._token, '***')}"
-        return kinds.get(error.code, Unhealthy)(message)
+        return kinds.get(error.code, Unhealthy)(message, "", {"status": error.code})
 
     def workspaces(self, template: str, status: str = "") -> Iterator[Json]:
         """Return all workspaces of a template; the server compares whole names

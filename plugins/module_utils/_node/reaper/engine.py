@@ -101,12 +101,14 @@ class Report:
 
     ``overdue``: seconds since the oldest remaining object expired. ``capped``: workspaces of users whose stop was
     beyond the limit and was capped. ``stopped``: workspaces without an automatic stop that were not used for a day.
+    ``homes``: homes of deleted workspaces, which only a person may delete.
     """
 
     doomed: list[Expired] = field(default_factory=list)
     reaped: list[str] = field(default_factory=list)
     capped: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    homes: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     overdue: float = 0.0
 
@@ -351,6 +353,9 @@ def lines(report: Report, dry: bool) -> list[str]:
     verb = "would stop" if dry else "stopped"
     why = f"its automatic stop is off and it was not used for {LONGEST / 3600:g} hours"
     said += [f"{verb} workspace {name}: {why}" for name in report.stopped]
+    said += [
+        f"kept home {name}: its workspace was deleted; docker volume rm {name} deletes it" for name in report.homes
+    ]
     gone = {entry.name for entry in report.doomed}
     rest = {name: why for name, why in report.failed.items() if name not in gone}
     said += [f"could not cap or stop workspace {name}: {why}" for name, why in rest.items()]
