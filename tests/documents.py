@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands that our documents tell people to run."""
+"""The commands that our documents tell users to run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of ``page`` in one language."""
+    """Return the fenced blocks of ``page`` in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def commands(block: str) -> list[str]:
-    """The lines of a block that a reader types."""
+    """Return the lines of a block that a reader types."""
     lines: list[str] = []
     for line in block.splitlines():
         if line.startswith("$ "):
@@ -31,12 +31,12 @@ def commands(block: str) -> list[str]:
 
 
 def session(page: Path) -> str:
-    """What a reader of ``page`` types, from its first block to its last one, as a shell's text."""
+    """Return everything that a reader of ``page`` types, as a shell script."""
     return "\n".join(line for block in blocks(page, "console") for line in commands(block))
 
 
 def sections(page: Path) -> dict[str, str]:
-    """The commands of each section of ``page`` that has any, by its heading."""
+    """Return the commands of each section of ``page`` that has any, by its heading."""
     found: dict[str, list[str]] = {}
     heading = ""
     for part in re.split(
@@ -50,7 +50,7 @@ def sections(page: Path) -> dict[str, str]:
 
 
 def github(page: Path, values: dict[str, str]) -> list[dict[str, Any]]:
-    """Steps with a command of the workflows in ``page``, with ``${{ … }}`` replaced by ``values``."""
+    """Return the steps with a command of the workflows in ``page``, with ``${{ … }}`` replaced by ``values``."""
     found = []
     for document in _yaml(page, "jobs:"):
         for job in document["jobs"].values():
@@ -60,7 +60,7 @@ def github(page: Path, values: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def gitlab(page: Path, values: dict[str, str]) -> list[tuple[list[str], dict[str, str]]]:
-    """Scripts and variables of the GitLab jobs in ``page``."""
+    """Return scripts and variables of the GitLab jobs in ``page``."""
     found = []
     for document in _yaml(page, "  script:"):
         for job in document.values():
@@ -77,7 +77,7 @@ def _yaml(page: Path, mark: str) -> list[dict[str, Any]]:
 
 
 def pages() -> list[Path]:
-    """Every page that people read."""
+    """Return every page for readers."""
     found = [CHECKOUT / "README.md"]
     for folder, _folders, files in os.walk(CHECKOUT / "docs"):
         found += [Path(folder) / name for name in files if name.endswith(".md")]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Repositories of somebody who wants to harm whoever reads them: traps, and a generator that combines them by a seed.
+"""Hostile local repositories: traps, and a generator that combines them by a seed.
 
 A trap that works either runs ``Place.script``, which writes ``Place.canary``, or shows the commit of ``Place.private``,
 another repository of the same user.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def git(folder: Path, *arguments: str, check: bool = True, stdin: str = "") -> str:
-    """Run git as its user would, with nothing but the folder's own configuration."""
+    """Run git as its user would, with only the folder's own configuration."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environ |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "HOME": str(folder.parent), "LC_ALL": "C"}
     for kind in ("AUTHOR", "COMMITTER"):
@@ -31,7 +31,7 @@ def git(folder: Path, *arguments: str, check: bool = True, stdin: str = "") -> s
 
 @dataclass(frozen=True)
 class Place:
-    """A repository that can be copied, before traps are set in it, and what they aim at."""
+    """A valid repository before traps are set in it, and the targets of traps."""
 
     folder: Path
     private: Path
@@ -59,7 +59,7 @@ class Place:
 
     @property
     def secret(self) -> str:
-        """The commit that nobody may get."""
+        """The secret commit."""
         return git(self.private, "rev-parse", "HEAD")
 
     def set(self, *pairs: tuple[str, str]) -> None:
@@ -67,7 +67,7 @@ class Place:
             git(self.folder, "config", "--add", name, value)
 
     def lose_a_blob(self) -> None:
-        """Git fetches a missing object of a partial clone by itself."""
+        """Delete a blob, which git then fetches automatically in a partial clone."""
         blob = git(self.folder, "rev-parse", "HEAD:file.txt")
         (self.git / "objects" / blob[:2] / blob[2:]).unlink()
 
@@ -97,9 +97,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Trap:
-    """``spring`` are git arguments that set it off in the folder; without them git is not known to fall for it.
+    """``spring`` are git arguments that set it off in the folder; without them plain git is not known to run it.
 
-    ``held`` says that copying the folder was safe already when git still ran in it.
+    ``held`` says that copying the folder was safe even while git still ran in it.
     """
 
     name: str
@@ -228,7 +228,7 @@ def _git_link(p: Place) -> None:
 
 
 def _linked(*names: str) -> Callable[[Place], None]:
-    """Entries of the git directory that are links into the private one; packs where the secret is in one."""
+    """Entries of the git directory that are links into the private one; packs if the secret is in one."""
 
     def trap(p: Place) -> None:
         git(p.private, "gc", "-q")
@@ -275,12 +275,12 @@ def _false_submodule(p: Place) -> None:
 
 
 def _included_address(p: Place) -> None:
-    """The address that it was cloned from is another repository's."""
+    """The address that it was cloned from belongs to another repository."""
     p.set(("include.path", str(p.private / ".git/config")))
 
 
 def _fifo(name: str) -> Callable[[Place], None]:
-    """Whoever opens it waits for ever."""
+    """A file that blocks every reader."""
 
     def trap(p: Place) -> None:
         path = p.git / name
@@ -292,7 +292,7 @@ def _fifo(name: str) -> Callable[[Place], None]:
 
 
 def _replaced(p: Place) -> None:
-    """A commit that stands for another one."""
+    """A commit that replaces another one."""
     _linked_pack(p)
     head = git(p.folder, "rev-parse", "HEAD")
     (p.git / "refs/heads/leak").unlink()
@@ -386,6 +386,6 @@ READING: tuple[Trap, ...] = (
     Trap("fifo-commit-graph", _fifo("objects/info/commit-graph"), held=False),
     Trap("ref-names", _broken_names),
 )
-"""Each shows another repository of the user, or makes whoever reads it wait."""
+"""Each shows another repository of the user, or blocks its reader."""
 
 TRAPS = (*EXECUTING, *READING)

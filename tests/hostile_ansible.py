@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files of a checkout by which Ansible or Python would run the checkout's programs, when it works in that directory."""
+"""Files of a checkout by which Ansible or Python would run the checkout's programs when started in that directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAKE = "ansible_collections/spt/flow/playbooks/ci.yml"
 
 @dataclass(frozen=True)
 class Lure:
-    """``files`` by path, with {script} and {name} in them; ``works``: Ansible in the checkout falls for it."""
+    """``files`` by path, with {script} and {name} in them; ``works``: plain Ansible in the checkout runs it."""
 
     name: str
     files: dict[str, str] = field(default_factory=dict)
@@ -71,17 +71,17 @@ LURES = (
         works=False,
     ),
 )
-"""Ansible's configuration first, then what lies about."""
+"""Ansible's configuration first, then other files."""
 
 
 def plant(folder: Path, script: Path, lures: Iterable[Lure] = LURES) -> None:
-    """Put ``lures`` into ``folder``, with one ``ansible.cfg`` for all; of a key that two set, the last counts."""
+    """Put ``lures`` into ``folder``, with one ``ansible.cfg`` for all; if two set a key, the last one applies."""
     keys: dict[str, str] = {}
     for lure in lures:
         lure.plant(folder, script)
         for line in lure.configuration.splitlines():
             key, _equals, value = line.partition(" = ")
-            # Search paths add up; of one value the first stays.
+            # Search paths add up; of a single value the first stays.
             keys[key] = f"{keys[key]}:{value}" if key.endswith("_plugins") and key in keys else keys.get(key, value)
     if keys:
         text = "".join(f"{key} = {value}\n" for key, value in keys.items())

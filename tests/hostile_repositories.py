@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whole hostile repositories from a seed: what is committed, git's configuration and layout, and lures for Ansible."""
+"""Whole hostile repositories from a seed: committed files, git's configuration and layout, and traps for Ansible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ESCAPES = (
     "\x08\x08\x0d",
     "\x1bP",
 )
-"""Sequences that a terminal obeys, and one that turns the direction of text."""
+"""Terminal escape sequences, and one that reverses the direction of text."""
 
 
 def _development_container(place: Place, dice: random.Random) -> None:
@@ -80,7 +80,7 @@ def _modules(place: Place, dice: random.Random) -> None:
 
 
 def _programs(place: Place, dice: random.Random) -> None:
-    """Files that shells, editors and tools run when they find them."""
+    """Files that shells, editors and tools execute when they find them."""
     run = f"{place.script}\n"
     names = (
         ".bashrc",
@@ -134,14 +134,14 @@ REFS = (_refs, _branch)
 
 @dataclass(frozen=True)
 class Repository:
-    """One generated repository, and a word for each thing that is wrong with it."""
+    """One generated repository, and a word for each of its defects."""
 
     place: Place
     words: tuple[str, ...]
 
 
 def generate(base: Path, seed: int, number: int) -> Repository:
-    """The repository ``number`` of ``seed``, made in ``base``."""
+    """Create the repository ``number`` of ``seed`` in ``base``."""
     dice = random.Random(f"{seed}/{number}")
     place = Place.make(base, f"hostile-{number}")
     words = []
@@ -179,5 +179,5 @@ def generate(base: Path, seed: int, number: int) -> Repository:
 
 
 def seed() -> int:
-    """``HOSTILE_SEED`` where it is set, to repeat what failed; else another one each time."""
+    """Return ``HOSTILE_SEED`` if set, to repeat a failure; otherwise a random seed."""
     return int(os.environ.get("HOSTILE_SEED") or random.SystemRandom().randrange(1 << 32))

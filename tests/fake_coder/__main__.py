@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``python3 -m tests.fake_coder``: the fake as a program, for units, playbooks and measurements; ends by a signal."""
+"""``python3 -m tests.fake_coder``: the fake server as a program for units, playbooks and measurements."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Users and what they show to be who they are: passwords, sessions, tokens (§1.3 to §1.5)."""
+"""Users and their credentials: passwords, sessions, tokens."""
 
 from __future__ import annotations
 
@@ -146,14 +146,14 @@ class Accounts:
         return f"{key.id}-{secret}"
 
     def give_token(self, user: User, token: str, name: str = "given") -> None:
-        """Make ``<id>-<secret>`` a token of the user: for tests and for a server that is started with one."""
+        """Make ``<id>-<secret>`` a token of the user, for tests and for a server that starts with one."""
         key_id, _hyphen, secret = token.partition("-")
         key = Key(user.id, hashlib.sha256(secret.encode()).hexdigest(), self.now, CENTURY, "token", name, ["coder:all"])
         key.id = key_id
         self.keys[key_id] = key
 
     def authenticate(self, token: str) -> User:
-        """Who asks, or 401 with the reason (§1.1)."""
+        """Return the caller, or 401 with the reason."""
         signed_out = "You are signed out or your session has expired. Please sign in again to continue."
         if not token:
             raise Refused(401, signed_out, 'Cookie "coder_session_token" or query parameter must be provided.')

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Answers that go wrong: one by one, as a share of all, or all while the server restarts."""
+"""Faulty answers: single ones, a share of all, or all of them while the server restarts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from .jobs import Clock
 
 REFUSALS = ("429", "503")
-"""Never carried out."""
+"""Kinds whose request is never executed."""
 KINDS = (*REFUSALS, "500", "502", "504", "reset", "truncated", "timeout", "html")
 
 
 @dataclass
 class Fault:
-    """``kind`` of ``KINDS``. ``processed``: the request is carried out, only its answer goes wrong.
+    """``kind`` is one of ``KINDS``. With ``processed`` the request is executed and only its answer fails.
 
-    ``method`` and ``path`` (a pattern) narrow it down. ``retry_after`` in seconds, for 429 and 503. ``delay``: real
-    seconds that a ``timeout`` lasts.
+    ``method`` and ``path`` (a pattern) select requests. ``retry_after`` is in seconds, for 429 and 503. ``delay`` is
+    how long a ``timeout`` really lasts, in seconds.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Fault:
 
 
 class Faults:
-    """Which request meets which fault. ``share`` of all, drawn from ``kinds`` by ``seed``, besides those queued."""
+    """Decides which request gets which fault: the queued ones, and a ``share`` of all from ``kinds`` by ``seed``."""
 
     def __init__(self, clock: Clock, seed: int = 1) -> None:
         self.share = 0.0
@@ -55,12 +55,12 @@ class Faults:
         self._back = 0.0
 
     def add(self, kind: str, processed: bool = False, times: int = 1, **more: object) -> None:
-        """The next ``times`` requests that fit go wrong."""
+        """Let the next ``times`` matching requests fail."""
         for _time in range(times):
             self._queue.append(Fault(kind, processed, **more))  # type: ignore[arg-type]
 
     def restart(self, seconds: float) -> None:
-        """Break every connection off, unanswered, for so long by the clock."""
+        """Break every connection without an answer, for this long by the clock."""
         self._back = self._clock() + seconds
 
     @property

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an import learns from a template's archive: its variables and parameters, read off plain HCL by pattern."""
+"""Read variables and parameters from the plain HCL of a template's archive, as an import does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source:
 
 
 def read(archive: bytes) -> Source:
-    """Read a tar as the server does: regular files only, at least one ``.tf`` at the root (§1.6, §6.9)."""
+    """Read a tar as the server does: regular files only, at least one ``.tf`` at the root."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             files = {m.name.removeprefix("./"): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
@@ -50,7 +50,7 @@ def read(archive: bytes) -> Source:
 
 
 def _blocks(text: str) -> Any:
-    """(kind, first label, second label, body) of each block."""
+    """Yield (kind, first label, second label, body) of each block."""
     for found in _BLOCK.finditer(text):
         depth, end = 1, found.end()
         while depth and end < len(text):
@@ -60,7 +60,7 @@ def _blocks(text: str) -> Any:
 
 
 def _own(body: str) -> str:
-    """The body without inner blocks, whose keys are others'."""
+    """Return the body without inner blocks, which have keys of their own."""
     kept, depth = [], 0
     for line in body.splitlines():
         opens, closes = line.count("{"), line.count("}")
@@ -71,7 +71,7 @@ def _own(body: str) -> str:
 
 
 def _value(body: str, key: str) -> str | None:
-    """A literal as the string that the API shows; an expression is shown as it stands."""
+    """Return a literal as the string that the API shows; an expression is shown unevaluated."""
     found = re.search(_VALUE.format(key=key), _own(body), re.MULTILINE)
     if not found:
         return None
@@ -121,7 +121,7 @@ def _parameter(body: str) -> dict[str, Any]:
 
 
 def _preset(body: str) -> dict[str, Any]:
-    """With the capitals of the API's answer (§1.7)."""
+    """Capitalise the keys like the API's answer."""
     inner = re.search(r"parameters\s*=\s*\{(.*?)\}", body, re.DOTALL)
     values = re.findall(r'"?([\w.-]+)"?\s*=\s*"([^"]*)"', inner[1] if inner else "")
     return {

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What takes time: provisioner jobs and agents, each a function of the clock (nothing runs)."""
+"""What takes time: provisioner jobs and agents, each a function of the clock; nothing runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOREVER = float("inf")
 PENDING_LIMIT = 1800.0
 HUNG_LIMIT = 300.0
 CANCEL_TIME = 1.0
-"""Seconds of an interrupted Terraform; the server waits up to 10 minutes (§1.12)."""
+"""Seconds of an interrupted Terraform; the server waits up to 10 minutes."""
 
 
 def new_id() -> str:
@@ -22,14 +22,14 @@ def new_id() -> str:
 
 
 def iso(moment: float | None) -> str | None:
-    """RFC 3339 as Go writes it: UTC, fractional seconds; an infinite or missing time is none (§1.1)."""
+    """Format a time as Go does: RFC 3339, UTC, fractional seconds; an infinite or missing time is the zero time."""
     if moment is None or moment == FOREVER:
         return None
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Clock:
-    """Seconds since 1970. ``speed`` 0 stands still until moved, 1 is the wall clock."""
+    """Seconds since 1970. With ``speed`` 0 the clock stands still until moved; 1 is the wall clock."""
 
     def __init__(self, speed: float = 0.0, start: float | None = None) -> None:
         self.speed = speed
@@ -42,7 +42,7 @@ class Clock:
         return self._start + self._moved + (time.monotonic() - self._origin) * self.speed
 
     def restart(self, speed: float) -> None:
-        """Go on from now: the wall clock for a state that was kept in a file."""
+        """Continue from now: the wall clock, for a state that was kept in a file."""
         self.__init__(speed)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, float]:
@@ -56,9 +56,9 @@ class Clock:
             self._moved += seconds
 
     def sleep(self, seconds: float) -> None:
-        """For clients: they wait for nothing while it stands still, else shorter by its speed.
+        """Sleep function for clients: no real waiting while the clock stands still, otherwise shortened by its speed.
 
-        Where several of them sleep, it must not stand still: each would move it for all the others.
+        If several clients sleep, the clock must not stand still, because each would move it for all others.
         """
         if self.speed:
             time.sleep(seconds / self.speed)
@@ -81,9 +81,9 @@ class Script:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How long things take, in seconds, and how they end. ``connect`` ``inf``: the agent never does.
+    """Durations in seconds, and results. With ``connect`` ``inf`` the agent never connects.
 
-    ``error`` ends the job as failed, after ``lines`` of the level ``error``. ``error_code`` as in the API.
+    ``error`` fails the job after ``lines`` of the level ``error``. ``error_code`` is the API's.
     """
 
     queue: float = 0.2
@@ -111,7 +111,7 @@ class Line:
 
 @dataclass
 class Job:
-    """A provisioner job. ``started`` infinite: nobody takes it."""
+    """A provisioner job. ``started`` is infinite if no provisioner takes it."""
 
     kind: str
     created: float
@@ -150,19 +150,19 @@ class Job:
         self.canceled = now if now < self.started else now + CANCEL_TIME
 
     def fail(self, at: float, error: str) -> None:
-        """End it as failed at ``at``, whether it was begun or not."""
+        """Fail it at ``at``, whether it had started or not."""
         self.started, self.ends, self.error = min(self.started, at), at, error
         self.lines = [line for line in self.lines if self.started + line.at <= at]
 
     def log(self, now: float, after: int) -> list[tuple[int, float, Line]]:
-        """(id, time, line) of what has been written by ``now``; ids begin at 1."""
+        """Return (id, time, line) of what has been written by ``now``; ids start at 1."""
         end = min(now, self.completed())
         shown = [(n, self.started + line.at, line) for n, line in enumerate(self.lines, 1)]
         return [(n, at, line) for n, at, line in shown if at <= end and n > after]
 
 
 def terraform_lines(kind: str, seconds: float, behaviour: Behaviour) -> list[Line]:
-    """A log such as Terraform's, spread over the time of the job; its stages are those of v2.35.1 (live)."""
+    """Return a log like Terraform's, spread over the duration of the job, with the stages of v2.35.1 (live)."""
     begin = [("Setting up", ""), ("Initializing Terraform Directory", "Initializing provider plugins...")]
     plan = [*begin, ("Planning Infrastructure", "docker_volume.home: Refreshing state...")]
     end = [("Cleaning Up", "")]
@@ -184,7 +184,7 @@ def terraform_lines(kind: str, seconds: float, behaviour: Behaviour) -> list[Lin
         "delete": [*plan, ("Deleting workspace", "docker_volume.home: Destroying..."), *end],
     }[kind]
     made = [Line(seconds * n / (len(texts) + 1), stage, text) for n, (stage, text) in enumerate(texts, 1)]
-    # What fails ends where it fails, and is cleaned up as well.
+    # A failing job ends where it fails, and is cleaned up too.
     last = made[-2].stage
     made += [Line(seconds * 0.99, last, text, "error") for text in (*behaviour.lines, behaviour.error) if text]
     return made
@@ -198,7 +198,7 @@ class Agent:
     behaviour: Behaviour
     name: str = "main"
     gone: float = FOREVER
-    """When its connection broke off."""
+    """When its connection broke."""
     id: str = field(default_factory=new_id)
     resource: str = field(default_factory=new_id)
 
@@ -214,7 +214,7 @@ class Agent:
         return "timeout" if now >= self.begins + self.behaviour.connection_timeout else "connecting"
 
     def ready_at(self) -> float:
-        """When the last start script has ended: they run side by side (§6.4)."""
+        """Return when the last start script has ended; scripts run in parallel."""
         return self.connects + max((script.seconds for script in self.behaviour.scripts), default=0.0)
 
     def lifecycle(self, now: float) -> str:
@@ -227,7 +227,7 @@ class Agent:
         return "start_error" if any(script.exit_code for script in self.behaviour.scripts) else "ready"
 
     def unhealthy(self, now: float) -> str:
-        """The reason, or nothing; ``start_timeout`` alone is none (§1.11)."""
+        """Return the reason, or an empty string; ``start_timeout`` alone is not a reason."""
         status = self.status(now)
         reasons = {"connecting": "agent has not yet connected", "timeout": "agent is taking too long to connect"}
         if status == "disconnected":
@@ -237,7 +237,7 @@ class Agent:
         return reasons.get(status, "")
 
     def log(self, now: float, after: int) -> list[tuple[int, float, str, Script]]:
-        """(id, time, text, script): a script writes evenly until it ends."""
+        """Return (id, time, text, script); a script writes evenly until it ends."""
         made = []
         for script in self.behaviour.scripts:
             for n, text in enumerate(script.output, 1):

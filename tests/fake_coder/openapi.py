@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests and answers held against Coder's API description (Swagger 2.0), as far as that is right."""
+"""Check requests and answers against Coder's API description (Swagger 2.0), where that is correct."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from uuid import UUID
 Json = dict[str, Any]
 
 WRONG = frozenset({
-    # A list by the description, one version by the handler.
+    # The description says a list, the handler returns one version.
     ("GET", "/api/v2/templates/{}/versions/{}"),
-    # The handler answers {template_id, archived_ids}.
+    # The handler returns {template_id, archived_ids}.
     ("POST", "/api/v2/templates/{}/versions/archive"),
-    # Its keys have capitals (§1.7).
+    # Its keys are capitalised.
     ("GET", "/api/v2/templateversions/{}/presets"),
-    # Of a file, any bytes.
+    # Any bytes, as of a file.
     ("POST", "/api/v2/files"),
 })  # fmt: skip
-"""Routes whose answers the description gets wrong."""
+"""Routes with wrong answers in the description."""
 UNTOLD = frozenset({
     ("codersdk.APIKey", "username"), ("codersdk.TransitionStats", "P50"), ("codersdk.TransitionStats", "P95")
 })  # fmt: skip
-"""Fields that the server has and the description lacks or spells otherwise."""
+"""Fields of the server that the description lacks or spells differently."""
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,)
 }  # fmt: skip
@@ -37,7 +37,7 @@ def normal(path: str) -> str:
 
 
 class Checker:
-    """``problems`` collects sentences; an empty list is what tests assert."""
+    """``problems`` collects sentences; tests assert that it is empty."""
 
     def __init__(self, file: str) -> None:
         with open(file, encoding="utf-8") as stream:
@@ -74,7 +74,7 @@ class Checker:
             self._check(good[0]["schema"], data, f"{status} of {method} {route}")
 
     def _operation(self, method: str, route: str) -> Json | None:
-        """None for what is no API; a route that the API does not have is a problem."""
+        """Return None for paths outside the API; an unknown route of the API is a problem."""
         if not route.startswith("/api/v2/") or route == "/api/v2/":
             return None
         operation: Json | None = self._routes.get((method, normal(route)))
@@ -96,7 +96,7 @@ class Checker:
         if kind and (not isinstance(data, _TYPES[kind]) or (isinstance(data, bool) and kind != "boolean")):
             self.problems.append(f"{where}: {data!r} is no {kind}")
             return
-        # Beside an allOf the words are a stale choice of those that it names (reason of a build).
+        # Next to an allOf, the enum is an outdated choice of the referenced values (reason of a build).
         if "enum" in schema and "allOf" not in schema and data not in schema["enum"]:
             self.problems.append(f"{where}: {data!r} is none of {schema['enum']}")
         if isinstance(data, list):

@@ -21,7 +21,7 @@ TAR_TYPES = ("application/x-tar", "application/zip", "application/x-zip-compress
 
 
 class Body(dict[str, Any]):
-    """A request's JSON; what is required and missing is refused (§1.1). Unknown fields are nobody's business."""
+    """A request's JSON. Missing required fields are refused, unknown fields ignored."""
 
     def __missing__(self, name: str) -> Any:
         raise invalid(**{name: 'Validation failed for tag "required" with value: ""'})
@@ -29,7 +29,7 @@ class Body(dict[str, Any]):
 
 @dataclass
 class Call:
-    """One request. ``user`` is there unless the route is open to all."""
+    """One request. ``user`` is set unless the route is public."""
 
     state: State
     asker: User | None
@@ -57,12 +57,12 @@ class Call:
         return int(text)
 
     def page(self, found: list[Any]) -> list[Any]:
-        """``limit`` absent or 0: all (§1.1)."""
+        """Return ``limit``; absent or 0 means all."""
         limit, offset = self.number("limit"), self.number("offset")
         return found[offset : offset + limit] if limit else found[offset:]
 
     def person(self, name: str) -> User:
-        """The user of the path; others' are seen by those with a role."""
+        """Return the user of the path; other users are visible to callers with a role."""
         found = self.state.user(name, self.asker)
         if found.id != self.user.id and not self.user.may("user-admin", "template-admin", "organization-admin"):
             raise Refused(404, NO_SUCH)
@@ -78,7 +78,7 @@ class Call:
         return self.seen(found, change)
 
     def seen(self, found: Workspace, change: bool = False) -> Workspace:
-        """Others' workspaces: template admins read, organization admins change (§1.5)."""
+        """Access to workspaces of others: template admins read, organization admins change."""
         own = found.owner == self.user.id
         if not own and not self.user.may("template-admin", "organization-admin"):
             raise Refused(404, NO_SUCH)
@@ -279,7 +279,7 @@ def user(call: Call) -> Any:
 
 @route("PUT", "/users/{user}/roles")
 def user_roles(call: Call) -> Any:
-    """Seen on v2.35.1: who may not see the user gets 404."""
+    """Observed on v2.35.1: a caller who may not see the user gets 404."""
     who = call.person(call.parts[0])
     call.require()
     if who.id == call.user.id:
@@ -323,7 +323,7 @@ def create_token(call: Call) -> Any:
 
 @route("GET", "/users/{user}/keys/tokens")
 def tokens(call: Call) -> Any:
-    """``null`` when there is none (§1.4)."""
+    """``null`` if there are none."""
     who, state = _keys_of(call), call.state
     everybody = call.query.get("include_all") == "true" and "owner" in call.user.roles
     found = [key for key in state.keys.values() if key.login_type == "token" and (everybody or key.user == who.id)]
@@ -408,7 +408,7 @@ def version_variables(call: Call) -> Any:
 
 @route("GET", "/templateversions/{id}/presets")
 def presets(call: Call) -> Any:
-    """The only answer with capital keys (§1.7)."""
+    """The only answer with capitalised keys."""
     return call.state.version(call.parts[0]).source.presets
 
 
@@ -609,7 +609,7 @@ def autostart(call: Call) -> Any:
 
 @route("PUT", "/workspaces/{id}/dormant")
 def dormant(call: Call) -> Any:
-    """Nothing changed: 304 (§1.13)."""
+    """If nothing changed: 304."""
     one, wanted = call.workspace(change=True), bool(call.body["dormant"])
     if wanted == (one.dormant is not None):
         return Reply(304, None)
@@ -618,7 +618,7 @@ def dormant(call: Call) -> Any:
 
 
 def find(method: str, path: str) -> tuple[Route, tuple[str, ...]] | None:
-    """The route of a path, the one with more literal words first, and its parts."""
+    """Return the route of a path and its parts; the route with more literal words has priority."""
     found = [(one, match) for one in ROUTES if one.method == method and (match := one.pattern.fullmatch(path))]
     if not found:
         return None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the server refuses, and with which words."""
+"""What the server refuses, and with which messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_SUCH = "Resource not found or you do not have access to this resource"
 
 
 class Refused(Exception):
-    """The server says no: a status and the parts of its body (§1.1)."""
+    """A refusal of the server: a status and the parts of its body."""
 
     def __init__(self, status: int, message: str, detail: str = "", /, **fields: str) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ def check_name(name: str, field_name: str = "name") -> None:
 def resolve_parameters(
     source: Source, sent: list[dict[str, str]], previous: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """Request, else the last build's value, else the default; unknown names are dropped without a word (§1.10)."""
+    """Return the request's value, otherwise the last build's, otherwise the default; unknown names are ignored."""
     given = {entry["name"]: entry.get("value", "") for entry in sent}
     values: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -72,7 +72,7 @@ def _unfit(parameter: Mapping[str, Any], value: str) -> str:
 
 
 def check_ttl(ttl_ms: int | None) -> int | None:
-    """Whole minutes, or none (§1.13)."""
+    """Whole minutes, or none."""
     if not ttl_ms:
         return None
     if not TTL_RANGE[0] <= ttl_ms <= TTL_RANGE[1]:
@@ -86,7 +86,7 @@ def check_schedule(schedule: str | None) -> None:
 
 
 def check_durations(given: Mapping[str, Any]) -> None:
-    """§1.9: checked also where the value is then ignored for want of a licence."""
+    """Validated even where the value is then ignored because a licence is missing."""
     wrong = {}
     for name in ("default_ttl_ms", "activity_bump_ms", "failure_ttl_ms"):
         if (given.get(name) or 0) < 0:
@@ -101,7 +101,7 @@ def check_durations(given: Mapping[str, Any]) -> None:
 
 
 def check_password(password: str) -> None:
-    """52 bits by the size of the alphabets used, at most 64 characters (§1.3)."""
+    """Require 52 bits, by the size of the alphabets used, and at most 64 characters."""
     sizes = ((r"[a-z]", 26), (r"[A-Z]", 26), (r"\d", 10), (r"[!@$&*]", 5), (r"[_\-., ]", 5), (r"[^\w!@$&*\-., ]", 22))
     alphabet = sum(size for pattern, size in sizes if re.search(pattern, password))
     short = re.sub(r"(.)\1{2,}", r"\1\1", password)

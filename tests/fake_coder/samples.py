@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A furnished server: people, a template, many workspaces, without the requests that would make them."""
+"""A prepared server: users, a template and many workspaces, without the requests to create them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ data "coder_workspace_preset" "plain" {
 
 
 def archive(files: Mapping[str, str] | None = None) -> bytes:
-    """A deterministic ustar of these files, or of a template like ours."""
+    """Return a deterministic ustar of these files, or of a template like ours."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, text in sorted((files or {"main.tf": SOURCE}).items()):
@@ -70,16 +70,16 @@ def archive(files: Mapping[str, str] | None = None) -> bytes:
 
 
 @dataclass(frozen=True)
-class Furnished:
-    """The owner asks with ``OWNER_TOKEN``, ``person`` (a plain member) with ``USER_TOKEN``."""
+class Prepared:
+    """The owner uses ``OWNER_TOKEN``, ``person`` (a plain member) uses ``USER_TOKEN``."""
 
     owner: User
     person: User
     template: Template
 
 
-def furnish(state: State, source: bytes | None = None, template: str = "spt-flow") -> Furnished:
-    """An owner, a member and a template whose import succeeded; moves the clock by the time of that import."""
+def prepare(state: State, source: bytes | None = None, template: str = "spt-flow") -> Prepared:
+    """Create an owner, a member and an imported template; the clock advances by the duration of the import."""
     owner = state.first_user("owner@example.com", "owner", "Never-used-1-correct-horse")
     state.give_token(owner, OWNER_TOKEN)
     person = User("dev", "dev@example.com", "password", state.now, "Never-used-2-correct-horse", "Dev")
@@ -92,11 +92,11 @@ def furnish(state: State, source: bytes | None = None, template: str = "spt-flow
         owner,
         {"name": template, "template_version_id": version.id, "default_ttl_ms": 7_200_000, "activity_bump_ms": 0},
     )
-    return Furnished(owner, person, made)
+    return Prepared(owner, person, made)
 
 
 def crowd(state: State, owner: User, template: Template, count: int, prefix: str = "ws") -> None:
-    """``count`` running workspaces, ready a minute ago."""
+    """Create ``count`` running workspaces that became ready a minute ago."""
     slots, state.slots = state.slots, [0.0] * count
     for number in range(count):
         state.create_workspace(owner, owner, {"name": f"{prefix}-{number:04d}", "template_id": template.id})

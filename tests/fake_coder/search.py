@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The grammar of ``q`` for workspaces (§1.11)."""
+"""The grammar of ``q`` for workspaces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _terms(query: str) -> list[tuple[str, str]]:
 
 
 def workspaces(state: State, asker: User, query: str) -> list[Workspace]:
-    """Those that the asker may see and that match, by name within running ones first, as the server sorts."""
+    """Return the matching workspaces that the caller may see, sorted like the server: running ones first, by name."""
     terms = _terms(query)
     keys = [key for key, _value in terms]
     unknown = sorted(set(keys) - KEYS)
@@ -66,7 +66,7 @@ def workspaces(state: State, asker: User, query: str) -> list[Workspace]:
 
 
 def _check(terms: list[tuple[str, str]]) -> None:
-    """Values that are refused; those of lists are separated by commas."""
+    """Check the values of one key; those of lists are separated by commas."""
     for key, value in terms:
         wrong = key == "status" and value not in STATUSES
         if key == "param":
@@ -81,7 +81,7 @@ def _agent(state: State, workspace: Workspace) -> str:
 
 
 def _parameter(state: State, workspace: Workspace, value: str) -> bool:
-    """Any of those separated by commas; case does not matter."""
+    """Match any of several values separated by commas; case does not matter."""
     values = {key.lower(): text.lower() for key, text in workspace.latest.parameters.items()}
     wanted = [one.partition("=") for one in value.split(",")]
     return any(name in values and (not equals or values[name] == text) for name, equals, text in wanted)

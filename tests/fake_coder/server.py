@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HTTP/1.1 with keep-alive in front of the state: limits of rate, faults, checks against the description."""
+"""HTTP/1.1 with keep-alive in front of the state: rate limits, faults, checks against the description."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HTML = b"<!doctype html><html><title>Coder</title></html>"
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that was answered, or not (status 0). ``at``: the state's clock; ``route``: its path as described."""
+    """A request, answered or not (status 0). ``at``: the state's clock; ``route``: its path as in the description."""
 
     at: float
     method: str
@@ -59,9 +59,9 @@ class Answer:
 
 
 class Fake:
-    """A server on ``host`` and ``port`` (0: any free one). ``openapi`` names the API description, if there is one.
+    """A server on ``host`` and ``port`` (0: any unused one). ``openapi`` names the API description, if available.
 
-    ``errors`` holds the fake's own mistakes: none is what tests assert, as of ``checker.problems``.
+    ``errors`` has the fake's own errors: tests assert that it is empty, like ``checker.problems``.
     ``changed`` is called after each request that may have changed the state. Use it in a ``with``, or ``start`` and
     ``stop``.
     """
@@ -117,7 +117,7 @@ class Fake:
             self._httpd = None
 
     def restart(self, seconds: float, clean: bool = True) -> None:
-        """Be away for so long by the clock, as when the server restarts; its running jobs fail."""
+        """Be unreachable for this long by the clock, like a restarting server; its running jobs fail."""
         with self.lock:
             self.faults.restart(seconds)
             self.state.interrupt(clean)
@@ -177,7 +177,7 @@ class Fake:
         return self.state.authenticate(headers.get("Coder-Session-Token", "") or bearer)
 
     def _limit(self, who: str, route: routes.Route, path: str) -> None:
-        """§1.1: so many a minute by user and path."""
+        """Limit the requests per minute by user and path."""
         if not self.limited:
             return
         recent, now = self._recent[who, path], self.state.now
@@ -188,7 +188,7 @@ class Fake:
         recent.append(now)
 
     def _elsewhere(self, method: str, path: str) -> Answer:
-        """§1.1: an unknown route of the API is 404, any other path is the dashboard's page."""
+        """An unknown route of the API is 404; any other path is the dashboard's page."""
         if path.startswith("/api/"):
             if self.checker:
                 self.checker.request(method, path, {}, None)
@@ -241,7 +241,7 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -274,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = answer
 
     def _relay(self) -> None:
-        """A websocket that says its first word, as the relay's does, and closes; for proxies in front."""
+        """A websocket that sends its first message, like the relay, and closes; for proxies in front."""
         key = self.headers.get("Sec-WebSocket-Key", "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         self.send_response(101)
         for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Protocol", "derp")):
@@ -304,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         return super().date_time_string(int(self.server_fake.state.now) if timestamp is None else timestamp)
 
     def _vanish(self) -> None:
-        """Reset the connection: the client learns that it is gone at once."""
+        """Reset the connection, so that the client notices at once."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
@@ -324,9 +324,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: tests read ``seen``."""
+        """Print nothing: tests read ``seen``."""
 
 
 def describe(fake: Fake) -> str:
-    """One line for a person who started it."""
+    """Print one line for the user who started it."""
     return f"A fake Coder server {fake.state.build_version} on {fake.url} since {iso(fake.state.created)}"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the server knows of templates and workspaces, and what becomes of them."""
+"""The server's templates and workspaces, and how they change."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Build:
     id: str = field(default_factory=new_id)
 
     def status(self, now: float) -> str:
-        """§1.11: ``running`` means that Terraform has applied, no more."""
+        """``running`` means only that Terraform has applied."""
         job = self.job.status(now)
         going = {"start": "starting", "stop": "stopping", "delete": "deleting"}
         done = {"start": "running", "stop": "stopped", "delete": "deleted"}
@@ -135,7 +135,7 @@ LICENSED: dict[str, Any] = {
     "deprecation_message": "",
     "max_port_share_level": "public",
 }
-"""Fields that a server without a licence keeps as they are, without a word (§1.9)."""
+"""Fields that a server without a licence silently ignores."""
 CREATION_NAMES = {
     "dormant_ttl_ms": "time_til_dormant_ms",
     "delete_ttl_ms": "time_til_dormant_autodelete_ms",
@@ -144,7 +144,7 @@ CREATION_NAMES = {
 
 
 class State(Accounts):
-    """One server. ``behaviour`` is what builds and imports do; ``upcoming`` holds changes of it for the next ones."""
+    """One server. ``behaviour`` describes builds and imports; ``upcoming`` has changes of it for the next ones."""
 
     def __init__(self, clock: Clock | None = None, version: str = VERSION) -> None:
         super().__init__(clock or Clock())
@@ -163,13 +163,13 @@ class State(Accounts):
         self.workspaces: dict[str, Workspace] = {}
 
     def next(self, kind: str, **changes: Any) -> None:
-        """The next job of ``kind`` (import, start, stop, delete) differs: ``next("start", error="no space left")``."""
+        """Change the next job of ``kind`` (import, start, stop, delete): ``next("start", error="no space left")``."""
         self.upcoming.setdefault(kind, deque()).append(changes)
 
     # Files, versions, templates
 
     def upload(self, user: User, content: bytes) -> tuple[File, bool]:
-        """The file, and whether it is new to this uploader (§1.6)."""
+        """Return the file, and whether it is new to this uploader."""
         for file in self.files.values():
             if file.user == user.id and file.content == content:
                 return file, False
@@ -206,9 +206,9 @@ class State(Accounts):
     def _variables(
         self, source: hcl.Source, template: Template | None, sent: list[dict[str, str]]
     ) -> tuple[dict[str, str], list[str]]:
-        """Values of the declared variables and which lack one. What was not sent sticks (§6.9).
+        """Return the values of the declared variables and the missing ones. Values that were not sent persist.
 
-        An empty value is no value for a variable that needs one (live, v2.35.1).
+        An empty value does not satisfy a required variable (live, v2.35.1).
         """
         given = {entry["name"]: entry.get("value", "") for entry in sent}
         sticky = self.versions[template.active].values if template else {}
@@ -345,7 +345,7 @@ class State(Accounts):
         return template, self.versions[template.active]
 
     def _usable(self, version: Version) -> None:
-        """§1.11: 406 while importing, 400 when that failed."""
+        """Return 406 while importing, 400 if the import failed."""
         status = version.job.status(self.now)
         if status in ("pending", "running", "canceling"):
             raise Refused(406, f"The provided template version is {status}. Wait for it to complete importing!")
@@ -421,7 +421,7 @@ class State(Accounts):
         return build
 
     def _job(self, kind: str, user: User, file_id: str, entry: dict[str, str], problem: str = "") -> Job:
-        """A job that the first free provisioner takes; its behaviour is kept in ``_used``."""
+        """Queue a job for the first idle provisioner; its behaviour is kept in ``_used``."""
         changes = self.upcoming.get(kind)
         behaviour = replace(self.behaviour, **(changes.popleft() if changes else {}))
         if problem and not behaviour.error:
@@ -441,7 +441,7 @@ class State(Accounts):
         return job
 
     def cancel(self, job: Job, allowed: bool, expect: str = "") -> None:
-        """§1.12: 400 when over, 412 when not in the state that was expected, 403 when the template forbids it."""
+        """Return 400 when it has ended, 412 in another state than expected, 403 when the template forbids it."""
         status = job.status(self.now)
         if expect and expect not in ("pending", "running"):
             raise Refused(400, "Invalid expect_status.")
@@ -456,7 +456,7 @@ class State(Accounts):
         job.cancel(self.now)
 
     def put_ttl(self, workspace: Workspace, ttl_ms: int | None) -> None:
-        """Without one, the running build's deadline goes at once; another holds from the next start (§1.13)."""
+        """Without a TTL the deadline of the running build is removed at once; a new TTL applies from the next start."""
         workspace.ttl_ms = check_ttl(ttl_ms)
         if workspace.ttl_ms is None:
             workspace.latest.deadline = None
@@ -477,10 +477,10 @@ class State(Accounts):
             )
         build.deadline = deadline
 
-    # What happens by itself
+    # Automatic changes
 
     def settle(self) -> None:
-        """Let happen what was due by now: deadlines of finished starts, autostops, reaped jobs."""
+        """Apply what was due by now: deadlines of finished starts, automatic stops, reaped jobs."""
         now = self.now
         for workspace in list(self.workspaces.values()):
             build = workspace.latest
@@ -490,7 +490,7 @@ class State(Accounts):
             if not build.settled:
                 build.settled = True
                 build.deadline = build.job.ends + workspace.ttl_ms / 1000 if workspace.ttl_ms else None
-            # The executor ticks once a minute and looks at the tick's own minute (§2.2).
+            # The executor runs once a minute and evaluates the minute of its own run.
             if build.deadline is not None and build.deadline < now - now % 60 and self.slots:
                 owner, version = self.users[workspace.owner], self.versions[build.version]
                 self._build(workspace, "stop", version, owner, "autostop", build.parameters)
@@ -504,7 +504,7 @@ class State(Accounts):
             )
 
     def set_provisioners(self, count: int) -> None:
-        """That many take jobs from now on, the waiting ones first."""
+        """Set the number of provisioners; waiting jobs are taken first."""
         self.slots = [self.now] * count
         jobs = [w.latest.job for w in self.workspaces.values()] + [v.job for v in self.versions.values()]
         for job in sorted((job for job in jobs if job.started == FOREVER), key=lambda job: job.created):
@@ -520,7 +520,7 @@ class State(Accounts):
                 workspace.latest.agent.begins = job.ends
 
     def interrupt(self, clean: bool = True) -> None:
-        """The server ends in the midst of its jobs: those running fail, at once or, unclean, when the reaper comes."""
+        """Stop the server during its jobs: running ones fail at once or, if unclean, when the reaper finds them."""
         for job in [b.job for w in self.workspaces.values() for b in w.builds] + [
             v.job for v in self.versions.values()
         ]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Answers as the API shapes them, at the clock's time."""
+"""Answers in the API's form, at the clock's time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ORGANIZATION = "coder"
 
 
 CI_TTL = 1800.0
-"""Seconds that our template gives a CI workspace which is made without a deadline."""
+"""Seconds that our template gives a CI workspace without a deadline."""
 
 
 def present(**fields: Any) -> Json:
-    """Without what is none: Go's ``omitempty``."""
+    """Remove empty values like Go's ``omitempty``."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -287,7 +287,7 @@ def agent_logs(state: State, one: Agent, after: int) -> list[Json]:
 
 
 def metadata(build: Build) -> list[Json] | None:
-    """What our template hangs on the home (``coder_metadata``); a template without its parameters has none."""
+    """What our template attaches to the home (``coder_metadata``); a template without its parameters has none."""
     if "repo" not in build.parameters:
         return None
     items = {"repo": build.parameters["repo"], "contract": "1"}
@@ -299,7 +299,7 @@ def metadata(build: Build) -> list[Json] | None:
 
 
 def resources(state: State, build: Build) -> list[Json]:
-    """There from the end of the job on: the container while started, the home until deleted."""
+    """Present from the end of the job on: the container while started, the home until deleted."""
     if build.job.status(state.now) != "succeeded" or build.transition == "delete":
         return []
     kinds: list[tuple[str, str, Agent | None]] = [("docker_volume", "home", None)]

@@ -29,7 +29,7 @@ Json = coder_client.Json
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     with coder_harness.running() as made:
-        samples.furnish(made.state)
+        samples.prepare(made.state)
         yield made
 
 
@@ -289,7 +289,7 @@ def test_web_page_is_not_an_answer(fake: Fake, person: CoderAdmin) -> None:
 def test_all_requests_succeed_when_a_fifth_of_the_answers_fails() -> None:
     """Clients that request the same name get the same workspace, and each workspace is stopped once."""
     with coder_harness.running(State(Clock(speed=50))) as fake:
-        samples.furnish(fake.state)
+        samples.prepare(fake.state)
         fake.faults.share = 0.2
         problems: list[str] = []
 

@@ -68,7 +68,7 @@ def template_id(fake: Fake) -> str:
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     with coder_harness.running() as made:
-        samples.furnish(made.state)
+        samples.prepare(made.state)
         yield made
 
 
