@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
@@ -19,6 +20,7 @@ Inside = Callable[[str], str]
 TOOLS = {
     "bash": "--version",
     "capsh": "--print",
+    "cc": "--version",
     "code-server": "--version",
     "curl": "--version",
     "docker": "--version",
@@ -26,11 +28,14 @@ TOOLS = {
     "fuse-overlayfs": "--version",
     "git": "--version",
     "git-lfs": "version",
+    "gpg": "--version",
     "ip": "-V",
     "iptables": "--version",
     "jq": "--version",
+    "kvm-ok": "",
     "less": "--version",
     "locale": "",
+    "make": "--version",
     "nano": "--version",
     "newuidmap": "",
     "ping": "-V",
@@ -154,6 +159,28 @@ def test_tag_and_label_name_the_inputs(image: image_identity.Image) -> None:
     assert image.tag.endswith(f":{image.profile}-{image.hash[:12]}")
     assert found["Config"]["User"] == "1000:1000"
     assert found["Config"]["Entrypoint"][-2:] == ["/usr/local/bin/spt-workspace", "run"]
+
+
+def kvm_ok(image: image_identity.Image, *options: str) -> subprocess.CompletedProcess[str]:
+    argv = ["docker", "run", "--rm", "--network", "none", *options, "--entrypoint", "kvm-ok", image.tag]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_kvm_ok_succeeds_where_guest_code_runs(image: image_identity.Image) -> None:
+    if not probe.verdict().works:
+        pytest.skip("KVM does not work on this machine")
+    done = kvm_ok(image, "--device", "/dev/kvm")
+    assert (done.returncode, done.stdout) == (0, "INFO: /dev/kvm exists\nKVM acceleration can be used\n"), done.stderr
+
+
+def test_kvm_ok_fails_with_a_reason_without_kvm(image: image_identity.Image) -> None:
+    done = kvm_ok(image)
+    assert done.returncode == 1
+    said = done.stdout.splitlines()
+    assert said[0] == "INFO: /dev/kvm does not exist" and said[1].startswith(
+        "HINT: start the workspace with kvm=required"
+    )
+    assert said[-1] == "KVM acceleration can NOT be used"
 
 
 def test_second_run_builds_nothing(image: image_identity.Image) -> None:

@@ -47,7 +47,7 @@ JOBS = {
     "python": "python3 -m venv v && v/bin/python -c 'print(42)' && uv venv -q --python python3 w && w/bin/python -V",
     "c": "printf 'int main(void){return 0;}' >m.c && gcc m.c -lssl -lcrypto && ./a.out && make --version",
     "docker": "docker --version && docker buildx version && docker compose version",
-    "qemu": """qemu-system-x86_64 -M help | grep -c ^microvm && PATH=$PATH:/usr/sbin command -v kvm-ok
+    "qemu": """qemu-system-x86_64 -M help | grep -c ^microvm && command -v kvm-ok
         none='-display none -nodefaults -S -monitor stdio'
         echo quit | timeout 20 qemu-system-x86_64 -M microvm,x-option-roms=off -accel tcg $none""",
     "shell": "tmux -V && htop --version && direnv version && rg --version && jq --version && git lfs version",
@@ -90,9 +90,43 @@ def test_tool_works(inside: Inside, name: str) -> None:
     inside(JOBS[name])
 
 
-def test_unavailable_tools_are_absent(inside: Inside, image: image_identity.Image) -> None:
-    assert "firecracker" in image_identity.recipe(image.profile).absent
-    assert inside("command -v firecracker jailer || echo none").split() == ["none"]
+def test_firecracker_is_there_where_the_profile_has_it(inside: Inside, image: image_identity.Image) -> None:
+    there = inside("command -v firecracker && command -v jailer || echo none").split()
+    assert (there == ["none"]) is ("firecracker" not in image_identity.recipe(image.profile).tools)
+
+
+def test_unavailable_extensions_are_not_installed(inside: Inside, image: image_identity.Image) -> None:
+    absent = image_identity.recipe(image.profile).absent
+    installed = inside("ls /opt/code-server/lib/node_modules/code-server/lib/vscode/extensions").split()
+    assert not set(absent) & set(installed)
+
+
+STAND_IN = """#!/usr/bin/python3
+import json, os, sys
+vm = json.load(open(sys.argv[sys.argv.index("--config-file") + 1]))
+boot = vm["boot-source"]
+argv = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", str(vm["machine-config"]["mem_size_mib"])]
+argv += ["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
+argv += ["-kernel", boot["kernel_image_path"], "-initrd", boot["initrd_path"], "-append", boot["boot_args"]]
+for card in vm["network-interfaces"]:
+    argv += ["-netdev", f"tap,id=n,ifname={card['host_dev_name']},script=no,downscript=no"]
+    argv += ["-device", f"virtio-net-pci,romfile=,netdev=n,mac={card['guest_mac']}"]
+os.execvp(argv[0], argv)
+"""
+"""Boots Firecracker's configuration with QEMU in software emulation, where KVM boots no Linux."""
+BOOT = """import sys
+sys.path.insert(0, "/usr/local/lib/spt-workspace")
+from spt_workspace import kvm, microvm
+from spt_workspace.contract import Paths
+kvm.verdict = lambda device: ("works", "")
+print(microvm.run(Paths(), 420))
+"""
+
+
+def test_kernel_files_and_network_for_firecracker_boot(inside: Inside) -> None:
+    script = f"mkdir bin\ncat >bin/firecracker <<'E'\n{STAND_IN}E\ncat >boot.py <<'E'\n{BOOT}E\n"
+    said = inside(f"{script}chmod +x bin/firecracker\nPATH=$PWD/bin:$PATH /usr/bin/python3 boot.py")
+    assert "ran a command on its console after" in said, said
 
 
 def test_workspace_starts_with_docker_inside(image: image_identity.Image, tmp_path: Path) -> None:

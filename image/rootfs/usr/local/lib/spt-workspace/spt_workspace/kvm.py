@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether KVM works for this user, by running twelve bytes of guest code (docs/decisions/kvm-by-guest-code.md).
+"""Test KVM as this user by running twelve bytes of guest code (docs/decisions/kvm-by-guest-code.md); ``kvm-ok``.
 
-The trial is the one that hosts are tried with, which nothing inside can import; a test holds the two together.
+The test is a copy of the one for nodes, which code in the image cannot import. A unit test compares the two copies.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import fcntl
 import mmap
 import os
 import platform
-import shutil
 import struct
-import subprocess
 from typing import Any
+
+from .contract import Paths
 
 # linux/kvm.h, x86-64
 KVM_GET_API_VERSION = 0xAE00
@@ -40,26 +40,45 @@ GUEST_CODE = bytes.fromhex("baf803 00d8 0430 ee b00a ee f4")
 """mov dx,3f8h; add al,bl; add al,'0'; out dx,al; mov al,10; out dx,al; hlt"""
 GUEST_SAYS = b"4\n"
 MOST_EXITS = 16
-TOOL_TIMEOUT = 5.0
+
+
+HINTS = {
+    "absent": "start the workspace with kvm=required; its node then says why it offers no KVM",
+    "denied": "the node's operator opens the device for every user (role host_kvm)",
+}
+
+
+def main(paths: Paths = Paths()) -> int:  # noqa: B008 - frozen
+    """``kvm-ok``: say in the usual words whether KVM works; return 0 if it does, else 1."""
+    state, sentence = verdict(str(paths.root / "dev/kvm"))
+    print(f"INFO: /dev/kvm {'does not exist' if state == 'absent' else 'exists'}")
+    if state == "works":
+        print("KVM acceleration can be used")
+        return 0
+    if state != "absent":
+        print(f"INFO: {sentence}")
+    if state in HINTS:
+        print(f"HINT: {HINTS[state]}")
+    print("KVM acceleration can NOT be used")
+    return 1
 
 
 def verdict(device: str = "/dev/kvm") -> tuple[str, str]:
-    """``works``, ``absent``, ``denied``, ``broken`` or ``unsupported``, and the sentence about it."""
-    state, message, _version = _tried(device, platform.machine())
-    word = _said("kvm-ok")
-    return state, f"{message} kvm-ok says: {word}" if word else message
+    """Return ``works``, ``absent``, ``denied``, ``broken`` or ``unsupported``, and a sentence."""
+    state, sentence, _version = _tried(device, platform.machine())
+    return state, sentence
 
 
 class _Failed(Exception):
-    """A step of the trial failed; the text completes "KVM does not work: …"."""
+    """A step of the test failed; the text completes "KVM does not work: …"."""
 
 
 def _tried(device: str, architecture: str) -> tuple[str, str, int]:
-    """State, sentence and API version."""
+    """Return state, sentence and API version."""
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return "absent", f"KVM does not work: there is no {device}.", 0
+        return "absent", f"KVM does not work: {device} does not exist.", 0
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             who = _owner(device)
@@ -69,10 +88,10 @@ def _tried(device: str, architecture: str) -> tuple[str, str, int]:
     try:
         version = _call("asking the API version", descriptor, KVM_GET_API_VERSION)
         if version != API_VERSION:
-            raise _Failed(f"{device} speaks API version {version}, not {API_VERSION}")
+            raise _Failed(f"{device} has API version {version}, not {API_VERSION}")
         if architecture not in ("x86_64", "AMD64"):
-            os.close(_call("creating a machine", descriptor, KVM_CREATE_VM))
-            text = f"{device} creates machines, but running guest code is only tried on x86-64, not on {architecture}."
+            os.close(_call("creating a virtual machine", descriptor, KVM_CREATE_VM))
+            text = f"{device} creates virtual machines, but guest code is only tested on x86-64, not on {architecture}."
             return "unsupported", text, version
         said = _run_guest(descriptor)
         if said != GUEST_SAYS:
@@ -104,20 +123,20 @@ def _call(doing: str, descriptor: int, request: int, argument: Any = 0) -> Any:
 
 
 def _run_guest(kvm: int) -> bytes:
-    """What the guest wrote to its port before it halted."""
-    machine = _call("creating a machine", kvm, KVM_CREATE_VM)
+    """Run the guest and return what it wrote to its port before it halted."""
+    machine = _call("creating a virtual machine", kvm, KVM_CREATE_VM)
     processor = -1
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     try:
         memory[: len(GUEST_CODE)] = GUEST_CODE
         anchor = ctypes.c_char.from_buffer(memory)
         region = struct.pack("=IIQQQ", 0, 0, GUEST_ADDRESS, mmap.PAGESIZE, ctypes.addressof(anchor))
-        # Intel processors without unrestricted guests need three spare pages for real mode.
+        # Intel processors without unrestricted guest mode need three spare pages for real mode.
         _call("setting the task segment", machine, KVM_SET_TSS_ADDR, 0x7FFB0000)
-        _call("giving it memory", machine, KVM_SET_USER_MEMORY_REGION, region)
+        _call("adding memory", machine, KVM_SET_USER_MEMORY_REGION, region)
         processor = _call("creating a processor", machine, KVM_CREATE_VCPU)
         _prepare(processor)
-        return _followed(processor, _call("asking for the run area", kvm, KVM_GET_VCPU_MMAP_SIZE))
+        return _followed(processor, _call("mapping the run area", kvm, KVM_GET_VCPU_MMAP_SIZE))
     finally:
         for descriptor in (processor, machine):
             if descriptor >= 0:
@@ -127,18 +146,18 @@ def _run_guest(kvm: int) -> bytes:
 
 
 def _prepare(processor: int) -> None:
-    """Real mode, code segment at 0, two numbers in AX and BX, the next instruction the guest's first."""
-    special = bytearray(_call("reading its segments", processor, KVM_GET_SREGS, bytes(SREGS_SIZE)))
+    """Set real mode, code segment 0, the two numbers in AX and BX, and the address of the first instruction."""
+    special = bytearray(_call("reading the segments", processor, KVM_GET_SREGS, bytes(SREGS_SIZE)))
     struct.pack_into("=Q", special, 0, 0)
     struct.pack_into("=H", special, 12, 0)
-    _call("setting its segments", processor, KVM_SET_SREGS, bytes(special))
+    _call("setting the segments", processor, KVM_SET_SREGS, bytes(special))
     general = [0] * 18
     general[0], general[1], general[16], general[17] = 2, 2, GUEST_ADDRESS, 2
-    _call("setting its registers", processor, KVM_SET_REGS, struct.pack("=18Q", *general))
+    _call("setting the registers", processor, KVM_SET_REGS, struct.pack("=18Q", *general))
 
 
 def _followed(processor: int, size: int) -> bytes:
-    """Run until the halt; the bytes written to the port."""
+    """Run until the halt. Return the bytes written to the port."""
     said = bytearray()
     with mmap.mmap(processor, size) as area:
         for _exit in range(MOST_EXITS):
@@ -152,18 +171,3 @@ def _followed(processor: int, size: int) -> bytes:
             if port == GUEST_PORT:
                 said += area[offset : offset + width * count]
     raise _Failed(f"guest code did not halt within {MOST_EXITS} exits")
-
-
-def _said(*argv: str) -> str:
-    """The first line that a tool prints; empty when it is not installed or does not answer."""
-    tool = shutil.which(argv[0], path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-    if not tool:
-        return ""
-    try:
-        answer = subprocess.run(
-            [tool, *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_TIMEOUT, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    lines = answer.stdout.decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in lines if line.strip()), "")

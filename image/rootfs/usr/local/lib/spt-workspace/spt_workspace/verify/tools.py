@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Each tool by doing its job, without a network; only what the image says that it holds is tried."""
+"""Checks that use each tool of the image without a network."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _python(place: Place) -> str:
     place.run(["python3", "-m", "py_compile", "a.py"], folder)
     place.run(["python3", "a.py"], folder, ANSWER)
     version = first(place.run(["python3", "--version"]))
-    if not place.has("python3-venv"):
+    if not place.has("python3-venv") and not place.has("python"):
         return f"compiled and ran: {version}"
     place.run(["python3", "-m", "venv", "v"], folder)
     place.run([str(folder / "v/bin/python"), "-m", "pip", "--version"], folder, str(folder / "v"))
@@ -106,7 +106,7 @@ def _python(place: Place) -> str:
 def _uv(place: Place) -> str:
     folder = place.folder("uv-program")
     write(folder / "a.py", f"print('{ANSWER}')\n")
-    place.run(["uv", "venv", "--quiet", "--python", "/usr/bin/python3", "v"], folder)
+    place.run(["uv", "venv", "--quiet", "--python", "python3", "v"], folder)
     place.run(["uv", "run", "--no-project", "--python", "v/bin/python", "a.py"], folder, ANSWER)
     return f"made an environment and ran in it: {first(place.run(['uv', '--version']))}"
 
@@ -204,6 +204,22 @@ def _git_lfs(place: Place) -> str:
     return f"tracked and stored: {first(place.run(['git', 'lfs', 'version']))}"
 
 
+def _gnupg(place: Place) -> str:
+    """Sign with a new key and check the signature, in a key ring of its own."""
+    folder = place.folder("gnupg")
+    folder.chmod(0o700)
+    write(folder / "a.txt", f"{ANSWER}\n")
+    env = {"GNUPGHOME": str(folder)}
+    gpg = ["gpg", "--batch", "--quiet", "--no-tty", "--passphrase", ""]
+    try:
+        place.run([*gpg, "--quick-generate-key", "verify@localhost", "ed25519", "sign", "1d"], folder, env=env)
+        place.run([*gpg, "--detach-sign", "a.txt"], folder, env=env)
+        place.run([*gpg, "--verify", "a.txt.sig", "a.txt"], folder, "Good signature", env=env)
+    finally:
+        place.run(["gpgconf", "--kill", "all"], folder, good=lambda status: True, env=env)
+    return f"signed and verified: {first(place.run(['gpg', '--version']))}"
+
+
 def _jq(place: Place) -> str:
     place.run(["jq", "--null-input", "--raw-output", '"the answer is \\(6 * 7)"'], expect=ANSWER)
     return first(place.run(["jq", "--version"]))
@@ -280,7 +296,8 @@ TOOLS = (
     Tool("tmux", ("tmux",), _tmux),
     Tool("python", ("python3", "python"), _python),
     Tool("uv", ("uv",), _uv),
-    Tool("c", ("build-essential",), _c),
+    Tool("gnupg", ("gnupg",), _gnupg),
+    Tool("c", ("gcc",), _c),
     Tool("go", ("go",), _go),
     Tool("rust", ("rust", "rustc"), _rust),
     Tool("rust-wasm", ("rust", "libstd-rust-dev-wasm32"), _rust_wasm),
@@ -300,7 +317,7 @@ PACKAGES = Tool("packages", (), _installed)
 
 def of(place: Place) -> list[Tool]:
     """What the image says that it has; a tool that nobody wrote a check for has to say its version at least."""
-    known = {name for tool in TOOLS for name in tool.needs}
+    known = {*(name for tool in TOOLS for name in tool.needs), "firecracker"}
     others = [
         Tool(name, (name,), _answers(name, "--version"))
         for name, tool in place.tools.items()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import access, hooks, kvm, leaks, machine, services, tree
+from .. import access, guest, hooks, kvm, leaks, machine, microvm, services, tree
 from ..clone import same_repository
 from ..contract import Failure
 from ..processes import describe, end
@@ -185,23 +185,52 @@ def _of_others(where: str) -> list[str]:
 
 
 def virtualization(place: Place) -> str:
-    """The verdict by doing it, and ``kvm-ok``'s word, which decides nothing."""
-    state, word = kvm.verdict(str(place.paths.root / "dev/kvm"))
+    """Run guest code; ``kvm-ok`` must agree."""
+    state, sentence = kvm.verdict(str(place.paths.root / "dev/kvm"))
+    place.run(["kvm-ok"], good=lambda status: (status == 0) is (state == "works"))
     if state == "works":
-        return word
+        return sentence
     if not place.running or place.contract.kvm == "disabled":
-        raise spare(word if place.contract.kvm != "disabled" else "/dev/kvm was not asked for")
+        raise spare(sentence if place.contract.kvm != "disabled" else "/dev/kvm was not requested")
     if state in ("absent", "unsupported") and place.contract.kvm != "required":
-        raise spare(f"{word} Virtual machines run in software emulation.")
-    raise Failure(word)
+        raise spare(f"{sentence} Virtual machines run in software emulation.")
+    raise Failure(sentence)
 
 
-def guest(place: Place) -> str:
-    wish = os.environ.get("SPT_FLOW_ACCEL", "")
+def virtual_machine(place: Place) -> str:
+    """Boot a virtual machine with QEMU."""
+    wanted = os.environ.get("SPT_FLOW_ACCEL", "")
     said: list[str] = []
-    done = machine.run(wish if wish in machine.ACCELERATORS else "", place.paths, said.append)
-    # Why KVM was left, where it was.
-    return " ".join([*(text for text in said if "did not answer" in text or "ended under" in text), done])
+    booted = machine.run(wanted if wanted in machine.ACCELERATORS else "", place.paths, said.append)
+    # The sentence that says why KVM was not used.
+    return " ".join([*(text for text in said if "did not answer" in text or "ended with" in text), booted])
+
+
+def firecracker(place: Place) -> str:
+    """Boot a microVM with Firecracker. Skipped where KVM does not work, or boots no Linux with QEMU either."""
+    version = first(place.run(["firecracker", "--version"]))
+    place.run(["jailer", "--version"])
+    state, sentence = kvm.verdict(str(place.paths.root / "dev/kvm"))
+    if state != "works":
+        raise spare(f"{version} needs KVM, and has no software emulation. {sentence}")
+    try:
+        return f"{version}. {microvm.run(place.paths, machine.TRIAL)}"
+    except Failure as failure:
+        if not place.has("qemu-system-x86") or _boots_with_qemu(place):
+            raise
+        reason = "KVM runs guest code here, but boots no Linux with Firecracker or QEMU"
+        raise spare(f"{reason}. {version} has no software emulation. {failure.sentence}") from None
+
+
+def _boots_with_qemu(place: Place) -> bool:
+    initrd = place.folder("firecracker") / "initrd"
+    kernel = guest.kernel(place.paths)
+    initrd.write_bytes(guest.file_system(kernel))
+    try:
+        machine.boot("kvm", kernel, initrd, machine.TRIAL)
+    except Failure:
+        return False
+    return True
 
 
 def operator_hooks(place: Place) -> str:
@@ -295,5 +324,7 @@ CHECKS: tuple[tuple[str, Callable[[Place], str]], ...] = (
 
 
 def of(place: Place) -> list[tuple[str, Callable[[Place], str]]]:
-    """A guest is booted where the image has what it takes."""
-    return [*CHECKS, ("flow-vm", guest)] if place.has("qemu-system-x86") else list(CHECKS)
+    """Return the checks; virtual machines are booted only if the image has their programs."""
+    machines = [("flow-vm", virtual_machine)] if place.has("qemu-system-x86") else []
+    microvms = [("firecracker", firecracker)] if place.has("firecracker") else []
+    return [*CHECKS, *machines, *microvms]
