@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import AuthError, NotFound
@@ -45,12 +44,9 @@ class ActionModule(ansible_coder_action.CoderAction):
         with self.operator(self.anonymous()) as client:
             return self._rolled_out(client)
 
-    @contextmanager
-    def operator(self, client: CoderAdmin) -> Iterator[CoderAdmin]:
+    def operator(self, client: CoderAdmin) -> AbstractContextManager[CoderAdmin]:
         if not self.own["token_file"]:
-            with super().operator(client) as signed:
-                yield signed
-            return
+            return super().operator(client)
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
         secret, _mode = self.read_secret(self.own["token_file"])
@@ -59,7 +55,7 @@ class ActionModule(ansible_coder_action.CoderAction):
                 f"There is no token in {self.own['token_file']} on this host.",
                 "Make one: ansible-playbook spt.flow.bootstrap -i <inventory>",
             )
-        yield CoderAdmin(client.http.signed(secret, self.own["token_file"]))
+        return nullcontext(CoderAdmin(client.http.signed(secret, self.own["token_file"])))
 
     def _lock(self) -> bytes:
         """The server's own choice of Terraform providers, with their sums."""

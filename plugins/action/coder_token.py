@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
@@ -68,13 +67,8 @@ class ActionModule(ansible_coder_action.CoderAction):
 
         return CoderAdmin(client.http.signed(secret, self.own["dest"]))
 
-    @contextmanager
-    def _minter(self, client: CoderAdmin, own: CoderAdmin | None) -> Iterator[CoderAdmin]:
-        if own is not None:
-            yield own
-            return
-        with self.operator(client) as signed:
-            yield signed
+    def _minter(self, client: CoderAdmin, own: CoderAdmin | None) -> AbstractContextManager[CoderAdmin]:
+        return self.operator(client) if own is None else nullcontext(own)
 
     def _kept(self, at_hand: coder_tokens.TokenState, secret: str, mode: str, check: bool) -> dict[str, Any]:
         """The token is good; that only its owner reads its file is seen to."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.spt.flow.plugins.module_utils._node import atomic
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
@@ -82,9 +82,6 @@ def write(path: Path, text: str) -> None:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        atomic.write(path, text)
     except OSError as error:
         raise FlowError(f"Cannot write {path}: {error.strerror}.") from None

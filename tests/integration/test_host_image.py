@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils._node import labels as node_labels
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as cache
 from ansible_collections.spt.flow.plugins.module_utils._node.docker.http import connect
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
@@ -63,7 +64,7 @@ def parts(label: str) -> tuple[bytes, bytes]:
     about = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Labels": {cache.LABEL: label}, "Cmd": ["/true"]},
+        "config": {"Labels": {node_labels.IMAGE: label}, "Cmd": ["/true"]},
         "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.getvalue())]},
     }
     return layer.getvalue(), json.dumps(about).encode()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils._node import labels as node_labels
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as cache
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, InvalidInput, NotFound
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
@@ -43,7 +44,7 @@ class FakeEngine:
             # The engine lists only names that match the filter.
             assert query == {"filters": {"reference": ["spt-flow/workspace"]}}
             return [
-                {"Id": tag, "RepoTags": [tag], "Created": created, "Labels": {cache.LABEL: label}}
+                {"Id": tag, "RepoTags": [tag], "Created": created, "Labels": {node_labels.IMAGE: label}}
                 for tag, (label, created) in self.images.items()
             ]
         if path == "/containers/json":
@@ -54,7 +55,7 @@ class FakeEngine:
             raise NotFound("No such image.")
         names = [tag, *self.names.get(tag, [])]
         return {
-            "Config": {"Labels": {cache.LABEL: self.images[tag][0]}},
+            "Config": {"Labels": {node_labels.IMAGE: self.images[tag][0]}},
             "RepoTags": [name for name in names if "@" not in name],
             "RepoDigests": [name for name in names if "@" in name],
         }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.spt.flow.plugins.filter.image import image_identity
+from ansible_collections.spt.flow.plugins.module_utils._node import labels as node_labels
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import images as docker_images
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
@@ -27,7 +28,6 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import (
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity_module
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import release as image_release
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import sbom as image_sbom
@@ -81,7 +81,7 @@ class World:
             return []
         if path == "/images/json":
             return [
-                {"Id": f"id-{tag}", "RepoTags": [tag], "Created": 1, "Labels": {image_engine.LABEL: label}}
+                {"Id": f"id-{tag}", "RepoTags": [tag], "Created": 1, "Labels": {node_labels.IMAGE: label}}
                 for tag, label in self.images.items()
             ]
         tag = path.removeprefix("/images/").removesuffix("/json")
@@ -90,7 +90,7 @@ class World:
         return {
             "Id": f"id-{tag}",
             "Created": "2026-11-20T01:02:03.456789Z",
-            "Config": {"Labels": {image_engine.LABEL: self.images[tag]}},
+            "Config": {"Labels": {node_labels.IMAGE: self.images[tag]}},
             "RepoTags": [tag],
             "RepoDigests": [DIGEST] if any(call.startswith("push") for call in self.calls) else [],
         }

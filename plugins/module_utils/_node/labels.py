@@ -6,3 +6,5 @@ from __future__ import annotations
 
 LABEL = "spt.flow."
 """Prefix of all labels on containers, volumes and networks."""
+IMAGE = f"{LABEL}image"
+"""Label with the content hash of an image (docs/decisions/image-identity.md)."""

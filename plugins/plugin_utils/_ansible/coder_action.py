@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ...module_utils._node.errors import FlowError, InvalidInput
@@ -63,18 +63,15 @@ class CoderAction(FlowAction):
         login.check()
         return login
 
-    @contextlib.contextmanager
-    def operator(self, client: CoderAdmin) -> Iterator[CoderAdmin]:
-        """A client that may change things: signed in by password where that is given, else by token."""
+    def operator(self, client: CoderAdmin) -> AbstractContextManager[CoderAdmin]:
+        """Return a client that may change things: logged in by password where that is given, else by token."""
         from .._engine.coder import login as coder_login
         from .._engine.coder.admin import CoderAdmin
 
         login = self.login()
         if login:
-            with coder_login.session(client, login) as signed:
-                yield signed
-        else:
-            yield CoderAdmin(coder_http(self.own["url"], self.own["token"]))
+            return coder_login.session(client, login)
+        return contextlib.nullcontext(CoderAdmin(coder_http(self.own["url"], self.own["token"])))
 
     def read_secret(self, path: str) -> tuple[str, str]:
         """(content, mode in octal) of a file on the task's host; empty when there is none. Raises ``FlowError``."""

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from .. import process
 from ..docker.http import Engine
 from ..errors import FlowError
 from ..kvm import probe as kvm_probe
@@ -155,8 +155,5 @@ def _timer(name: str, systemd: bool) -> Row:
 
 def _run(*argv: str) -> tuple[int, str]:
     """Return exit status and output. A program that cannot be run counts as failed, with the reason as output."""
-    try:
-        done = subprocess.run(argv, text=True, capture_output=True, check=False, timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 127, str(error)
-    return done.returncode, (done.stdout + done.stderr).strip()
+    status, out, messages = process.ask(*argv)
+    return status, (out + messages).strip()

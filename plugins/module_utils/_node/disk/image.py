@@ -192,7 +192,7 @@ def need(folder: Path, wanted: int) -> None:
 
 def make(image: Path, size: int, count: int = 0) -> None:
     """Create an empty file system in a sparse file. Its tables are initialised lazily."""
-    import subprocess
+    from .. import process
 
     size -= size % kernel.BLOCK
     with open(image, "wb", opener=_private) as file:
@@ -216,7 +216,7 @@ def make(image: Path, size: int, count: int = 0) -> None:
         str(image),
     ]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = process.run(*argv)
     except FileNotFoundError:
         raise Unhealthy(
             "Cannot limit the disk: the node has no mkfs.ext4.", "Run the role spt.flow.host_docker on it again."
@@ -242,10 +242,10 @@ def _copied(data: Path, image: Path, staging: Path) -> None:
 
 def copy(source: str, target: Path, *options: str) -> None:
     """Copy with owners, modes, times, links, holes and attributes."""
-    import subprocess
+    from .. import process
 
     argv = ["cp", "-a", "--sparse=auto", *options, "--", source, str(target)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    done = process.run(*argv)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["cp failed"])[-1]
         number = errno.ENOSPC if "No space left" in done.stderr else errno.EIO
@@ -279,9 +279,9 @@ def _mount(image: Path, data: Path, size: int) -> None:
 
 def _grow(device: str) -> None:
     """Grow the mounted file system to the size of its device. If that fails, it keeps its size."""
-    import subprocess
+    from .. import process
 
-    subprocess.run(["resize2fs", device], capture_output=True, check=False)
+    process.run("resize2fs", device)
 
 
 def _blocks(image: Path) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .. import atomic
 from ..errors import FlowError
 from . import image, layer, quota
 
@@ -149,6 +150,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(container: str, record: dict[str, Any]) -> None:
     path = _record(container)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(record), encoding="utf-8")
-    fresh.replace(path)
+    atomic.write(path, json.dumps(record))

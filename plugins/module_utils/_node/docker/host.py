@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import process
 from ..errors import FlowError, InvalidInput
 from ..labels import LABEL
 from ..machine import facts as machine_facts
@@ -60,7 +59,7 @@ def read(
         "ids": {name: _ids(base / "etc" / name, remap_user) for name in ("subuid", "subgid")},
         "remap_user": any(line.startswith(f"{remap_user}:") for line in machine_facts.lines(base / "etc/passwd")),
         "members": _members(base, "docker"),
-        "firewall": real and _works(f"/{LIBRARY}/spt-flow-firewall", "check"),
+        "firewall": real and process.succeeds(f"/{LIBRARY}/spt-flow-firewall", "check"),
         "limits": _limits(base, limits or {}),
         "files": machine_files.digests(files) if real else {},
     }
@@ -150,12 +149,3 @@ def _ids(path: Path, user: str) -> list[str]:
 def _members(base: Path, group: str) -> list[str]:
     found = [line.split(":") for line in machine_facts.lines(base / "etc/group") if line.startswith(f"{group}:")]
     return [name for fields in found for name in fields[-1].split(",") if name]
-
-
-def _works(*argv: str) -> bool:
-    if not shutil.which(argv[0]):
-        return False
-    try:
-        return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False

@@ -1,3 +1,4 @@
+# pylint: disable=unused-import; pylint takes this file for the standard library's http
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A small client of the Docker Engine API, standard library only.
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
+from .. import clock
 from ..errors import Conflict, DeadlineExceeded, FlowError, NotFound, Unhealthy
 from .versions import SPOKEN, after_refusal
 
@@ -86,7 +88,7 @@ class _Connection(http.client.HTTPConnection):
         # A file, not a pipe: the connection that ssh keeps for the next call would hold a pipe open.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the connection
         with theirs:
-            self._child = subprocess.Popen(
+            self._child = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._complaints.fileno()
             )
         ours.settimeout(self.timeout)
@@ -122,12 +124,8 @@ class Engine:
     @property
     def clock(self) -> float:
         """The engine's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
-        from email.utils import parsedate_to_datetime
-
-        try:
-            return parsedate_to_datetime(self._date).timestamp()
-        except ValueError:
-            return time.time()
+        moment = clock.from_header(self._date)
+        return time.time() if moment is None else moment
 
     @property
     def local(self) -> bool:

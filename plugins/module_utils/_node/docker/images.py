@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import process
 from ..errors import Conflict, FlowError, InvalidInput, NotFound
+from ..labels import IMAGE
 from .http import Engine, connect
 
-LABEL = "spt.flow.image"
-"""Label with the content hash of an image (docs/decisions/image-identity.md)."""
 LIMIT = 3600.0
 """Seconds that loading or pulling may take."""
 
@@ -54,7 +54,7 @@ class Outcome:
 def reconcile(wanted: Wanted, check: bool = False, engine: Engine | None = None) -> Outcome:
     """Bring the image where it is missing, then drop old ones. Raises ``FlowError``."""
     engine = engine or connect()
-    outcome = Outcome(has(engine, wanted))
+    outcome = Outcome(present(engine, wanted.tag, wanted.hash))
     if not outcome.present and (wanted.archive or wanted.reference):
         if not check:
             _bring(engine, wanted)
@@ -64,13 +64,14 @@ def reconcile(wanted: Wanted, check: bool = False, engine: Engine | None = None)
     return outcome
 
 
-def has(engine: Engine, wanted: Wanted) -> bool:
-    """Whether the tag is there and means what it says."""
+def present(engine: Engine, tag: str, content: str) -> bool:
+    """Return whether the engine has an image with the tag and, where ``content`` is given, with that content hash."""
     try:
-        found = engine.get_json(f"/images/{wanted.tag}/json")
+        found = engine.get_json(f"/images/{tag}/json")
     except NotFound:
         return False
-    return ((found.get("Config") or {}).get("Labels") or {}).get(LABEL) == wanted.hash
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    return not content or labels.get(IMAGE) == content
 
 
 def _bring(engine: Engine, wanted: Wanted) -> None:
@@ -81,7 +82,7 @@ def _bring(engine: Engine, wanted: Wanted) -> None:
             raise InvalidInput(f"{wanted.reference} has no digest.", "Name the image as registry/name@sha256:…")
         docker("pull", "--quiet", wanted.reference)
         docker("tag", wanted.reference, wanted.tag)
-    if has(engine, wanted):
+    if present(engine, wanted.tag, wanted.hash):
         return
     source = wanted.archive or wanted.reference
     raise FlowError(
@@ -102,7 +103,7 @@ def _prune(engine: Engine, wanted: Wanted, check: bool) -> list[str]:
     old = [
         image
         for image in images
-        if image["Id"] not in used and not spared & {*_tags(image), (image.get("Labels") or {}).get(LABEL)}
+        if image["Id"] not in used and not spared & {*_tags(image), (image.get("Labels") or {}).get(IMAGE)}
     ]
     newest = sorted(old, key=lambda image: image["Created"], reverse=True)
     names = [name for image in newest[wanted.keep :] for name in _names(engine, image["Id"], repository)]
@@ -135,11 +136,8 @@ def _dropped(engine: Engine, name: str) -> bool:
 
 def docker(*words: str) -> str:
     """What the program prints. Raises ``FlowError`` with its last line where it fails."""
-    argv = ["docker", *words]
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
+        done = process.run("docker", *words, timeout=LIMIT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FlowError(f"Cannot run docker {words[0]}: {error}.") from None
     if done.returncode:

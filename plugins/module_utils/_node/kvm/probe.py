@@ -19,9 +19,10 @@ import platform
 import re
 import shutil
 import struct
-import subprocess
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from .. import process
 
 # linux/kvm.h, x86-64
 KVM_GET_API_VERSION = 0xAE00
@@ -219,13 +220,7 @@ def _said(*argv: str) -> str:
     tool = shutil.which(argv[0], path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if not tool:
         return ""
-    try:
-        answer = subprocess.run(
-            [tool, *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_TIMEOUT, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    lines = answer.stdout.decode("utf-8", "replace").split("\n")
+    lines = process.ask(tool, *argv[1:], timeout=TOOL_TIMEOUT)[1].split("\n")
     return next((line.strip() for line in lines if line.strip()), "")
 
 

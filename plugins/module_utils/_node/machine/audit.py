@@ -14,14 +14,15 @@ import gzip
 import os
 import re
 import shutil
-import subprocess
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .. import atomic, process
 from ..errors import FlowError, InvalidInput, NotFound, Unhealthy
 from . import audit_registry, audit_share
 from .audit_registry import UNSET, Registry, name
@@ -106,7 +107,7 @@ def events(lines: Iterable[str]) -> Iterator[Event]:
     Lines of several events may be interleaved. Under load a record may follow the one that ends its event, so an event
     stays open for the next ``WINDOW`` events.
     """
-    open_: dict[tuple[str, str], tuple[Event, dict[int, dict[int, str]]]] = {}
+    open_: OrderedDict[tuple[str, str], tuple[Event, dict[int, dict[int, str]]]] = OrderedDict()
     for line in lines:
         head = _HEAD.match(line.partition("\x1d")[0].rstrip())
         if not head:
@@ -114,7 +115,7 @@ def events(lines: Iterable[str]) -> Iterator[Event]:
         new: tuple[Event, dict[int, dict[int, str]]] = (Event(float(head["time"]), int(head["serial"])), {})
         _take(*open_.setdefault((head["time"], head["serial"]), new), head["type"], head["rest"])
         if len(open_) > WINDOW:
-            yield from _complete(*open_.pop(next(iter(open_))))
+            yield from _complete(*open_.popitem(last=False)[1])
     for event, pieces in open_.values():
         yield from _complete(event, pieces)
 
@@ -213,7 +214,7 @@ def since_time(text: str, now: float) -> float:
 
 def kernel() -> dict[str, int]:
     """Return the numbers of ``auditctl -s``: enabled, pid, backlog_limit, lost, backlog …"""
-    done = subprocess.run(["auditctl", "-s"], text=True, capture_output=True, check=False)
+    done = process.run("auditctl", "-s")
     if done.returncode:
         raise Unhealthy(
             f"Cannot read the kernel's audit status: {done.stderr.strip()}.", "Run the role host_audit as root."
@@ -252,7 +253,7 @@ def health(
     Stores the number of lost records, so that each loss is reported once.
     """
     status = kernel()
-    rules = subprocess.run(["auditctl", "-l"], text=True, capture_output=True, check=False).stdout
+    rules = process.run("auditctl", "-l").stdout
     memory = Path(state, "lost")
     known = int(memory.read_text()) if memory.exists() else 0
     # The kernel counts from boot: a smaller number means a reboot.
@@ -268,9 +269,8 @@ def health(
     if textfile:
         lines = [f"spt_flow_audit_{key} {status.get(key, 0)}" for key in ("lost", "backlog", "enabled")]
         lines.append(f"spt_flow_audit_over_share {len(over)}")
-        fresh = Path(textfile, f".spt_flow_audit.{os.getpid()}")
-        fresh.write_text("\n".join([*lines, f"spt_flow_audit_ok {int(not found)}"]) + "\n")
-        fresh.replace(Path(textfile, "spt_flow_audit.prom"))
+        text = "\n".join([*lines, f"spt_flow_audit_ok {int(not found)}"]) + "\n"
+        atomic.write(Path(textfile, "spt_flow_audit.prom"), text, 0o644)
     return found
 
 
@@ -281,7 +281,7 @@ def written(log: str = LOG, wait: float = 3.0) -> bool:
     """
     mark = f"spt-flow-probe-{os.getpid()}-{time.monotonic_ns()}"
     size = Path(log).stat().st_size if Path(log).exists() else 0
-    if subprocess.run(["auditctl", "-m", mark], capture_output=True, check=False).returncode:
+    if process.run("auditctl", "-m", mark).returncode:
         return False
     deadline = time.monotonic() + wait
     while True:

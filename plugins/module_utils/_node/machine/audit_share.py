@@ -14,13 +14,14 @@ import contextlib
 import json
 import os
 import re
-import subprocess
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import atomic, process
 from . import audit_registry
 
 STATE = "/var/lib/spt-flow/audit-shares"
@@ -40,7 +41,7 @@ _COMMAND = re.compile(rb" syscall=(?:59|322|11|358|221|281|387) ")
 
 
 def auditctl(words: Sequence[str]) -> bool:
-    return not subprocess.run(["auditctl", *words], capture_output=True, check=False).returncode
+    return not process.run("auditctl", *words).returncode
 
 
 def rules(number: int, level: int) -> list[list[str]]:
@@ -146,7 +147,8 @@ class Shares:
 
     def _say(self, text: str) -> None:
         auditctl(["-m", f"spt-flow-share: {text}"])
-        print(text, flush=True)
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
     def _note(self, entry: dict[str, Any]) -> None:
         """Store a gap of the trail that has ended, for ``report``."""
@@ -155,9 +157,8 @@ class Shares:
 
     def save(self) -> None:
         self._saved = time.time()
-        fresh = self.state / ".shares"
-        fresh.write_text(json.dumps({"day": self.day, "bytes": self.bytes, "over": self.over}), encoding="utf-8")
-        fresh.replace(self.state / "shares.json")
+        text = json.dumps({"day": self.day, "bytes": self.bytes, "over": self.over})
+        atomic.write(self.state / "shares.json", text, 0o644)
 
 
 def sentence(entry: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ All paths are below a root, so that tests can read recorded trees. Programs are 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import process
 from . import files as machine_files
 
 PROFILE = "spt-flow-workspace"
@@ -120,10 +120,4 @@ def unit(name: str) -> dict[str, bool]:
 
 def output(*argv: str) -> str:
     """Return a program's output, or nothing if it is missing or hangs."""
-    try:
-        done = subprocess.run(
-            argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
+    return process.ask(*argv)[1]

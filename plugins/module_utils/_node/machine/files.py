@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import atomic
 from ..errors import FlowError, InvalidInput
 
 STATES = ("file", "directory", "absent")
@@ -147,20 +147,4 @@ def _write(entry: Entry) -> None:
         os.chown(entry.path, os.geteuid(), os.getegid())
         os.chmod(entry.path, entry.mode)
     else:
-        _replace(entry)
-
-
-def _replace(entry: Entry) -> None:
-    """Replace the file atomically: readers see the old or the new content, also after a crash."""
-    folder, name = os.path.split(entry.path)
-    handle, aside = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(entry.content)
-            os.fchmod(file.fileno(), entry.mode)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, entry.path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+        atomic.write(entry.path, entry.content, entry.mode, durable=True)

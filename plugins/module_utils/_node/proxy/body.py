@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..labels import LABEL
 from .fit import KVM
 from .http import Refused, canonical, strict_json
 
@@ -21,7 +22,7 @@ REPOSITORY = "spt-flow/workspace"
 IMAGE = re.compile(rf"sha256:[0-9a-f]{{64}}|{REPOSITORY}:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}")
 NAME = re.compile(r"spt-flow-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 VOLUME = re.compile(rf"({NAME.pattern})-(home|docker)")
-OWNER = "spt.flow.coder"
+OWNER = f"{LABEL}coder"
 """Label of all objects that the template creates: the id of the workspace on the Coder server."""
 LABELS = re.compile(r"(?:spt\.flow|coder)\.[a-z_.]+")
 DROPPED = frozenset({"MKNOD", "NET_RAW", "SETFCAP"})
@@ -124,6 +125,10 @@ class Node:
     seccomp: frozenset[str]
     apparmor: str = ""
     kvm: str = KVM
+
+
+# Not isinstance, for which True is an int.
+# pylint: disable=unidiomatic-typecheck
 
 
 def fingerprint(profile: bytes) -> str:

@@ -1,3 +1,4 @@
+# pylint: disable=unused-import; pylint takes this file for the standard library's http
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Read and write HTTP for the engine's proxy, with the standard library only.
@@ -104,7 +105,7 @@ def _body(stream: BinaryIO, length: str) -> bytes:
 
 
 def _target(target: str) -> tuple[str, int, dict[str, str]]:
-    whole, _, words = target.partition("?")
+    whole, _mark, words = target.partition("?")
     matched = _PATH.fullmatch(whole)
     if matched is None or ".." in whole:
         raise Refused("the path has characters that the template never uses")

@@ -118,7 +118,7 @@ def note(text: str, level: int = 4) -> None:
 
 def peer(client: socket.socket) -> str:
     """Return uid and pid of the process at the other end of a Unix socket."""
-    pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _group = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return f"uid={uid} pid={pid}"
 
 
@@ -136,13 +136,13 @@ class Proxy:
     def serve(self) -> None:
         """Serve until ``stop``, or until unused. Running calls may finish then."""
         while not self._stopping:
-            ready, _, _ = select.select([self._listener], [], [], self._unused)
+            ready = select.select([self._listener], [], [], self._unused)[0]
             if not ready and self._clients == 0:
                 break
             if not ready:
                 continue
             try:
-                client, _ = self._listener.accept()
+                client = self._listener.accept()[0]
             except OSError:
                 break
             if not self._places.acquire(timeout=1):
@@ -263,11 +263,11 @@ def main(configuration: str, path: str) -> int:
     try:
         node, engine_path = settings(configuration)
     except (OSError, ValueError, KeyError, TypeError, Refused) as error:
-        print(f"spt-flow-engine-proxy: cannot use {configuration}: {error}", file=sys.stderr)
+        sys.stderr.write(f"spt-flow-engine-proxy: cannot use {configuration}: {error}\n")
         return 1
     engine = Engine(engine_path)
     proxy = Proxy(listening(path), Rules(node, engine.lookup), engine, UNUSED if handed_over() else None)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: proxy.stop())
+        signal.signal(number, lambda *_frame: proxy.stop())
     proxy.serve()
     return 0

@@ -18,10 +18,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from .. import clock
 from ..errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
 from .engine import LONGEST, Expired, Memory, Report, alone
 
@@ -79,10 +79,10 @@ class Api:
     @property
     def clock(self) -> float:
         """The server's time (epoch) at its last answer. Raise ``Unhealthy`` if the answer had none."""
-        try:
-            return parsedate_to_datetime(self._date).timestamp()
-        except ValueError:
-            raise Unhealthy(f"The Coder server {self.url} does not send the time.") from None
+        moment = clock.from_header(self._date)
+        if moment is None:
+            raise Unhealthy(f"The Coder server {self.url} does not send the time.")
+        return moment
 
     def __call__(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Json | None = None) -> Any:
         """Return the JSON of the answer. Raise children of ``FlowError``."""

@@ -14,17 +14,17 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .. import atomic
 from ..docker.http import Engine, connect
 from ..errors import Conflict, FlowError, NotFound
+from ..labels import LABEL
 
-LABEL = "spt.flow."
 PREFIX = "spt-flow-"
 STATE = "/run/spt-flow/reaper.json"
 """Deleted at boot, because its times use a clock that starts at boot."""
@@ -83,7 +83,7 @@ class Memory:
 
     def save(self, path: str) -> None:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        _write(path, json.dumps(asdict(self)))
+        atomic.write(path, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -324,21 +324,7 @@ def metrics(report: Report | None, memory: Memory, now: float, name: str = METRI
 
 
 def write_metrics(folder: str, text: str, name: str = METRICS) -> None:
-    _write(os.path.join(folder, f"{name}.prom"), text)
-
-
-def _write(path: str, text: str) -> None:
-    """Write atomically."""
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".spt-flow.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    atomic.write(os.path.join(folder, f"{name}.prom"), text, 0o644)
 
 
 def lines(report: Report, dry: bool) -> list[str]:

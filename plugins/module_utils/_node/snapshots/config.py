@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from .. import atomic
 from ..errors import AuthError, Conflict, InvalidInput
 from .restic import Restic
 from .volumes import Volume, Volumes, by_name, discover
@@ -79,7 +80,8 @@ def set_password(config: Config, given: str = "") -> bool:
         path.chmod(0o600)
         return False
     fresh = path.with_name(path.name + ".new")
-    write(fresh, (given or secrets.token_urlsafe(32)) + "\n", 0o600)
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(fresh, (given or secrets.token_urlsafe(32)) + "\n", 0o600, durable=True)
     try:
         if (
             current
@@ -118,16 +120,3 @@ def exclusive(config: Config) -> Iterator[None]:
                 "Another snapshot run is at work on this node.", "Wait for it: systemctl status spt-flow-snapshots."
             ) from None
         yield
-
-
-def write(path: Path, text: str, mode: int) -> None:
-    """Replace ``path`` by ``text`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(handle, "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

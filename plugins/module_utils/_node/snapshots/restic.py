@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
+from .. import process
 from ..errors import AuthError, Conflict, FlowError, NotFound, Unhealthy
 from .policy import Snapshot
 
@@ -51,12 +52,10 @@ class Restic:
     def _once(
         self, args: tuple[str, ...], cwd: str | None, accept: tuple[int, ...]
     ) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **self.environment, "RESTIC_REPOSITORY": self.repository, "LC_ALL": "C"}
+        env = {**self.environment, "RESTIC_REPOSITORY": self.repository}
         env.update(RESTIC_PASSWORD_FILE=self.password_file, RESTIC_CACHE_DIR=self.cache, RESTIC_PROGRESS_FPS="0.1")
         try:
-            done = subprocess.run(  # noqa: PLW1510
-                [self.program, *args], cwd=cwd, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL
-            )
+            done = process.run(self.program, *args, cwd=cwd, env=env)
         except FileNotFoundError as error:
             raise NotFound(
                 f"Cannot run {self.program}: it is not installed.", "Run the role host_snapshots on this node."

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .. import atomic
 from ..disk.image import opened
 from ..errors import FlowError, NotFound
-from .config import Config, exclusive, write
+from .config import Config, exclusive
 from .policy import Snapshot, expired, newest_good, orphaned
 from .restic import label_tag
 from .status import HOUR, read_status, write_status
@@ -169,7 +170,7 @@ def publish(config: Config, status: dict[str, Any]) -> None:
         for name, record in status["volumes"].items():
             if "spt.flow.coder" in record.get("labels", {}) and record.get("last_good"):
                 stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["last_good"]))
-                write(folder / name, f"{stamp}\n", 0o644)
+                atomic.write(folder / name, f"{stamp}\n", 0o644)
         for mark in folder.iterdir():
             if mark.name not in status["volumes"]:
                 mark.unlink()

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import Config, write
+from .. import atomic
+from .config import Config
 from .volumes import Volume
 
 HOUR = 3600
@@ -56,9 +57,11 @@ def report(config: Config, now: float) -> dict[str, Any]:
 
 def write_status(config: Config, status: dict[str, Any], now: float) -> None:
     """Status for people and programs, metrics for Prometheus; each is replaced as a whole."""
-    write(Path(config.state) / "status.json", json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
+    Path(config.state).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(status, indent=1, sort_keys=True) + "\n"
+    atomic.write(Path(config.state) / "status.json", text, 0o644, durable=True)
     if config.textfile:
-        write(Path(config.textfile) / "spt_flow_snapshots.prom", metrics(status, now), 0o644)
+        atomic.write(Path(config.textfile) / "spt_flow_snapshots.prom", metrics(status, now), 0o644)
 
 
 def metrics(status: dict[str, Any], now: float) -> str:

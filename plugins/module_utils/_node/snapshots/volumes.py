@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .. import process
 from ..docker.http import Engine
 from ..errors import DeadlineExceeded, Unhealthy
 from ..labels import LABEL
@@ -142,21 +142,17 @@ def frozen(volume: Volume, wanted: str = "auto") -> Iterator[tuple[str, str]]:
 def _freeze(volume: Volume, scratch: Path) -> tuple[str, str]:
     root = subvolume(volume.path)
     if root is not None and shutil.which("btrfs"):
-        done = _quiet("btrfs", "subvolume", "snapshot", "-r", "--", str(root), str(scratch))
+        done = process.run("btrfs", "subvolume", "snapshot", "-r", "--", str(root), str(scratch))
         if done.returncode == 0:
             return str(scratch / Path(volume.path).relative_to(root)), "btrfs"
     if can_reflink(scratch.parent):
         scratch.mkdir(mode=0o700)
         copy = scratch / Path(volume.path).name
-        done = _quiet("cp", "-a", "--reflink=always", "--", volume.path, str(copy))
+        done = process.run("cp", "-a", "--reflink=always", "--", volume.path, str(copy))
         if done.returncode == 0 or all("No such file" in line for line in done.stderr.splitlines()):
             return str(copy), "reflink"
         discard(scratch)
     return volume.path, "live"
-
-
-def _quiet(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, text=True, capture_output=True, env={**os.environ, "LC_ALL": "C"}, check=False)
 
 
 def subvolume(path: str) -> Path | None:
@@ -198,7 +194,7 @@ def discard(scratch: Path) -> None:
         return
     if (
         scratch.lstat().st_ino == SUBVOLUME_INODE
-        and _quiet("btrfs", "subvolume", "delete", "--", str(scratch)).returncode == 0
+        and process.run("btrfs", "subvolume", "delete", "--", str(scratch)).returncode == 0
     ):
         return
     shutil.rmtree(scratch)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....module_utils._node.errors import Unhealthy
+from ..common import child as child_process
 from ..common import untrusted
 
 STATUS = b"spt-flow-ci-status "
@@ -145,7 +146,7 @@ def attend(
     with subprocess.Popen(
         list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as child:
-        feeder = threading.Thread(target=_feed, args=(child, stdin), daemon=True)
+        feeder = threading.Thread(target=child_process.feed, args=(child, stdin), daemon=True)
         feeder.start()
         reader = _Reader(child, mask, tell)
         try:
@@ -161,16 +162,6 @@ def attend(
             except subprocess.TimeoutExpired:
                 child.kill()
     return Ended(reader.status, [mask(word) for word in reader.words()])
-
-
-def _feed(child: subprocess.Popen[bytes], data: bytes) -> None:
-    """Write and close; a child that has gone meanwhile says so itself."""
-    try:
-        if child.stdin:
-            child.stdin.write(data)
-            child.stdin.close()
-    except OSError:
-        pass
 
 
 class _Reader:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ....module_utils._node import clock
 from ..common.wait import Waiter
 
 if TYPE_CHECKING:
@@ -70,9 +71,5 @@ def retry_after(text: str) -> float | None:
         return None
     if text.strip().isdigit():
         return float(text)
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    moment = clock.from_header(text)
+    return None if moment is None else max(0.0, moment - time.time())

@@ -16,12 +16,12 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ....module_utils._node import atomic, process
 from ....module_utils._node.errors import FlowError, NotFound, Unhealthy
 from ..common.progress import Progress
 
@@ -106,7 +106,8 @@ def _version_of(program: str) -> str:
     version = asked(program)
     if version:
         try:
-            _write(memory, json.dumps({"key": key, "version": version}).encode(), 0o644)
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write(memory, json.dumps({"key": key, "version": version}).encode(), 0o644)
         except OSError:
             return version
     return version
@@ -114,11 +115,9 @@ def _version_of(program: str) -> str:
 
 def asked(program: str) -> str:
     """What `coder version` says; empty when it says none."""
-    argv = [program, "version", "--output", "json"]
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
-        return str(json.loads(done.stdout)["version"])
-    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
+        return str(json.loads(process.ask(program, "version", "--output", "json", timeout=20)[1])["version"])
+    except (ValueError, KeyError, TypeError):
         return ""
 
 
@@ -155,12 +154,3 @@ def _point(link: Path, program: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(relative)
     os.replace(temporary, link)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, mode)
-    os.replace(temporary, path)

@@ -1,3 +1,4 @@
+# pylint: disable=unused-import; pylint takes this file for the standard library's http
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Requests to a Coder server: one pool of connections, deadlines, retries, sentences.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
+from ....module_utils._node import clock
 from ....module_utils._node.errors import (
     AuthError,
     Conflict,
@@ -85,12 +87,8 @@ class CoderHttp:
     @property
     def server_clock(self) -> float:
         """The server's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
-        from email.utils import parsedate_to_datetime
-
-        try:
-            return parsedate_to_datetime(self._date).timestamp()
-        except ValueError:
-            return time.time()
+        moment = clock.from_header(self._date)
+        return time.time() if moment is None else moment
 
     def waiter(self, timeout: float) -> Waiter:
         """A deadline by this client's clock, for what takes several requests."""

@@ -26,7 +26,7 @@ def run(argv: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, 
     except OSError as error:
         raise FlowError(f"Cannot run {argv[0]}: {error.strerror}.") from None
     with child:
-        jobs = [threading.Thread(target=_feed, args=(child, stdin), daemon=True)]
+        jobs = [threading.Thread(target=feed, args=(child, stdin), daemon=True)]
         for stream, into in zip((child.stdout, child.stderr), outputs, strict=True):
             jobs.append(threading.Thread(target=_read, args=(child, stream, into), daemon=True))
         for job in jobs:
@@ -43,7 +43,8 @@ def run(argv: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, 
     return status, bytes(outputs[0]), bytes(outputs[1])
 
 
-def _feed(child: subprocess.Popen[bytes], data: bytes) -> None:
+def feed(child: subprocess.Popen[bytes], data: bytes) -> None:
+    """Write ``data`` and close. A child that has ended meanwhile reports that itself."""
     with contextlib.suppress(OSError, ValueError):
         if child.stdin:
             child.stdin.write(data)

@@ -9,11 +9,11 @@ fails says how to get what is missing.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ....module_utils._node import process
 from ....module_utils._node.errors import FlowError, Unhealthy
 from ..workspace.checks import TIMEOUT, Check
 
@@ -76,19 +76,9 @@ def agent() -> Check:
 
 
 def _said(*argv: str) -> tuple[int, str] | None:
-    """Exit status and first line of a program; ``None`` when it is not there or does not end."""
-    if not shutil.which(argv[0]):
-        return None
+    """Return exit status and first line of a program; ``None`` when it is missing or does not end."""
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-            text=True,
-            errors="replace",
-        )
+        done = process.run(*argv, timeout=TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.returncode, next(iter((done.stdout + done.stderr).splitlines()), "")

@@ -44,13 +44,9 @@ class Creator(EngineReader):
         )
 
     def _has_image(self, spec: WorkspaceSpec) -> bool:
-        """Whether the tag exists with the expected hash (docs/decisions/image-identity.md)."""
-        try:
-            found = self._engine.get_json(f"/images/{spec.image}/json")
-        except NotFound:
-            return False
-        labels = (found.get("Config") or {}).get("Labels") or {}
-        return not spec.image_hash or labels.get(f"{LABEL}image") == spec.image_hash
+        from ....module_utils._node.docker import images as docker_images
+
+        return docker_images.present(self._engine, spec.image, spec.image_hash)
 
     def _refuse_drained(self, title: str) -> None:
         mark = self.drained()

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ....module_utils._node import atomic
 from ....module_utils._node.errors import Conflict, FlowError
 from ..repository.address import Repository
 from ..settings.options import MEBIBYTE
@@ -173,10 +172,6 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
             if not texts[name]:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(texts[name])
-                os.fchmod(descriptor, 0o644)
-            os.replace(temporary, folder / name)
+            atomic.write(folder / name, texts[name], 0o644)
     except OSError as error:
         raise FlowError(f"Cannot write to {folder}: {error.strerror or error}.") from None

@@ -9,7 +9,6 @@ from typing import Any
 from ....module_utils._node.errors import FlowError, NotFound, Unhealthy
 from .identity import Image
 
-LABEL = "spt.flow.image"
 _BUILD_TIMEOUT = 1800
 
 
@@ -34,14 +33,11 @@ def sdk() -> Any:
 
 
 def present(image: Image) -> bool:
-    """Whether the engine has the image under its tag and label; one request by the small client."""
+    """Return whether this machine's engine has the image."""
     from ....module_utils._node.docker import http as docker_http
+    from ....module_utils._node.docker import images as docker_images
 
-    try:
-        found = docker_http.connect().get_json(f"/images/{image.tag}/json")
-    except NotFound:
-        return False
-    return ((found.get("Config") or {}).get("Labels") or {}).get(LABEL) == image.hash
+    return docker_images.present(docker_http.connect(), image.tag, image.hash)
 
 
 def remove(image: Image) -> bool:

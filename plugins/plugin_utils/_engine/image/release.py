@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from ....module_utils._node import atomic
 from ....module_utils._node.docker import http as docker_http
 from ....module_utils._node.docker import images as docker_images
 from ....module_utils._node.errors import AuthError, DeadlineExceeded, FlowError, InvalidInput, NotFound, Unhealthy
@@ -324,18 +325,10 @@ def _archive(image: Image, path: Path, progress: Progress) -> None:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Readers see the old file or the new one, also after a crash."""
-    aside = path.with_name(f".{path.name}")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        atomic.write(path, json.dumps(content, indent=2, sort_keys=True) + "\n", 0o644, durable=True)
     except OSError as error:
         raise FlowError(f"Cannot write {path}: {error.strerror}.", "Make room there and run again.") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # What goes

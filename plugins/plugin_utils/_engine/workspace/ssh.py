@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ....module_utils._node import atomic
 from ....module_utils._node.docker.ssh import runtime_folder
 from ....module_utils._node.errors import FlowError
 from . import kinds
@@ -70,10 +69,7 @@ def prepare(nodes: Mapping[str, str] | None = None) -> Path:
     try:
         if path.exists() and path.read_text() == text:
             return path
-        descriptor, temporary = tempfile.mkstemp(dir=folder)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        atomic.write(path, text)
     except OSError as error:
         raise FlowError(f"Cannot write {path}: {error.strerror}.") from None
     return path
