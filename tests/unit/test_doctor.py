@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,14 @@ import pexpect
 import pytest
 import yaml
 from ansible_collections.spt.flow.plugins.action import doctor as action
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, NotFound
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import doctor as coder_doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import doctor as docker_doctor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import target as docker_target
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.checks import Check
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_harness
@@ -33,7 +39,8 @@ ADMIN = "c123456789-d123456789012345678901"
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with coder_harness.server() as made:
+    # The harness moves its clock two minutes ahead.
+    with coder_harness.server(1.0, -120.0) as made:
         made.state.give_token(made.state.user("admin"), ADMIN)
         yield made
 
@@ -80,7 +87,7 @@ def test_shared_ide_address_is_noted_and_its_own_address_accepted(fake: Fake) ->
 
 def test_owner_sees_the_codes_of_the_server(fake: Fake) -> None:
     assert states(coder_doctor.examine("spt-flow", connected(fake, ADMIN)))["health"] == "ok"
-    fake.state.slots = 0
+    fake.state.slots = []
     health = coder_doctor.examine("spt-flow", connected(fake, ADMIN))[-1]
     assert (health.name, health.state) == ("health", "missing")
     assert "EPD01" in health.hint
@@ -211,3 +218,123 @@ def test_unprepared_engine_is_reported_in_one_line(
     (check,) = docker_doctor.protection()
     assert (check.name, check.state) == ("protection", state)
     assert word in check.message and "\n" not in check.message
+
+
+# What makes the next `up` on a Docker engine fail
+
+
+class StandIn:
+    """An engine that answers by path; a path without an answer is not found."""
+
+    def __init__(self, answers: dict[str, Any], ahead: float = 0.0) -> None:
+        self.answers = answers
+        self.clock = time.time() + ahead
+        self.local = True
+
+    def get_json(self, path: str, query: Any = None, timeout: float = 0.0) -> Any:
+        found = self.answers.get(path)
+        if isinstance(found, FlowError):
+            raise found
+        if found is None:
+            raise NotFound(f"There is no {path}.", details={"status": 404, "said": "no such thing"})
+        return found
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replace the engine of this machine; call it with what differs from a healthy one."""
+
+    def make(ahead: float = 0.0, facts: Any = FACTS, **answers: Any) -> dict[str, Any]:
+        values = settings_resolve.resolve({})
+        tag = image_identity.identity(values["profile"]).tag
+        healthy = {"/version": {"Version": "28.1.0", "MinAPIVersion": "1.24"}, "/info": {}, f"/images/{tag}/json": {}}
+        stand_in = StandIn(
+            {**healthy, **{path.replace("IMAGE", tag): answer for path, answer in answers.items()}}, ahead
+        )
+        monkeypatch.setattr(docker_http, "connect", lambda host="": stand_in)
+        monkeypatch.setattr(docker_target.DockerTarget, "probe_engine", lambda _self: facts)
+        return {**values, "engine": "", "kvm": "disabled"}
+
+    return make
+
+
+def judged(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {check.name: (check.state, f"{check.message} {check.hint}") for check in docker_doctor.examine(values)}
+
+
+def test_healthy_engine_lacks_nothing(engine: Any, tmp_path: Path) -> None:
+    found = judged(engine(facts=replace(FACTS, root=str(tmp_path))))
+    assert {name for name, (state, _said) in found.items() if state != "ok"} <= {"protection", "disk"}
+
+
+def test_image_that_is_missing_is_noted_and_named_as_missing_without_the_package(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert docker_doctor.image(engine()).state == "ok"
+    values = engine(**{"/images/IMAGE/json": None})
+    found = docker_doctor.image(values)
+    assert (found.state, "spt.flow.image -e profile=" in found.hint) == ("note", True)
+    monkeypatch.setattr(docker_doctor.importlib.util, "find_spec", lambda name: None)
+    found = docker_doctor.image(values)
+    assert (found.state, found.hint) == ("missing", "Install it beside ansible-core: pip install docker")
+    far = docker_doctor.image({**values, "engine": "ssh://node1", "node": "node1"})
+    assert (far.state, "--limit node1 --tags host_images" in far.hint) == ("missing", True)
+
+
+def test_engine_that_is_too_old_or_too_new_is_named(engine: Any) -> None:
+    refusal = "client version 1.41 is too new. Maximum supported API version is 1.40"
+    values = engine(**{"/version": FlowError(f"The Docker engine refused GET /version: {refusal}.")})
+    (only,) = docker_doctor.examine(values)
+    assert (only.name, only.state) == ("docker", "missing") and "too old" in only.message
+    values = engine(**{"/version": {"Version": "40.0.0", "MinAPIVersion": "1.60"}})
+    state, said = judged(values)["docker"]
+    assert state == "note" and "1.60" in said
+
+
+def test_full_disk_is_named(engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = engine(facts=replace(FACTS, root=str(tmp_path)))
+    usage = types.SimpleNamespace(total=100 << 30, free=512 << 20)
+    monkeypatch.setattr(docker_doctor.shutil, "disk_usage", lambda path: usage)
+    assert judged(values)["disk"][0] == "missing"
+    usage.free = 5 << 30
+    assert judged(values)["disk"][0] == "note"
+    values = engine(facts=replace(FACTS, root=str(tmp_path)), **{"/images/IMAGE/json": None})
+    assert judged(values)["disk"][0] == "missing"
+
+
+def test_drained_engine_and_unmet_demands_are_named(engine: Any) -> None:
+    drained = {"/volumes/spt-flow-drained": {"Labels": {"spt.flow.created": "noon", "spt.flow.by": "bob"}}}
+    state, said = judged(engine(**drained))["engine"]
+    assert state == "missing" and "by bob" in said and "spt.flow.undrain" in said
+    values = {**engine(facts=replace(FACTS, remapped=False)), "docker": "required"}
+    assert judged(values)["settings"][0] == "missing"
+
+
+def test_missing_docker_program_is_named(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = engine()
+    monkeypatch.setattr(docker_doctor.shutil, "which", lambda name: None)
+    assert judged(values)["docker CLI"][0] == "missing"
+
+
+def test_wrong_clocks_are_named(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "clock" not in judged(engine(ahead=20))
+    assert judged(engine(ahead=300))["clock"][0] == "note"
+    state, said = judged(engine(ahead=-7200))["clock"]
+    assert state == "missing" and "ahead of the engine's" in said
+    assert doctor.clock() == []
+    monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
+    assert doctor.clock()[0].state == "missing"
+
+
+def test_clock_that_differs_from_the_servers_is_named(fake: Fake) -> None:
+    fake.state.clock.advance(200)
+    clock = next(check for check in coder_doctor.examine("spt-flow", connected(fake)) if check.name == "clock")
+    assert clock.state == "note" and "behind the server's" in clock.message
+
+
+def test_template_of_another_release_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for made in fake.state.versions.values():
+        made.name = "9.0.0-abcdefabcdef"
+    monkeypatch.setattr(coder_doctor, "release", lambda: "0.1.0")
+    template = next(check for check in coder_doctor.examine("spt-flow", connected(fake)) if check.name == "template")
+    assert template.state == "missing" and "comes from spt.flow 9.0.0" in template.message

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ....module_utils._node.errors import AuthError, FlowError, NotFound
 from ..common.progress import Progress
-from ..workspace.checks import TIMEOUT, Check
+from ..common.version import release
+from ..workspace.checks import TIMEOUT, Check, clock_skew
 from . import cli as coder_cli
 from .admin import CoderAdmin
 from .client import is_deprecated
-from .compatibility import refuse_old_server
+from .compatibility import refuse_old_server, refuse_other_template
 from .http import CoderHttp
 
 Connect = Callable[[bool], CoderHttp]
@@ -39,6 +41,7 @@ def examine(template: str, connect: Connect, fetch: bool = False) -> list[Check]
     except FlowError as error:
         return [Check("server", "missing", error.message, error.hint)]
     found = [Check("server", "ok", f"{client.http.config.url} answers ({version})."), _program(client, fetch)]
+    found += clock_skew(client.http.server_clock - time.time(), "the server's")
     try:
         client = _client(connect, anonymous=False)
         user = client.me()
@@ -59,10 +62,12 @@ def _template(client: CoderAdmin, name: str) -> Check:
     bring = "Whoever runs the server brings it there: ansible-playbook site.yml"
     try:
         template = client.template(name)
+        if template is None:
+            return Check("template", "missing", f"The server has no template {name}.", bring)
+        version = client.template_version(template["active_version_id"]) or {}
+        refuse_other_template(name, str(version.get("name", "")), release())
     except FlowError as error:
         return Check("template", "missing", error.message, error.hint)
-    if template is None:
-        return Check("template", "missing", f"The server has no template {name}.", bring)
     if is_deprecated(template):
         return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
     return Check("template", "ok", f"Template {name} is there.")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....module_utils._node import process
 from ....module_utils._node.errors import FlowError, Unhealthy
-from ..workspace.checks import TIMEOUT, Check
+from ..workspace.checks import TIMEOUT, Check, clock_skew
 
 if TYPE_CHECKING:
     from ..workspace.kinds import TargetKind
@@ -26,7 +28,7 @@ WORDS = {"ok": "ok", "missing": "MISSING", "note": "note"}
 
 def examine(values: Mapping[str, Any], kind: TargetKind, server: str, say: Say, fetch: bool = False) -> list[Check]:
     """Return everything that the target needs. ``server`` is the address of a server that the user has just given."""
-    return [git(), ssh(), agent(), *kind.examine(values, server, say, fetch)]
+    return [git(), ssh(), agent(), *clock(), *kind.examine(values, server, say, fetch)]
 
 
 def missing(checks: Iterable[Check]) -> FlowError | None:
@@ -73,6 +75,11 @@ def agent() -> Check:
     if said[0] == 1:
         return Check("ssh agent", "note", "The SSH agent holds no key.", "Add yours: ssh-add")
     return Check("ssh agent", "ok", "The SSH agent holds a key.")
+
+
+def clock() -> list[Check]:
+    """Whether this machine's clock is certainly wrong: earlier than the collection's own files."""
+    return clock_skew(max(0.0, Path(__file__).stat().st_mtime - time.time()), "the collection's files")
 
 
 def _said(*argv: str) -> tuple[int, str] | None:

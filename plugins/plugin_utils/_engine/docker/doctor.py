@@ -4,24 +4,172 @@
 
 from __future__ import annotations
 
-from ....module_utils._node.errors import FlowError
-from ..workspace.checks import TIMEOUT, Check
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ....module_utils._node.errors import FlowError, NotFound
+from ..workspace.checks import TIMEOUT, Check, clock_skew
+
+PREPARE = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
+LEAST_FREE = 1.0
+"""GiB that a new workspace needs at least."""
+BUILD = {"slim": 6.0}
+"""GiB that building an image of a profile takes; other profiles take ``BUILD_FAT``."""
+BUILD_FAT = 25.0
 
 
-def examine(engine: str, kvm: str) -> list[Check]:
-    """Return the checks of the engine at ``engine``, empty for this machine's; ``kvm`` is the option."""
-    return [docker(engine), *holes(engine), *protection(engine), *([] if engine else [device(kvm)])]
+def examine(values: Mapping[str, Any]) -> list[Check]:
+    """Return the checks of the engine that ``values`` name, by default this machine's."""
+    engine = values["engine"]
+    found = docker(engine)
+    if found.state == "missing":
+        return [found]
+    local = [] if engine else [program(), device(values["kvm"])]
+    profile_image = image(values)
+    missing_image = profile_image.state != "ok"
+    return [
+        found,
+        *local,
+        *holes(engine),
+        *protection(engine),
+        *demands(values),
+        profile_image,
+        *([] if engine else [space(engine, values["profile"] if missing_image else "")]),
+        *clock(engine),
+    ]
 
 
 def docker(engine: str = "") -> Check:
     from ....module_utils._node.docker import http as docker_http
+    from ....module_utils._node.docker.versions import SPOKEN
 
     try:
         answer = docker_http.connect(engine).get_json("/version", timeout=TIMEOUT)
     except FlowError as error:
-        prepare = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
-        return Check("docker", "missing", error.message, f"{error.hint}\n{prepare}".strip())
-    return Check("docker", "ok", f"Docker {answer.get('Version', '')} answers.")
+        if "is too new" in error.message:
+            return Check("docker", "missing", f"The Docker engine is too old: {error.message}", "Update it to 20.10.")
+        return Check("docker", "missing", error.message, f"{error.hint}\n{PREPARE}".strip())
+    version = answer.get("Version", "")
+    oldest = str(answer.get("MinAPIVersion") or "0")
+    if _parts(oldest) > _parts(SPOKEN[-1]):
+        return Check(
+            "docker",
+            "note",
+            f"Docker {version} supports only versions {oldest} and newer of its API; spt.flow was tested with"
+            f" {' and '.join(SPOKEN)}.",
+            "If something fails, update spt.flow or use an older engine.",
+        )
+    return Check("docker", "ok", f"Docker {version} answers.")
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def program() -> Check:
+    """Workspaces of this machine's engine are entered through the program docker."""
+    path = shutil.which("docker")
+    if path is None:
+        return Check("docker CLI", "missing", "There is no program docker, which enters workspaces.", PREPARE)
+    return Check("docker CLI", "ok", path)
+
+
+def demands(values: Mapping[str, Any]) -> list[Check]:
+    """Whether the engine starts workspaces, and has what the settings require."""
+    from ..settings.workspace import Settings
+    from ..workspace.models import WorkspaceSpec
+    from . import container as docker_container
+    from .target import DockerTarget
+
+    target = DockerTarget(values["engine"], values["node"] if values["engine"] else "")
+    # The device has a check of its own.
+    settings = replace(Settings.of(values), kvm="disabled")
+    try:
+        mark = target.drained()
+        if mark:
+            undrain = f"ansible-playbook spt.flow.undrain -e node={values['node'] or 'localhost'}"
+            return [Check("engine", "missing", f"The engine was drained {mark}.", f"Open it: {undrain}")]
+        docker_container.Plan.of(WorkspaceSpec("", settings), target.probe_engine(), not values["engine"])
+    except FlowError as error:
+        return [Check("settings", "missing", error.message, error.hint)]
+    return []
+
+
+def image(values: Mapping[str, Any]) -> Check:
+    """Whether the engine has the image, and whether this machine can build it where it is missing."""
+    from ....module_utils._node.docker import http as docker_http
+    from ..image import identity as image_identity
+
+    engine, profile = values["engine"], values["profile"]
+    try:
+        wanted = image_identity.current(profile, values["image_release"])
+        docker_http.connect(engine).get_json(f"/images/{wanted.tag}/json", timeout=TIMEOUT)
+        return Check("image", "ok", f"The engine has {wanted.tag}.")
+    except NotFound as error:
+        if "status" not in error.details:
+            return Check("image", "missing", error.message, error.hint)
+    except FlowError as error:
+        return Check("image", "missing", error.message, error.hint)
+    lacks = image_identity.lacks("The engine", wanted.tag)
+    if engine:
+        return Check("image", "missing", lacks, image_identity.bring(values["node"]))
+    if importlib.util.find_spec("docker") is None:
+        return Check(
+            "image",
+            "missing",
+            f"{lacks} The Python package docker, which builds it, is missing.",
+            "Install it beside ansible-core: pip install docker",
+        )
+    get = f"ansible-playbook spt.flow.image -e profile={profile}"
+    return Check("image", "note", f"{lacks} The next `up` builds it, which takes minutes.", f"Build it now: {get}")
+
+
+def space(engine: str, profile: str) -> Check:
+    """Whether the disk has room for a workspace and, where ``profile`` is to be built, for its image."""
+    from .target import DockerTarget
+
+    try:
+        root = DockerTarget(engine).probe_engine().root
+    except FlowError as error:
+        return Check("disk", "missing", error.message, error.hint)
+    needed = LEAST_FREE + (BUILD.get(profile, BUILD_FAT) if profile else 0)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for folder in filter(None, (root, cache if profile else "")):
+        usage = shutil.disk_usage(_existing(folder))
+        free = usage.free / 2**30
+        if free < needed:
+            return Check(
+                "disk",
+                "missing",
+                f"{folder} has {free:.1f} GiB left; {needed:g} GiB are needed.",
+                "Remove what is not needed: docker system df shows images and volumes.",
+            )
+        if free < usage.total / 2**30 / 10:
+            return Check("disk", "note", f"{folder} is nearly full: {free:.1f} GiB are left.", "docker system df")
+    return Check("disk", "ok", f"There is room for {needed:g} GiB.")
+
+
+def _existing(folder: str) -> Path:
+    path = Path(folder)
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def clock(engine: str = "") -> list[Check]:
+    """Compare this machine's clock with the engine's, by which CI workspaces expire."""
+    from ....module_utils._node.docker import http as docker_http
+
+    client = docker_http.connect(engine)
+    try:
+        client.get_json("/version", timeout=TIMEOUT)
+    except FlowError:
+        return []
+    return clock_skew(client.clock - time.time(), "the engine's")
 
 
 def holes(engine: str = "") -> list[Check]:
@@ -56,9 +204,7 @@ def protection(engine: str = "") -> list[Check]:
     except FlowError:
         return []
     if lacking:
-        return [
-            Check("protection", "note", lacking, "Prepare it: make quickstart, or ansible-playbook spt.flow.engine")
-        ]
+        return [Check("protection", "note", lacking, PREPARE.replace("one", "it"))]
     return [Check("protection", "ok", "The role spt.flow.host_docker has prepared the engine.")]
 
 

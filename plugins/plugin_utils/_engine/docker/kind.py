@@ -36,7 +36,7 @@ class DockerKind:
     ) -> Sequence[Check]:
         from . import doctor
 
-        return doctor.examine(values["engine"], values["kvm"])
+        return doctor.examine(values)
 
     def ssh_host(self, workspace: Workspace) -> str:
         from . import ssh
