@@ -177,7 +177,7 @@ def test_each_user_namespace_of_a_workspace_has_its_own_counters(
 
 
 def test_node_has_the_limits_of_the_role() -> None:
-    wanted = yaml.safe_load((ROOT / "roles/host_docker/vars/main.yml").read_text())["__host_docker_limits"]
+    wanted = yaml.safe_load((ROOT / "roles/host_docker/vars/main/settings.yml").read_text())["__host_docker_limits"]
     found = {name: Path("/proc/sys", name.replace(".", "/")) for name in wanted}
     low = {
         name: path.read_text().strip()

@@ -119,7 +119,7 @@ def test_role_refuses_a_vulnerable_engine(
     play = {
         "hosts": "localhost",
         "gather_facts": False,
-        "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
+        "vars_files": [str(ROLE / name) for name in ("defaults/main.yml", "vars/main/main.yml")],
         "tasks": [{"vars": {"__host_docker_found": {"engine": found}}, "block": tasks()}],
     }
     (tmp_path / "play.yml").write_text(yaml.safe_dump(json.loads(json.dumps([play]))))

@@ -139,39 +139,23 @@ ENGINE: dict[str, Any] = {
 }
 CLOSED = {"flow_business_hours": "00:00-24:00"}
 OPEN = {"flow_business_hours": "none"}
-IDLE = {"info": {"running": 0, "remapped": True}}
+WRITTEN = {"__host_docker_written": {"paths": ["/etc/docker/daemon.json"]}}
 PLAIN = {"settings": {}, "content": 3, "info": {"running": 1, "remapped": False}}
 RESTARTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("later", {}, CLOSED),
     ("now", {}, OPEN),
     ("now", {}, {**CLOSED, "flow_maintenance_now": True}),
-    ("now", IDLE, CLOSED),
-    ("no", {"newer": False}, OPEN),
-    ("no", {"info": {}}, OPEN),
-    ("later", {"newer": False}, {**CLOSED, "__host_docker_written": {"paths": ["/etc/docker/daemon.json"]}}),
-    ("no", {"newer": False}, {**CLOSED, "__host_docker_written": {"paths": ["/etc/spt-flow/runtime.env"]}}),
+    ("not needed", {"newer": False}, CLOSED),
+    ("later", {"newer": False}, {**CLOSED, **WRITTEN}),
     ("now", PLAIN, OPEN),
-    ("stop", PLAIN, {**OPEN, "host_docker_userns_migrate": True}),
-    ("stop", {**PLAIN, "settings": {"userns-remap": "spt-flow-remap"}}, {**OPEN, "flow_maintenance_now": True}),
-    ("now", {**PLAIN, "info": {"running": 0, "remapped": False}}, {**CLOSED, "host_docker_userns_migrate": True}),
-    ("yourself", {"systemd": False, "ours": False}, OPEN),
-    ("now", {"systemd": False}, OPEN),
+    ("blocked", PLAIN, {**OPEN, "host_docker_userns_migrate": True}),
+    ("manual", {"systemd": False, "ours": False}, OPEN),
 ]
+"""The variables of the role reach the filter; test_engine_plan.py has all its decisions."""
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({}, {}, {"userns-remap": "spt-flow-remap", "cgroup-parent": "spt-flow.slice", "live-restore": True}),
-    ({"unified": False}, {}, {"cgroup-parent": None}),
-    ({"systemd": False}, {}, {"cgroup-parent": None}),
     ({}, {"host_docker_daemon_extra": {"exec-opts": ["native.cgroupdriver=cgroupfs"]}}, {"cgroup-parent": None}),
-    (
-        {"unified": False, "settings": {"exec-opts": ["native.cgroupdriver=systemd"]}},
-        {},
-        {"cgroup-parent": "spt-flow.slice"},
-    ),
-    ({"settings": {"cgroup-parent": "theirs.slice"}}, {}, {"cgroup-parent": "theirs.slice"}),
-    ({"unified": False, "settings": {"cgroup-parent": "spt-flow.slice"}}, {}, {"cgroup-parent": None}),
     ({"settings": {}, "content": 1}, {}, {"userns-remap": None}),
-    ({"settings": {"userns-remap": "default"}, "content": 1}, {}, {"userns-remap": "default"}),
-    ({"settings": {"userns-remap": "default"}}, {}, {"userns-remap": "spt-flow-remap"}),
     (
         {"settings": {"debug": True, "log-opts": {"tag": "x"}}},
         {},
@@ -181,7 +165,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 PLAY = """
 - hosts: localhost
   gather_facts: false
-  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml, cases.yml]
+  vars_files: [{role}/defaults/main.yml, {role}/vars/main/main.yml, {role}/vars/main/settings.yml, cases.yml]
   tasks:
     - ansible.builtin.debug:
         msg: {{restart: "{{{{ __host_docker_restart }}}}", settings: "{{{{ __host_docker_settings }}}}"}}
