@@ -85,6 +85,7 @@ def test_caddy_serves_no_wildcard_unless_configured() -> None:
 
 
 def test_path_apps_are_disabled_exactly_with_a_wildcard() -> None:
-    text = (ROLE / "vars/main.yml").read_text()
-    both = "'CODER_WILDCARD_ACCESS_URL': coder_server_wildcard, 'CODER_DISABLE_PATH_APPS': 'true'"
-    assert f"{{{both}}} if coder_server_wildcard else {{}}" in text
+    variables = yaml.safe_load((ROLE / "vars/main/environment.yml").read_text())
+    wildcard = {"CODER_WILDCARD_ACCESS_URL": "{{ coder_server_wildcard }}", "CODER_DISABLE_PATH_APPS": "true"}
+    assert variables["__coder_server_env_wildcard"] == wildcard
+    assert "__coder_server_env_wildcard if coder_server_wildcard else {}" in variables["__coder_server_env"]

@@ -52,7 +52,7 @@ def play(name: str, variables: dict[str, Any]) -> dict[str, Any]:
     return {
         "hosts": "localhost",
         "gather_facts": False,
-        "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
+        "vars_files": [str(path) for path in (ROLE / "defaults/main.yml", *sorted(ROLE.glob("vars/main/*.yml")))],
         "tasks": [
             {
                 "vars": {**base, **variables},
