@@ -241,7 +241,7 @@ def test_an_upgrade_waits_for_the_window_dumps_first_and_its_way_back_brings_ver
     status, said = bring(*values, more=("--check",))
     assert status == 0 and f"would go from {found['version']} to {NEWER}" in said
     status, said = bring(*values, ALWAYS)
-    assert status == 0 and "bring Coder on" in said and NEWER in said
+    assert status == 0 and "update Coder on" in said and NEWER in said
     assert program(host, "state")["version"] == found["version"]
     status, said = bring(*values, ALWAYS, "flow_maintenance_now=true")
     assert status == 0, said
@@ -296,7 +296,7 @@ def archive(host, found: dict[str, str]) -> list[str]:  # type: ignore[no-untype
     """An image that is like Coder's own: the program at its place, and what this machine has."""
     folder = "/var/tmp/image"  # noqa: S108
     host.check_output(f"install -D {home(found)} {folder}/opt/coder && install -d -m 1777 {folder}/tmp")  # noqa: S108
-    tops = "bin lib lib64 usr/bin usr/lib usr/local/bin/terraform etc/ssl etc/ssh etc/ld.so.cache"
+    tops = "bin lib lib64 usr/bin usr/lib usr/lib64 usr/local/bin/terraform etc/ssl etc/ssh etc/ld.so.cache"
     host.check_output(
         f"tar c --ignore-failed-read -C / {tops} -C {folder} opt tmp | docker import - coder/coder:test"
         f" && docker save --output {folder}.tar coder/coder:test && docker rmi coder/coder:test && rm -r {folder}"
