@@ -32,7 +32,7 @@ integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks so
 	@tools/quickstart --engine-only && $(MAX) pytest -q -n 2 --dist loadfile $(or $(TESTS),tests/integration) -m "not full"
 
 molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify; SCENARIO=<name> for one
-	@MOLECULE_GLOB='molecule/*/molecule.yml' $(MAX) molecule test $(if $(SCENARIO),-s $(SCENARIO),--all)
+	@$(MAX) molecule test $(if $(SCENARIO),-s $(SCENARIO),--all)
 
 test-live: ## Tests with a real Coder server, if one is installed; otherwise says what is missing
 	@$(MAX) pytest -q -rs tests/live

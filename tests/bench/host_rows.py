@@ -236,9 +236,9 @@ def machine(checkout: Path, place: Path, owner: str) -> Iterator[str]:
     node = {"ansible_connection": "community.docker.docker", "ansible_python_interpreter": "/usr/bin/python3"}
     inventory.write_text(json.dumps({"all": {"children": {"flow_nodes": {"hosts": {name: node}}}}}))
     values = {"molecule_yml": {"platforms": [{"name": name}]}}
-    values["molecule_scenario_directory"] = str(checkout / "molecule/host_docker")  # type: ignore[assignment]
+    values["molecule_scenario_directory"] = str(checkout / "extensions/molecule/host_docker")  # type: ignore[assignment]
     try:
-        call("ansible-playbook", "molecule/default/create.yml", "-e", json.dumps(values), cwd=checkout)
+        call("ansible-playbook", "extensions/molecule/default/create.yml", "-e", json.dumps(values), cwd=checkout)
         yield str(inventory)
     finally:
         subprocess.run(["docker", "rm", "-f", "-v", name], capture_output=True, timeout=120)

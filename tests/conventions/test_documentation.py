@@ -153,7 +153,7 @@ TESTS = {
         "spt.flow",
     ): "tests/integration/test_workspace_playbooks.py::test_up_creates_a_workspace_with_an_open_ide",
     ("README.md", "Quick start: this machine"): TYPED,
-    ("README.md", "Quick start: three machines"): "molecule/e2e/converge.yml",
+    ("README.md", "Quick start: three machines"): "extensions/molecule/e2e/converge.yml",
     ("README.md", "Quick start: CI"): JOBS,
     ("README.md", "Install it for use anywhere"): (
         "tests/integration/test_documented_commands.py::test_installed_user_needs_one_line_of_setup"
@@ -161,7 +161,7 @@ TESTS = {
     ("docs/ci.md", "*"): JOBS,
     ("docs/tutorials/ci.md", "*"): JOBS,
     ("docs/tutorials/developer.md", "*"): TYPED,
-    ("docs/tutorials/operator.md", "*"): "molecule/e2e/molecule.yml",
+    ("docs/tutorials/operator.md", "*"): "extensions/molecule/e2e/molecule.yml",
     ("docs/nodes.md", "Run a workspace on another host"): (
         "tests/integration/test_nodes.py::test_every_playbook_works_on_a_node"
     ),
