@@ -26,7 +26,7 @@ ON_NODES = {path.stem for path in MODULES} - (ACTIONS - {"host_files"})
 """Modules that run on nodes. All others document the action plugin of their name."""
 CLIENTS = {"docker", "coder"}
 """Commands that roles must not run, because the engine plans and tests what they do."""
-CLIENT_CALLS = {("roles/host_docker/tasks/configure.yml", "docker network create")}
+CLIENT_CALLS = {("roles/host_docker/tasks/network.yml", "docker network create")}
 """Exceptions: this bridge of Coder's template must exist before any client that could create it."""
 NO_COMMENTS = {".json", ".log", ".md5", ".png", ".svg", ".patch", ".pub"}
 NO_HEADER = {"LICENSE", "GPL-3.0-or-later.txt", "motd", "CHANGELOG.md", ".gitignore", "changelog.yaml"}
