@@ -381,7 +381,9 @@ def broken_promises(rows: list[str]) -> list[str]:
     """Return rows without a test, and tests that do not exist."""
     broken = []
     for row in rows:
-        named = re.findall(r"`(tests/[^`:]+|extensions/molecule/[^`:]+)(?:::(\w+))?`", row.rstrip(" |").rpartition(" | ")[2])
+        named = re.findall(
+            r"`(tests/[^`:]+|extensions/molecule/[^`:]+)(?:::(\w+))?`", row.rstrip(" |").rpartition(" | ")[2]
+        )
         broken += [] if named else [f"no test: {row}"]
         for name, test in named:
             text = (CHECKOUT / name).read_text(encoding="utf-8") if (CHECKOUT / name).exists() else ""

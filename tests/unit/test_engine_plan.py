@@ -77,7 +77,9 @@ def test_running_containers_are_never_restarted_outside_a_window_or_lost(
         (False, {"settings": {"userns-remap": "default"}, "content": 1}, False),
     ],
 )
-def test_only_an_engine_without_content_is_remapped_unasked(wanted: bool, engine: dict[str, Any], migrate: bool) -> None:
+def test_only_an_engine_without_content_is_remapped_unasked(
+    wanted: bool, engine: dict[str, Any], migrate: bool
+) -> None:
     assert engine_plan.remap(engine, USER, migrate) is wanted
 
 

@@ -198,7 +198,7 @@ def test_check_of_the_node_fails_without_a_record(
         record.write_text(content)
     done = checked(record, monkeypatch)
     assert done.returncode == 1
-    assert done.stderr == f"{record} names no image: run ansible-playbook site.yml --tags host_images.\n"
+    assert done.stderr == f"{record} does not name an image. Run ansible-playbook site.yml --tags host_images.\n"
 
 
 def test_node_and_refused_user_read_the_same_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # shellcheck shell=sh
 # The audit number of a workspace, sourced by the runtime spt-flow before it becomes runc. It forks once, to read the bundle.
-# ids/<number> begins with the workspace's key and then has its containers. Exactly one of several starts can make it. A key keeps its
-# number while a container or a log has it; spt-flow-audit frees the others. containers/<id> tells exec the number without believing its
-# environment. keys/<owner>.<workspace> has the number of a key; it counts when ids/ says the same. next is where to look for a free one.
+# ids/<number> begins with the workspace's key and then has its containers. Only one of several starts can create it. A key keeps its
+# number while a container or a log has it; spt-flow-audit frees the others. containers/<id> gives exec the number without trusting its
+# environment. keys/<owner>.<workspace> has the number of a key; it is valid if ids/ agrees. next is where the search for a free one starts.
 spt_flow_registry=${SPT_FLOW_AUDIT_REGISTRY:-/var/lib/spt-flow/audit/registry}
-# How many taken numbers a start looks at, which takes about 10 ms, before it gives up.
+# Number of used numbers that a start checks before it gives up; this takes about 10 ms.
 spt_flow_audit_tries=2000
 
 # The key: owner/workspace of the bundle, or the container's id for anything else that uses this runtime. A quote inside another
@@ -23,7 +23,7 @@ spt_flow_audit_key() { # config.json, container
   if [ -n "$owner" ] && [ -n "$workspace" ]; then key=$owner/$workspace; else key=container/$2; fi
 }
 
-# Make a file that does not exist with one line. An empty file is one whose maker has not written it yet.
+# Create a missing file with one line. The creator of an empty file has not written it yet.
 spt_flow_audit_make() { # file, line
   set -C
   { printf '%s' "$2" >"$1"; } 2>/dev/null
@@ -32,14 +32,14 @@ spt_flow_audit_make() { # file, line
   return "$made"
 }
 
-# The number that $key has, when the registry agrees.
+# Print the number of $key if the registry agrees.
 spt_flow_audit_known() { # file of the key
   number='' taken=''
   { read -r number <"$1"; } 2>/dev/null || [ -n "$number" ] || return 1
   { read -r taken <"$spt_flow_registry/ids/$number"; } 2>/dev/null && [ "$taken" = "$key" ]
 }
 
-# The number of $key: the one that it has, or a free one.
+# Print the number of $key: its own, or a free one.
 spt_flow_audit_allocate() {
   case "$key" in
     container/*)
@@ -76,12 +76,12 @@ spt_flow_audit_reserve() {
       return 0
     fi
   done
-  # The next start looks further on.
+  # The next start searches from here.
   echo "$number" >"$spt_flow_registry/next"
   return 1
 }
 
-# Twice, as spt-flow-audit may free a number at the moment at which it is taken again.
+# Try twice, because spt-flow-audit may free a number at the moment when it is used again.
 spt_flow_audit_register() { # container
   for _ in once again; do
     spt_flow_audit_allocate && echo "$number" >"$spt_flow_registry/containers/$1" &&
@@ -92,7 +92,7 @@ spt_flow_audit_register() { # container
 }
 
 spt_flow_audit_set() { # number
-  # /proc/self is this shell: redirections of built-ins need no process of their own.
+  # /proc/self is this shell, because redirections of built-ins need no other process.
   { echo "$1" >/proc/self/loginuid; } 2>/dev/null || {
     echo "spt-flow: the audit number $1 cannot be set, so this workspace is not started." >&2
     return 1
@@ -109,12 +109,12 @@ spt_flow_audit_create() { # bundle, container
 }
 
 spt_flow_audit_exec() { # container
-  # A container that is older than the registry has no number; it gets one at its next start.
+  # A container older than the registry gets a number at its next start.
   [ -r "$spt_flow_registry/containers/$1" ] || return 0
   read -r number <"$spt_flow_registry/containers/$1" && spt_flow_audit_set "$number"
 }
 
-# Whether commands of workspaces are being recorded now: the daemon lives, and its rules were put in place here.
+# Return whether commands of workspaces are recorded now: the daemon runs, and the rules are installed.
 spt_flow_audit_active() {
   [ -r "${SPT_FLOW_AUDITD:-/run/auditd.pid}" ] && read -r daemon <"${SPT_FLOW_AUDITD:-/run/auditd.pid}" &&
     [ -n "$daemon" ] && [ -d "/proc/$daemon" ]

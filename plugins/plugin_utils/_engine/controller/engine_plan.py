@@ -40,9 +40,7 @@ def remaining_settings(engine: Mapping[str, Any], group: str) -> dict[str, Any]:
     return {**kept, "runtimes": runtimes}
 
 
-def restart(
-    engine: Mapping[str, Any], wanted: Mapping[str, Any], written: Collection[str], window_open: bool
-) -> str:
+def restart(engine: Mapping[str, Any], wanted: Mapping[str, Any], written: Collection[str], window_open: bool) -> str:
     """When the engine restarts: ``not needed``, ``now``, ``later`` (in a maintenance window), ``blocked`` (running
     containers would be lost) or ``manual`` (neither systemd nor the role started the engine)."""
     info = engine["info"]
