@@ -195,6 +195,41 @@ def tasks(content: Any) -> Iterator[dict[str, Any]]:
                 yield from tasks(entry.get(key))
 
 
+def bad_asserts(root: Path) -> list[str]:
+    """Assertions of roles that check several facts at once or have no message of their own."""
+    found = []
+    for path in sorted(root.glob("roles/*/tasks/*.yml")):
+        for task in tasks(load(path)):
+            words = task.get("ansible.builtin.assert")
+            if words and not (isinstance(words["that"], str) and words.get("fail_msg")):
+                found.append(f"{path.relative_to(root)}: {task.get('name')}")
+    return found
+
+
+def test_roles_assert_one_fact_with_its_own_message() -> None:
+    assert bad_asserts(CHECKOUT) == []
+
+
+@pytest.mark.parametrize("words", ["{that: [a == 1, b == 2], fail_msg: x}", "{that: a == 1}"])
+def test_assert_of_several_facts_or_without_a_message_is_found(words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "roles/host_kvm/tasks"
+    folder.mkdir(parents=True)
+    (folder / "main.yml").write_text(f"- name: Break the rule\n  ansible.builtin.assert: {words}\n")
+    assert len(bad_asserts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("role", ROLES, ids=identity)
+def test_role_files_fit_on_a_screen(role: Path) -> None:
+    files = [path for folder in ("tasks", "handlers", "vars", "defaults") for path in (role / folder).rglob("*.yml")]
+    assert [relative(path) for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 90] == []
+
+
+def test_declared_dependencies_are_the_collections_that_roles_use() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (CHECKOUT / "roles").rglob("*.yml"))
+    used = set(re.findall(r"^\s*(?:- )?((?!ansible\.builtin|spt\.flow)[a-z]+\.[a-z]+)\.[a-z_]+:$", text, re.MULTILINE))
+    assert used == set(load(CHECKOUT / "galaxy.yml")["dependencies"])
+
+
 def commands(path: Path) -> Iterator[str]:
     """Return the command lines that a task file runs."""
     for task in tasks(load(path)):
