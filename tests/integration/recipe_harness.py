@@ -118,7 +118,7 @@ def cache_of_its_own(folder: Path, *shared: str) -> Path:
 
 
 def main(folder: str) -> None:
-    """Create what extensions/molecule/image_build copies to its machine: /srv/flow.git, and a cache of slow downloads."""
+    """Create what the scenario image_build copies to its machine: /srv/flow.git, and a cache of slow downloads."""
     root = Path(folder)
     shutil.rmtree(root, ignore_errors=True)
     made = copy(root / "checkout", Path("/var/lib/spt-flow/image-build"))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """image.yml and release.yml on the real engine with a real registry; the recipe is a base system and a script.
 
-Nothing is pruned here (keep -1), because the engine is shared. extensions/molecule/image_build prunes on its own engine.
+Nothing is pruned here (keep -1), because the engine is shared. The scenario image_build prunes on its own engine.
 """
 
 from __future__ import annotations
