@@ -26,6 +26,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         "deprecated": {"type": "str", "default": ""},
         "network": {"type": "str", "default": ""},
         "apparmor": {"type": "str", "default": ""},
+        "presets": {"type": "list", "elements": "dict", "default": []},
     }
     VALUES = (
         "image_release",
@@ -80,6 +81,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         )
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
         more |= {"image": image.tag, "image_hash": image.hash, "subdomain": str(bool(client.app_host())).lower()}
+        more["presets"] = coder_template.presets(self.own["presets"])
         lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:

@@ -66,6 +66,13 @@ options:
     description: AppArmor profile of workspaces, C(spt-flow-workspace) where the nodes have AppArmor.
     type: str
     default: ''
+  presets:
+    description:
+      - Repositories that users can choose with one click when they create a workspace in the dashboard.
+      - Each has C(name) and C(repo), and may have C(ref), C(description) and C(icon).
+    type: list
+    elements: dict
+    default: []
 seealso:
   - module: spt.flow.workspace
 """

@@ -683,6 +683,21 @@ def test_delete_after_a_failed_start_first_stops_so_that_nothing_is_left(fake: F
     assert builds(fake) == ["start", "stop", "delete"]
 
 
+def test_cancelled_build_is_called_cancelled(fake: Fake, target: CoderTarget) -> None:
+    """The server's own words are an exit status of Terraform."""
+    ensure(target)
+    ensure(target, NAMED, "stopped")
+    fake.state.next("start", start=300)
+    client = coder_harness.client(fake)
+    found = client.workspace("demo")
+    assert found is not None
+    build = client.create_build(found, "start")
+    fake.state.clock.advance(5)
+    fake.state.cancel(fake.state.workspaces[found["id"]].latest.job, True)
+    with pytest.raises(Unhealthy, match="could not start workspace demo: the build was cancelled"):
+        target._built(found, build, Progress())
+
+
 def test_build_that_hangs_is_named_within_a_minute() -> None:
     now, said = 0.0, []
 

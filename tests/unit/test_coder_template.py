@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import tarfile
@@ -19,6 +20,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin impor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import is_deprecated
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.tests.fake_coder import hcl
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
 from ansible_collections.spt.flow.tests.unit import coder_harness
 
@@ -209,3 +211,37 @@ def test_deprecation_is_set_and_removed_without_a_new_version(
     assert template is not None and is_deprecated(template) == ""
     with pytest.raises(InvalidInput, match="characters"):
         roll.deprecated(wanted, "x" * 200)
+
+
+@pytest.mark.parametrize(("kind", "display"), [("dev", "Workspace"), ("ci", "CI workspace")])
+def test_template_shows_users_an_icon_a_description_and_a_readme(kind: str, display: str) -> None:
+    wanted = roll.ours(Settings(), kind, "spt-flow", {})
+    assert wanted.settings["display_name"] == display
+    assert wanted.settings["icon"].startswith("/icon/") and wanted.settings["icon"].endswith(".svg")
+    assert 10 < len(wanted.settings["description"]) < roll.LONGEST_DESCRIPTION
+    with tarfile.open(fileobj=io.BytesIO(wanted.archive)) as tar:
+        readme = tar.extractfile("README.md")
+        assert readme is not None
+        text = readme.read().decode()
+    # The dashboard shows comments of HTML as text.
+    assert text.startswith("# Workspace\n") and "<!--" not in text and "](https://" in text
+
+
+def test_every_parameter_says_in_a_sentence_what_it_is_for() -> None:
+    text = (roll.FOLDER / "main.tf").read_text(encoding="utf-8")
+    found = hcl.read(roll.pack(roll.FOLDER)).parameters
+    assert [one["name"] for one in found] == ["repo", "ref", "dotfiles", "node", "deadline", "directory", "seed"]
+    for one in found:
+        words = one["description"].removesuffix(" [Help](${local.docs})")
+        assert words.endswith(".") and words[0].isupper() and one["display_name"], one["name"]
+    assert 'docs    = "https://' in text
+
+
+def test_presets_are_complete_and_named_once() -> None:
+    given = [{"name": "Website", "repo": "https://git.example.com/web.git", "ref": "main"}]
+    icon = roll.PRESET["icon"]
+    assert json.loads(roll.presets(given)) == [{**given[0], "description": "", "icon": icon}]
+    assert roll.presets([]) == "[]"
+    for wrong in ([{"name": "Website"}], [{"repo": "r"}], [*given, *given], [{**given[0], "cpus": 4}]):
+        with pytest.raises(InvalidInput, match="needs a name of its own and a repo"):
+            roll.presets(wrong)

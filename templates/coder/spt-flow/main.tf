@@ -8,7 +8,7 @@ terraform {
   required_providers {
     coder = {
       source  = "coder/coder"
-      version = ">= 2.0, < 3.0"
+      version = ">= 2.15, < 3.0"
     }
     docker = {
       source  = "kreuzwerker/docker"
@@ -27,6 +27,9 @@ data "coder_workspace_owner" "me" {}
 data "coder_provisioner" "me" {}
 
 locals {
+  docs    = "https://github.com/spt-flow/spt.flow/blob/main/docs/coder.md"
+  presets = { for preset in jsondecode(var.presets) : preset.name => preset if !local.ci }
+
   ci    = var.kind == "ci"
   start = data.coder_workspace.me.start_count
   # Stopping a CI workspace destroys all of its resources.
@@ -65,12 +68,13 @@ locals {
   }
 }
 
-# What a developer may say. Everything has a default, so that a workspace made by one click is ready.
+# Parameters. All have a default, so that one click creates a workspace.
 
 data "coder_parameter" "repo" {
   name         = "repo"
   display_name = "Repository"
-  description  = "Repository to clone: https, ssh or git@host:path."
+  description  = "The Git repository to clone, such as https://host/team/project.git or git@host:team/project.git. Leave it empty to start without one. [Help](${local.docs})"
+  icon         = "/icon/git.svg"
   type         = "string"
   default      = ""
   mutable      = true
@@ -80,7 +84,7 @@ data "coder_parameter" "repo" {
 data "coder_parameter" "ref" {
   name         = "ref"
   display_name = "Branch, tag or commit"
-  description  = "Branch, tag or commit of a new clone; empty uses the repository's default."
+  description  = "What to check out in a new clone. Leave it empty for the repository's default branch."
   type         = "string"
   default      = ""
   mutable      = true
@@ -90,7 +94,8 @@ data "coder_parameter" "ref" {
 data "coder_parameter" "dotfiles" {
   name         = "dotfiles"
   display_name = "Dotfiles"
-  description  = "Your dotfiles repository, installed and updated at each start; append #branch for a branch."
+  description  = "Your dotfiles repository. It is installed at each start. Add #branch for a branch other than the default."
+  icon         = "/icon/dotfiles.svg"
   type         = "string"
   default      = ""
   mutable      = true
@@ -100,8 +105,8 @@ data "coder_parameter" "dotfiles" {
 data "coder_parameter" "node" {
   count        = length(local.names) < 2 ? 0 : 1
   name         = "node"
-  display_name = "Machine"
-  description  = "Node of the workspace and its home; cannot be changed later."
+  display_name = "Node"
+  description  = "The machine that runs the workspace and keeps its files. You cannot change it later."
   type         = "string"
   default      = local.default
   mutable      = false
@@ -119,7 +124,7 @@ data "coder_parameter" "deadline" {
   count        = local.ci ? 1 : 0
   name         = "deadline"
   display_name = "Deadline"
-  description  = "Time of deletion, such as 2026-01-31T12:00:00Z; empty uses the default TTL."
+  description  = "When the workspace is deleted, such as 2026-01-31T12:00:00Z. Leave it empty for the default time limit."
   type         = "string"
   default      = ""
   mutable      = false
@@ -134,7 +139,7 @@ data "coder_parameter" "directory" {
   count        = local.ci ? 1 : 0
   name         = "directory"
   display_name = "Directory"
-  description  = "Directory of the clone; empty uses a directory named after the workspace."
+  description  = "The directory of the clone. Leave it empty for a directory with the workspace's name."
   type         = "string"
   default      = ""
   mutable      = false
@@ -149,11 +154,20 @@ data "coder_parameter" "seed" {
   count        = local.ci ? 1 : 0
   name         = "seed"
   display_name = "Upload"
-  description  = "Whether the client uploads the repository."
+  description  = "Whether the client uploads the repository instead of the workspace cloning it."
   type         = "bool"
   default      = "false"
   mutable      = false
   order        = 7
+}
+
+# Repositories of the team to choose from; a preset fills in the parameters that it names.
+data "coder_workspace_preset" "repository" {
+  for_each    = local.presets
+  name        = each.key
+  description = each.value.description
+  icon        = each.value.icon
+  parameters  = { for name in ["repo", "ref"] : name => each.value[name] if each.value[name] != "" }
 }
 
 resource "coder_agent" "main" {
@@ -178,6 +192,7 @@ resource "coder_agent" "main" {
   metadata {
     key          = "clone"
     display_name = "Clone"
+    order        = 1
     # A file is read, no Python started: this runs in every workspace twice a minute, and while it starts.
     script   = "if test -e /run/spt-flow/steps.json; then sed -n 's/.*\"clone\": {\"state\": \"\\([a-z-]*\\)\".*/\\1/p' /run/spt-flow/steps.json; else echo pending; fi"
     interval = 30
@@ -186,15 +201,18 @@ resource "coder_agent" "main" {
 
   metadata {
     key          = "kvm"
-    display_name = "KVM"
-    script       = "test -w /dev/kvm && echo yes || echo no"
-    interval     = 600
-    timeout      = 5
+    display_name = "KVM works"
+    order        = 2
+    # A device that exists may still run no guest; kvm-ok tries it.
+    script   = "if test -w /dev/kvm && { ! command -v kvm-ok || kvm-ok; } >/dev/null 2>&1; then echo yes; else echo no; fi"
+    interval = 600
+    timeout  = 5
   }
 
   metadata {
     key          = "image"
     display_name = "Image"
+    order        = 3
     # Written once, when the image was built.
     script   = "echo \"$(( ($(date +%s) - $(stat -c %Y /etc/subuid)) / 86400 )) days old\""
     interval = 3600
@@ -205,6 +223,7 @@ resource "coder_agent" "main" {
   metadata {
     key          = "snapshot"
     display_name = "Last snapshot"
+    order        = 4
     script       = "cat /var/lib/spt-flow-snapshots/${local.name}-home 2>/dev/null || echo none"
     interval     = 600
     timeout      = 5
@@ -213,7 +232,8 @@ resource "coder_agent" "main" {
   # Users can put a program there that prints the state of their pipeline in one line.
   metadata {
     key          = "ci"
-    display_name = "CI"
+    display_name = "CI pipeline"
+    order        = 5
     script       = "if test -x ~/.config/spt-flow/ci-status; then ~/.config/spt-flow/ci-status 2>&1 | head -n 1 | cut -c 1-80; else echo -; fi"
     interval     = 60
     timeout      = 20
@@ -234,8 +254,8 @@ resource "coder_agent" "main" {
 
 # Its lines are the workspace agent's record, which clients follow.
 resource "coder_script" "start" {
-  agent_id           = coder_agent.main.id
-  display_name       = "spt.flow"
+  agent_id     = coder_agent.main.id
+  display_name = "spt.flow"
   # The node's proxy says what it had to leave out, such as /dev/kvm; nothing else sets the variable.
   script             = <<-EOT
     test -z "$SPT_FLOW_NOTE" || printf '{"spt_flow": 1, "event": "note", "text": "%s"}\n' "$SPT_FLOW_NOTE"
@@ -256,6 +276,7 @@ resource "coder_script" "stop" {
 resource "coder_app" "ide" {
   agent_id     = coder_agent.main.id
   slug         = "ide"
+  order        = 1
   display_name = "VS Code in the browser"
   icon         = "/icon/code.svg"
   url          = "http://127.0.0.1:8080/?folder=${urlencode(local.directory)}"

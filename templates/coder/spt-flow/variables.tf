@@ -88,3 +88,9 @@ variable "environment" {
   type        = string
   description = "JSON object: additional environment of the workspace agent."
 }
+
+variable "presets" {
+  type        = string
+  description = "JSON list of presets that users can choose: name, repo, ref, description and icon."
+  default     = "[]"
+}

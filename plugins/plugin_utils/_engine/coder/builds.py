@@ -59,7 +59,8 @@ class Builder(CoderReader):
         if job["status"] == "succeeded":
             return
         last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
-        reason = untrusted.line(job.get("error") or job["status"])
+        cancelled = job["status"] == "canceled"
+        reason = "the build was cancelled" if cancelled else untrusted.line(job.get("error") or job["status"])
         hints = [advice for words, advice in ADVICE.items() if words in "\n".join([reason, *last]).lower()]
         hints += ["The last lines of its build:", *last] if last else ["See the build on the server's dashboard."]
         raise Unhealthy(

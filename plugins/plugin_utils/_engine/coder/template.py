@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .client import DEPRECATED, Json
 from .jobs import follow, last_lines
 
 LONGEST_DESCRIPTION = 128
+DESCRIPTION = "Your repository with VS Code, Docker and KVM on the company's machines. A name is all you need to enter."
 LARGEST = 1 << 20
 """Largest archive in bytes that the server accepts (docs/decisions/coder-server-behaviour.md)."""
 IMPORT_TIMEOUT = 600.0
@@ -39,6 +40,8 @@ CREATION_NAMES = {
     "use_classic_parameter_flow": "template_use_classic_parameter_flow",
 }
 """Names of a template's fields at its creation (docs/decisions/coder-server-behaviour.md)."""
+PRESET = {"repo": "", "ref": "", "description": "", "icon": "/icon/git.svg"}
+"""Keys of a preset besides its name, with their defaults."""
 LOCK = ".terraform.lock.hcl"
 LEFT_OUT = (".terraform", ".git")
 FOLDER = COLLECTION / "templates/coder/spt-flow"
@@ -84,7 +87,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
 
     ``nodes`` are addresses of engines by the nodes' names; without any the server's own engine is used. ``lock`` is the
     server's lock file: which providers it has, with their sums, is nothing that the collection knows. ``more`` are
-    variables that differ from the usual (``network``, ``runtime``, ``apparmor``, ``subdomain``).
+    variables that differ from the usual (``network``, ``runtime``, ``apparmor``, ``subdomain``, ``presets``).
     """
     from ..docker import container as docker_container
     from ..image import identity as image_identity
@@ -102,13 +105,15 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
         "subdomain": "false",
         "network": docker_container.NETWORK,
         "ttl": str(CI_TTL),
+        "presets": "[]",
         **more,
     }
     ci = kind == "ci"
     ttl = CI_TTL if ci else settings.idle_stop
     about = {
         "display_name": "CI workspace" if ci else "Workspace",
-        "description": "Deleted by its time limit, whatever it does." if ci else "Your repository, ready to work in.",
+        "description": "For CI jobs. Deleted at its time limit." if ci else DESCRIPTION,
+        "icon": "/icon/widgets.svg" if ci else "/icon/devcontainers.svg",
         "default_ttl_ms": ttl * 1000,
         "activity_bump_ms": 0 if ci else ttl * 1000,
         # So that a cancelled run need not wait for a build that would only be deleted.
@@ -117,6 +122,21 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
     files = {"seccomp.json": docker_container.SECCOMP.read_bytes(), **({LOCK: lock} if lock else {})}
     archive = pack(FOLDER, files)
     return Wanted(name, archive, variables, about, release())
+
+
+def presets(given: Sequence[Mapping[str, Any]]) -> str:
+    """Return the template's variable for the presets of an inventory. Raise ``InvalidInput`` for an unusable one."""
+    found: dict[str, dict[str, str]] = {}
+    for one in given:
+        unknown = sorted(set(one) - {"name", *PRESET})
+        name = str(one.get("name") or "").strip()
+        if unknown or not name or name in found or not one.get("repo"):
+            raise InvalidInput(
+                f"Preset {name or len(found) + 1} of the template is invalid: each needs a name of its own and a repo.",
+                f"Other keys are {', '.join(sorted(PRESET))}.",
+            )
+        found[name] = {"name": name, **{key: str(one.get(key) or default) for key, default in PRESET.items()}}
+    return json.dumps(list(found.values()), sort_keys=True)
 
 
 def deprecated(wanted: Wanted, reason: str) -> Wanted:
