@@ -71,7 +71,7 @@ def test_interrupt_in_the_shell_does_not_end_it(playbooks: Playbooks) -> None:
 @pytest.mark.parametrize(("answer", "status"), [("no", 2), ("yes", 0)])
 def test_delete_asks_for_confirmation(playbooks: Playbooks, answer: str, status: int) -> None:
     child = type_in(playbooks, "delete", "-e", f"workspace={playbooks.name}")
-    child.expect("Type yes to delete")
+    child.expect("Type yes")
     child.sendline(answer)
     assert leave(child) == status
     assert bool(playbook_harness.belongings(playbooks.owner)) == (answer == "no")

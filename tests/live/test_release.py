@@ -121,7 +121,7 @@ def test_tool_update_leaves_a_running_coder_workspace_unchanged_until_restart(
     failed = release()
     assert failed.returncode != 0
     assert "failed its verification: gh: " in failed.stdout + failed.stderr
-    assert "PLAY [Templates]" not in failed.stdout
+    assert "PLAY [Roll out the Coder templates]" not in failed.stdout
 
     workspace = ensure(live_server, "restarted")
     assert (gh(live_server, workspace), workspace.outdated) == ("gh version 1.1", ())

@@ -248,7 +248,7 @@ def test_an_upgrade_waits_for_the_window_dumps_first_and_its_way_back_brings_ver
     assert program(host, "state")["version"] == NEWER and host.service("coder").is_running
     sql(host, "update flow_test set word = 'since'")
     status, said = play("playbooks/rollback.yml")
-    assert status == 2 and "say -e confirm=true" in said
+    assert status == 2 and "pass -e confirm=true" in said
     status, said = play("playbooks/rollback.yml", "-e", "confirm=true")
     assert status == 0, said
     assert program(host, "state")["version"] == found["version"] and host.service("coder").is_running
