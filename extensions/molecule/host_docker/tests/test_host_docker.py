@@ -186,7 +186,7 @@ def test_an_engine_with_content_is_not_remapped_silently(host, image: None) -> N
     # Asked for, but something runs that the engine would lose.
     host.check_output(f"docker start {theirs}")
     said = role(host, flow_business_hours="none", host_docker_userns_migrate=True)
-    assert "It switches the remapping" in said
+    assert "The restart switches the remapping" in said
     assert host.check_output("docker ps --quiet") in theirs
     host.check_output(f"docker stop --time 1 {theirs}")
     said = role(host, flow_business_hours="none", host_docker_userns_migrate=True)
