@@ -266,7 +266,7 @@ def test_home_used_by_another_container_is_not_migrated(box: Box) -> None:
     try:
         box.create()
         done = engine.docker("start", box.name, check=False)
-        assert done.returncode and "a container that was started without one uses it" in done.stderr
+        assert done.returncode and "a container without a size limit uses it" in done.stderr
         assert "exit status" not in done.stderr and "Traceback" not in done.stderr
     finally:
         engine.docker("rm", "--force", f"{box.name}-other")

@@ -124,7 +124,7 @@ def test_packing_command_that_closes_its_output_and_stays_is_ended(
 def test_refused_stream_leaves_nothing(tmp_path: Path) -> None:
     stream = tmp_path / "stream"
     pack(stream, "artifacts/good", "artifacts/../../evil")
-    with pytest.raises(FlowError, match="no plain file"):
+    with pytest.raises(FlowError, match="not a regular file"):
         artifacts.fetch(["cat", str(stream)], tmp_path, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["stream"]
 

@@ -72,7 +72,7 @@ def test_working_server_is_reported_in_every_part(fake: Fake) -> None:
     found = coder_doctor.examine("spt-flow", connected(fake))
     assert {check.name for check in found} == {"server", "token", "template", "apps", "coder"}
     assert states(found)["token"] == "ok"
-    assert "ada's" in next(check.message for check in found if check.name == "token")
+    assert "to ada," in next(check.message for check in found if check.name == "token")
 
 
 def test_shared_ide_address_is_noted_and_its_own_address_accepted(fake: Fake) -> None:

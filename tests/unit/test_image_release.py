@@ -181,7 +181,7 @@ def test_failed_verification_replaces_nothing(world: World, file: Path) -> None:
 
 def test_image_without_a_report_is_not_verified(world: World, file: Path) -> None:
     world.say(report="not JSON", status="127")
-    with pytest.raises(Unhealthy, match="gives no report: gh passed"):
+    with pytest.raises(Unhealthy, match="did not return a report: gh passed"):
         release(Order(file))
     assert not file.exists()
 
@@ -189,7 +189,7 @@ def test_image_without_a_report_is_not_verified(world: World, file: Path) -> Non
 def test_hanging_verification_is_ended(world: World, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.folder / "docker").write_text("#!/bin/sh\n[ $1 = rm ] || exec sleep 60\n")
     monkeypatch.setattr(image_release, "VERIFY_LIMIT", 0.2)
-    with pytest.raises(DeadlineExceeded, match="is not verified: that did not end"):
+    with pytest.raises(DeadlineExceeded, match="the verification did not end"):
         release(Order(file))
     assert not file.exists()
 
@@ -230,7 +230,7 @@ def test_run_after_a_kill_at_any_step_resumes(
     ("refusal", "kind", "hint"),
     [
         ("denied: requested access to the resource is denied", AuthError, "docker login registry.example.com"),
-        ("dial tcp: connection refused", Unhealthy, "See that registry.example.com answers"),
+        ("dial tcp: connection refused", Unhealthy, "Check that registry.example.com answers"),
     ],
 )
 def test_refusing_registry_is_reported_and_nothing_is_recorded(
@@ -305,7 +305,9 @@ def test_workspaces_get_the_recorded_image(world: World, file: Path) -> None:
 
 def test_unrecorded_profile_explains_how_to_release_it(world: World, file: Path) -> None:
     release(Order(file))
-    with pytest.raises(AnsibleFilterError, match="records no image of the profile fat. Release one: .* profile=fat"):
+    with pytest.raises(
+        AnsibleFilterError, match="does not record an image of the profile fat. Release one: .* profile=fat"
+    ):
         image_identity("fat", str(file))
 
 
@@ -335,7 +337,7 @@ def test_up_pulls_a_recorded_image_from_its_registry(world: World, monkeypatch: 
 
 
 def test_up_never_builds_under_a_recorded_name(world: World) -> None:
-    with pytest.raises(NotFound, match=f"does not have the image {OLD.tag}. A release records it;"):
+    with pytest.raises(NotFound, match=f"does not have the image {OLD.tag}. A release records it,"):
         image_release.taken(OLD, Progress())
     assert image_release.taken(image_identity_module.identity("slim"), Progress()) is False
 

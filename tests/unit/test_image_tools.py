@@ -77,7 +77,7 @@ def test_layers_of_equal_files_are_equal(tmp_path: Path) -> None:
 
 
 def test_missing_part_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FlowError, match="Cannot lay out t: https://x.example/t.zip does not hold t-1.2/lib/"):
+    with pytest.raises(FlowError, match="Cannot assemble t: https://x.example/t.zip does not contain t-1.2/lib/"):
         laid(zipped(tmp_path / "t"), tmp_path / "l", take={"t-{version}/bin/": "a/", "t-{version}/lib/": "b/"})
 
 

@@ -45,7 +45,7 @@ def test_hours_are_evaluated(hours: str, moment: datetime, may: bool) -> None:
     "hours", ["9-17", "09:00-17:00 Mo-Fr", "25:00-26:00", "Mon-Fri", "09:00-17:00 Europe/Atlantis", "09:00-17:60"]
 )
 def test_invalid_hours_are_named(hours: str) -> None:
-    with pytest.raises(InvalidInput, match="not understood"):
+    with pytest.raises(InvalidInput, match="is not valid"):
         maintenance.parse(hours)
 
 

@@ -67,7 +67,7 @@ def test_example_inventory_is_valid_as_it_is() -> None:
 )
 def test_misspelt_variable_suggests_the_nearest_name(wrong: str, right: str) -> None:
     (said,) = controller_inventory.variables({"node1": [wrong], "node2": [wrong]}, NAMES)
-    assert said == f"The variable {wrong} (set for node1 and 1 more) means nothing; did you mean {right}?"
+    assert said == f"The variable {wrong} (set for node1 and 1 more) does not exist; did you mean {right}?"
 
 
 def test_foreign_and_correct_variables_are_accepted() -> None:
@@ -83,7 +83,7 @@ def test_foreign_and_correct_variables_are_accepted() -> None:
 
 
 def test_unknown_variable_without_a_similar_name_is_reported() -> None:
-    assert "take it out" in controller_inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
+    assert "remove it" in controller_inventory.variables({"node1": ["flow_zzzzqqqq"]}, NAMES)[0]
 
 
 def test_renamed_variable_is_reported_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_renamed_variable_is_reported_with_its_new_name(monkeypatch: pytest.Monk
     ("groups", "sentence"),
     [
         ({"flow_nodes": []}, "group flow_nodes is empty"),
-        ({"all": ["a"], "flow_node": ["a"]}, "group flow_node means nothing; did you mean flow_nodes?"),
+        ({"all": ["a"], "flow_node": ["a"]}, "group flow_node does not exist; did you mean flow_nodes?"),
         ({"all": ["a"]}, "copy the folder somewhere/example"),
     ],
 )

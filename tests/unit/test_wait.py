@@ -34,7 +34,7 @@ def test_until_returns_the_result():
 
 def test_until_ends_at_the_deadline_after_a_last_try():
     wait, clock = waiter(3)
-    with pytest.raises(errors.DeadlineExceeded, match="Waited 3 s for a miracle") as caught:
+    with pytest.raises(errors.DeadlineExceeded, match="Timed out after 3 s waiting for a miracle") as caught:
         wait.until("a miracle", lambda: None)
     assert clock.now == pytest.approx(103)
     assert caught.value.code == 5

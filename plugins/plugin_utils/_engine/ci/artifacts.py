@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that a CI run brings home: artifacts, and JUnit reports with their counts.
+"""Collect the files of a CI run: artifacts, and JUnit reports with their counts.
 
-The workspace packs them into a tar stream; what comes is written as regular files below a folder that the run has just
-made, whatever the stream says.
+The workspace packs them into a tar stream. Whatever the stream contains, only regular files are written, below a new
+directory of the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_BYTES = 2 * 2**30
 MOST_FILES = 20_000
 LARGEST_REPORT = 32 * 2**20
 LONGEST_HEADER = 16384
-"""Bytes of a tar header that holds a long name: no path is longer than 4096."""
+"""Bytes of a tar header with a long name: no path is longer than 4096."""
 MOST_HEADERS = 4
 LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -42,11 +42,11 @@ LONG_HEADERS = (
 )
 LONGEST_NAME = 1024
 DEEPEST = 64
-"""Folders inside each other, and elements of a report."""
+"""Nested directories, and elements of a report."""
 MOST_ELEMENTS = 2_000_000
 MOST_NOTES = 20
 LAST_SECONDS = 30.0
-"""Seconds for the command that packs to end after its output has ended."""
+"""Seconds in which the packing command must end after its output has ended."""
 COUNTED = ("tests", "failures", "errors", "skipped")
 RESULTS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 
@@ -87,7 +87,10 @@ with tarfile.open(fileobj=sys.stdout.buffer, mode='w|', format=tarfile.PAX_FORMA
 
 @dataclass
 class Found:
-    """``files`` are relative to the run's folder; ``reports`` counts tests, failures, errors and skipped."""
+    """Collected files.
+
+    ``files`` are relative to the run's directory; ``reports`` counts tests, failures, errors and skipped.
+    """
 
     files: list[str] = field(default_factory=list)
     reports: dict[str, int] = field(default_factory=dict)
@@ -95,16 +98,16 @@ class Found:
 
 
 def there(directory: str, artifacts: Sequence[str], reports: Sequence[str]) -> str:
-    """The shell command that packs, in the workspace, what the globs match."""
+    """Return the shell command that packs the files matching the globs, in the workspace."""
     patterns = [f"{ARTIFACTS}:{glob}" for glob in artifacts] + [f"{REPORTS}:{glob}" for glob in reports]
     limits = [str(MOST_FILES), str(MOST_BYTES)]
     return shlex.join(["exec", "/usr/bin/python3", "-I", "-c", _PACK, directory, *limits, *patterns])
 
 
 def fetch(argv: Sequence[str], folder: Path, seconds: float, stop: Callable[[], bool] = lambda: False) -> Found:
-    """Run ``argv``, which writes a tar stream, and unpack it below ``folder``. Raises ``FlowError``.
+    """Run ``argv``, which writes a tar stream, and unpack it below ``folder``. Raise ``FlowError``.
 
-    ``seconds`` are for everything. After a failure none of the files is left.
+    ``seconds`` limits the whole call. After a failure, all files are deleted.
     """
     archive, limit = folder / ".collect.tar", Limit(seconds, stop)
     try:
@@ -115,7 +118,7 @@ def fetch(argv: Sequence[str], folder: Path, seconds: float, stop: Callable[[], 
         _read_reports(found, folder, limit)
     except (OSError, tarfile.TarError) as error:
         _discard(folder)
-        raise FlowError(f"The files of the workspace cannot be kept: {untrusted.line(str(error))}.") from None
+        raise FlowError(f"Cannot store the files of the workspace: {untrusted.line(str(error))}.") from None
     except BaseException:
         _discard(folder)
         raise
@@ -130,7 +133,7 @@ def _discard(folder: Path) -> None:
 
 
 class Limit:
-    """The time for collecting. ``check`` raises ``DeadlineExceeded`` when it is over or the run is to stop."""
+    """Time limit of collecting. ``check`` raises ``DeadlineExceeded`` when it has passed or the run must stop."""
 
     def __init__(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         self._end = time.monotonic() + seconds
@@ -142,7 +145,7 @@ class Limit:
 
 
 def _receive(argv: Sequence[str], archive: Path, limit: Limit) -> list[str]:
-    """Standard output of ``argv`` in ``archive``; the lines of standard error."""
+    """Write the standard output of ``argv`` to ``archive``. Return the lines of standard error."""
     room, words = MOST_BYTES + MOST_FILES * 2048, b""
     with (
         archive.open("xb") as file,
@@ -170,7 +173,7 @@ def _receive(argv: Sequence[str], archive: Path, limit: Limit) -> list[str]:
                     raise FlowError(f"the workspace sent more than {MOST_BYTES >> 20} MiB")
             status = child.wait(LAST_SECONDS)
         except subprocess.TimeoutExpired:
-            raise DeadlineExceeded("the command that packs did not end") from None
+            raise DeadlineExceeded("the packing command did not end") from None
         finally:
             if child.poll() is None:
                 child.kill()
@@ -181,9 +184,9 @@ def _receive(argv: Sequence[str], archive: Path, limit: Limit) -> list[str]:
 
 
 def unpack(archive: Path, folder: Path, limit: Limit) -> list[str]:
-    """Regular files of ``archive`` below ``folder``, which holds nothing of the same name yet; their relative names.
+    """Unpack the regular files of ``archive`` below the new ``folder``. Return their relative names.
 
-    Anything else, and any name that leads elsewhere, is refused: the stream was written where the job ran.
+    The job controls the stream, so anything else, and any name outside the directory, is rejected.
     """
     names: list[str] = []
     room = MOST_BYTES
@@ -201,7 +204,7 @@ def unpack(archive: Path, folder: Path, limit: Limit) -> list[str]:
 
 
 def _headers() -> type[tarfile.TarInfo]:
-    """Return a class of headers that refuses long ones before they are read into memory, and many in a row."""
+    """Return a class of headers that rejects long headers, and long series of them, before reading them into memory."""
     in_a_row = 0
 
     class Header(tarfile.TarInfo):
@@ -223,7 +226,7 @@ def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, lim
     safe = len(parts) > 1 and parts[0] in (ARTIFACTS, REPORTS) and not {"..", "/"} & set(parts)
     if not (member.isreg() and safe and member.name.isprintable()) or member.issparse():
         raise FlowError(
-            f"the workspace sent {untrusted.line(member.name, 200)!r}, which is no plain file below its folder"
+            f"the workspace sent {untrusted.line(member.name, 200)!r}, which is not a regular file below its directory"
         )
     if len(parts) > DEEPEST or len(member.name.encode()) > LONGEST_NAME:
         raise FlowError(f"the workspace sent {untrusted.line(member.name, 80)!r}: the name is too long or too deep")
@@ -243,13 +246,14 @@ def _unpack_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, lim
 
 
 def check_reader() -> None:
-    """Raise ``FlowError`` when the package that reads reports is missing."""
+    """Raise ``FlowError`` if the package that reads reports is missing."""
     try:
         import defusedxml  # noqa: F401
     except ImportError:
         raise FlowError(
-            "JUnit reports cannot be read: the Python package defusedxml is missing.",
-            "Install it beside ansible-core (pip install defusedxml), or collect the reports as artifacts.",
+            "Cannot read JUnit reports: the Python package defusedxml is missing.",
+            "Install it in the environment of ansible-core (pip install defusedxml), or collect the reports as "
+            "artifacts.",
         ) from None
 
 
@@ -273,9 +277,9 @@ def _read_reports(found: Found, folder: Path, limit: Limit) -> None:
 
 
 def junit(path: Path, limit: Limit) -> dict[str, int]:
-    """Return the counts of a JUnit report. Raises ``ValueError`` with the reason when it is not one.
+    """Return the counts of a JUnit report. Raise ``ValueError`` with the reason if it is not one.
 
-    The report is never in memory as a whole, and no document type is read.
+    Never loads the report as a whole, and rejects document types.
     """
     from xml.sax import SAXException
 
@@ -285,7 +289,7 @@ def junit(path: Path, limit: Limit) -> dict[str, int]:
     counts = _Counts()
     parser = create_parser(forbid_dtd=True)
     parser.setContentHandler(counts)
-    # Given text instead of bytes, the parser takes no encoding from the report.
+    # With text instead of bytes, the parser ignores the encoding that the report declares.
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         if path.stat().st_size > LARGEST_REPORT:
@@ -308,14 +312,14 @@ def junit(path: Path, limit: Limit) -> dict[str, int]:
 
 
 def _refuse_encoding(head: bytes) -> None:
-    """Raise ``ValueError`` for a report that says that it is not UTF-8."""
+    """Raise ``ValueError`` for a report that declares an encoding other than UTF-8."""
     declared = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*[\"']([^\"'>]*)", head)
     if b"\0" in head or (declared and declared[1].lower() not in (b"utf-8", b"us-ascii", b"ascii")):
         raise ValueError("it is not UTF-8")
 
 
 class _Counts(ContentHandler):
-    """Counts test cases by what stands directly in them."""
+    """Count test cases by their direct children."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command of a CI run and its output.
+"""Run the command of a CI run and read its output.
 
-Command and variables travel by standard input, so neither is in a list of processes, a container's description or a
-log. What the job prints comes by standard output; its status by standard error, where SSH's own words come as well.
+Command and variables are sent by standard input, so they are not in a process list, a container's configuration or a
+log. The job's output arrives on standard output. Its status arrives on standard error, together with SSH's own
+messages.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from ..common import untrusted
 
 STATUS = b"spt-flow-ci-status "
 SHORTEST = 4
-"""Characters from which on a value is hidden; shorter ones would riddle the output."""
+"""Length from which values are masked; masking shorter ones would make the output unreadable."""
 LINGER = 2.0
-"""Seconds of silence after which the output counts as read once the job has ended: what it left running may hold it."""
+"""Seconds of silence after the job's end until its output counts as complete: background processes may keep it open."""
 BACKLOG = 4 << 20
-"""Bytes of output that are read after the job has ended, at most: more than SSH and pipes hold."""
+"""Maximum bytes of output read after the job has ended: more than SSH and pipes buffer."""
 LONGEST_LINE = 65536
 LOG_HEAD = LOG_TAIL = 16 << 20
 """Bytes that job.log keeps of the beginning and of the end of a job's output."""
 BLOCK = 65536
 STATUS_DIGITS = 3
-ROOM = "Make room, or choose another folder: SPT_FLOW_ARTIFACTS_DIR"
+ROOM = "Free disk space, or choose another directory: SPT_FLOW_ARTIFACTS_DIR"
 
 _THERE = (
     "umask 022; job=$(cat); "
@@ -47,14 +48,14 @@ _THERE = (
 
 @dataclass
 class Ended:
-    """``status`` is the job's, ``None`` when it did not say; ``words`` are what the way there complained of."""
+    """How the job ended. ``status`` is ``None`` if it is unknown; ``words`` are error messages of the connection."""
 
     status: int | None
     words: list[str] = field(default_factory=list)
 
 
 class Mask:
-    """Hides the values of variables in text, a line at a time."""
+    """Mask the values of variables in text, line by line."""
 
     def __init__(self, values: Iterable[str]) -> None:
         parts = {line for value in values for line in value.splitlines() if len(line) >= SHORTEST}
@@ -67,9 +68,9 @@ class Mask:
 
 
 class Log:
-    """Write a job's output into ``path``: the first ``LOG_HEAD`` bytes at once, the last ``LOG_TAIL`` bytes at the end.
+    """Write a job's output to ``path``: the first ``LOG_HEAD`` bytes at once, the last ``LOG_TAIL`` bytes at the end.
 
-    Raises ``Unhealthy`` when this machine has no room.
+    Raise ``Unhealthy`` if this machine's disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +90,7 @@ class Log:
             raise Unhealthy(f"Cannot write {self._path} on this machine: {error.strerror}.", ROOM) from None
 
     def add(self, lines: str) -> bool:
-        """Take one or more lines; whether they belong to the beginning."""
+        """Add one or more lines. Return whether they belong to the beginning."""
         data = f"{lines}\n".encode()
         if len(data) <= self._room and not self._last:
             self._room -= len(data)
@@ -106,11 +107,11 @@ class Log:
         return False
 
     def last(self, lines: int) -> list[str]:
-        """Return the last of the lines that do not belong to the beginning."""
+        """Return the last lines that do not belong to the beginning."""
         return b"".join(list(self._last)[-2:]).decode().splitlines()[-lines:]
 
     def close(self) -> None:
-        """Write the end."""
+        """Write the last part."""
         with self._file:
             if self.cut:
                 self._write(f"[spt.flow] {self.cut} bytes of output were cut here.\n".encode())
@@ -126,12 +127,12 @@ class Log:
 
 
 def there(directory: str) -> str:
-    """The shell command that runs, in the workspace, the job that comes by standard input."""
+    """Return the shell command that runs the job read from standard input, in the workspace."""
     return shlex.join(["exec", "bash", "-c", _THERE, "spt-flow-ci", directory])
 
 
 def payload(command: str, variables: Mapping[str, str]) -> bytes:
-    """What ``there`` reads: the variables, then the command."""
+    """Return the input of that command: the variables, then the job's command."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join([*lines, command, ""]).encode()
 
@@ -139,9 +140,9 @@ def payload(command: str, variables: Mapping[str, str]) -> bytes:
 def attend(
     argv: Sequence[str], stdin: bytes, mask: Mask, tell: Callable[[str], None], enough: Callable[[], bool]
 ) -> Ended:
-    """Run ``argv`` and tell one or more lines of its output at a time.
+    """Run ``argv`` and pass its output to ``tell``, one or more lines at a time.
 
-    It is ended when ``enough`` says so, which is asked twice a second.
+    Terminates it when ``enough`` returns true; ``enough`` is called twice a second.
     """
     with subprocess.Popen(
         list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -165,7 +166,7 @@ def attend(
 
 
 class _Reader:
-    """Both outputs of a child, read as they come."""
+    """Read both outputs of a child."""
 
     def __init__(self, child: subprocess.Popen[bytes], mask: Mask, tell: Callable[[str], None]) -> None:
         self.status: int | None = None
@@ -179,7 +180,7 @@ class _Reader:
                 self._selector.register(stream, selectors.EVENT_READ, taker)
 
     def read(self, timeout: float) -> bool:
-        """Wait for output, at most ``timeout`` seconds; whether more may come."""
+        """Wait at most ``timeout`` seconds for output. Return whether more may follow."""
         for key, _events in self._selector.select(timeout):
             data = os.read(key.fd, 65536)
             if not data:
@@ -190,7 +191,7 @@ class _Reader:
 
     @property
     def drained(self) -> bool:
-        """Whether the job has ended and its output was read; telling it may take longer than the job did."""
+        """Whether the job has ended and its output has been read; printing it may take longer than the job."""
         quiet = time.monotonic() - self._heard
         return self.status is not None and (quiet > LINGER or self._backlog > BACKLOG)
 
@@ -204,7 +205,8 @@ class _Reader:
         self._backlog += len(data) if self.status is not None else 0
 
     def _say(self, lines: Sequence[bytes]) -> None:
-        # Masked twice: an escape sequence may stand within a value, and a value may hold what cleaning changes.
+        # Masked before and after cleaning: a value may contain characters that cleaning changes, and output may contain
+        # an escape sequence within a value.
         said = b"\n".join(line.rstrip(b"\r") for line in lines).decode(errors="replace")
         self._tell(self._mask(untrusted.text(self._mask(said))))
 
@@ -216,12 +218,12 @@ class _Reader:
             self.status, self._heard = int(number), time.monotonic()
 
     def flush(self) -> None:
-        """Tell the line that did not end."""
+        """Print the incomplete last line."""
         if self._out:
             self._say([self._out])
             self._out = b""
 
     def words(self) -> list[str]:
-        """Lines of standard error that are not the status."""
+        """Return the lines of standard error without the status."""
         lines = map(untrusted.line, self._err.decode(errors="replace").splitlines())
         return [line.strip() for line in lines if line.strip() and not line.startswith(STATUS.decode())]

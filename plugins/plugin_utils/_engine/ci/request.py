@@ -24,10 +24,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run. ``ttl`` in seconds; ``artifacts`` and ``junit`` are globs below the clone.
+    """The job to run.
 
-    ``env`` goes to the command only, by standard input, and its values are hidden in what the command prints.
-    ``folder`` is where each run gets a folder of its own.
+    ``ttl`` is in seconds; ``artifacts`` and ``junit`` are globs relative to the clone. ``env`` is sent to the command
+    only, by standard input, and its values are masked in the output. ``folder`` gets one directory per run.
     """
 
     command: str
@@ -40,47 +40,52 @@ class Job:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Parts of ``text`` between commas and line ends."""
+    """Split ``text`` at commas and line ends."""
     return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
 
 
 def globs(text: str, name: str) -> tuple[str, ...]:
-    """Globs that stay below the clone."""
+    """Return the globs. Raise ``InvalidInput`` for one that leaves the clone."""
     found = words(text)
     for glob in found:
         if glob.startswith(("/", "~", "-")) or ".." in glob.split("/"):
             raise InvalidInput(
-                f"{name} holds {glob!r}, which does not stay below the clone.", f"Example: {name}=dist/*,build/**/*.log"
+                f"{name} has {glob!r}, which is outside the clone.", f"Example: {name}=dist/*,build/**/*.log"
             )
     return found
 
 
 def environment(names: str, path: str, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Variables for the command: the allowed ``names`` of ``environ``, then what the file holds, which goes; notes."""
+    """Return the variables for the command, and notes.
+
+    The variables are the allowed ``names`` of ``environ``, then the content of the file, which is deleted.
+    """
     chosen: dict[str, str] = {}
     notes = []
     for name in words(names):
         if not _NAME.fullmatch(name):
             raise InvalidInput(
-                f"env holds {name.partition('=')[0]!r}, which is no name of a variable.", "Names only, never values."
+                f"env has {name.partition('=')[0]!r}, which is not a variable name.", "List names only, without values."
             )
         if name in environ:
             chosen[name] = environ[name]
         else:
-            notes.append(f"{name} is not set here, so the job does not have it.")
+            notes.append(f"{name} is not set here, so the job runs without it.")
     return {**chosen, **(_read_once(Path(path)) if path else {})}, notes
 
 
 def _read_once(path: Path) -> dict[str, str]:
-    """NAME=value lines of ``path``, which is removed; refused when others can read it."""
+    """Return the NAME=value lines of ``path`` and delete it. Raise ``InvalidInput`` if other users can read it."""
     try:
         status = path.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise InvalidInput(f"env_file {path} can be read by others.", f"chmod 600 {shlex.quote(str(path))}")
+            raise InvalidInput(
+                f"env_file {path} is readable by other users.", f"Run chmod 600 {shlex.quote(str(path))}"
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
         path.unlink()
     except OSError as error:
-        raise InvalidInput(f"env_file {path} cannot be read and removed: {error.strerror}.") from None
+        raise InvalidInput(f"Cannot read and delete env_file {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InvalidInput(f"env_file {path} is not valid UTF-8.") from None
     found = {}
@@ -97,6 +102,7 @@ def _read_once(path: Path) -> dict[str, str]:
 def check_commit(commit: str) -> str:
     if commit and not _COMMIT.fullmatch(commit):
         raise InvalidInput(
-            f"commit is {commit[:70]!r}, which is no commit in full.", "Give its 40 digits; a branch or a tag is a ref."
+            f"commit is {commit[:70]!r}, which is not a full commit id.",
+            "Give all 40 digits; for a branch or a tag, use ref.",
         )
     return commit

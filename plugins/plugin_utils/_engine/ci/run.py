@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 CLASSES = ("job", "environment", "cancelled")
 NOT_RUN = 125
-"""Exit status of a run whose command did not run, or whose outcome is not known (as `docker run` has it)."""
+"""Exit status if the command did not run or its outcome is unknown (like `docker run`)."""
 OUT_OF_TIME = 124
-"""Exit status of a run whose command was ended by the TTL (as `timeout` has it)."""
+"""Exit status if the TTL ended the command (like `timeout`)."""
 RESERVE = 30.0
-"""Seconds of the TTL, at most a tenth of it, that are kept for collecting."""
+"""Seconds of the TTL that are reserved for collecting, at most a tenth of it."""
 LAST_LINES = 100
-"""Lines at the end of a job's output that are shown when what is before them is not."""
+"""Lines at the end of a job's output that are shown if earlier output was not."""
 DESTROY = 60.0
-"""Seconds for which deleting is tried."""
+"""Seconds in which deleting is retried."""
 OF_THE_JOB = (InvalidInput, NotFound, AuthError)
-"""Errors before the command ran that no healthy environment would have been without."""
+"""Errors before the command ran that do not depend on the environment."""
 
 
 @dataclass
 class Outcome:
-    """How a run ended. ``status`` is the exit status of the whole; ``left`` names a workspace that is still there.
+    """How a run ended. ``status`` is the exit status of the whole run; ``left`` names a workspace that still exists.
 
-    ``kind`` is one of ``CLASSES``, ``reason`` one word about it, ``ran`` whether the command's own status is known.
+    ``kind`` is one of ``CLASSES``, ``reason`` a word about it, ``ran`` whether the command's own status is known.
     """
 
     kind: str = "environment"
@@ -78,10 +78,10 @@ def run(
     enter: Callable[[Workspace, str], Sequence[str]] | None = None,
     now: Callable[[], float] = time.time,
 ) -> Outcome:
-    """Carry out ``job`` in a workspace of its own; never raises for what can be classified.
+    """Run ``job`` in a workspace of its own. Classified failures are returned, not raised.
 
-    ``lines`` is told the command's output. ``enter`` gives the argument list that runs a shell
-    command in the workspace with this process's pipes (default: OpenSSH).
+    ``lines`` receives the command's output. ``enter`` returns the argument list that runs a shell command in the
+    workspace with this process's pipes (default: OpenSSH).
     """
     from ..workspace import ssh as workspace_ssh
 
@@ -127,11 +127,9 @@ class _Run:
         except FlowError as error:
             self._failed(error)
         except OSError as error:
-            self._failed(
-                FlowError(f"The run could not go on: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
-            )
-        except Exception as error:  # noqa: BLE001 - whatever it is, the workspace has to go and the run be classified
-            self._failed(FlowError(f"The run could not go on: {type(error).__name__}: {error}"))
+            self._failed(FlowError(f"The run failed: {error.strerror or error}: {error.filename or ''}".rstrip(": ")))
+        except Exception as error:  # noqa: BLE001 - always delete the workspace and classify the run
+            self._failed(FlowError(f"The run failed: {type(error).__name__}: {error}"))
         finally:
             self.stops.deafen()
             if self.touched:
@@ -151,21 +149,23 @@ class _Run:
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
-            raise Unhealthy(f"Cannot make the folder {self.folder}: {error.strerror}.", ci_job.ROOM) from None
+            raise Unhealthy(f"Cannot create the directory {self.folder}: {error.strerror}.", ci_job.ROOM) from None
         self.outcome.folder = str(self.folder)
 
     def _create(self) -> Workspace:
         from ..workspace import lifecycle
 
         if self.target.find(self.spec) is not None:
-            raise Conflict(f"There is a workspace {self.spec.name} already.", "Leave its name to the run.")
+            raise Conflict(
+                f"The workspace {self.spec.name} already exists.", "Do not set a name; each run chooses its own."
+            )
         self.outcome.notes += ensure_client(self.target, self.progress, needed=True)
         self.touched = True
         result = lifecycle.ensure(self.target, self.spec, "started", progress=self.progress)
         self.outcome.notes += result.notes
         workspace = result.workspace
         if workspace is None:
-            raise Unhealthy(f"The engine did not make workspace {self.spec.name}.")
+            raise Unhealthy(f"The engine did not create workspace {self.spec.name}.")
         self.workspace = workspace
         clone = workspace.step("clone")
         if self.spec.repository is not None and clone.state != "ok":
@@ -177,10 +177,12 @@ class _Run:
         if state == "needs-auth":
             raise AuthError(
                 f"{what} needs credentials that a CI workspace does not have.",
-                "Give the directory of the pipeline's own checkout: SPT_FLOW_REPO=$PWD",
+                "Use the pipeline's own checkout: SPT_FLOW_REPO=$PWD",
             )
         if "has no branch, tag or commit" in detail:
-            raise NotFound(f"{what} failed: {detail}", "Is the commit pushed, and in the history that was fetched?")
+            raise NotFound(
+                f"{what} failed: {detail}", "Check that the commit is pushed, and in the history that was fetched."
+            )
         raise Unhealthy(f"{what} is {state}{': ' if detail else ''}{detail}.".replace("..", "."))
 
     def _directory(self, workspace: Workspace) -> str:
@@ -189,14 +191,14 @@ class _Run:
         return self.spec.repository.directory
 
     def _exact(self, workspace: Workspace, directory: str) -> None:
-        """Whether what was cloned is what was asked for."""
+        """Verify that the clone is at the requested commit."""
         if self.spec.repository is None:
             return
         done = self.target.exec(workspace, ["git", "-C", directory, "rev-parse", "--verify", "HEAD"])
         said = done.stdout.strip()
         self.outcome.commit = said if COMMIT.fullmatch(said) else ""
         if done.status or not self.outcome.commit:
-            raise Unhealthy(f"Workspace {workspace.name} does not say which commit it cloned.")
+            raise Unhealthy(f"Workspace {workspace.name} does not report which commit it cloned.")
         if self.job.commit and self.outcome.commit != self.job.commit:
             raise Unhealthy(f"The clone is at {self.outcome.commit}, not at {self.job.commit}.")
 
@@ -235,7 +237,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[tuple[ci_job.Log, Callable[[str], None]]]:
-        """Open job.log; what it gives takes a line of output, writes it and shows it."""
+        """Open job.log. The returned function takes a line of output, writes it and shows it."""
         path = self.folder / "job.log"
         said = False
 
@@ -245,12 +247,12 @@ class _Run:
                 self.lines.add(text)
             elif not said:
                 said = True
-                self.lines.add(f"[spt.flow] More output follows than is shown. {path} keeps the end of it.")
+                self.lines.add(f"[spt.flow] Further output is not shown. {path} keeps its end.")
 
         with contextlib.closing(ci_job.Log(path)) as log:
             yield log, tell
         if log.cut:
-            self.outcome.notes.append(f"The job printed too much: {log.cut} bytes were cut out of {path}.")
+            self.outcome.notes.append(f"The job printed too much: {log.cut} bytes are missing in {path}.")
 
     def _judge(self, ended: ci_job.Ended, workspace: Workspace, until: float) -> None:
         outcome = self.outcome
@@ -260,14 +262,14 @@ class _Run:
             outcome.msg = f"The job ended with status {ended.status}." if ended.status else "The job succeeded."
         elif self.now() >= until:
             outcome.kind, outcome.reason, outcome.status = "job", "ttl", OUT_OF_TIME
-            outcome.msg = f"The job was ended: it had not finished when its TTL of {self.job.ttl} s was over."
-            outcome.hint = "Give it more: SPT_FLOW_TTL"
+            outcome.msg = f"The job was stopped: it did not finish within its TTL of {self.job.ttl} s."
+            outcome.hint = "Raise the TTL: SPT_FLOW_TTL"
         else:
             said = "; ".join(ended.words)[:300] or "gone"
             raise Unhealthy(f"The connection to workspace {workspace.name} was lost while the job ran: {said}.")
 
     def _collect(self, workspace: Workspace, directory: str) -> None:
-        """Bring artifacts and reports; that it fails leaves the job's verdict alone."""
+        """Fetch artifacts and reports. A failure does not change the job's verdict."""
         if not self.job.artifacts and not self.job.junit:
             return
         try:
@@ -277,7 +279,7 @@ class _Run:
                     argv, self.folder, max(10.0, self.deadline - self.now()), lambda: bool(self.stops.signum)
                 )
         except FlowError as error:
-            self.outcome.notes.append(f"Artifacts could not be collected: {error.message}")
+            self.outcome.notes.append(f"Cannot collect artifacts: {error.message}")
             return
         finally:
             self.stops.check()
@@ -293,7 +295,7 @@ class _Run:
         self.outcome.ran = False
 
     def _failed(self, error: FlowError) -> None:
-        """Classify what kept the command from running or from being heard of."""
+        """Classify the error that prevented the command from running or from reporting its status."""
         outcome = self.outcome
         if isinstance(error, Cancelled):
             self._cancelled(signal.SIGTERM)
@@ -302,7 +304,7 @@ class _Run:
         outcome.reason, outcome.status, outcome.msg, outcome.hint = error.kind, NOT_RUN, error.message, error.hint
 
     def _destroy(self) -> None:
-        """Delete the workspace, twice over: a request that a signal cut off may be answered by the engine later."""
+        """Delete the workspace, twice: the engine may finish a request that a signal interrupted later."""
         end = time.monotonic() + DESTROY
         spec = self.spec
         clean = 0
@@ -315,7 +317,7 @@ class _Run:
                     self.target.delete(found, self.progress)
                     found = self.target.find(spec)
                 clean = clean + 1 if found is None else 0
-                problem = "it is still there"
+                problem = "it still exists"
             except FlowError as error:
                 clean, problem = 0, error.message
             if time.monotonic() > end:
@@ -327,10 +329,10 @@ class _Run:
                 return
             if clean < 2 and (interrupted or not clean):
                 time.sleep(0.5)
-        self.progress.done("destroy", self.progress.elapsed - begun, f"{spec.name} is gone")
+        self.progress.done("destroy", self.progress.elapsed - begun, f"{spec.name} is deleted")
 
     def _closed(self) -> Outcome:
-        """The outcome with its last line, its record written and the runs of the folder counted."""
+        """Return the outcome after writing its last line and its record, and counting the runs of the directory."""
         outcome = self.outcome
         outcome.seconds = round(self.now() - self.started, 1)
         outcome.stages = [(name, round(seconds, 2)) for name, seconds in self.progress.stages]
@@ -339,7 +341,7 @@ class _Run:
                 self._record()
             outcome.counts = count(self.job.folder)
         except OSError as error:
-            outcome.notes.append(f"The record of the run could not be written: {error.strerror}.")
+            outcome.notes.append(f"Cannot write the record of the run: {error.strerror}.")
         return outcome
 
     def _record(self) -> None:
@@ -352,7 +354,7 @@ class _Run:
             "owner": self.spec.owner,
             "target": self.target.name,
             "image": self.spec.image,
-            # What it really had: on a Coder server the template decides.
+            # Record the actual values: on a Coder server the template decides.
             "image_hash": (made and made.image_hash) or self.spec.image_hash,
             "settings": settings,
             "settings_hash": (made and made.settings_hash) or self.spec.settings.hash(),
@@ -363,7 +365,7 @@ class _Run:
 
 
 def count(folder: Path) -> dict[str, int]:
-    """How many of the runs recorded below ``folder`` belong to each class."""
+    """Count the runs recorded below ``folder`` by class."""
     counts = dict.fromkeys(CLASSES, 0)
     for path in folder.glob("*/run.json"):
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(BaseException):
-    """A signal came; not an ``Exception``, so that nothing on the way takes it for a failure."""
+    """A signal arrived. Not an ``Exception``, so that no handler mistakes it for a failure."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -24,10 +24,10 @@ class Stopped(BaseException):
 
 
 class Stops:
-    """Turns SIGTERM, SIGINT, SIGHUP and the end of the parent process into one ``Stopped``, in the main thread.
+    """Turn SIGTERM, SIGINT, SIGHUP and the end of the parent process into one ``Stopped``, in the main thread.
 
-    Inside ``held`` a signal is only noted in ``signum``: whoever holds looks there. After ``deafen`` none counts. The
-    end of the parent is raised there too: who holds may be stuck in telling it something.
+    Inside ``held``, a signal is only stored in ``signum`` for the code inside to check. After ``deafen``, signals are
+    ignored. The end of the parent is raised even inside ``held``, because writing to the parent may block.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -53,7 +53,11 @@ class Stops:
             signal.signal(number, handler)
 
     def _watch(self, parent: int) -> None:
-        """`kill -9` of ansible-playbook (so cancels ansible-runner) reaches no worker, which has its own session."""
+        """Detect a killed parent:
+
+        `kill -9` of ansible-playbook (how ansible-runner cancels) does not reach the workers, which have sessions of
+        their own.
+        """
         while not self._over.wait(0.5):
             if os.getppid() != parent:
                 self.orphaned = True
@@ -79,6 +83,6 @@ class Stops:
         self._deaf = True
 
     def check(self) -> None:
-        """Raise what was noted while held."""
+        """Raise a signal stored while held."""
         if self.signum and not self._deaf:
             raise Stopped(self.signum)

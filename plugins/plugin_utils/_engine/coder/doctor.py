@@ -24,14 +24,15 @@ Connect = Callable[[bool], CoderHttp]
 """Gives the way to the server; without the user's token when its argument says so."""
 SECTIONS = ("access_url", "database", "derp", "websocket", "workspace_proxy", "provisioner_daemons")
 SHARED_ORIGIN = (
-    "The IDE shares the dashboard's address, so a hostile program in your workspace can act as you on the Coder server."
+    "The IDE shares the dashboard's address, so a malicious program in your workspace can act as you on the Coder "
+    "server."
 )
 
 
 def examine(template: str, connect: Connect, fetch: bool = False) -> list[Check]:
-    """The server, the program that enters workspaces, the caller's token, our template there, the server's health.
+    """Check the server, the program that enters workspaces, the caller's token, our template and the server's health.
 
-    With ``fetch`` a program that is missing is had from the server: without one nobody can log in.
+    With ``fetch``, download a missing program from the server, because login needs it.
     """
     try:
         client = _client(connect, anonymous=True)
@@ -47,7 +48,7 @@ def examine(template: str, connect: Connect, fetch: bool = False) -> list[Check]
         user = client.me()
     except FlowError as error:
         return [*found, Check("token", "missing", error.message, error.hint)]
-    found.append(Check("token", "ok", f"It is {user['username']}'s, from {client.http.config.source}."))
+    found.append(Check("token", "ok", f"It belongs to {user['username']}, from {client.http.config.source}."))
     return [*found, _template(client, template), _apps(client), *_health(client)]
 
 
@@ -59,22 +60,24 @@ def _client(connect: Connect, anonymous: bool) -> CoderAdmin:
 
 
 def _template(client: CoderAdmin, name: str) -> Check:
-    bring = "Whoever runs the server brings it there: ansible-playbook site.yml"
+    bring = "The server's administrator installs it: ansible-playbook site.yml"
     try:
         template = client.template(name)
         if template is None:
-            return Check("template", "missing", f"The server has no template {name}.", bring)
+            return Check("template", "missing", f"The server does not have the template {name}.", bring)
         version = client.template_version(template["active_version_id"]) or {}
         refuse_other_template(name, str(version.get("name", "")), release())
     except FlowError as error:
         return Check("template", "missing", error.message, error.hint)
     if is_deprecated(template):
-        return Check("template", "note", f"Template {name} is deprecated: nothing new is made of it.", "-e template=…")
-    return Check("template", "ok", f"Template {name} is there.")
+        return Check(
+            "template", "note", f"Template {name} is deprecated: create no new workspaces from it.", "-e template=…"
+        )
+    return Check("template", "ok", f"Template {name} exists.")
 
 
 def _apps(client: CoderAdmin) -> Check:
-    """Whether programs of a workspace share the dashboard's origin."""
+    """Check whether programs of a workspace share the dashboard's origin."""
     try:
         host = client.app_host()
     except FlowError as error:
@@ -82,7 +85,7 @@ def _apps(client: CoderAdmin) -> Check:
     if host:
         return Check("apps", "ok", f"The IDE of each workspace has an address of its own ({host}).")
     return Check(
-        "apps", "note", SHARED_ORIGIN, "The server's administrator sets coder_server_wildcard (docs/operations.md)."
+        "apps", "note", SHARED_ORIGIN, "The server's administrator can set coder_server_wildcard (docs/operations.md)."
     )
 
 
@@ -90,13 +93,17 @@ def _program(client: CoderAdmin, fetch: bool) -> Check:
     path = shutil.which("coder")
     version = coder_cli.asked(path) if path else ""
     if path and coder_cli.goes_with(version, client.http.server_version):
-        return Check("coder", "ok", f"{path} ({version}) goes with the server.")
-    words = f"{path} ({version or 'of an unknown version'}) does not go with the server." if path else "There is none."
+        return Check("coder", "ok", f"{path} ({version}) is compatible with the server.")
+    words = (
+        f"{path} ({version or 'of an unknown version'}) is not compatible with the server."
+        if path
+        else "It is not installed."
+    )
     if fetch and not _fetched(client):
         coder_cli.ready(client.http, Progress())
     if _fetched(client):
-        return Check("coder", "ok", f"{words} {coder_cli.folder() / 'coder'} is the server's own.".strip())
-    return Check("coder", "note", words, "`up` and `init` fetch the server's own.")
+        return Check("coder", "ok", f"{words} {coder_cli.folder() / 'coder'} is the server's version.".strip())
+    return Check("coder", "note", words, "`up` and `init` download the server's version.")
 
 
 def _fetched(client: CoderAdmin) -> bool:
@@ -107,7 +114,7 @@ def _fetched(client: CoderAdmin) -> bool:
 
 
 def _health(client: CoderAdmin) -> list[Check]:
-    """The server's own verdict, which it tells its owners only, with its codes (EDB02, EPD01 …)."""
+    """Report the server's own verdict with its codes (EDB02, EPD01 …). It is only visible to owners."""
     try:
         report = client.debug_health()
     except (AuthError, NotFound):
@@ -116,15 +123,15 @@ def _health(client: CoderAdmin) -> list[Check]:
         return [Check("health", "note", error.message, error.hint)]
     worst = [line for name in SECTIONS for line in complaints(name, report.get(name) or {})]
     if report.get("healthy") and not worst:
-        return [Check("health", "ok", "The server calls itself healthy.")]
+        return [Check("health", "ok", "The server reports that it is healthy.")]
     state = "note" if report.get("healthy") else "missing"
     hint = "\n".join([*worst, "Each code is explained at https://coder.com/docs/admin/monitoring/health-check"])
     verdict = "healthy with warnings" if report.get("healthy") else "unhealthy"
-    return [Check("health", state, f"The server calls itself {verdict}.", hint)]
+    return [Check("health", state, f"The server reports that it is {verdict}.", hint)]
 
 
 def complaints(name: str, section: Mapping[str, Any]) -> list[str]:
-    """A line for the error and each warning of a section that nobody dismissed."""
+    """Return a line for the error and each warning of a section that was not dismissed."""
     if section.get("dismissed"):
         return []
     said = [f"{one.get('code', '')} {one.get('message', '')}".strip() for one in section.get("warnings") or []]

@@ -92,7 +92,7 @@ class CoderTarget(Builder):
         if found is None:
             raise NotFound(
                 f"The Coder server {self._client.http.config.url} has no template {name}.",
-                "Whoever runs the server brings it there: ansible-playbook site.yml",
+                "The server's administrator installs it: ansible-playbook site.yml",
             )
         reason = is_deprecated(found)
         if reason:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run a program whose output a workspace decides: bounded in size and time."""
+"""Run a program whose output a workspace controls, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_OUTPUT = 16 << 20
 def run(argv: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
     """Return exit status, standard output and standard error.
 
-    Raises ``FlowError`` when the program is missing, takes too long or prints more than ``MOST_OUTPUT``.
+    Raise ``FlowError`` if the program is missing, takes too long or prints more than ``MOST_OUTPUT``.
     """
     outputs = (bytearray(), bytearray())
     try:

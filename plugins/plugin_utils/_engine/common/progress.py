@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stages with timings, and lines of output; whoever asks passes what prints."""
+"""Stages with timings, and lines of output. The caller passes the function that prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Tells ``say`` one plain line per event, after the seconds since the start; remembers stages for the result."""
+    """Pass one plain line per event to ``say``, with the seconds since the start; keep the stages for the result."""
 
     def __init__(self, say: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say or (lambda line: None)
@@ -23,17 +23,17 @@ class Progress:
         return self._clock() - self._start
 
     def note(self, text: str) -> None:
-        """One line that belongs to no stage."""
+        """Print a line that does not belong to a stage."""
         self._say(f"[{self.elapsed:6.1f}s] {text}")
 
     def done(self, name: str, seconds: float, detail: str = "") -> None:
-        """A stage that somebody else timed (the start contract's steps)."""
+        """Add a stage that was timed elsewhere (the steps of the workspace agent)."""
         self.stages.append((name, seconds))
         self.note(f"{name}: {detail or 'done'} ({seconds:.1f}s)")
 
     @contextmanager
     def stage(self, name: str, doing: str) -> Iterator[None]:
-        """Announce ``doing``, then the time it took; a failure passes through untouched."""
+        """Announce ``doing``, then print the time it took. Exceptions pass unchanged."""
         self.note(f"{name}: {doing}")
         begun = self._clock()
         yield
@@ -41,13 +41,13 @@ class Progress:
 
 
 MOST_KEPT = 16 << 20
-"""Characters of output that are kept at most."""
+"""Maximum number of characters of output that are kept."""
 
 
 class Lines:
-    """Shows lines as they come, or in batches of at most ``size`` characters or ``seconds``, and keeps the last ones.
+    """Show lines as they arrive, or in batches of at most ``size`` characters or ``seconds``, and keep the last ones.
 
-    Under ansible-runner each call of ``say`` writes a file (docs/decisions/batched-output.md). Callers that batch
+    Under ansible-runner each call of ``say`` writes a file (docs/decisions/batched-output.md). Callers that batch must
     call ``due`` regularly.
     """
 
@@ -73,7 +73,7 @@ class Lines:
         self.due()
 
     def due(self) -> None:
-        """Show what waits if it is much or old enough."""
+        """Show the waiting lines if they are many or old enough."""
         if not self._batch or self._length >= self._size or time.monotonic() - self._since >= self._seconds:
             self.flush()
 

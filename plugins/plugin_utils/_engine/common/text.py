@@ -10,7 +10,7 @@ from typing import Any
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """``value`` for a message: no credentials, no control characters, not long."""
+    """Return ``value`` for a message: without credentials and control characters, and shortened."""
     text = value if isinstance(value, str) else repr(value)
     if "@" in text:
         text = "***@" + text.rpartition("@")[2]
@@ -20,7 +20,7 @@ def shown(value: Any, limit: int = 60) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The word of ``words`` that ``word`` was probably meant to be, or nothing."""
+    """Return the entry of ``words`` that ``word`` was probably meant to be, or nothing."""
     import difflib
 
     return next(iter(difflib.get_close_matches(word.lower().replace("-", "_"), list(words), 1, 0.6)), "")

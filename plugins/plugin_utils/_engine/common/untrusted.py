@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clean and type everything that a workspace reports.
+"""Clean and type all values that a workspace reports.
 
-Any process in a workspace can write any bytes into its log and its files. A value from there passes one of these
-functions before it is printed, compared or stored. None of them raises for a bad value, except ``parse`` and
-``objects``, which raise ``ValueError``.
+Any process in a workspace can write any bytes to its log and files. Each value from there passes one of these functions
+before it is printed, compared or stored. None of them raises for an invalid value, except ``parse`` and ``objects``,
+which raise ``ValueError``.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 LONGEST = 4000
-"""Characters of a sentence that a workspace reports."""
+"""Longest sentence that a workspace reports, in characters."""
 LONGEST_LINE = 65536
-"""Characters of one line of output."""
+"""Longest line of output, in characters."""
 MOST_ITEMS = 1000
-"""Entries of a list or an object."""
+"""Maximum entries of a list or an object."""
 LARGEST_JSON = 1 << 20
 DEEPEST = 32
-"""Levels of lists and objects inside each other."""
+"""Nesting depth of lists and objects."""
 UNKNOWN = "?"
 LAST_MOMENT = 253402300799.0
-"""The last second of the year 9999, the last one that a calendar can show."""
+"""The last second of the year 9999, which is the last one that a calendar can show."""
 
 # A string of OSC, DCS, SOS, PM or APC ends at its terminator or at the next escape sequence.
 _ESCAPES = re.compile(
@@ -37,9 +37,9 @@ _ESCAPES = re.compile(
 
 
 def line(value: object, limit: int = LONGEST, keep: str = "") -> str:
-    """Return text or bytes as one printable line of at most ``limit`` characters; an empty one for other types.
+    """Return text or bytes as one printable line of at most ``limit`` characters, or an empty one for other types.
 
-    Escape sequences are left out, and other characters that are not printable become ``?``, except those in ``keep``.
+    Escape sequences are removed. Other non-printable characters become ``?``, except those in ``keep``.
     """
     if isinstance(value, (bytes, bytearray)):
         value = bytes(value[: limit * 4]).decode(errors="replace")
@@ -59,7 +59,7 @@ def _shown(char: str, keep: str) -> str:
 
 
 def output(value: object) -> str:
-    """Return one line of a program's output; tabs stay."""
+    """Return one line of a program's output, with its tabs."""
     return line(value, LONGEST_LINE, keep="\t")
 
 
@@ -72,7 +72,7 @@ def text(value: str) -> str:
 
 
 def word(value: object, pattern: str | Collection[str], default: str = "") -> str:
-    """Return ``value`` if it is text that matches ``pattern`` or is one of its words, else ``default``."""
+    """Return ``value`` if it is text that matches ``pattern`` or is one of its words, otherwise ``default``."""
     if not isinstance(value, str) or len(value) > LONGEST:
         return default
     good = re.fullmatch(pattern, value, re.ASCII) if isinstance(pattern, str) else value in pattern
@@ -80,7 +80,7 @@ def word(value: object, pattern: str | Collection[str], default: str = "") -> st
 
 
 def number(value: object, low: float = -math.inf, high: float = math.inf) -> float | None:
-    """Return ``value`` if it is a finite number from ``low`` to ``high``, else ``None``."""
+    """Return ``value`` if it is a finite number from ``low`` to ``high``, otherwise ``None``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         return None
     try:
@@ -91,28 +91,28 @@ def number(value: object, low: float = -math.inf, high: float = math.inf) -> flo
 
 
 def moment(value: object) -> float | None:
-    """Return a time in epoch seconds that a calendar can show, else ``None``."""
+    """Return a time in epoch seconds that a calendar can show, otherwise ``None``."""
     return number(value, 0, LAST_MOMENT)
 
 
 def digits(value: object, low: int = 0, high: int = int(LAST_MOMENT)) -> int | None:
-    """Return the number that a text of ASCII digits means, if it is from ``low`` to ``high``, else ``None``."""
+    """Return the number written in ASCII digits, if it is from ``low`` to ``high``, otherwise ``None``."""
     found = word(value, r"\d{1,18}")
     return int(found) if found and low <= int(found) <= high else None
 
 
 def record(value: object) -> dict[str, Any]:
-    """Return an object of at most ``MOST_ITEMS`` entries; an empty one for other types."""
+    """Return an object of at most ``MOST_ITEMS`` entries, or an empty one for other types."""
     return value if isinstance(value, dict) and len(value) <= MOST_ITEMS else {}
 
 
 def items(value: object, most: int = MOST_ITEMS) -> list[Any]:
-    """Return the first ``most`` entries of a list; an empty one for other types."""
+    """Return the first ``most`` entries of a list, or an empty one for other types."""
     return value[:most] if isinstance(value, list) else []
 
 
 def path(value: object) -> str:
-    """Return an absolute path of printable characters, else an empty text."""
+    """Return an absolute path of printable characters, otherwise an empty text."""
     good = isinstance(value, str) and value.startswith("/") and len(value) < 4096 and value.isprintable()
     return str(value) if good else ""
 
@@ -124,8 +124,9 @@ _DECODER = json.JSONDecoder()
 
 
 def parse(data: str | bytes, largest: int = LARGEST_JSON) -> Any:
-    """Return the value of one JSON text, whose parts are still to be typed. Raises ``ValueError`` for a text that is
-    large, deep or not JSON.
+    """Return the value of one JSON text. The caller must still check the types of its parts.
+
+    Raise ``ValueError`` for a text that is too large, too deep or not JSON.
     """
     found = objects(data, largest, _anything)
     if len(found) != 1:
@@ -134,7 +135,7 @@ def parse(data: str | bytes, largest: int = LARGEST_JSON) -> Any:
 
 
 def objects(data: str | bytes, largest: int = LARGEST_JSON, check: Callable[[Any], bool] | None = None) -> list[Any]:
-    """Return the JSON objects that stand one after the other in ``data``. Raises ``ValueError``."""
+    """Return the JSON objects written one after the other in ``data``. Raise ``ValueError``."""
     if len(data) > largest:
         raise ValueError(f"more than {largest} characters")
     whole = data.decode() if isinstance(data, bytes) else data

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The collection's folder and its version."""
+"""The collection's directory and its version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLLECTION = Path(__file__).resolve().parents[4]
 
 @cache
 def release() -> str:
-    """The collection's version, from a checkout or as it was installed."""
+    """Return the collection's version, from a checkout or an installation."""
     built = COLLECTION / "MANIFEST.json"
     if built.exists():
         return str(json.loads(built.read_text(encoding="utf-8"))["collection_info"]["version"])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waiting with a deadline on the monotonic clock; in check mode nothing is waited for."""
+"""Wait with a deadline on the monotonic clock. Check mode never waits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Waiter:
-    """A deadline ``timeout`` seconds from now, shared by everything that one run waits for.
+    """A deadline ``timeout`` seconds from now, shared by all waits of one run.
 
-    ``clock`` and ``sleep`` are replaced in tests. With ``check`` every wait ends at once.
+    Tests replace ``clock`` and ``sleep``. With ``check``, every wait ends at once.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Waiter:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, never below 0."""
+        """Return the seconds left, at least 0."""
         return max(0.0, self._end - self._clock())
 
     def extend(self, seconds: float) -> None:
@@ -51,18 +51,18 @@ class Waiter:
             self._sleep(min(seconds, self.remaining))
 
     def until(self, what: str, ready: Callable[[], T | None], interval: float = 0.1, slowest: float = 2.0) -> T | None:
-        """What ``ready`` returns once it is not ``None``; ``None`` in check mode.
+        """Return the first result of ``ready`` that is not ``None``; ``None`` in check mode.
 
-        Asked every tenth of the time waited so far, from ``interval`` to ``slowest`` seconds: what took long is not
-        asked for often, and the end is noticed 5 % late on average.
-        ``what`` completes "Waited … s for". Raises ``DeadlineExceeded``.
+        The interval between calls is a tenth of the time waited so far, within ``interval`` to ``slowest`` seconds:
+        long waits poll rarely, and the end is noticed 5 % late on average. ``what`` completes "waiting for". Raise
+        ``DeadlineExceeded``.
         """
         while not self.check:
             answer = ready()
             if answer is not None:
                 return answer
             if self.expired:
-                raise DeadlineExceeded(f"Waited {self.timeout:g} s for {what}, in vain.")
+                raise DeadlineExceeded(f"Timed out after {self.timeout:g} s waiting for {what}.")
             waited = self.timeout - self.remaining
             self.pause(min(max(interval, waited / 10), slowest))
         return None

@@ -32,15 +32,18 @@ def examine(values: Mapping[str, Any], kind: TargetKind, server: str, say: Say, 
 
 
 def missing(checks: Iterable[Check]) -> FlowError | None:
-    """The error that names what is missing; ``None`` when nothing is."""
+    """Return the error that names the missing requirements, or ``None``."""
     names = [check.name for check in checks if check.state == "missing"]
     if not names:
         return None
-    return Unhealthy(f"Workspaces cannot be used from here: {', '.join(names)}.", "See above what gets it.")
+    return Unhealthy(
+        f"Workspaces cannot be used from this machine. Missing: {', '.join(names)}.",
+        "The lines above say how to fix it.",
+    )
 
 
 def lines(checks: Iterable[Check]) -> list[str]:
-    """One line for each check, and one for what gets it."""
+    """Return one line per check, and another with its fix."""
     shown = []
     for check in checks:
         shown.append(f"  {WORDS[check.state]:<8}{check.name:<12} {check.message}")
@@ -52,7 +55,7 @@ def lines(checks: Iterable[Check]) -> list[str]:
 def git() -> Check:
     said = _said("git", "--version")
     if said is None:
-        return Check("git", "missing", "There is no program git.", "Install it: sudo apt-get install git")
+        return Check("git", "missing", "The program git is not installed.", "Install it: sudo apt-get install git")
     return Check("git", "ok", said[1])
 
 
@@ -60,21 +63,21 @@ def ssh() -> Check:
     said = _said("ssh", "-V")
     if said is None:
         hint = "Install OpenSSH's client: sudo apt-get install openssh-client"
-        return Check("ssh", "missing", "There is no program ssh.", hint)
+        return Check("ssh", "missing", "The program ssh is not installed.", hint)
     return Check("ssh", "ok", said[1])
 
 
 def agent() -> Check:
-    """Whether an SSH agent with a key is there: it clones what needs its user's key."""
-    hint = 'Private repositories are cloned with its keys: eval "$(ssh-agent)"; ssh-add'
+    """Check for an SSH agent with a key: it clones repositories that need the user's key."""
+    hint = 'Its keys are needed to clone private repositories: eval "$(ssh-agent)"; ssh-add'
     if not os.environ.get("SSH_AUTH_SOCK"):
-        return Check("ssh agent", "note", "There is no SSH agent (SSH_AUTH_SOCK is not set).", hint)
+        return Check("ssh agent", "note", "No SSH agent is running (SSH_AUTH_SOCK is not set).", hint)
     said = _said("ssh-add", "-l")
     if said is None or said[0] not in (0, 1):
-        return Check("ssh agent", "note", "The SSH agent that SSH_AUTH_SOCK names does not answer.", hint)
+        return Check("ssh agent", "note", "The SSH agent at SSH_AUTH_SOCK does not answer.", hint)
     if said[0] == 1:
-        return Check("ssh agent", "note", "The SSH agent holds no key.", "Add yours: ssh-add")
-    return Check("ssh agent", "ok", "The SSH agent holds a key.")
+        return Check("ssh agent", "note", "The SSH agent does not have a key.", "Add yours: ssh-add")
+    return Check("ssh agent", "ok", "The SSH agent has a key.")
 
 
 def clock() -> list[Check]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is wrong with an inventory, as sentences, before anything is touched."""
+"""Find the errors of an inventory before anything is changed, as sentences."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ LOCAL_ENGINE = "unix:///var/run/docker.sock"
 PROXIED_ENGINE = "unix:///run/spt-flow-coder/engine.sock"
 
 RENAMED: dict[str, str] = {}
-"""Old name: new name. Nothing has been renamed since the first release."""
+"""Old name: new name. Empty until the first rename after a release."""
 
 
 def known(roles: Path) -> set[str]:
-    """Every variable that means something: those of the roles, ``flow_<option>`` and the playbooks' own."""
+    """Return all variables with a meaning: those of the roles, ``flow_<option>`` and those of the playbooks."""
     import yaml
 
     names = {f"flow_{name}" for name in OPTIONS} | set(PLAYBOOK_VARIABLES)
@@ -65,7 +65,7 @@ def known(roles: Path) -> set[str]:
 
 
 def variables(given: Mapping[str, Iterable[str]], names: Collection[str]) -> list[str]:
-    """A sentence for each variable that is unknown but meant for us; ``given`` holds variables by host."""
+    """Return a sentence for each unknown variable with one of our prefixes. ``given`` has the variables by host."""
     hosts: dict[str, list[str]] = {}
     for host, found in given.items():
         for name in found:
@@ -82,62 +82,60 @@ def _variable(name: str, names: Collection[str], hosts: list[str]) -> str:
     ours = name.startswith(OURS)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if ours else 0.88)
     if near:
-        return f"The variable {name} (set for {where}) means nothing; did you mean {near[0]}?"
-    return f"The variable {name} (set for {where}) means nothing; take it out." if ours else ""
+        return f"The variable {name} (set for {where}) does not exist; did you mean {near[0]}?"
+    return f"The variable {name} (set for {where}) does not exist; remove it." if ours else ""
 
 
 def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:
-    """A sentence for a group that is missing, empty or misspelt; ``example`` is the folder to copy."""
+    """Return a sentence for each group that is missing, empty or misspelt. ``example`` is the directory to copy."""
     said = []
     for name in sorted(set(found) - set(GROUPS)):
         near = difflib.get_close_matches(name, GROUPS, n=1, cutoff=0.75)
         if near and not found.get(near[0]):
-            said.append(f"The inventory's group {name} means nothing; did you mean {near[0]}?")
+            said.append(f"The inventory's group {name} does not exist; did you mean {near[0]}?")
     if said or found.get("flow_nodes"):
         return said
     if "flow_nodes" in found:
-        return ["The inventory's group flow_nodes is empty; list the machines that workspaces run on in it."]
+        return ["The inventory's group flow_nodes is empty; add the machines that run workspaces."]
     return [missing(example)]
 
 
 def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any], login: str = "") -> str:
-    """Address of the engine of ``node``, in the form of ``DOCKER_HOST``; empty for this machine's own.
+    """Return the address of the engine of ``node``, in the form of ``DOCKER_HOST``; empty for this machine's own.
 
-    ``found`` holds hosts by group; ``login`` signs in there instead of ``ansible_user``. Raises ``NotFound`` for no
-    host of flow_nodes, ``InvalidInput`` where its variables make no address.
+    ``found`` has the hosts by group; ``login`` replaces ``ansible_user``. Raise ``NotFound`` for a host outside
+    flow_nodes, ``InvalidInput`` if its variables do not make an address.
     """
     nodes = sorted(found.get("flow_nodes") or ())
     if node not in nodes:
-        raise NotFound(
-            f"There is no workspace host {shown(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes)
-        )
+        raise NotFound(f"Unknown workspace host {shown(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes))
     variables = hostvars[node]
     connection = str(variables.get("ansible_connection", "ssh")).removeprefix("ansible.builtin.")
     if connection == "local":
         return ""
     if connection not in ("ssh", "smart", "paramiko_ssh"):
         raise InvalidInput(
-            f"The workspace host {node} is reached by {shown(connection)}, not by ssh.",
-            "An engine is reached by ssh://; set ansible_host, and take ansible_connection away.",
+            f"The workspace host {node} uses the connection {shown(connection)} instead of ssh.",
+            "Engines are reached by ssh://. Set ansible_host and remove ansible_connection.",
         )
     user, port = (
         "" if variables.get(name) is None else str(variables[name]) for name in ("ansible_user", "ansible_port")
     )
     user = login or user
     if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
-        raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is no user name.")
+        raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is not a user name.")
     if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):
-        raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is no port.")
+        raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is not a port.")
     host = _address(node, str(variables.get("ansible_host") or node))
     return f"ssh://{user}{'@' if user else ''}{host}{':' if port else ''}{port}"
 
 
 def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[str, Any]) -> dict[str, str]:
-    """Addresses of the engines of flow_nodes as the Coder server reaches them, by the nodes' names.
+    """Return the addresses of the engines of flow_nodes as the Coder server reaches them, by node.
 
-    Every engine is behind the proxy of role coder_node. On other nodes the server signs in as ``coder``, whose key
-    opens the proxy only. On the server's own node it uses the proxy's socket.
-    Raises ``InvalidInput`` for a node that only this machine can reach.
+    Every engine is behind the proxy of role coder_node. On other nodes the server signs in as ``coder``, whose key only
+    opens the proxy. On the server's own node it uses the proxy's socket. Raise ``InvalidInput`` for a node that only
+    this machine can reach.
     """
     servers = found.get("flow_servers") or ()
     addresses = {}
@@ -157,35 +155,35 @@ def engines_for_server(found: Mapping[str, Collection[str]], hostvars: Mapping[s
 
 def _no_node(node: str, nodes: list[str], hostvars: Mapping[str, Any]) -> str:
     if not nodes:
-        return "no host is in the inventory's group flow_nodes."
+        return "the inventory's group flow_nodes is empty."
     if node in hostvars:
         return "it is in the inventory, but not in the group flow_nodes."
     return "it is not in the inventory's group flow_nodes."
 
 
 def _near(node: str, nodes: list[str]) -> str:
-    """What may have been meant; all hosts where nothing is near and they are few."""
+    """Return the hosts that may have been meant, or all hosts if none is similar and they are few."""
     close = difflib.get_close_matches(node, nodes, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     if not nodes:
-        return "Name your inventory with -i, and list the machines that workspaces run on in flow_nodes."
+        return "Name your inventory with -i, and list the machines that run workspaces in flow_nodes."
     return f"The group has: {', '.join(nodes[:10])}{', …' if len(nodes) > 10 else ''}."
 
 
 def _address(node: str, text: str) -> str:
-    """A host name, or an IP address, in the form that a URL takes."""
+    """Return a host name, or an IP address in the form that URLs use."""
     try:
         return f"[{text}]" if ipaddress.ip_address(text).version == 6 else text
     except ValueError:
         if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
             return text
-    raise InvalidInput(f"ansible_host of {node} is {shown(text)!r}, which is no host name.")
+    raise InvalidInput(f"ansible_host of {node} is {shown(text)!r}, which is not a host name.")
 
 
 def missing(example: str) -> str:
-    """The one sentence of a run without an inventory."""
+    """Return the error of a run without an inventory."""
     return (
-        f"No inventory says which machines to prepare: copy the folder {example}, list your machines in its hosts.yml "
+        f"The inventory is missing: copy the folder {example}, list your machines in its hosts.yml "
         "and run again with -i <your copy> (this machine itself: -i inventories/local)."
     )

@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""When may something that disturbs users be done? Business hours as a pure function.
+"""Decide when disruptive steps may run. A pure function of time and business hours.
 
-Business hours are one text: ``09:00-17:00 Mon-Fri Europe/Berlin``; several spans are separated by ``;``, days are
-ranges or
-lists (``Mon-Fri``, ``Sat,Sun``; none means every day), the zone is UTC when it is left out, ``none`` means there are
-no business hours.
+Business hours are one text: ``09:00-17:00 Mon-Fri Europe/Berlin``. Separate spans with ``;``. Days are ranges or lists
+(``Mon-Fri``, ``Sat,Sun``); the default is every day. The default time zone is UTC. ``none`` means that there are no
+business hours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ EXAMPLE = "09:00-17:00 Mon-Fri Europe/Berlin"
 
 @dataclass(frozen=True)
 class Span:
-    """Minutes after midnight; ``end`` at or before ``begin`` lies on the next day. ``days`` are 0 (Monday) to 6."""
+    """``begin`` and ``end`` in minutes after midnight; an ``end`` up to ``begin`` is on the next day.
+
+    ``days``: 0 (Monday) to 6.
+    """
 
     begin: int
     end: int
@@ -40,7 +42,7 @@ class Span:
 
 
 def parse(text: str) -> list[Span]:
-    """The spans of ``text``; InvalidInput names the word that is not understood."""
+    """Return the spans of ``text``. Raise ``InvalidInput`` with the invalid word."""
     if text.strip().lower() in ("", "none"):
         return []
     return [_span(part) for part in text.split(";") if part.strip()]
@@ -87,17 +89,16 @@ def _zone(word: str) -> tzinfo:
 
 
 def _wrong(word: str) -> InvalidInput:
-    return InvalidInput(f"The business hours contain {word!r}, which is not understood.", f"Write them as {EXAMPLE!r}.")
+    return InvalidInput(f"The business hours contain {word!r}, which is not valid.", f"Write them as {EXAMPLE!r}.")
 
 
 def is_open(hours: str, now: datetime) -> bool:
-    """Whether ``now`` lies outside business hours, so that disruptive steps may run."""
+    """Return whether ``now`` is outside business hours, so that disruptive steps may run."""
     return not any(span.covers(now) for span in parse(hours))
 
 
 def opens(hours: str, now: datetime) -> datetime | None:
-    """The next whole minute outside business hours, ``now`` itself if it is; ``None`` when there is none within
-    eight days."""
+    """Return the next whole minute outside business hours, or ``now``; ``None`` if there is none within eight days."""
     spans = parse(hours)
     moment = now
     for _minute in range(8 * 24 * 60):
@@ -108,7 +109,7 @@ def opens(hours: str, now: datetime) -> datetime | None:
 
 
 def pending(step: str, hours: str, now: datetime) -> str:
-    """The sentence that tells about a step that has to wait."""
+    """Return the sentence about a step that has to wait."""
     when = opens(hours, now)
-    at = f"after {when:%Y-%m-%d %H:%M} {when.tzname()}" if when else "at no time: the business hours never end"
-    return f"Pending: {step}. It disturbs users and may run {at}; or now, with flow_maintenance_now=true."
+    at = f"after {when:%Y-%m-%d %H:%M} {when.tzname()}" if when else "at no time, because the business hours never end"
+    return f"Pending: {step}. It disrupts users and may run {at}. To run it now: flow_maintenance_now=true."

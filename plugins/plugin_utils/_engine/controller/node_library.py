@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The library that programs on a node share: `module_utils/_node`, installed there as the package `spt_flow_node`."""
+"""The library of the programs on a node: `module_utils/_node`, installed there as the package `spt_flow_node`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SOURCE = COLLECTION / "plugins/module_utils/_node"
 
 @cache
 def entries(folder: str) -> list[dict[str, str]]:
-    """Return the library below ``folder`` as entries for `host_files`: folders, files, then ``VERSION``.
+    """Return the library below ``folder`` as entries for `host_files`: directories, files, then ``VERSION``.
 
-    ``VERSION`` comes last, so a node that has it has the whole library of that version.
+    ``VERSION`` comes last, so a node that has it has the complete library of that version.
     """
     root = f"{folder}/{PACKAGE}"
     files = sorted(path for path in SOURCE.rglob("*.py") if "__pycache__" not in path.parts)

@@ -173,7 +173,7 @@ def clock(engine: str = "") -> list[Check]:
 
 
 def holes(engine: str = "") -> list[Check]:
-    """Known holes of the engine's programs, of which an open one lets a workspace reach the host."""
+    """Check for known vulnerabilities of the engine's programs that let a workspace reach the host."""
     from ....module_utils._node.docker import holes as docker_holes
     from ....module_utils._node.docker import http as docker_http
 
@@ -195,7 +195,7 @@ def holes(engine: str = "") -> list[Check]:
 
 
 def protection(engine: str = "") -> list[Check]:
-    """What an engine that answers lacks of what the role host_docker sets up."""
+    """Check a working engine for the settings of the role host_docker."""
     from . import container as docker_container
     from .target import DockerTarget
 
@@ -209,13 +209,13 @@ def protection(engine: str = "") -> list[Check]:
 
 
 def device(wish: str) -> Check:
-    """/dev/kvm, needed only where the workspace's settings say so."""
+    """Check /dev/kvm, which is needed only if the workspace's settings require it."""
     from ....module_utils._node.kvm import probe as kvm_probe
 
     if wish == "disabled":
-        return Check("kvm", "ok", "Workspaces get no /dev/kvm (kvm=disabled).")
+        return Check("kvm", "ok", "Workspaces run without /dev/kvm (kvm=disabled).")
     found = kvm_probe.verdict()
     if found.works:
         return Check("kvm", "ok", "/dev/kvm works.")
-    hint = "Prepare this machine: ansible-playbook spt.flow.hosts, or do without: -e kvm=disabled"
+    hint = "Prepare this machine: ansible-playbook spt.flow.hosts, or disable KVM: -e kvm=disabled"
     return Check("kvm", "missing" if wish == "required" else "note", found.message, hint)

@@ -27,7 +27,7 @@ from .identity import FOLDER, Image, Recipe, content_hash, placed, recipe
 
 
 def ensure(image: Image, options: Mapping[str, Any], progress: Progress) -> bool:
-    """Make the engine have ``image``: there, from the cache, or built. Whether anything changed."""
+    """Provide ``image`` on the engine: present, loaded from the cache, or built. Return whether anything changed."""
     if image_engine.present(image):
         return False
     with lock(image.hash, progress):
@@ -40,18 +40,21 @@ def ensure(image: Image, options: Mapping[str, Any], progress: Progress) -> bool
 
 
 def archived(image: Image, options: Mapping[str, Any], progress: Progress) -> Path:
-    """The cache's archive of ``image`` (as `docker save` writes it), made when it is missing, the image as well."""
+    """Return the cache's archive of ``image`` (in the format of `docker save`).
+
+    Build the archive and the image if missing.
+    """
     archive = archive_of(image)
     if not archive.exists():
         ensure(image, options, progress)
     if not archive.exists():
-        with progress.stage("archive", f"{image.tag} goes to {archive}"):
+        with progress.stage("archive", f"{image.tag} is saved to {archive}"):
             save(image_engine.sdk(), image)
     return archive
 
 
 def dockerfile(made: Recipe, folder: Path = FOLDER) -> str:
-    """``image/Dockerfile`` with a layer for each group of packages and each tool of the recipe."""
+    """Return ``image/Dockerfile`` with a layer for each package group and each tool of the recipe."""
     build = "/usr/local/lib/spt-flow-build"
     archives = '"$MIRROR" "$MIRROR_SECURITY" "$ARCHIVE" "$ARCHIVE_SECURITY"'
     lines = {
@@ -63,7 +66,7 @@ def dockerfile(made: Recipe, folder: Path = FOLDER) -> str:
 
 
 def inventory(made: Recipe, image: Image) -> dict[str, Any]:
-    """The image of itself in /usr/share/spt-flow/image.json: a tool that is not listed is not in this profile."""
+    """Return the content of /usr/share/spt-flow/image.json. It lists all tools of the profile."""
     present = {name: {"version": str(tool["version"]), "state": "present"} for name, tool in made.tools.items()}
     absent = {name: {"version": "", "state": "unavailable", "reason": why} for name, why in made.absent.items()}
     ide = {name: str(entry["version"]) for name, entry in made.ide.items()}
@@ -79,7 +82,7 @@ def inventory(made: Recipe, image: Image) -> dict[str, Any]:
 
 
 class _Builder:
-    """One build: base system, code-server, tools, image; each from the cache where it is there."""
+    """One build: base system, code-server, tools, image. Each part comes from the cache if possible."""
 
     def __init__(self, image: Image, options: Mapping[str, Any], progress: Progress, folder: Path = FOLDER) -> None:
         self.image = image
@@ -99,7 +102,7 @@ class _Builder:
         try:
             save(self.engine, self.image)
         except OSError as error:
-            # Without the room for an archive the image is still there on the engine.
+            # If the archive does not fit on the disk, the engine still has the image.
             self.progress.note(f"image: not kept in the cache ({error})")
 
     def _build(self) -> Any:
@@ -121,7 +124,10 @@ class _Builder:
         return self._run("workspace", context, {**words, "IMAGE_HASH": self.image.hash, "PROFILE": self.image.profile})
 
     def _archives(self) -> tuple[str, str]:
-        """The package archives: the named mirror, the snapshot of the day, or (said) the newest instead."""
+        """Return the package archives:
+
+        the named mirror, the snapshot of the day, or, with a note, the newest packages.
+        """
         distribution = self.recipe.distribution
         mirror = str(self.options.get("mirror_apt") or "")
         if mirror and not mirror.startswith(("http://", "https://")):
@@ -137,7 +143,7 @@ class _Builder:
         return packages, security
 
     def _base(self) -> str:
-        """Tag of the base system: by digest from a registry, or made by debootstrap."""
+        """Return the tag of the base system: by digest from a registry, or created by debootstrap."""
         registry = str(self.recipe.base.get("registry") or "")
         strategy = self.options.get("image_base") or "auto"
         if strategy in ("auto", "registry") and registry:
@@ -153,10 +159,11 @@ class _Builder:
                         f"Cannot pull the base image {registry}: {error}.",
                         "Check the registry, or use image_base=bootstrap.",
                     ) from None
-                self.progress.note("image: the registry does not have it here; bootstrapping the base instead")
+                self.progress.note("image: the registry does not have it; bootstrapping the base instead")
         elif strategy == "registry":
             raise InvalidInput(
-                f"Cannot use image_base=registry: image/versions.yml names no digest for {self.recipe.base_name}.",
+                "Cannot use image_base=registry: image/versions.yml does not have a digest for "
+                f"{self.recipe.base_name}.",
                 "Set its registry there to name@sha256:…, or use image_base=bootstrap.",
             )
         return self._bootstrap(str(self.recipe.base["suite"]))
@@ -174,7 +181,7 @@ class _Builder:
         return f"{repository}:{tag}"
 
     def _tarball(self, suite: str, tarball: Path) -> None:
-        """The base system as a file, made when it is missing."""
+        """Return the base system as a file; create it if missing."""
         if not tarball.exists():
             with atomic(tarball) as path:
                 keyring = self._keyring(path.parent)
@@ -182,7 +189,7 @@ class _Builder:
                 debootstrap(suite, script, self.archives[0], path, self.progress, keyring)
 
     def _keyring(self, folder: Path) -> Path | None:
-        """The keys of another distribution than this machine's, out of their package."""
+        """Return the archive keys of another distribution, from their package."""
         entry = self.recipe.distribution.get("keyring")
         if entry is None:
             return None
@@ -193,11 +200,11 @@ class _Builder:
         return target
 
     def _ide(self, base: str) -> Path:
-        """code-server, compiled once for its inputs and kept as an archive."""
+        """Return code-server, compiled once per set of inputs and cached as an archive."""
         files = self.recipe.ide
         words = [self.recipe.base["suite"], *(files[name]["sha256"] for name in ("node", "code-server"))]
         tree = cache("ide") / f"{content_hash(words, self.folder / 'ide')[:16]}.tar.gz"
-        # Images of other profiles that are built at the same time have the same one.
+        # Builds of other profiles running at the same time share it.
         with lock(tree.name, self.progress):
             if not tree.exists():
                 self._compile_ide(base, tree)
@@ -222,7 +229,7 @@ class _Builder:
             )
 
     def _tool(self, name: str, base: str) -> Path:
-        """The layer of a tool, laid out or compiled once for its inputs and kept as an archive."""
+        """Return the layer of a tool, assembled or compiled once per set of inputs and cached as an archive."""
         tool = self.recipe.tools[name]
         words = [image_tools.LAYOUT, json.dumps(placed(tool), sort_keys=True)]
         crate = bool(tool.get("crate"))
@@ -240,7 +247,7 @@ class _Builder:
                 self._crate(name, files[0][0], base, binary)
                 taken = {"url": files[0][1]["url"], "take": {name: f"usr/local/bin/{name}"}}
                 files = [(binary, taken)]
-            self.progress.note(f"image: laying out {name} {tool['version']}")
+            self.progress.note(f"image: assembling {name} {tool['version']}")
             image_tools.write(name, tool, files, path)
             if crate:
                 binary.unlink()
@@ -268,7 +275,7 @@ class _Builder:
         self._compiled(name, context, arguments, result, lambda blocks: image_tools.keep(blocks, target))
 
     def _authority(self) -> dict[str, Path | bytes]:
-        """The certificates that a site trusts; SSL_CERT_FILE is what OpenSSL, Python and git call them."""
+        """Return the certificates that a site trusts, from SSL_CERT_FILE as in OpenSSL, Python and git."""
         authority = str(self.options.get("ca_bundle") or os.environ.get("SSL_CERT_FILE") or "")
         return {"downloads/ca.pem": Path(authority)} if authority else {}
 
@@ -280,7 +287,7 @@ class _Builder:
         result: str,
         take: Callable[[Iterable[bytes]], None],
     ) -> None:
-        """Build ``context`` apart, give its ``result`` (an archive, by blocks) to ``take``, leave nothing behind."""
+        """Build ``context`` separately, pass its ``result`` (an archive, in blocks) to ``take``, delete the image."""
         built = self._run(what, context, arguments)
         container = self.engine.containers.create(built.id, command="true", labels={"spt.flow.build": what})
         try:
@@ -290,7 +297,10 @@ class _Builder:
             self.engine.images.remove(built.id, force=True)
 
     def _run(self, what: str, context: Mapping[str, Path | bytes], arguments: Mapping[str, str]) -> Any:
-        """Build ``context`` by the classic API; progress per step, the last lines on failure. The image object."""
+        """Build ``context`` with the classic API. Return the image object.
+
+        Shows progress per step, and the last lines on failure.
+        """
         arguments = {**arguments, "MIRROR": self.archives[0], "MIRROR_SECURITY": self.archives[1]}
         lines: list[str] = []
         identifier = ""
@@ -310,14 +320,17 @@ class _Builder:
                     tail = "\n".join(lines)
                     raise FlowError(
                         f"Cannot build the {what} part of the image: {event['error']}\n{tail}",
-                        "Nothing was tagged; what was built so far is used again by the next try.",
+                        "Nothing was tagged. Run it again: finished parts are reused.",
                     )
         return self.engine.images.get(identifier)
 
 
 @contextlib.contextmanager
 def _context(entries: Mapping[str, Path | bytes]) -> Iterator[Any]:
-    """A build context as an open tar; owners and times are fixed, so that the engine's cache sees the same files."""
+    """Return a build context as an open tar.
+
+    Owners and times are fixed, so that the engine's cache recognises the files.
+    """
 
     def plain(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
         if "__pycache__" in info.name:

@@ -22,13 +22,13 @@ from .identity import Image
 
 BLOCK = 1 << 20
 _KINDS = ("base", "downloads", "ide", "images", "tools")
-"""Folders of the cache."""
+"""Directories of the cache."""
 _LEFT = 6 * 3600
-"""Seconds after which a half-made folder that nobody holds counts as left over."""
+"""Seconds after which an unfinished, unlocked directory counts as a leftover."""
 
 
 def cache(*parts: str) -> Path:
-    """A folder of the cache, made when missing."""
+    """Return a directory of the cache; create it if missing."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = base.joinpath("spt-flow", *parts)
     path.mkdir(parents=True, exist_ok=True)
@@ -37,19 +37,19 @@ def cache(*parts: str) -> Path:
 
 @contextlib.contextmanager
 def lock(name: str, progress: Progress) -> Iterator[None]:
-    """One build of an image at a time on this machine; the others wait and find it done."""
+    """Allow one build of an image at a time on this machine. Waiting builds then find it finished."""
     with open(cache("locks") / f"{name}.lock", "w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            progress.note("image: another run builds it, waiting")
+            progress.note("image: another run is building it, waiting")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` that becomes it when the block succeeds."""
+    """Yield a temporary path in the directory of ``target``, and rename it to ``target`` if the block succeeds."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder, _held(folder):
         path = Path(folder) / target.name
         yield path
@@ -58,7 +58,7 @@ def atomic(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: str) -> Iterator[None]:
-    """Lock a folder for as long as this process lives; raises ``BlockingIOError`` where another one does."""
+    """Lock a directory while the block runs. Raise ``BlockingIOError`` if another process has the lock."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +68,7 @@ def _held(folder: str) -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove the half-made folders of builds that were killed: nobody holds them any more."""
+    """Delete the unfinished directories of killed builds. Nobody locks them any more."""
     for folder in (path for kind in _KINDS for path in cache(kind).glob(".*.*") if path.is_dir()):
         try:
             if folder.stat().st_mtime < time.time() - _LEFT:
@@ -79,7 +79,7 @@ def sweep() -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that may hold a base system: files of root, and file systems that debootstrap mounted."""
+    """Delete a directory that may contain a base system: root's files, and file systems mounted by debootstrap."""
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     for mounted in folder.glob("*/system/proc"):
         subprocess.run([*root, "umount", "-q", str(mounted)], capture_output=True, check=False)
@@ -91,19 +91,19 @@ def archive_of(image: Image) -> Path:
 
 
 def save(engine: Any, image: Image) -> None:
-    """Keep the image in the cache, and of its profile no other one."""
+    """Keep the image in the cache, and delete older images of its profile."""
     archive = archive_of(image)
     with atomic(archive) as path, open(path, "wb") as out:
         for block in engine.images.get(image.tag).save(chunk_size=BLOCK, named=True):
             out.write(block)
-    # Another profile's name may begin with this one.
+    # The name of another profile may begin with this one's.
     for old in archive.parent.glob(f"{image.profile}-{'[0-9a-f]' * 64}.tar"):
         if old != archive:
             old.unlink(missing_ok=True)
 
 
 def load(image: Image, progress: Progress) -> bool:
-    """Take the image from the cache; an archive that does not hold it is removed."""
+    """Load the image from the cache. Delete an archive that does not contain it."""
     archive = archive_of(image)
     if not archive.exists():
         return False
@@ -115,7 +115,7 @@ def load(image: Image, progress: Progress) -> bool:
         with open(archive, "rb") as handle:
             engine.images.load(handle)
     except (OSError, DockerException) as error:
-        progress.note(f"image: the cached archive is of no use ({error})")
+        progress.note(f"image: the cached archive is not usable ({error})")
     if image_engine.present(image):
         return True
     archive.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def room(doing: str, where: Path) -> Iterator[None]:
-    """Say that the disk is full where that is why the block failed."""
+    """Raise an error about the full disk if that is why the block failed."""
     try:
         yield
     except OSError as error:
@@ -139,5 +139,5 @@ def room(doing: str, where: Path) -> Iterator[None]:
 def no_space(doing: str, where: Path | str) -> FlowError:
     return FlowError(
         f"Cannot {doing} {where}: the disk is full.",
-        f"Make room there (`df -h {where}`) and run it again: nothing was tagged, and what is complete is used again.",
+        f"Free space there (`df -h {where}`) and run it again. Nothing was tagged; finished parts are reused.",
     )

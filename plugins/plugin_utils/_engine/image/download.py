@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Download what the image takes, verified by its sum, from its origin or a mirror."""
+"""Download the image's files from their origin or a mirror, and verify their digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _TIMEOUT = 60
 
 
 def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progress: Progress) -> Path:
-    """The file ``entry`` (``url``, ``sha256``) from the cache or its source; a wrong one is named with both sums."""
+    """Return the file ``entry`` (``url``, ``sha256``) from the cache or its source.
+
+    Raise an error with both digests if they differ.
+    """
     target = cache("downloads") / f"{entry['sha256'][:16]}-{entry['url'].rsplit('/', 1)[-1]}"
     if target.exists():
         return target
@@ -32,8 +35,8 @@ def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progr
             what = f"the download was cut off ({missing}), and its SHA-256 is" if missing else "its SHA-256 is"
             raise FlowError(
                 f"Cannot use {name} from {url}: {what} {found}, where {entry['sha256']} was expected.",
-                "Nothing was kept of it, and what is complete is not fetched again. Run it again; a sum that stays "
-                "wrong is the source's or the mirror's.",
+                "The file was deleted; complete files are not downloaded again. Run it again. If the digest stays "
+                "wrong, check the source or the mirror.",
             )
     return target
 
@@ -45,11 +48,11 @@ _ORIGINS = {
     "mirror_npm": ("https://registry.npmjs.org",),
     "mirror_pypi": ("https://files.pythonhosted.org",),
 }
-"""What each mirror stands for; everything else is of ``mirror_files``."""
+"""The origin that each mirror replaces; ``mirror_files`` replaces all others."""
 
 
 def mirrored(url: str, options: Mapping[str, Any]) -> str:
-    """``url``, or its place on the mirror that the user's ``mirror_*`` settings name."""
+    """Return ``url``, or its address on the mirror that the user's ``mirror_*`` settings name."""
     for option, origins in _ORIGINS.items():
         for origin in origins:
             if url.startswith(f"{origin}/"):
@@ -60,7 +63,7 @@ def mirrored(url: str, options: Mapping[str, Any]) -> str:
 
 
 def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str]:
-    """Write what ``url`` answers to ``path``: its SHA-256, and how it ended too early, if it did."""
+    """Write the answer of ``url`` to ``path``. Return its SHA-256, and where it ended if it is incomplete."""
     import ssl
 
     digest = hashlib.sha256()

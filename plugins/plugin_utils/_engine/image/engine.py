@@ -13,13 +13,13 @@ _BUILD_TIMEOUT = 1800
 
 
 def sdk() -> Any:
-    """The Docker SDK's client, imported late because it costs 0.4 s (docs/decisions/docker-api-client.md)."""
+    """Return the Docker SDK's client, imported late because that takes 0.4 s (docs/decisions/docker-api-client.md)."""
     try:
         import docker
     except ImportError:
         raise FlowError(
             "Cannot build the workspace image: the Python package docker is missing.",
-            "Install it beside ansible-core: pip install docker",
+            "Install it in the environment of ansible-core: pip install docker",
         ) from None
     from docker.errors import DockerException
 
@@ -28,7 +28,7 @@ def sdk() -> Any:
     except DockerException as error:
         raise Unhealthy(
             f"Cannot build the workspace image: the Docker engine does not answer ({error}).",
-            "Start it, or let `make quickstart` set one up.",
+            "Start it, or set one up: make quickstart",
         ) from None
 
 
@@ -41,7 +41,7 @@ def present(image: Image) -> bool:
 
 
 def remove(image: Image) -> bool:
-    """Take the tag away from the engine; the cache keeps its copy."""
+    """Remove the tag from the engine. The cache keeps its copy."""
     from ....module_utils._node.docker import http as docker_http
 
     try:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Identity of the workspace image: a hash of its inputs (docs/decisions/image-identity.md).
 
-Apart from ``build``, because every ``up`` asks for the identity and hardly any builds. An identity is made of what its
-profile uses: another profile's tool that moves leaves it alone.
+Separate from ``build``, because every ``up`` needs the identity and few build. Only a profile's own inputs count: an
+update of another profile's tool does not change it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ REPOSITORY = "spt-flow/workspace"
 FOLDER = COLLECTION / "image"
 _INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs")
 _COMPILED = "crate"
-"""The folder that compiles crates, an input of profiles that have any."""
+"""The directory that compiles crates, an input of profiles with crates."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """``tag`` is what engines call it, ``hash`` its identity (64 hex digits).
+    """``tag`` is the name on engines, ``hash`` the identity (64 hex digits).
 
-    ``reference`` (a registry's name with a digest) and ``archive`` (a file) are where a release says it can be had.
+    ``reference`` (a registry's name with a digest) and ``archive`` (a file) say where a release published it.
     """
 
     profile: str
@@ -45,10 +45,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``image/versions.yml`` says about one profile.
+    """The entries of ``image/versions.yml`` for one profile.
 
-    ``base`` and ``distribution`` are entries of that file; ``packages`` are the groups by name, called as on that base;
-    ``tools`` go in by this order, ``absent`` ones (name: why) do not; ``elsewhere`` are those of other profiles.
+    ``base`` and ``distribution`` are entries of that file; ``packages`` are the groups by name, with the package names
+    of that base. ``tools`` are installed in this order, ``absent`` ones (name: why) are not. ``elsewhere`` are the
+    tools of other profiles.
     """
 
     profile: str
@@ -63,7 +64,7 @@ class Recipe:
 
     @property
     def content(self) -> str:
-        """Everything that decides what is in the image, as text: where it comes from is no part of it."""
+        """All inputs that determine the image's content, as text. Download addresses do not count."""
         words = {
             "base": {name: self.base.get(name) for name in ("distribution", "suite", "snapshot", "registry")},
             "archives": self.distribution["archives"],
@@ -76,25 +77,25 @@ class Recipe:
 
 
 def placed(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a tool's entry decides which files it brings: the sums, and where their parts go."""
+    """Return the parts of a tool's entry that determine its files: the digests and the destinations."""
     files = [{name: value for name, value in file.items() if name != "url"} for file in tool["files"]]
     return {name: tool.get(name) for name in ("version", "crate", "leave", "links")} | {"files": files}
 
 
 def versions(folder: Path = FOLDER) -> dict[str, Any]:
-    """The content of ``image/versions.yml``; every `up` reads it, so by libyaml where that is there."""
+    """Return the content of ``image/versions.yml``. Every `up` reads it, so libyaml is used if available."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with open(folder / "versions.yml", encoding="utf-8") as handle:
-        return dict(yaml.load(handle, loader))  # noqa: S506 - the safe loader either way
+        return dict(yaml.load(handle, loader))  # noqa: S506 - both are safe loaders
 
 
 def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
-    """What goes into the image of ``profile``; refuses one that there is not."""
+    """Return the recipe of ``profile``. Raise ``InvalidInput`` for an unknown one."""
     known = versions(folder)
     if profile not in known["profiles"]:
-        raise InvalidInput(f"There is no image profile {profile!r}.", f"One of: {', '.join(known['profiles'])}.")
+        raise InvalidInput(f"Unknown image profile {profile!r}.", f"Use one of: {', '.join(known['profiles'])}.")
     about = known["profiles"][profile]
     about = {**known["profiles"].get(about.get("like"), {}), **about}
     base = known["bases"][about["base"]]
@@ -117,20 +118,20 @@ def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
 
 
 def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
-    """The image that this collection's ``image/`` describes; reads its files, asks nobody."""
+    """Return the image that this collection's ``image/`` describes. Reads only its files."""
     made = recipe(profile, folder)
     inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
     return Image(profile, content_hash([profile, made.content], *(folder / name for name in inputs)))
 
 
 def current(profile: str = "slim", release: str = "") -> Image:
-    """The image that is to be used: the one that the file ``release`` records, without a file this collection's own."""
+    """Return the image to use: the one recorded in the file ``release``, or this collection's own without a file."""
     if not release:
         return identity(profile)
     entry = recorded(Path(release)).get(recipe(profile).profile)
     if entry is None:
         raise NotFound(
-            f"The file {release} records no image of the profile {profile}.",
+            f"The file {release} does not record an image of the profile {profile}.",
             f"Release one: ansible-playbook spt.flow.image -e profile={profile} -e image_release={release}",
         )
     archive = str(Path(release).parent / entry["archive"]) if entry.get("archive") else ""
@@ -138,7 +139,7 @@ def current(profile: str = "slim", release: str = "") -> Image:
 
 
 def recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """What the file of a release records by profile; nothing where there is none."""
+    """Return the records of a release file by profile, or nothing if it does not exist."""
     try:
         entries = {str(name): dict(entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
         if not all(len(entry["hash"]) == hashlib.sha256().digest_size * 2 for entry in entries.values()):
@@ -148,20 +149,20 @@ def recorded(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidInput(
             f"The file {path} does not record images: {error}.",
-            "Only spt.flow.image writes it (image_release). Bring back a whole copy, or move it away and run that.",
+            "Restore a copy of it, or move it away and run spt.flow.image with image_release.",
         ) from None
     return entries
 
 
 def lacks(where: str, tag: str) -> str:
-    """The sentence for an engine without the image; the node's own check says the same (roles/host_images)."""
+    """Return the sentence for an engine without the image; the node's own check uses the same (roles/host_images)."""
     return f"{where} does not have the image {tag}."
 
 
 def bring(node: str) -> str:
-    """What to type then; ``node`` is its name in the inventory, nothing where it has none."""
+    """Return the command that installs it. ``node`` is the engine's name in the inventory, or nothing."""
     limit = f" --limit {node}" if node else ""
-    return f"Bring it there: ansible-playbook site.yml{limit} --tags host_images"
+    return f"Install it: ansible-playbook site.yml{limit} --tags host_images"
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -174,7 +175,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def content_hash(words: Iterable[str], *paths: Path) -> str:
-    """SHA-256 over ``words`` and, for each file below ``paths``, its name, executable bit and content."""
+    """Return the SHA-256 of ``words`` and, for each file below ``paths``, its name, executable bit and content."""
     digest = hashlib.sha256()
     for word in words:
         digest.update(f"{word}\0".encode())

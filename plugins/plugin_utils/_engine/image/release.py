@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Releasing the workspace image: built, verified, described, published, then recorded.
+"""Release the workspace image: build, verify, describe and publish it, then record it.
 
-One file records for each profile the image that is current; nodes, templates and `up` read it. It is written last and
-in one step: an image that fails its verification, and a run that is killed at any moment, leave it as it was. Beside it
-lie, named by profile and identity, the list of packages, the verification's report and, where it is wanted, the
-archive.
+One file records the current image of each profile; nodes, templates and `up` read it. It is written last and
+atomically, so a failed verification or a killed run does not change it. Next to it are the package list, the
+verification report and, if requested, the archive, named by profile and identity.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from . import sbom as image_sbom
 from .identity import Image
 
 VERIFY_LIMIT = 1800.0
-"""Seconds that verifying an image may take: compilers of several languages run in it."""
+"""Seconds that the verification of an image may take: it runs compilers of several languages."""
 REPORT, SBOM, ARCHIVE = "verify.json", "spdx.json", "tar"
 _FILES = re.compile(r"(?P<image>.+-[0-9a-f]{12})\.(verify\.json|spdx\.json|tar)")
 _REPOSITORY = re.compile(r"(?=[^/]*[.:]|localhost/)[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)+")
@@ -48,11 +47,10 @@ _REPOSITORY = re.compile(r"(?=[^/]*[.:]|localhost/)[a-z0-9][a-z0-9.-]*(:\d+)?(/[
 
 @dataclass(frozen=True)
 class Order:
-    """What a release is to be: the file that records it, and how others get the image.
+    """What to release: the file that records it, and how others get the image.
 
-    ``registry`` is the repository to push to (``registry.example.com/team/workspace``). ``keep`` is how many older
-    images and their files stay although nothing uses them, -1 leaves all; ``in_use`` are tags or identities that stay
-    besides.
+    ``registry`` is the repository to push to (``registry.example.com/team/workspace``). ``keep`` is how many unused
+    older images and their files are kept, -1 keeps all; ``in_use`` are further tags or identities to keep.
     """
 
     file: Path
@@ -64,7 +62,7 @@ class Order:
     def __post_init__(self) -> None:
         if self.registry and not _REPOSITORY.fullmatch(self.registry):
             raise InvalidInput(
-                f"Cannot push the image to {self.registry!r}: that is not the name of a repository in a registry.",
+                f"Cannot push the image to {self.registry!r}: this is not the name of a repository in a registry.",
                 "For example: registry.example.com/team/workspace, without a tag.",
             )
 
@@ -74,7 +72,7 @@ class Order:
 
 @dataclass
 class Release:
-    """``steps`` is what was done, in check mode what would be; ``before`` and ``after`` what the file says."""
+    """``steps``: the steps that ran, or would run in check mode; ``before``, ``after``: the file's contents."""
 
     steps: list[str]
     before: dict[str, Any]
@@ -83,7 +81,7 @@ class Release:
 
 
 def make(image: Image, options: Mapping[str, Any], order: Order, progress: Progress, check: bool = False) -> Release:
-    """Bring the release about as far as it is not there. Raises ``FlowError``; what was current stays so then."""
+    """Carry out the missing steps of the release. Raise ``FlowError``; the current image stays current then."""
     before = image_identity.recorded(order.file).get(image.profile, {})
     steps = due(image, before, order, _identifier(image))
     made = Release(steps, before, before if not steps else {"tag": image.tag, "hash": image.hash})
@@ -99,21 +97,21 @@ def make(image: Image, options: Mapping[str, Any], order: Order, progress: Progr
 
 @contextlib.contextmanager
 def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """One release at a time, of any profile: the file is read, then written anew."""
+    """Allow one release at a time, of any profile: the file is read, then rewritten."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            progress.note("image: another run releases one, waiting")
+            progress.note("image: another run is releasing one, waiting")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def taken(image: Image, progress: Progress) -> bool:
-    """Whether the engine has an image that a release records, taken from where it was published.
+    """Return whether the engine has an image that a release records, pulled from where it was published.
 
-    False for one that this collection describes and that was published nowhere: it can be built.
+    False for an unpublished image that this collection describes: it can be built.
     """
     wanted = docker_images.Wanted(image.tag, image.hash, "" if image.reference else image.archive, image.reference)
     if wanted.archive or wanted.reference:
@@ -124,15 +122,17 @@ def taken(image: Image, progress: Progress) -> bool:
     if image_engine.present(image) or image.hash == image_identity.identity(image.profile).hash:
         return False
     raise NotFound(
-        f"{image_identity.lacks('This engine', image.tag)} A release records it; this collection describes another.",
-        "Release that one: ansible-playbook spt.flow.image. Or use the collection that the release was made with.",
+        f"{image_identity.lacks('This engine', image.tag)} A release records it, but this collection describes "
+        "another image.",
+        "Release the new one: ansible-playbook spt.flow.image. Or use the collection version of the release.",
     )
 
 
 def due(image: Image, before: Mapping[str, Any], order: Order, identifier: str) -> list[str]:
-    """What is to be done, by its order. ``identifier`` is the engine's own for the image, empty where it has none.
+    """Return the steps to do, in order.
 
-    What is recorded and published is not built again, so that a machine without memory need not.
+    ``identifier`` is the engine's own id of the image, empty if it does not have it. A recorded and published image is
+    not built again, so a machine without a cache need not build it.
     """
     same = before.get("hash") == image.hash
     known = same and before.get("id") == identifier
@@ -170,7 +170,7 @@ def _carry_out(
         "sbom": order.path(image, SBOM).name,
     }
     if "verify" in steps:
-        with progress.stage("verify", f"{image.tag} in a container of its own"):
+        with progress.stage("verify", f"{image.tag} in a separate container"):
             _passed(image, verify(image, progress), order, before)
         entry["verified"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if "describe" in steps:
@@ -195,7 +195,10 @@ def _carry_out(
 
 
 def verify(image: Image, progress: Progress) -> dict[str, Any]:
-    """The image's report about itself, made in a fresh container without a network; each check is progress."""
+    """Return the image's report about itself, made in a new container without a network.
+
+    Each check is shown as progress.
+    """
     name = f"spt-flow-verify-{secrets.token_hex(4)}"
     of_container = ["--rm", "--name", name, "--label", "spt.flow.build=verify", "--network", "none"]
     program = ["--entrypoint", "/usr/local/bin/spt-workspace", image.tag, "verify", "--format", "json"]
@@ -214,17 +217,19 @@ def verify(image: Image, progress: Progress) -> dict[str, Any]:
         said = out.read()
     if child.returncode == -signal.SIGKILL:
         minutes = f"{VERIFY_LIMIT / 60:.0f} minutes"
-        raise DeadlineExceeded(f"The image {image.tag} is not verified: that did not end in {minutes}.", by_hand)
+        raise DeadlineExceeded(
+            f"Cannot verify the image {image.tag}: the verification did not end within {minutes}.", by_hand
+        )
     try:
         return {**dict(json.loads(said)), "status": child.returncode}
     except (TypeError, ValueError):
         what = last or said.strip() or f"status {child.returncode}"
-        raise Unhealthy(f"The image {image.tag} is not verified, it gives no report: {what}", by_hand) from None
+        raise Unhealthy(f"Cannot verify the image {image.tag}: it did not return a report: {what}", by_hand) from None
 
 
 @contextlib.contextmanager
 def _running(argv: Sequence[str], out: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """A program whose words for people are read line by line; it is killed at the limit, or when reading ends early."""
+    """Read a program's output line by line. Kill it at the limit, or when reading ends early."""
     try:
         child = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
@@ -245,7 +250,7 @@ def _running(argv: Sequence[str], out: IO[str]) -> Iterator[subprocess.Popen[str
 
 
 def _passed(image: Image, report: Mapping[str, Any], order: Order, before: Mapping[str, Any]) -> None:
-    """Keep the report; raise where it tells of a failure."""
+    """Store the report. Raise an error if a check failed."""
     path = order.path(image, REPORT)
     _write(path, report)
     if report["status"] == 0:
@@ -258,13 +263,13 @@ def _passed(image: Image, report: Mapping[str, Any], order: Order, before: Mappi
     stays = f"{before['tag']} stays current" if before else "nothing is recorded"
     raise Unhealthy(
         f"The image {image.tag} failed its verification: {'; '.join(failed) or 'see its report'}.",
-        f"It is not published, {stays}. The report lies in {path}.",
+        f"It is not published, and {stays}. See the report: {path}",
         {"failed": failed},
     )
 
 
 def describe(image: Image, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The list of packages of an image that is on the engine, in SPDX."""
+    """Return the package list of an image on the engine, in SPDX."""
     words = ["--rm", "--network", "none", "--entrypoint", "/usr/bin/dpkg-query", image.tag]
     lines = docker_images.docker("run", *words, "--show", "--showformat", image_sbom.QUERY).splitlines()
     packages = [image_sbom.Package.of(line) for line in lines]
@@ -273,9 +278,10 @@ def describe(image: Image, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def push(image: Image, repository: str) -> str:
-    """The image's name in the registry, with its digest; there the profile's own tag points to it too.
+    """Push the image. Return its name in the registry, with its digest.
 
-    The engine forgets the names of the registry again: an image that has them would never be pruned.
+    The profile's tag in the registry points to it too. The engine's tags of the registry are removed, because a tagged
+    image would never be pruned.
     """
     names = [f"{repository}:{tag}" for tag in (image.tag.rpartition(":")[2], image.profile)]
     try:
@@ -288,10 +294,12 @@ def push(image: Image, repository: str) -> str:
             with contextlib.suppress(FlowError):
                 docker_images.docker("image", "rm", "--no-prune", name)
     for found in digests:
-        # The engine leaves the name of the public registry away.
+        # The engine omits the name of the public registry.
         if found.startswith(f"{repository.removeprefix('docker.io/')}@"):
             return f"{repository}@{found.partition('@')[2]}"
-    raise Unhealthy(f"{repository} took the image {image.tag}, but told no digest.", "See the registry's log.")
+    raise Unhealthy(
+        f"{repository} accepted the image {image.tag}, but returned no digest.", "Check the registry's log."
+    )
 
 
 def _pushed(name: str) -> None:
@@ -301,11 +309,13 @@ def _pushed(name: str) -> None:
         registry = name.partition("/")[0]
         if re.search("denied|unauthorized|no basic auth|authentication required", error.message, re.IGNORECASE):
             raise AuthError(f"Cannot push {name}: {error.message}", f"Sign in: docker login {registry}") from None
-        raise Unhealthy(f"Cannot push {name}: {error.message}", f"See that {registry} answers and has room.") from None
+        raise Unhealthy(
+            f"Cannot push {name}: {error.message}", f"Check that {registry} answers and has free space."
+        ) from None
 
 
 def _archive(image: Image, path: Path, progress: Progress) -> None:
-    """The cache's archive here: the same file where both lie on one disk, else a copy."""
+    """Return the path of the archive: a hard link to the cache's, or a copy on another disk."""
     source = image_build.archived(image, {}, progress)
     aside = path.with_name(f".{path.name}")
     aside.unlink(missing_ok=True)
@@ -317,25 +327,25 @@ def _archive(image: Image, path: Path, progress: Progress) -> None:
         os.replace(aside, path)
     except OSError as error:
         raise FlowError(
-            f"Cannot write the image to {path}: {error.strerror}.", "Make room there and run again."
+            f"Cannot write the image to {path}: {error.strerror}.", "Free space there and run it again."
         ) from None
     finally:
         aside.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Readers see the old file or the new one, also after a crash."""
+    """Write atomically: readers see the old or the new file, also after a crash."""
     try:
         atomic.write(path, json.dumps(content, indent=2, sort_keys=True) + "\n", 0o644, durable=True)
     except OSError as error:
-        raise FlowError(f"Cannot write {path}: {error.strerror}.", "Make room there and run again.") from None
+        raise FlowError(f"Cannot write {path}: {error.strerror}.", "Free space there and run it again.") from None
 
 
-# What goes
+# Pruning
 
 
 def _prune(image: Image, order: Order, check: bool) -> list[str]:
-    """Drop older images from the engine and their files from the folder; what a profile has as current stays."""
+    """Delete older images from the engine and their files from the directory. Current images of a profile stay."""
     current = [str(entry["hash"]) for entry in image_identity.recorded(order.file).values()]
     wanted = docker_images.Wanted(image.tag, image.hash, keep=order.keep, in_use=[*current, *order.in_use])
     removed = docker_images.reconcile(wanted, check).removed

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image holds, as a list of packages in SPDX 2.3; made of its facts alone.
+"""List an image's packages in SPDX 2.3, from its facts alone.
 
-Packages of the distribution are what dpkg in the image says, tools and the IDE what the recipe takes, with sums.
+Distribution packages come from dpkg in the image, tools and the IDE from the recipe, with digests.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from urllib.parse import quote
 from .identity import Image, Recipe
 
 QUERY = "${Package}\\t${Version}\\t${Architecture}\\t${source:Package}\\n"
-"""What dpkg-query is asked for, one line for each package."""
+"""Format of dpkg-query's output, one line per package."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the distribution, as ``QUERY`` tells it."""
+    """A package of the distribution, as ``QUERY`` prints it."""
 
     name: str
     version: str
@@ -34,7 +34,7 @@ class Package:
 
 
 def sbom(image: Image, made: Recipe, packages: list[Package], created: str, release: str) -> dict[str, Any]:
-    """The document; ``created`` is the image's own time, ``release`` the collection's version."""
+    """Return the document. ``created`` is the image's own time, ``release`` the collection's version."""
     whole = {
         **_package("image", image.tag, image.hash, "NOASSERTION"),
         "primaryPackagePurpose": "CONTAINER",
@@ -46,7 +46,7 @@ def sbom(image: Image, made: Recipe, packages: list[Package], created: str, rele
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": image.tag,
-        # Unique as the standard asks for, and the same for the same image; nothing lies there.
+        # Unique, as the standard requires, and the same for the same image. The address does not exist.
         "documentNamespace": f"https://spt.flow.invalid/spdx/{image.profile}-{image.hash}",
         "creationInfo": {"created": created, "creators": [f"Tool: spt.flow-{release}"]},
         "packages": [whole, *parts],
@@ -78,7 +78,7 @@ def _of_distribution(made: Recipe, packages: list[Package]) -> Iterator[dict[str
 
 
 def _of_recipe(made: Recipe) -> Iterator[dict[str, Any]]:
-    """Each file that a tool is made of, with its address and sum."""
+    """Return each file of a tool, with its address and digest."""
     of_tools = [(name, tool["version"], file) for name, tool in made.tools.items() for file in tool["files"]]
     of_ide = [(name, entry["version"], entry) for name, entry in made.ide.items()]
     for number, (name, version, file) in enumerate([*of_ide, *of_tools]):

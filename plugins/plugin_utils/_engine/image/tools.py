@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tool's layer of the image, made of its released files: archives in, one archive out.
+"""Create a tool's layer of the image from its released files: archives in, one archive out.
 
-The result depends on the files alone: owners, times and modes are fixed, so that an engine finds an unchanged layer
-again.
+The result depends on the files alone. Owners, times and modes are fixed, so that an engine recognises an unchanged
+layer.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from typing import IO, Any
 from ....module_utils._node.errors import FlowError
 
 LAYOUT = "1"
-"""Moves when the same entry is laid out in another way than before."""
+"""Increase it when the layout of an unchanged entry changes."""
 _TIME = 946684800
-"""2000-01-01, in seconds; zip files know nothing before 1980."""
+"""2000-01-01, in seconds; zip files cannot store times before 1980."""
 _EXECUTABLE = (b"\x7fELF", b"#!")
-"""How programs begin. Wheels and Go's modules lose modes, so they are told by this everywhere."""
+"""First bytes of programs. Wheels and Go modules lose modes, so programs are detected by content everywhere."""
 _BLOCK = 1 << 20
 
 
 def write(name: str, tool: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]], target: Path) -> None:
-    """The layer of ``tool``: of each of ``files`` (an archive, and its entry of versions.yml) what is to be taken."""
+    """Write the layer of ``tool`` from ``files``:
+
+    pairs of an archive and its entry of versions.yml, which says what to take.
+    """
     leave = tuple(tool.get("leave", ()))
     with (
         open(target, "wb") as raw,
@@ -47,15 +50,15 @@ def write(name: str, tool: Mapping[str, Any], files: Sequence[tuple[Path, Mappin
                 taken.add(part)
             if missing := sorted(set(take) - taken):
                 raise FlowError(
-                    f"Cannot lay out {name}: {entry['url']} does not hold {missing[0]}.",
-                    "Its entry in image/versions.yml says what is taken from it.",
+                    f"Cannot assemble {name}: {entry['url']} does not contain {missing[0]}.",
+                    "Correct its entry in image/versions.yml.",
                 )
         for place, destination in tool.get("links", {}).items():
             layer.link(place, destination)
 
 
 def _place(member: str, take: Mapping[str, str], rename: Mapping[str, str]) -> tuple[str, str]:
-    """The key of ``take`` that ``member`` of an archive falls under, and its path in the image; else empty texts."""
+    """Return the key of ``take`` that matches ``member`` of an archive, and its path in the image, or empty texts."""
     for part, place in take.items():
         if member == part:
             return part, place
@@ -68,7 +71,7 @@ def _place(member: str, take: Mapping[str, str], rename: Mapping[str, str]) -> t
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | str]]:
-    """Name, size and content of every file of an archive; of a symbolic link its destination."""
+    """Yield name, size and content of every file of an archive, or the destination of a symbolic link."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -89,7 +92,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | str]]:
 
 
 class _Layer:
-    """An archive that gets each folder before what lies in it."""
+    """An archive that gets each directory before its content."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -126,7 +129,7 @@ class _Layer:
 
 
 class _Joined:
-    """What was read of a file, and its rest."""
+    """Bytes already read of a file, and its rest."""
 
     def __init__(self, begin: bytes, rest: IO[bytes]) -> None:
         self._begin = begin
@@ -138,14 +141,17 @@ class _Joined:
 
 
 def keep(blocks: Iterable[bytes], target: Path) -> None:
-    """``blocks`` as the file ``target``."""
+    """Write ``blocks`` to the file ``target``."""
     with open(target, "wb") as out:
         for block in blocks:
             out.write(block)
 
 
 def of_package(package: Path, name: str) -> bytes:
-    """The file ``name`` of a Debian package: an `ar` archive with headers of 60 bytes (deb(5)), data by gzip or xz."""
+    """Return the file ``name`` of a Debian package:
+
+    an `ar` archive with headers of 60 bytes (deb(5)), data in gzip or xz.
+    """
     with open(package, "rb") as handle:
         handle.read(8)
         while len(header := handle.read(60)) == 60:
@@ -156,4 +162,7 @@ def of_package(package: Path, name: str) -> bytes:
                     found = tar.extractfile(f"./{name}")
                     if found is not None:
                         return found.read()
-    raise FlowError(f"Cannot take {name} from {package}: it is not in there.", "See its entry in image/versions.yml.")
+    raise FlowError(
+        f"Cannot take {name} from {package}: the package does not contain it.",
+        "Correct its entry in image/versions.yml.",
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 TIMEOUT = 20.0
-"""Seconds for each question to a program, an engine or a server."""
+"""Seconds for each query of a program, an engine or a server."""
 
 SKEW = 60.0
 WRONG = 3600.0
