@@ -138,7 +138,7 @@ def test_up_on_a_node_without_the_image_is_refused_within_five_seconds(
         if took[-1] <= 5:
             break
     assert refused["error"]["message"].endswith(f": loop does not have the image {image}."), refused
-    assert refused["error"]["hint"] == "Bring it there: ansible-playbook site.yml --limit loop --tags host_images"
+    assert refused["error"]["hint"] == "Install it: ansible-playbook site.yml --limit loop --tags host_images"
     assert playbook_harness.belongings(playbooks.owner) == []
     assert min(took) <= 5, took
 

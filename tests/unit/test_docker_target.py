@@ -234,7 +234,7 @@ def test_node_without_the_image_is_refused_with_the_command_to_run(tag, label):
     with pytest.raises(Unhealthy) as refused:
         docker.admit(spec, True)
     assert refused.value.message == "Cannot create workspace demo: node1 does not have the image i."
-    assert refused.value.hint == "Bring it there: ansible-playbook site.yml --limit node1 --tags host_images"
+    assert refused.value.hint == "Install it: ansible-playbook site.yml --limit node1 --tags host_images"
     docker.admit(spec, False)
 
 

@@ -38,7 +38,7 @@ def test_a_node_that_lost_the_image_fails_its_unit_with_words_within_minutes(hos
         assert f'{{image="{image["tag"]}"}} 0' in host.file(METRIC).content_string
         words = (
             f"{image['node']} does not have the image {image['tag']}. "
-            f"Bring it there: ansible-playbook site.yml --limit {image['node']} --tags host_images"
+            f"Install it: ansible-playbook site.yml --limit {image['node']} --tags host_images"
         )
         assert words in host.check_output(f"journalctl -u {UNIT} --no-pager -o cat")
         assert host.run(f"systemctl is-failed {UNIT}").stdout.strip() == "failed"
