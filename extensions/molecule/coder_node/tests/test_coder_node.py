@@ -8,14 +8,14 @@ SOCKET = "/run/spt-flow-coder/engine.sock"
 UNIT = "spt-flow-engine-proxy"
 
 
-def test_socket_is_the_servers_alone(host) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_server_can_use_the_socket(host) -> None:  # type: ignore[no-untyped-def]
     found = host.file(SOCKET)
     assert found.is_socket and found.user == "coder" and found.mode == 0o600
     assert host.service(f"{UNIT}.socket").is_enabled
     assert "docker" not in host.user("coder").groups
 
 
-def test_engine_answers_and_a_refusal_is_one_line_of_the_journal(host) -> None:  # type: ignore[no-untyped-def]
+def test_engine_answers_and_a_refusal_logs_one_line(host) -> None:  # type: ignore[no-untyped-def]
     as_coder = f"runuser -u coder -- docker --host unix://{SOCKET}"
     assert host.check_output(f"{as_coder} version --format '{{{{.Server.Version}}}}'")
     done = host.run(f"{as_coder} run --rm --privileged -v /:/host debian true")
@@ -24,7 +24,7 @@ def test_engine_answers_and_a_refusal_is_one_line_of_the_journal(host) -> None: 
     assert len(journal.splitlines()) == 1 and "uid=" in journal
 
 
-def test_proxy_comes_back_after_a_kill_and_a_restart_of_the_engine(host) -> None:  # type: ignore[no-untyped-def]
+def test_proxy_restarts_after_a_kill_and_an_engine_restart(host) -> None:  # type: ignore[no-untyped-def]
     as_coder = f"runuser -u coder -- docker --host unix://{SOCKET} version --format '{{{{.Server.Version}}}}'"
     host.check_output(f"systemctl kill --signal=KILL {UNIT}.service")
     assert host.check_output(as_coder)
@@ -32,11 +32,11 @@ def test_proxy_comes_back_after_a_kill_and_a_restart_of_the_engine(host) -> None
     assert host.check_output(as_coder)
 
 
-def test_proxy_has_no_rights_but_the_engine(host) -> None:  # type: ignore[no-untyped-def]
+def test_proxy_has_no_privileges_except_the_engine(host) -> None:  # type: ignore[no-untyped-def]
     said = host.check_output(f"systemctl show {UNIT}.service -p User,DynamicUser,NoNewPrivileges,PrivateNetwork")
     assert {"DynamicUser=yes", "NoNewPrivileges=yes", "PrivateNetwork=yes"} <= set(said.splitlines())
 
 
-def test_key_opens_the_proxy_only(host) -> None:  # type: ignore[no-untyped-def]
+def test_key_is_restricted_to_the_proxy(host) -> None:  # type: ignore[no-untyped-def]
     (line,) = host.file("/home/coder/.ssh/authorized_keys").content_string.splitlines()
     assert line.startswith(f'restrict,command="docker --host unix://{SOCKET} system dial-stdio" ssh-ed25519 ')

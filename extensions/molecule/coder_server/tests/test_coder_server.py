@@ -88,7 +88,7 @@ def home(found: dict[str, str]) -> str:
 # As it is
 
 
-def test_the_server_runs_and_says_its_version(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_server_runs_and_reports_its_version(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     unit = host.service("coder")
     assert unit.is_running and unit.is_enabled
     assert program(host, "health")["version"].startswith(f"v{found['version']}")
@@ -96,7 +96,7 @@ def test_the_server_runs_and_says_its_version(host, found: dict[str, str]) -> No
     assert host.check_output(f"stat --format=%U /proc/{process}") == "coder"
 
 
-def test_its_settings_reach_out_to_nobody_and_are_its_own(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_settings_are_private_and_contact_no_outside_service(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     file = host.file("/etc/coder.d/coder.env")
     assert (file.mode, file.user) == (0o640, "root")
     values = dict(line.split("=", 1) for line in file.content_string.splitlines() if line.startswith("CODER_"))
@@ -106,7 +106,7 @@ def test_its_settings_reach_out_to_nobody_and_are_its_own(host, found: dict[str,
         assert values[name] == '"false"'
 
 
-def test_the_unit_is_like_a_packages_and_ours_stands_beside_it(host) -> None:  # type: ignore[no-untyped-def]
+def test_unit_is_the_packages_with_a_drop_in(host) -> None:  # type: ignore[no-untyped-def]
     said = host.check_output("systemctl show --property=DropInPaths,ExecStart,TimeoutStartUSec coder")
     assert "/etc/systemd/system/coder.service.d/spt-flow.conf" in said
     assert "argv[]=/usr/local/bin/coder server" in said and "TimeoutStartUSec=15min" in said
@@ -125,7 +125,7 @@ UPGRADE = (
 )
 
 
-def test_caddy_answers_by_tls_and_lets_websockets_through(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_caddy_serves_tls_and_passes_websockets(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     """By the authority that Caddy made, and nobody else's; the relay's first word comes through."""
     root = host.file("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt").content_string
     context = ssl.create_default_context(cadata=root)
@@ -147,7 +147,7 @@ def test_caddy_answers_by_tls_and_lets_websockets_through(host, found: dict[str,
     assert host.check_output("systemctl show --value --property=User caddy") == "caddy"
 
 
-def test_builds_take_providers_from_here_only(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_builds_use_providers_from_the_mirror_only(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     """Without a network, as the server's user and with its settings; nothing else could be asked anyway."""
     assert "direct" not in host.file("/etc/coder.d/terraformrc").content_string
     if not found["terraform"]:
@@ -165,7 +165,7 @@ def test_builds_take_providers_from_here_only(host, found: dict[str, str]) -> No
 # Dumps
 
 
-def test_a_dump_is_made_every_day_is_private_and_can_be_read(host) -> None:  # type: ignore[no-untyped-def]
+def test_daily_dump_is_private_and_readable(host) -> None:  # type: ignore[no-untyped-def]
     assert host.service("spt-flow-coder-dump.timer").is_enabled
     host.check_output("systemctl start spt-flow-coder-dump.service")
     (path,) = host.check_output(f"ls -t {DUMPS}/coder-daily-*.dump").split()[:1]
@@ -174,7 +174,7 @@ def test_a_dump_is_made_every_day_is_private_and_can_be_read(host) -> None:  # t
     assert "spt_flow_coder_dump_bytes" in host.file("/run/spt_flow_coder.prom").content_string
 
 
-def test_dumps_that_are_too_old_go_with_the_next_one(host) -> None:  # type: ignore[no-untyped-def]
+def test_expired_dumps_are_removed_with_the_next_dump(host) -> None:  # type: ignore[no-untyped-def]
     for name, age in (("daily-old", 8), ("daily-young", 6), ("before-1.0.0-old", 80)):
         host.check_output(f"touch --date='{age} days ago' {DUMPS}/coder-{name}.dump")
     host.check_output("systemctl start spt-flow-coder-dump.service")
@@ -183,7 +183,7 @@ def test_dumps_that_are_too_old_go_with_the_next_one(host) -> None:  # type: ign
     host.check_output(f"rm {DUMPS}/coder-daily-young.dump {DUMPS}/coder-before-1.0.0-old.dump")
 
 
-def test_a_restore_brings_back_what_the_dump_has_and_one_that_fails_changes_nothing(host) -> None:  # type: ignore[no-untyped-def]
+def test_restore_is_complete_and_a_failed_one_changes_nothing(host) -> None:  # type: ignore[no-untyped-def]
     sql(host, "create table flow_test (word text); insert into flow_test values ('kept')")
     dump = program(host, "dump")["dump"]
     sql(host, "update flow_test set word = 'lost'")
@@ -220,12 +220,12 @@ def test_a_restore_brings_back_what_the_dump_has_and_one_that_fails_changes_noth
     ],
     ids=["no access URL", "too old", "an image without digest", "a proxy without TLS"],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_touched(values: tuple[str, ...], sentence: str) -> None:
+def test_invalid_values_are_refused_before_any_change(values: tuple[str, ...], sentence: str) -> None:
     status, said = bring(*values)
     assert status == 2 and sentence in said and "changed=0" in said
 
 
-def test_a_release_with_another_sum_is_not_installed(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_release_with_a_wrong_checksum_is_not_installed(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     version, source, _sum = newer(found)
     status, said = bring(version, source, f"coder_server_sha256={'0' * 64}")
     assert status == 2 and f"expected was {'0' * 64}. Download it again." in said
@@ -236,7 +236,7 @@ def test_a_release_with_another_sum_is_not_installed(host, found: dict[str, str]
 # Upgrade and the way back
 
 
-def test_an_upgrade_waits_for_the_window_dumps_first_and_its_way_back_brings_version_and_data(  # type: ignore[no-untyped-def]
+def test_upgrade_waits_for_the_window_dumps_first_and_can_be_rolled_back(  # type: ignore[no-untyped-def]
     host, found: dict[str, str]
 ) -> None:
     sql(host, "create table flow_test (word text); insert into flow_test values ('before')")
@@ -266,7 +266,7 @@ def test_an_upgrade_waits_for_the_window_dumps_first_and_its_way_back_brings_ver
     assert bring()[0] == 0
 
 
-def test_a_way_back_that_was_killed_is_finished_by_the_next(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_interrupted_rollback_is_resumed(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     """Killed at moments of its own choice; what it had dumped is not overwritten by what it has restored."""
     status, said = bring(*newer(found))
     assert status == 0, said
@@ -284,7 +284,7 @@ def test_a_way_back_that_was_killed_is_finished_by_the_next(host, found: dict[st
 # Death
 
 
-def test_the_server_comes_back_when_it_dies(host) -> None:  # type: ignore[no-untyped-def]
+def test_server_restarts_after_a_crash(host) -> None:  # type: ignore[no-untyped-def]
     before = host.check_output("systemctl show --value --property=MainPID coder")
     host.check_output(f"kill -9 {before}")
     until(lambda: host.run(f"{PROGRAM} health").rc == 0 and host.service("coder").is_running)
@@ -312,7 +312,7 @@ def archive(host, found: dict[str, str]) -> list[str]:  # type: ignore[no-untype
     return ["coder_server_image=coder/coder:test", f"coder_server_source={local}", f"coder_server_sha256={sha256}"]
 
 
-def test_it_runs_as_a_container_dies_comes_back_and_goes_back(host, found: dict[str, str], archive: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_container_runs_restarts_and_can_be_rolled_back(host, found: dict[str, str], archive: list[str]) -> None:  # type: ignore[no-untyped-def]
     sql(host, "create table flow_test (word text); insert into flow_test values ('before')")
     status, said = bring(*archive)
     assert status == 0, said
@@ -335,7 +335,7 @@ def test_it_runs_as_a_container_dies_comes_back_and_goes_back(host, found: dict[
     sql(host, "drop table flow_test")
 
 
-def test_without_caddy_again_it_is_stopped(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_caddy_is_stopped_when_disabled(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     url = f"coder_server_access_url=http://{found['address']}:3000"
     status, said = bring(url, "coder_server_caddy=disabled", "coder_server_address=0.0.0.0:3000")
     assert status == 0, said

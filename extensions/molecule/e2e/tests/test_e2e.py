@@ -75,14 +75,14 @@ def templates() -> set[str]:
         return {one["name"] for one in json.load(answer)}
 
 
-def test_a_node_alone_is_left_as_it_is_and_the_other_is_not_asked(tmp_path: Path) -> None:
+def test_limited_run_changes_nothing_and_skips_the_other_node(tmp_path: Path) -> None:
     status, said, recap = play(tmp_path, "site.yml", "--limit", NODES[0])
     assert status == 0, said
     assert set(recap) == {NODES[0]}
     assert recap[NODES[0]]["changed"] == 0
 
 
-def test_every_role_and_every_tag_works_alone_and_finds_nothing_to_do(tmp_path: Path) -> None:
+def test_every_role_and_tag_alone_changes_nothing(tmp_path: Path) -> None:
     roles = ("host_kvm", "host_docker", "host_images", "host_audit", "host_snapshots")
     for tag in (f"{role}{phase}" for role in roles for phase in ("", "_install", "_configure", "_verify")):
         status, said, recap = play(tmp_path, "playbooks/hosts.yml", "--limit", NODES[0], "--tags", tag)
@@ -90,7 +90,7 @@ def test_every_role_and_every_tag_works_alone_and_finds_nothing_to_do(tmp_path: 
         assert (tag, recap[NODES[0]]["changed"]) == (tag, 0), said
 
 
-def test_the_verdict_names_every_requirement_of_both_nodes(tmp_path: Path) -> None:
+def test_verdict_lists_every_requirement_of_both_nodes(tmp_path: Path) -> None:
     status, said, _recap = play(tmp_path, "playbooks/verify.yml")
     assert status == 0, said
     report = json.loads((tmp_path / "verify.json").read_text())
@@ -105,7 +105,7 @@ def test_the_verdict_names_every_requirement_of_both_nodes(tmp_path: Path) -> No
             assert found[name] == "met", name
 
 
-def test_the_coder_server_has_its_users_templates_and_reapers() -> None:
+def test_coder_server_has_users_templates_and_reapers() -> None:
     print(server()["said"])
     assert templates() == {"spt-flow", "spt-flow-ci"}
     for name in ("coder.token", "reaper.token"):
@@ -115,7 +115,7 @@ def test_the_coder_server_has_its_users_templates_and_reapers() -> None:
         docker(SERVER, "systemctl", "start", f"{name}.service")
 
 
-def test_the_health_of_the_server_is_told_section_by_section(tmp_path: Path) -> None:
+def test_server_health_is_reported_by_section(tmp_path: Path) -> None:
     status, said, _recap = play(tmp_path, "playbooks/server_health.yml")
     assert status == 0, said
     assert f"Coder v{server()['version']}" in said
@@ -124,7 +124,7 @@ def test_the_health_of_the_server_is_told_section_by_section(tmp_path: Path) -> 
     assert "only-for-this-machine" not in said
 
 
-def test_the_server_reaches_the_engine_of_the_other_node_and_nothing_else_there() -> None:
+def test_server_reaches_only_the_engine_of_the_other_node() -> None:
     """As Terraform's provider does: by SSH as coder, whose key opens the engine's proxy alone."""
     address = server()["addresses"][NODES[0]]
     as_coder = ("runuser", "-u", "coder", "--")
@@ -143,7 +143,7 @@ def test_the_server_reaches_the_engine_of_the_other_node_and_nothing_else_there(
     assert "uid=" not in other
 
 
-def test_a_token_whose_file_is_gone_is_made_anew(tmp_path: Path) -> None:
+def test_token_with_a_missing_file_is_recreated(tmp_path: Path) -> None:
     """Rotation by hand: the lost one is revoked."""
     before = docker(SERVER, "cat", "/etc/spt-flow/coder.token")
     docker(SERVER, "rm", "/etc/spt-flow/coder.token")
@@ -154,7 +154,7 @@ def test_a_token_whose_file_is_gone_is_made_anew(tmp_path: Path) -> None:
     assert templates() == {"spt-flow", "spt-flow-ci"}
 
 
-def test_a_node_that_lost_the_image_is_named_and_repaired(tmp_path: Path) -> None:
+def test_node_without_the_image_is_reported_and_repaired(tmp_path: Path) -> None:
     tag = json.loads(docker(NODES[1], "cat", "/etc/spt-flow/image.json"))["tag"]
     docker(NODES[1], "docker", "image", "rm", tag)
     status, said, _recap = play(tmp_path, "playbooks/verify.yml")
@@ -167,7 +167,7 @@ def test_a_node_that_lost_the_image_is_named_and_repaired(tmp_path: Path) -> Non
     docker(NODES[1], "docker", "image", "inspect", tag)
 
 
-def test_an_unreachable_node_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_unreachable_node_does_not_stop_the_others(tmp_path: Path) -> None:
     gone = tmp_path / "gone.yml"
     gone.write_text(
         "flow_nodes: {hosts: {gone: {ansible_connection: community.docker.docker, ansible_host: spt-flow-no-such}}}\n"
@@ -180,7 +180,7 @@ def test_an_unreachable_node_does_not_stop_the_others(tmp_path: Path) -> None:
     docker(NODES[0], "test", "-s", "/etc/spt-flow/snapshots.json")
 
 
-def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(tmp_path: Path) -> None:
+def test_next_run_repairs_a_killed_run(tmp_path: Path) -> None:
     for path in ("/etc/spt-flow/image.json", "/etc/systemd/system/spt-flow-snapshots.timer"):
         docker(NODES[0], "rm", path)
     run = subprocess.Popen(
@@ -201,7 +201,7 @@ def test_a_run_that_was_killed_half_way_is_repaired_by_the_next(tmp_path: Path) 
     assert docker(NODES[0], "systemctl", "is-active", "spt-flow-snapshots.timer") == "active"
 
 
-def test_reset_asks_and_then_undoes_all_but_what_people_made(tmp_path: Path) -> None:
+def test_reset_asks_and_keeps_only_user_data(tmp_path: Path) -> None:
     add = f"printf '%s\\n' '{FOREIGN_KEY}' >> /home/coder/.ssh/authorized_keys"
     docker(NODES[0], "sh", "-c", add)
     docker(NODES[0], "docker", "volume", "create", "--label", "spt.flow.owner=ada", VOLUME)

@@ -37,7 +37,7 @@ def problems(host, rule: str) -> list[str]:  # type: ignore[no-untyped-def]
     return [line for line in (said.stdout + said.stderr).splitlines() if not REFUSED.search(line)]
 
 
-def test_every_rule_is_one_that_the_kernel_would_get(host) -> None:  # type: ignore[no-untyped-def]
+def test_kernel_accepts_every_rule(host) -> None:  # type: ignore[no-untyped-def]
     for path in RULES:
         lines = host.file(path).content_string.splitlines()
         rules = [line for line in lines if line and not line.startswith("#")]
@@ -48,21 +48,21 @@ def test_every_rule_is_one_that_the_kernel_would_get(host) -> None:  # type: ign
         assert problems(host, wrong), wrong
 
 
-def test_the_rules_of_the_whole_host_are_merged_with_ours_last(host) -> None:  # type: ignore[no-untyped-def]
+def test_host_rules_are_merged_with_ours_last(host) -> None:  # type: ignore[no-untyped-def]
     merged = host.check_output("cat /etc/audit/rules.d/*.rules | grep -v '^#'").splitlines()
     assert [line for line in merged if line.startswith("-b ")][-1] == "-b 65536"
     assert sum("-F euid!=1001000 -k spt-flow-priv" in line for line in merged) == 2
     assert host.run("augenrules --check").rc in (0, 1)
 
 
-def test_sudo_writes_its_own_log_that_is_rotated(host) -> None:  # type: ignore[no-untyped-def]
+def test_sudo_log_is_written_and_rotated(host) -> None:  # type: ignore[no-untyped-def]
     assert host.run("visudo -c").succeeded
     host.run("sudo -u nobody true told")
     assert "COMMAND=/usr/bin/true told" in host.file("/var/log/spt-flow-sudo.log").content_string
     assert host.run("logrotate --debug /etc/logrotate.d/spt-flow-sudo").succeeded
 
 
-def test_a_workspace_keeps_its_number_and_two_never_share_one(host) -> None:  # type: ignore[no-untyped-def]
+def test_workspace_keeps_a_number_that_no_other_has(host) -> None:  # type: ignore[no-untyped-def]
     numbers = [number_of(host, key) for key in ("a/x", "b/x", "a/x")]
     assert numbers[0] == numbers[2] != numbers[1]
     assert all(700_000 <= number <= 799_999 for number in numbers)
@@ -80,14 +80,14 @@ def trail(host):  # type: ignore[no-untyped-def]
     host.check_output("rm -f /var/log/audit/audit.log")
 
 
-def test_what_root_ran_in_a_workspace_is_found_by_its_owner(host, trail: None) -> None:  # type: ignore[no-untyped-def]
+def test_commands_of_root_in_a_workspace_are_found_by_owner(host, trail: None) -> None:  # type: ignore[no-untyped-def]
     report = "/usr/local/lib/spt-flow/spt-flow-audit report --since 5m"
     assert "ada/demo  /  /bin/echo hidden words" in host.check_output(f"{report} --owner ada")
     assert host.check_output(f"{report} --owner ada --workspace other") == ""
     assert host.run(f"{report} --owner nobody-here").stdout == ""
 
 
-def test_the_playbook_prints_the_trail(trail: None) -> None:
+def test_playbook_prints_the_trail(trail: None) -> None:
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".ansible/collections")}
     argv = ["ansible-playbook", str(CHECKOUT / "playbooks/audit.yml"), "-i", os.environ["MOLECULE_INVENTORY_FILE"]]
     argv += ["-e", "owner=ada", "-e", "since=5m"]
@@ -96,13 +96,13 @@ def test_the_playbook_prints_the_trail(trail: None) -> None:
     assert "ada/demo  /  /bin/echo hidden words" in done.stdout
 
 
-def test_the_verdict_is_impossible_and_no_failure(host) -> None:  # type: ignore[no-untyped-def]
+def test_verdict_is_impossible_and_not_a_failure(host) -> None:  # type: ignore[no-untyped-def]
     rows = {row["requirement"]: row["verdict"] for row in host.ansible("spt.flow.acceptance_info", check=False)["rows"]}
     assert rows["audit trail"] == rows["audit records lost"] == "impossible"
     assert rows["timer spt-flow-audit-status"] == rows["timer spt-flow-audit-archive"] == "met"
 
 
-def test_the_status_unit_fails_where_nothing_is_recorded(host) -> None:  # type: ignore[no-untyped-def]
+def test_status_unit_fails_when_nothing_is_recorded(host) -> None:  # type: ignore[no-untyped-def]
     assert host.run("systemctl start spt-flow-audit-status").failed
     said = host.check_output("journalctl -u spt-flow-audit-status --no-pager -o cat")
     assert "Cannot read the kernel's" in said

@@ -26,7 +26,7 @@ def image(host) -> None:  # type: ignore[no-untyped-def]
     host.check_output(SYSTEM.format("spt-flow-test"))
 
 
-def test_the_engine_answers_with_remapping_and_the_runtime(host) -> None:  # type: ignore[no-untyped-def]
+def test_engine_has_remapping_and_the_runtime(host) -> None:  # type: ignore[no-untyped-def]
     info = json.loads(host.check_output("docker info --format '{{json .}}'"))
     assert "name=userns" in info["SecurityOptions"]
     assert info["Runtimes"]["spt-flow"]["path"] == f"{LIBRARY}/spt-flow-runc"
@@ -35,13 +35,13 @@ def test_the_engine_answers_with_remapping_and_the_runtime(host) -> None:  # typ
     assert host.service("docker").is_enabled
 
 
-def test_the_range_is_registered_for_both_kinds_of_ids(host) -> None:  # type: ignore[no-untyped-def]
+def test_range_is_registered_for_users_and_groups(host) -> None:  # type: ignore[no-untyped-def]
     for path in ("/etc/subuid", "/etc/subgid"):
         lines = host.file(path).content_string.splitlines()
         assert lines.count("spt-flow-remap:1000000:1048576") == 1
 
 
-def test_rules_are_in_front_and_come_back_with_the_engine(host) -> None:  # type: ignore[no-untyped-def]
+def test_firewall_rules_survive_an_engine_restart(host) -> None:  # type: ignore[no-untyped-def]
     assert host.run(f"{LIBRARY}/spt-flow-firewall check").succeeded
     chains = host.check_output("nft list table inet spt-flow")
     assert chains.count("priority filter - 5; policy accept;") == 2
@@ -50,21 +50,21 @@ def test_rules_are_in_front_and_come_back_with_the_engine(host) -> None:  # type
     assert host.service("spt-flow-firewall").is_enabled
 
 
-def test_a_container_runs_unmasked_as_nobody_of_the_host(host) -> None:  # type: ignore[no-untyped-def]
+def test_container_is_unmasked_and_unprivileged_on_the_host(host) -> None:  # type: ignore[no-untyped-def]
     run = "docker run --rm --network none --runtime spt-flow spt-flow-test /bin/cat"
     assert host.check_output(f"{run} /proc/self/uid_map").split() == ["0", "1000000", "1048576"]
     assert " /proc/sys " not in host.check_output(f"{run} /proc/self/mounts")
     assert " /proc/sys " in host.check_output(f"{run.replace('spt-flow spt', 'runc spt')} /proc/self/mounts")
 
 
-def test_the_runtime_refuses_a_container_with_the_hosts_ids(host) -> None:  # type: ignore[no-untyped-def]
+def test_runtime_refuses_a_container_with_host_ids(host) -> None:  # type: ignore[no-untyped-def]
     done = host.run("docker run --rm --network none --userns host --runtime spt-flow spt-flow-test /bin/true")
     assert done.failed
     assert "refused: this engine gives containers no user namespace of their own" in done.stderr
     assert host.run("docker run --rm --network none --userns host spt-flow-test /bin/true").succeeded
 
 
-def test_processes_are_limited_where_nobody_named_a_number(host) -> None:  # type: ignore[no-untyped-def]
+def test_processes_are_limited_by_default(host) -> None:  # type: ignore[no-untyped-def]
     run = "docker run --detach --interactive --rm --network none --runtime spt-flow"
     for words, limit in (("", "4096"), ("--pids-limit 99", "99")):
         identifier = host.check_output(f"{run} {words} spt-flow-test /bin/cat")
@@ -90,7 +90,7 @@ def sleeper(host) -> Iterator[str]:  # type: ignore[no-untyped-def]
     host.check_output(f"docker rm --force {identifier}")
 
 
-def test_all_workspaces_together_leave_the_host_its_reserve(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
+def test_workspaces_leave_the_host_its_reserve(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
     slice_ = str(Path(group(host, sleeper, "memory")).parent)
     assert slice_.endswith("/spt.slice/spt-flow.slice")
     total = int(host.check_output("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) * 1024
@@ -101,7 +101,7 @@ def test_all_workspaces_together_leave_the_host_its_reserve(host, sleeper: str) 
     assert host.check_output(f"cat {beside}/cpu.shares") == "512"
 
 
-def test_one_user_may_have_more_keys_than_containers(host) -> None:  # type: ignore[no-untyped-def]
+def test_kernel_key_limits_are_raised(host) -> None:  # type: ignore[no-untyped-def]
     assert int(host.check_output("cat /proc/sys/kernel/keys/maxkeys")) >= 20000
     assert int(host.check_output("cat /proc/sys/kernel/keys/maxbytes")) >= 2000000
 
@@ -136,7 +136,7 @@ def settings(host) -> dict[str, object]:  # type: ignore[no-untyped-def]
     return found
 
 
-def test_a_restart_waits_for_the_window_and_then_spares_what_runs(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
+def test_restart_waits_for_the_window_and_keeps_containers_running(host, sleeper: str) -> None:  # type: ignore[no-untyped-def]
     before = started(host)
     said = role(host, host_docker_log_max_file=3, **BUSY)
     assert "Pending: restart Docker on" in said and "(running containers: 1)" in said
@@ -154,13 +154,13 @@ def test_a_restart_waits_for_the_window_and_then_spares_what_runs(host, sleeper:
     assert "changed=0" in role(host, host_docker_log_max_file=3, **BUSY)
 
 
-def test_a_restart_that_disturbs_nobody_does_not_wait(host) -> None:  # type: ignore[no-untyped-def]
+def test_restart_without_containers_does_not_wait(host) -> None:  # type: ignore[no-untyped-def]
     before = started(host)
     assert "Pending" not in role(host, host_docker_log_max_file=2, **BUSY)
     assert started(host) != before
 
 
-def test_settings_of_others_stay(host) -> None:  # type: ignore[no-untyped-def]
+def test_foreign_settings_stay(host) -> None:  # type: ignore[no-untyped-def]
     theirs = {"registry-mirrors": ["https://mirror.example"], "runtimes": {"kata": {"path": "/bin/true"}}}
     edit = "import json, sys; p = '/etc/docker/daemon.json'; s = json.load(open(p)); t = json.loads(sys.argv[1]);"
     edit += "s['runtimes'].update(t.pop('runtimes')); s.update(t); json.dump(s, open(p, 'w'))"
@@ -173,7 +173,7 @@ def test_settings_of_others_stay(host) -> None:  # type: ignore[no-untyped-def]
     assert "kata" in host.check_output("docker info --format '{{json .Runtimes}}'")
 
 
-def test_an_engine_with_content_is_not_remapped_silently(host, image: None) -> None:  # type: ignore[no-untyped-def]
+def test_engine_with_content_is_not_remapped_unasked(host, image: None) -> None:  # type: ignore[no-untyped-def]
     """An engine as somebody else set it up: no remapping, one image, one running container."""
     host.check_output("systemctl stop docker docker.socket && rm /etc/docker/daemon.json")
     host.check_output("systemctl reset-failed docker; systemctl start docker")
@@ -199,7 +199,7 @@ def test_an_engine_with_content_is_not_remapped_silently(host, image: None) -> N
     assert host.check_output("docker images --quiet theirs") == ""
 
 
-def test_without_systemd_a_restart_spares_what_runs_too(host) -> None:  # type: ignore[no-untyped-def]
+def test_restart_without_systemd_keeps_containers_running(host) -> None:  # type: ignore[no-untyped-def]
     engine = f"{LIBRARY}/spt-flow-engine"
     host.check_output("systemctl stop docker.socket docker")
     refused = host.run(f"{engine} restart")
@@ -219,7 +219,7 @@ def test_without_systemd_a_restart_spares_what_runs_too(host) -> None:  # type: 
     )
 
 
-def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  # type: ignore[no-untyped-def]
+def test_reset_removes_the_roles_files_and_a_run_restores_them(host) -> None:  # type: ignore[no-untyped-def]
     host.check_output("systemctl reset-failed docker")
     said = subprocess.run(
         ["ansible", "-i", os.environ["MOLECULE_INVENTORY_FILE"], "flow_nodes", "-m", "include_role"]
@@ -242,7 +242,7 @@ def test_reset_takes_away_what_is_ours_and_a_run_brings_it_back(host) -> None:  
     assert "spt-flow" in host.check_output("docker info --format '{{json .Runtimes}}'")
 
 
-def test_dockers_own_packages_come_with_a_pinned_key_and_never_instead_of_others(host) -> None:  # type: ignore[no-untyped-def]
+def test_docker_packages_need_a_pinned_key_and_replace_no_others(host) -> None:  # type: ignore[no-untyped-def]
     """From a mirror: the distribution's engine under Docker's names."""
     host.check_output("sh -c %s sh /srv/mirror", (HERE / "mirror").read_text())
     docker = {"host_docker_source": "docker", "host_docker_repository": "file:///srv/mirror"}

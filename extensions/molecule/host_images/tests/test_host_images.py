@@ -18,7 +18,7 @@ def image(host) -> dict[str, str]:  # type: ignore[no-untyped-def]
     return json.loads(host.file("/etc/spt-flow/image.json").content_string)
 
 
-def test_the_image_is_there_and_the_node_says_so(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_image_exists_and_the_node_reports_it(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     label = '{{index .Config.Labels "spt.flow.image"}}'
     assert host.check_output("docker image inspect --format %s %s", label, image["tag"]) == image["hash"]
     assert host.run(f"systemctl start {UNIT}").succeeded
@@ -26,7 +26,7 @@ def test_the_image_is_there_and_the_node_says_so(host, image: dict[str, str]) ->
     assert host.run("ls /var/tmp/spt-flow-image-*").failed
 
 
-def test_a_node_that_lost_the_image_fails_its_unit_with_words_within_minutes(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_unit_of_a_node_without_the_image_fails_with_a_reason(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     timer = host.service(f"{UNIT}.timer")
     assert timer.is_enabled
     assert timer.is_running
@@ -47,7 +47,7 @@ def test_a_node_that_lost_the_image_fails_its_unit_with_words_within_minutes(hos
     assert host.run(f"systemctl start {UNIT}").succeeded
 
 
-def test_an_image_of_the_same_name_with_another_content_does_not_count(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_image_with_the_same_name_and_other_content_does_not_count(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     host.check_output("docker tag %s spt-flow-kept", image["tag"])
     host.check_output("tar c -T /dev/null | docker import - %s", image["tag"])
     try:
@@ -57,7 +57,7 @@ def test_an_image_of_the_same_name_with_another_content_does_not_count(host, ima
     assert host.run(f"systemctl start {UNIT}").succeeded
 
 
-def test_the_timer_itself_finds_the_loss_within_five_minutes(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_timer_detects_a_missing_image_within_five_minutes(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     """Nobody starts the unit here: the metric turns to 0, and once the image is back to 1, by the timer alone."""
     assert f'{{image="{image["tag"]}"}} 1' in host.file(METRIC).content_string
     archive = "/var/tmp/kept.tar"  # noqa: S108

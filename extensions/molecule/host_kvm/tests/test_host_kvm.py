@@ -33,12 +33,12 @@ def device(host):  # type: ignore[no-untyped-def]
     return found
 
 
-def test_a_user_who_is_nobody_opens_the_device(host, device) -> None:  # type: ignore[no-untyped-def]
+def test_unprivileged_user_can_open_the_device(host, device) -> None:  # type: ignore[no-untyped-def]
     assert device.mode == 0o666
     assert host.check_output("sudo -u nobody python3 -c %s", OPEN) == "12"
 
 
-def test_the_verdict_is_what_a_virtual_machine_said(host, device) -> None:  # type: ignore[no-untyped-def]
+def test_verdict_is_the_result_of_a_virtual_machine(host, device) -> None:  # type: ignore[no-untyped-def]
     verdict = host.ansible("spt.flow.kvm_info", check=False)["kvm"]
     assert verdict["api_version"] == 12
     assert (verdict["state"] == "works") is verdict["guest_ran"]
@@ -47,20 +47,20 @@ def test_the_verdict_is_what_a_virtual_machine_said(host, device) -> None:  # ty
     assert rows["device for workspaces"]["verdict"] == "met"
 
 
-def test_a_host_without_the_device_is_told_to_be_one(host) -> None:  # type: ignore[no-untyped-def]
+def test_host_without_the_device_is_reported(host) -> None:  # type: ignore[no-untyped-def]
     verdict = host.ansible("spt.flow.kvm_info", "device=/dev/no-such-kvm", check=False)["kvm"]
     assert verdict["state"] != "works"
     assert not verdict["guest_ran"]
     assert "/dev/no-such-kvm" in verdict["message"]
 
 
-def test_every_start_opens_the_device_again(host) -> None:  # type: ignore[no-untyped-def]
+def test_udev_sets_the_mode_at_boot(host) -> None:  # type: ignore[no-untyped-def]
     assert 'KERNEL=="kvm", MODE="0666"' in host.file(RULE).content_string
     assert host.run("udevadm test --action=add /devices/virtual/misc/kvm 2>&1 | grep -i invalid").failed
 
 
 @pytest.mark.parametrize("tag", ["host_kvm", "host_kvm_configure"])
-def test_what_somebody_changed_is_found_and_made_right(tag: str, host, device) -> None:  # type: ignore[no-untyped-def]
+def test_drift_is_detected_and_corrected(tag: str, host, device) -> None:  # type: ignore[no-untyped-def]
     host.check_output(f"chmod 0600 /dev/kvm && echo '# theirs' >{RULE}")
     checked = role("--tags", tag, "--check", "--diff")
     assert "-# theirs" in checked
@@ -71,6 +71,6 @@ def test_what_somebody_changed_is_found_and_made_right(tag: str, host, device) -
     assert "changed=0" in role("--tags", tag)
 
 
-def test_no_module_is_asked_for_where_the_kernel_has_none(host) -> None:  # type: ignore[no-untyped-def]
+def test_no_module_is_configured_if_the_kernel_has_none(host) -> None:  # type: ignore[no-untyped-def]
     if not host.run("modinfo kvm_intel").succeeded and not host.run("modinfo kvm_amd").succeeded:
         assert not host.file("/etc/modules-load.d/spt-flow-kvm.conf").exists

@@ -38,7 +38,7 @@ def volume(host) -> Iterator[str]:  # type: ignore[no-untyped-def]
     host.run("docker volume ls --quiet --filter name=spt-flow-mo- | xargs docker volume rm")
 
 
-def test_timers_wait_and_catch_up_on_what_a_night_without_power_missed(host) -> None:  # type: ignore[no-untyped-def]
+def test_timers_catch_up_on_missed_runs(host) -> None:  # type: ignore[no-untyped-def]
     for unit in ("spt-flow-snapshots", "spt-flow-snapshots-verify", "spt-flow-snapshots-status"):
         timer = host.service(f"{unit}.timer")
         assert timer.is_enabled
@@ -46,7 +46,7 @@ def test_timers_wait_and_catch_up_on_what_a_night_without_power_missed(host) -> 
         assert host.check_output(f"systemctl show --property Persistent --value {unit}.timer") == "yes"
 
 
-def test_password_and_settings_are_roots_alone(host) -> None:  # type: ignore[no-untyped-def]
+def test_only_root_can_read_password_and_settings(host) -> None:  # type: ignore[no-untyped-def]
     for path in ("/etc/spt-flow/snapshots.password", "/etc/spt-flow/snapshots.json"):
         assert host.file(path).mode == 0o600
         assert host.file(path).user == "root"
@@ -55,7 +55,7 @@ def test_password_and_settings_are_roots_alone(host) -> None:  # type: ignore[no
     assert password not in host.check_output("journalctl --no-pager -o cat | tail -n 5000")
 
 
-def test_the_timers_service_stores_a_volume(host, volume: str) -> None:  # type: ignore[no-untyped-def]
+def test_timer_service_stores_a_volume(host, volume: str) -> None:  # type: ignore[no-untyped-def]
     assert json.loads(host.file(STATUS).content_string)["volumes"][volume]["last_good"]
     (stored,) = json.loads(host.check_output(f"{PROGRAM} --json list {volume}"))["snapshots"]
     assert stored["good"]
@@ -63,7 +63,7 @@ def test_the_timers_service_stores_a_volume(host, volume: str) -> None:  # type:
     assert host.run("systemctl start spt-flow-snapshots-status").succeeded
 
 
-def test_one_file_comes_back_equal_beside_the_others(host, volume: str) -> None:  # type: ignore[no-untyped-def]
+def test_one_file_is_restored_next_to_the_others(host, volume: str) -> None:  # type: ignore[no-untyped-def]
     where = home(host, volume)
     before = host.check_output("sha256sum <%s", f"{where}/src/data")
     host.check_output("echo spoilt >%s", f"{where}/src/data")
@@ -76,7 +76,7 @@ def test_one_file_comes_back_equal_beside_the_others(host, volume: str) -> None:
         assert host.run(f"{PROGRAM} restore {volume} --path %s", outside).failed
 
 
-def test_a_lost_volume_comes_back_with_owners_and_labels(host, volume: str) -> None:  # type: ignore[no-untyped-def]
+def test_lost_volume_is_restored_with_owners_and_labels(host, volume: str) -> None:  # type: ignore[no-untyped-def]
     host.check_output("systemctl start spt-flow-snapshots")
     before = tell(host, volume)
     host.check_output("docker volume rm %s", volume)
@@ -86,7 +86,7 @@ def test_a_lost_volume_comes_back_with_owners_and_labels(host, volume: str) -> N
     assert host.check_output("docker volume inspect --format %s %s", label, volume) == "h/o/r"
 
 
-def test_one_byte_that_changed_in_the_repository_is_detected(host, volume: str) -> None:  # type: ignore[no-untyped-def]
+def test_one_changed_byte_in_the_repository_is_detected(host, volume: str) -> None:  # type: ignore[no-untyped-def]
     repository = json.loads(host.file("/etc/spt-flow/snapshots.json").content_string)["repository"]
     pack = host.check_output(
         "find %s -type f -printf '%%s %%p\\n' | sort -n | tail -n 1", f"{repository}/data"
@@ -105,7 +105,7 @@ def test_one_byte_that_changed_in_the_repository_is_detected(host, volume: str) 
     assert host.run("systemctl start spt-flow-snapshots-status").succeeded
 
 
-def test_an_old_snapshot_fails_the_status_unit(host, volume: str) -> None:  # type: ignore[no-untyped-def]
+def test_old_snapshot_fails_the_status_unit(host, volume: str) -> None:  # type: ignore[no-untyped-def]
     edit = f"import json,sys; s=json.load(open(sys.argv[1])); s['volumes']['{volume}']['last_good']-=97200;"
     edit += "json.dump(s,open(sys.argv[1],'w'))"
     host.check_output("python3 -c %s %s", edit, STATUS)

@@ -39,7 +39,7 @@ def at_the_first(host: Any) -> Iterator[None]:
     assert moves_to(host, "first").succeeded
 
 
-def test_the_image_was_verified_pushed_and_recorded_here_and_at_home(host: Any) -> None:
+def test_image_is_verified_pushed_and_recorded_on_both_machines(host: Any) -> None:
     entry = record(host)
     assert entry["verified"]
     assert entry["reference"].startswith("127.0.0.1:5000/team/workspace@sha256:")
@@ -49,13 +49,13 @@ def test_the_image_was_verified_pushed_and_recorded_here_and_at_home(host: Any) 
     assert {"bash", "gh"} <= {package["name"] for package in bill["packages"]}
 
 
-def test_the_node_has_what_is_recorded(host: Any) -> None:
+def test_node_has_the_recorded_image(host: Any) -> None:
     node = json.loads(host.file("/etc/spt-flow/image.json").content_string)
     assert node["hash"] == record(host)["hash"]
     assert host.run("/usr/local/lib/spt-flow/spt-flow-images").succeeded
 
 
-def test_a_timer_builds_every_week(host: Any) -> None:
+def test_timer_builds_every_week(host: Any) -> None:
     timer = host.service(f"{UNIT}.timer")
     assert timer.is_enabled
     assert timer.is_running
@@ -63,14 +63,14 @@ def test_a_timer_builds_every_week(host: Any) -> None:
 
 
 @pytest.mark.usefixtures("at_the_first")
-def test_a_week_without_news_changes_nothing(host: Any) -> None:
+def test_build_without_changes_changes_nothing(host: Any) -> None:
     before = host.file(RECORD).content_string
     assert host.run(f"systemctl start {UNIT}").succeeded
     assert host.file(RECORD).content_string == before
 
 
 @pytest.mark.usefixtures("at_the_first")
-def test_gh_moves_and_the_old_image_goes_once_nothing_uses_it(host: Any) -> None:
+def test_new_gh_replaces_the_old_image_once_unused(host: Any) -> None:
     first = record(host)
     host.check_output("docker create --name busy %s", first["tag"])
     try:
@@ -88,7 +88,7 @@ def test_gh_moves_and_the_old_image_goes_once_nothing_uses_it(host: Any) -> None
 
 
 @pytest.mark.usefixtures("at_the_first")
-def test_an_image_that_fails_its_verification_replaces_nothing_and_the_unit_says_why(host: Any) -> None:
+def test_failed_verification_replaces_nothing_and_is_reported(host: Any) -> None:
     before = host.file(RECORD).content_string
     assert moves_to(host, "broken").failed
     assert host.file(RECORD).content_string == before

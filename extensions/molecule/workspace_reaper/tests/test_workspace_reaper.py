@@ -22,7 +22,7 @@ def labels(name: str, kind: str) -> str:
     return " ".join(f"--label spt.flow.{key}={value}" for key, value in found.items())
 
 
-def test_the_timer_deletes_what_has_expired_and_nothing_else(host) -> None:  # type: ignore[no-untyped-def]
+def test_timer_deletes_only_expired_workspaces(host) -> None:  # type: ignore[no-untyped-def]
     assert host.service(f"{UNIT}.timer").is_enabled
     host.check_output("tar c -T /dev/null | docker import - spt-flow-empty")
     made = {"spt-flow-x-run": labels("run", "ci"), "spt-flow-x-dev": labels("dev", "dev"), "ci-foreign": ""}
@@ -45,6 +45,6 @@ def test_the_timer_deletes_what_has_expired_and_nothing_else(host) -> None:  # t
         )
 
 
-def test_a_silent_engine_fails_the_unit(host) -> None:  # type: ignore[no-untyped-def]
+def test_unit_fails_if_the_engine_does_not_answer(host) -> None:  # type: ignore[no-untyped-def]
     done = host.run("DOCKER_HOST=unix:///nowhere /usr/local/lib/spt-flow/spt-flow-reaper")
     assert done.rc == 8 and "Nothing was deleted" in done.stderr
