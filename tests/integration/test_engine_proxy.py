@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.tests.integration import sshd_harness
 
@@ -89,3 +91,34 @@ def test_servers_key_opens_no_shell_and_no_forwarding(server: dict[str, str]) ->
     assert "uid=" not in run(server, "ssh", "loopback", "id").stdout
     forwarded = run(server, "ssh", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "loopback")
     assert "forwarding failed" in forwarded.stderr
+
+
+def test_leftover_container_is_replaced_and_the_workspace_fits_the_node(socket: Path) -> None:
+    """A build whose Terraform state was lost left a container; the next build asks for more than the node has."""
+    behind, engine = docker_http.Engine(f"unix://{socket}"), docker_http.connect()
+    images = engine.get_json("/images/json", {"filters": {"reference": ["spt-flow/workspace"]}})
+    body = json.loads((CHECKOUT / "tests/unit/data/engine_proxy_create.json").read_text())
+    body["Image"] = next(tag for image in images for tag in image["RepoTags"] if tag.startswith("spt-flow/workspace:"))
+    workspace = str(uuid.uuid4())
+    name = f"spt-flow-{workspace}"
+    host = body["HostConfig"]
+    host.update(NanoCpus=512 * 10**9, Memory=1 << 50, MemorySwap=1 << 50, Binds=[f"{name}-home:/home/coder:rw"])
+    host["SecurityOpt"] = [f"seccomp={docker_container.SECCOMP.read_text()}"]
+    body["Labels"]["spt.flow.coder"] = workspace
+    labels = {"spt.flow.coder": workspace, "spt.flow.part": "home"}
+    info = engine.get_json("/info")
+    try:
+        behind.request_json("POST", "/volumes/create", body={"Name": f"{name}-home", "Labels": labels})
+        first = behind.request_json("POST", "/containers/create", {"name": name}, body)["Id"]
+        second = behind.request_json("POST", "/containers/create", {"name": name}, body)["Id"]
+        assert first != second
+        made = engine.get_json(f"/containers/{name}/json")
+        assert made["Id"] == second
+        assert made["HostConfig"]["NanoCpus"] == info["NCPU"] * 10**9
+        assert made["HostConfig"]["Memory"] == info["MemTotal"] - (1 << 30)
+        assert any("instead of 512 CPUs" in word for word in made["Config"]["Env"])
+        behind.request_json("DELETE", f"/volumes/{name}-home")
+        assert engine.get_json("/containers/json", {"all": True, "filters": {"name": [name]}}) == []
+    finally:
+        subprocess.run(["docker", "rm", "-f", name], capture_output=True, check=False)
+        subprocess.run(["docker", "volume", "rm", "-f", f"{name}-home"], capture_output=True, check=False)
