@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 from ..docker.http import Engine, connect
 from ..errors import NotFound
+from ..labels import LABEL
 from . import engine as reaper
-from .engine import LABEL, Expired, Listed, Report
+from .engine import Expired, Listed, Report
 
 GONE = 410
 """Status that a server (v2.35.1) answers about a workspace that it has deleted; 404 is one that it does not know."""

@@ -57,7 +57,7 @@ def restart(engine: Mapping[str, Any], wanted: Mapping[str, Any], written: Colle
 
 def _switches_remapping(engine: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     active = engine["info"]["remapped"]
-    return (REMAP in wanted) != active or wanted.get(REMAP) != engine["settings"].get(REMAP)
+    return bool((REMAP in wanted) != active or wanted.get(REMAP) != engine["settings"].get(REMAP))
 
 
 def _cgroup_driver(engine: Mapping[str, Any], given: Mapping[str, Any]) -> str:
