@@ -165,7 +165,7 @@ TESTS = {
     ("docs/nodes.md", "Run a workspace on another host"): (
         "tests/integration/test_nodes.py::test_every_playbook_works_on_a_node"
     ),
-    ("docs/nodes.md", "Empty a host"): (
+    ("docs/nodes.md", "Drain a host"): (
         "tests/integration/test_nodes.py::test_drained_engine_stops_all_keeps_homes_and_starts_nothing"
     ),
     ("docs/nodes.md", "Manage the workspaces of a team or a course"): (

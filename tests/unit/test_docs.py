@@ -60,4 +60,4 @@ def test_outdated_page_is_refused(
     assert "| new |" in page.read_text() and "old" not in page.read_text()
     monkeypatch.setattr(sys, "argv", ["docs", "--check"])
     docs["main"]()
-    assert "nothing to change" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out

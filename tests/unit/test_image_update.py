@@ -114,7 +114,7 @@ def test_up_to_date_versions_are_unchanged(index: Index, file: Path) -> None:
     before = file.read_text()
     status, said = update(index, file)
     assert (status, file.read_text()) == (0, before), said
-    assert "Nothing newer." in said
+    assert "All versions are up to date." in said
     assert "debian-12: stays at" in said
     # A tool that was left out may stay so; the output says it.
     assert "golang.go: stays left out (" in said
@@ -282,7 +282,7 @@ def test_omitted_tool_is_added_with_its_checksum_once_reachable(index: Index, fi
     assert (tool["version"], tool["files"][0]["url"], tool["files"][0]["sha256"]) == ("9.1.0", url, SUM)
     assert "absent" not in tool
     assert "firecracker" in recipe(file).tools
-    assert "Nothing newer." in update(index, file)[1]
+    assert "All versions are up to date." in update(index, file)[1]
 
 
 def test_next_release_changes_three_lines(index: Index, file: Path) -> None:

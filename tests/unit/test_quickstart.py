@@ -249,7 +249,7 @@ def test_engine_only_starts_no_workspace(
     monkeypatch.setattr(quickstart, "workspace", lambda: pytest.fail("a workspace was started"))
     quickstart.main()
     assert ran == []
-    assert "used as it is" in capsys.readouterr().err
+    assert "used without changes" in capsys.readouterr().err
 
 
 def test_stop_removes_only_what_was_installed(
