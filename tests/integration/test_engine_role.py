@@ -51,10 +51,10 @@ def test_engine_prepared_by_quickstart_is_unchanged() -> None:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"host_docker_source": "docker"}, "has docker.io, and host_docker_source is docker"),
+        ({"host_docker_source": "docker"}, "has docker.io, but host_docker_source is docker"),
         ({"host_docker_reserve_memory": "9999g"}, "host_docker_reserve_memory (9999g)"),
         ({"host_docker_reserve_cpus": 4096}, "host_docker_reserve_cpus (4096"),
-        ({"host_docker_remap_size": 65536}, "host_docker_remap_size is 65536 (at least 262144)"),
+        ({"host_docker_remap_size": 65536}, "host_docker_remap_size is 65536, and Docker inside workspaces"),
     ],
     ids=["source", "memory", "processors", "range"],
 )
