@@ -10,8 +10,8 @@ export REPO
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: ## Set up this machine and start a workspace: REPO=<url>, by default a small sample repository
-	@tools/quickstart
+quickstart: ## Set up this machine and start a workspace: REPO=<url>, by default a small sample; PROFILE=fat builds the whole toolchain
+	@SPT_FLOW_PROFILE="$(PROFILE)" tools/quickstart
 
 venv: ## Ansible for this checkout, as .venv/bin/ansible-playbook
 	@tools/venv --link
@@ -67,7 +67,7 @@ runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new direc
 requirements: ## Write the hashes of the pinned Python packages after a version in requirements/*.txt was changed
 	@$(MAX) tools/requirements
 
-image: ## Build the workspace image if it is missing: PROFILE=slim (default), fat, fat-ubuntu-24.04, fat-debian-13, fat-packages
+image: ## Build the workspace image if it is missing: PROFILE=fat (default), slim, fat-ubuntu-24.04, fat-debian-13, fat-packages
 	@$(RUN) ansible-playbook playbooks/image.yml $(if $(PROFILE),-e profile=$(PROFILE))
 
 image-update: ## Write newer versions of the image's contents into image/versions.yml; review the diff

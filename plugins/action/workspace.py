@@ -57,7 +57,7 @@ class ActionModule(ansible_action.FlowAction):
         spec = self._spec(target)
         unconfirmed = state == "absent" and not self.values["confirm"]
         result = self._ensure(target, spec, check or unconfirmed)
-        result.notes += self.ignored(target)
+        result.notes += [*self.ignored(target), *self._small(target, spec, result)]
         if run:
             result.notes += self._differences(run, spec, result)
         if unconfirmed and result.changed and not check:
@@ -66,6 +66,14 @@ class ActionModule(ansible_action.FlowAction):
             return self._answer(result, state, check)
         result, session = self._session(target, spec, result, None if result.actions else ahead)
         return self._enter(target, result, self._narrowed(session, spec))
+
+    def _small(self, target: Target, spec: WorkspaceSpec, result: Result) -> list[str]:
+        """Say what a new workspace lacks when this machine could not get the team's image."""
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import choice as image_choice
+
+        small = self.values["profile"] == "auto" and spec.settings.profile == image_choice.SMALL
+        made = {"create", "restart"} & set(result.actions)
+        return [image_choice.LACKS] if small and made and target.client_prepares else []
 
     def _narrowed(self, session: Session, spec: WorkspaceSpec) -> Session:
         """Forward only ports that the repository itself asks for, where it is a folder of this machine."""

@@ -12,6 +12,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.spt.flow.plugins.module_utils._node.acceptance import report as acceptance_report_module
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import inventory as controller_inventory
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import OPTIONS
 
 COLLECTION = Path(__file__).resolve().parents[2]
 FORMS: dict[str, Callable[[acceptance_report_module.Report], Any]] = {
@@ -47,7 +48,13 @@ def inventory_problems(
         return found
     ours = {host for group in controller_inventory.GROUPS for host in groups.get(group, ())}
     given = {host: [str(name) for name in hostvars[host]] for host in sorted(ours)}
-    return controller_inventory.variables(given, controller_inventory.known(COLLECTION / "roles"))
+    profiles = {host: str(hostvars[host]["flow_profile"]) for host, names in given.items() if "flow_profile" in names}
+    # Hosts without the variable have the default.
+    profiles = {host: profiles.get(host, OPTIONS["profile"].default) for host in given} if profiles else {}
+    return [
+        *controller_inventory.variables(given, controller_inventory.known(COLLECTION / "roles")),
+        *controller_inventory.profiles(profiles),
+    ]
 
 
 def _asked_for() -> bool:

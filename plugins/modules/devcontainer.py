@@ -67,7 +67,7 @@ EXAMPLES = r"""
 - name: Give a repository the team's workspace as a dev container
   spt.flow.devcontainer:
     path: /home/ada/src/demo
-    image: registry.example.org/spt-flow/workspace:slim
+    image: registry.example.org/spt-flow/workspace:fat
     memory: 4g
 """
 
@@ -80,7 +80,7 @@ image:
   description: The image that the container is made of.
   type: str
   returned: success
-  sample: spt-flow/workspace:slim-0123456789ab
+  sample: spt-flow/workspace:fat-0123456789ab
 files:
   description: What belongs to the dev container.
   type: list

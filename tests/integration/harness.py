@@ -58,7 +58,14 @@ class Harness:
 
     def spec(self, repository: Path | None = None, name: str = "", **settings: Any) -> WorkspaceSpec:
         """Small limits and no Docker inside, because these tests look at workspaces from outside."""
-        values = {"cpus": 1.0, "memory": GIBIBYTE, "docker": "disabled", "wait_timeout": WAIT, **settings}
+        values = {
+            "profile": "slim",
+            "cpus": 1.0,
+            "memory": GIBIBYTE,
+            "docker": "disabled",
+            "wait_timeout": WAIT,
+            **settings,
+        }
         return WorkspaceSpec(
             self.owner,
             Settings(**values),

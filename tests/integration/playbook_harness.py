@@ -57,7 +57,13 @@ class Playbooks:
         kept = ("PATH", "LANG", "LC_ALL", "TERM", "DOCKER_HOST", "XDG_RUNTIME_DIR")
         base = {name: os.environ[name] for name in kept if name in os.environ}
         base["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        base |= {"HOME": str(self.home), "SPT_FLOW_OWNER": self.owner, "SPT_FLOW_MEMORY": "2g", "SPT_FLOW_CPUS": "2"}
+        base |= {
+            "HOME": str(self.home),
+            "SPT_FLOW_OWNER": self.owner,
+            "SPT_FLOW_PROFILE": "slim",
+            "SPT_FLOW_MEMORY": "2g",
+            "SPT_FLOW_CPUS": "2",
+        }
         if self.installed:
             base |= {
                 "ANSIBLE_COLLECTIONS_PATH": str(self.installed),

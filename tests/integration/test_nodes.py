@@ -185,9 +185,10 @@ def test_drained_engine_stops_all_keeps_homes_and_starts_nothing(
     harness.inside(harness.up(harness.spec(one)), "echo precious > ~/note")
     harness.up(harness.spec(two))
     job = replace(harness.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
-    alone.start(alone.create(job, Progress()))
+    alone.start(alone.create(job, Progress()), job, Progress())
     monkeypatch.setattr(ansible_open, "open_target", lambda values: alone)
     monkeypatch.setenv("SPT_FLOW_OWNER", "operator")
+    monkeypatch.setenv("SPT_FLOW_PROFILE", "slim")
     result = drained(confirm=True)
     assert result["changed"] and not result.get("failed"), result
     assert sorted((row["name"], row["kind"]) for row in result["workspaces"]) == [

@@ -26,7 +26,7 @@ from ansible_collections.spt.flow.tests.integration.harness import Harness
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
-SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled")
+SETTINGS = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled")
 AGENT = "spt-workspace start; sleep 3600"
 
 

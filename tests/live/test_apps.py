@@ -18,7 +18,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspac
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
-SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled", wait_timeout=600)
+SETTINGS = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled", wait_timeout=600)
 WILDCARD = {"CODER_WILDCARD_ACCESS_URL": "*.apps.test", "CODER_DISABLE_PATH_APPS": "true"}
 
 

@@ -32,7 +32,7 @@ GIT = ["git", "-c", "user.name=Grace", "-c", "user.email=grace@example.com"]
 @pytest.fixture(scope="module")
 def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
     assert live_server.admin is not None
-    settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
+    settings = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
     for kind, name in (("dev", "spt-flow"), ("ci", "spt-flow-ci")):
         coder_template.roll_out(live_server.admin, live_server.wanted(settings, kind, name))
     yield Playbooks(live_server, tmp_path_factory.mktemp("ci"))
@@ -155,7 +155,7 @@ def test_runner_keeps_neither_the_token_nor_the_secret_of_the_job(
 def test_up_reproduces_a_run_and_reports_differences(
     playbooks: Playbooks, source: Path, tmp_path: Path, live_server: LiveServer
 ) -> None:
-    settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
+    settings = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
     assert live_server.admin is not None
     coder_template.roll_out(live_server.admin, live_server.wanted(settings))
     origin = "https://oauth2:canary@git.invalid/team/demo.git"

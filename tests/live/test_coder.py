@@ -30,7 +30,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
 from ansible_collections.spt.flow.tests.integration import sshd_harness
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
-SPEC = WorkspaceSpec("me", Settings(wait_timeout=600), "demo")
+SPEC = WorkspaceSpec("me", Settings(profile="slim", wait_timeout=600), "demo")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,14 @@ def git_server(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def settings(git_server: dict[str, str]) -> Settings:
-    return Settings(cpus=1.0, memory=1 << 30, kvm="disabled", known_hosts=git_server["known_hosts"], wait_timeout=600)
+    return Settings(
+        profile="slim",
+        cpus=1.0,
+        memory=1 << 30,
+        kvm="disabled",
+        known_hosts=git_server["known_hosts"],
+        wait_timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_departed_user_cannot_log_in_and_the_workspace_stops_with_its_home(live_
     assert bootstrap(live_server, coder_users=[bob]).returncode == 0
     token = live_server.admin.create_token("his", 86400, "bob")
     theirs = CoderTarget(live_server.client(token), "bots")
-    spec = replace(WorkspaceSpec("me", Settings(wait_timeout=600)), name="his")
+    spec = replace(WorkspaceSpec("me", Settings(profile="slim", wait_timeout=600)), name="his")
     template = live_server.client(token).template("bots")
     assert template is not None
     live_server.client(token).create_workspace("his", template["id"])

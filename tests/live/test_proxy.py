@@ -23,7 +23,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SETTINGS = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", wait_timeout=600)
+SETTINGS = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", wait_timeout=600)
 SENTENCE = "spt.flow refuses POST /containers/create on this node"
 
 

@@ -25,7 +25,9 @@ from ansible_collections.spt.flow.tests.integration.recipe_harness import Copy
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
 TEMPLATE = "release"
-SPEC = WorkspaceSpec("me", Settings(wait_timeout=300), "", Repository.parse("https://git.invalid/team/release.git"))
+SPEC = WorkspaceSpec(
+    "me", Settings(profile="slim", wait_timeout=300), "", Repository.parse("https://git.invalid/team/release.git")
+)
 Release = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -70,7 +70,7 @@ class Playbooks:
 @pytest.fixture(scope="module")
 def playbooks(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playbooks]:
     assert live_server.admin is not None
-    settings = Settings(cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
+    settings = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", docker="disabled")
     coder_template.roll_out(live_server.admin, live_server.wanted(settings))
     made = Playbooks(live_server, tmp_path_factory.mktemp("home"))
     yield made

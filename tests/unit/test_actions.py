@@ -178,11 +178,13 @@ class Target(FakeTarget):
 def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: Any) -> Any:
     """Run an action with values from the environment. ``act.target`` has the workspaces, ``act.said`` the lines."""
     target = Target()
-    image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64)
+    image = types.SimpleNamespace(tag="spt-flow/workspace:slim-0", hash="f" * 64, profile="slim")
+    lacks = "Get it: ansible-playbook spt.flow.image -e profile=fat"
     engine = "ansible_collections.spt.flow.plugins.plugin_utils._engine.image"
     for name, stub in {
         "build": {"ensure": lambda *args: False},
         "identity": {"current": lambda profile, release: image},
+        "choice": {"image_for": lambda profile, release: image, "SMALL": "slim", "LACKS": lacks},
     }.items():
         module = types.ModuleType(f"{engine}.{name}")
         vars(module).update(stub)
@@ -256,6 +258,13 @@ def test_a_value_without_effect_is_noted(act: Any) -> None:
         "template has no effect on target docker." not in act("workspace", repo="https://example.com/o/demo")["notes"]
     )
     assert "template has no effect on target docker." in act("workspace", template="other")["notes"]
+
+
+def test_new_workspace_with_the_small_image_names_the_command_that_gets_the_other(act: Any) -> None:
+    notes = act("workspace", repo="https://example.com/o/demo")["notes"]
+    assert [note for note in notes if "spt.flow.image -e profile=fat" in note]
+    assert not act("workspace")["notes"]
+    assert not act("workspace", repo="https://example.com/o/other", profile="slim")["notes"]
 
 
 def test_case_does_not_matter_in_names(act: Any) -> None:
@@ -698,8 +707,9 @@ def test_ssh_config_contains_hosts_of_the_inventory(act: Any, tmp_path: Path) ->
 
 
 def test_status_marks_outdated_workspaces(act: Any) -> None:
-    act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=settings_workspace.Settings().hash())
-    act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=settings_workspace.Settings().hash())
+    settings = settings_workspace.Settings(profile="slim").hash()
+    act.target.add("old", "example.com/o/old", image_hash="0" * 64, settings_hash=settings)
+    act.target.add("new", "example.com/o/new", image_hash="f" * 64, settings_hash=settings)
     result = act("workspace_info")
     assert [(w["name"], w["outdated"]) for w in result["workspaces"]] == [("new", ()), ("old", ("image",))]
     assert act("workspace_info", workspace="gone")["error"]["code"] == 6

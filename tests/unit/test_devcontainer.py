@@ -34,7 +34,7 @@ def test_check_mode_shows_a_run_writes_and_the_next_changes_nothing(tmp_path: Pa
     assert '+    "--memory=3221225472",' in planned.stdout and not place.parent.exists()
     assert "changed=1" in play(tmp_path, memory="3g").stdout
     written = json.loads(place.read_text().removeprefix(docker_devcontainer.MARK))
-    assert "--memory=3221225472" in written["runArgs"] and written["image"].startswith("spt-flow/workspace:slim-")
+    assert "--memory=3221225472" in written["runArgs"] and written["image"].startswith("spt-flow/workspace:fat-")
     assert (place.parent / "ci.env").read_text() == "SPT_FLOW_MEMORY=3221225472\n"
     assert "changed=0" in play(tmp_path, memory="3g").stdout
 

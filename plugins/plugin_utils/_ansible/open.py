@@ -27,16 +27,20 @@ EXAMPLE_UP = "Create one: ansible-playbook spt.flow.up -e repo=https://host/owne
 
 def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
     """The workspace that ``values``, resolved ones, describe; its author is asked for when it is created."""
+    from .._engine.image import choice as image_choice
     from .._engine.image import identity as image_identity
     from .._engine.repository.address import Repository, parse_dotfiles
     from .._engine.workspace.models import WorkspaceSpec
 
-    image = image_identity.current(values["profile"], values["image_release"])
+    kind = kinds.chosen(values)
+    # Nodes and servers have the image that the inventory names; this machine's engine may have another one.
+    choose = image_identity.current if kind.has_server or values.get("engine") else image_choice.image_for
+    image = choose(values["profile"], values["image_release"])
     repo, dotfiles, host = values["repo"], values["dotfiles"], values["default_host"]
     ansible_guard.refuse_configuration_of_repository(repo, C.CONFIG_FILE)
     return WorkspaceSpec(
         owner=kinds.owner_of(values),
-        settings=settings_workspace.Settings.of(values),
+        settings=replace(settings_workspace.Settings.of(values), profile=image.profile),
         name=values["workspace"],
         repository=Repository.parse(repo, host) if repo else None,
         ref=values["ref"],

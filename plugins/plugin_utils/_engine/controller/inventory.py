@@ -48,8 +48,8 @@ SERVER_LOGIN = "coder"
 LOCAL_ENGINE = "unix:///var/run/docker.sock"
 PROXIED_ENGINE = "unix:///run/spt-flow-coder/engine.sock"
 
-RENAMED: dict[str, str] = {}
-"""Old name: new name. Empty until the first rename after a release."""
+RENAMED: dict[str, str] = {"host_images_profile": "flow_profile"}
+"""Old name: new name."""
 
 
 def known(roles: Path) -> set[str]:
@@ -84,6 +84,19 @@ def _variable(name: str, names: Collection[str], hosts: list[str]) -> str:
     if near:
         return f"The variable {name} (set for {where}) does not exist; did you mean {near[0]}?"
     return f"The variable {name} (set for {where}) does not exist; remove it." if ours else ""
+
+
+def profiles(given: Mapping[str, str]) -> list[str]:
+    """A sentence when hosts differ in `flow_profile`, which is ``given`` by host: templates and builds use only one."""
+    hosts: dict[str, list[str]] = {}
+    for host, profile in sorted(given.items()):
+        hosts.setdefault(profile, []).append(host)
+    if len(hosts) < 2:
+        return []
+    words = "; ".join(f"{profile} for {', '.join(names)}" for profile, names in sorted(hosts.items()))
+    return [
+        f"flow_profile differs between hosts ({words}), so that some builds would fail. Set it once, in group_vars/all."
+    ]
 
 
 def groups(found: Mapping[str, Collection[str]], example: str) -> list[str]:

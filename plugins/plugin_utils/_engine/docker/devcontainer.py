@@ -61,7 +61,7 @@ def template() -> dict[str, str]:
             "image": {
                 "type": "string",
                 "description": "The workspace image in your registry, best by digest.",
-                "default": "registry.example.org/spt-flow/workspace:slim",
+                "default": "registry.example.org/spt-flow/workspace:fat",
             }
         },
     }

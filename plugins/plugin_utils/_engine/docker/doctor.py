@@ -19,7 +19,7 @@ from ..workspace.checks import TIMEOUT, Check, clock_skew
 PREPARE = "Prepare one: make quickstart, or ansible-playbook spt.flow.engine"
 LEAST_FREE = 1.0
 """GiB that a new workspace needs at least."""
-BUILD = {"slim": 6.0}
+BUILD = {"slim": 6.0, "auto": 6.0}
 """GiB that building an image of a profile takes; other profiles take ``BUILD_FAT``."""
 BUILD_FAT = 25.0
 
@@ -104,13 +104,16 @@ def demands(values: Mapping[str, Any]) -> list[Check]:
 def image(values: Mapping[str, Any]) -> Check:
     """Whether the engine has the image, and whether this machine can build it where it is missing."""
     from ....module_utils._node.docker import http as docker_http
+    from ..image import choice as image_choice
     from ..image import identity as image_identity
 
     engine, profile = values["engine"], values["profile"]
     try:
-        wanted = image_identity.current(profile, values["image_release"])
+        choose = image_identity.current if engine else image_choice.image_for
+        wanted = choose(profile, values["image_release"])
         docker_http.connect(engine).get_json(f"/images/{wanted.tag}/json", timeout=TIMEOUT)
-        return Check("image", "ok", f"The engine has {wanted.tag}.")
+        note = image_choice.LACKS if profile == image_identity.AUTO and wanted.profile == image_choice.SMALL else ""
+        return Check("image", "ok", f"The engine has {wanted.tag}. {note}".rstrip())
     except NotFound as error:
         if "status" not in error.details:
             return Check("image", "missing", error.message, error.hint)
@@ -126,7 +129,7 @@ def image(values: Mapping[str, Any]) -> Check:
             f"{lacks} The Python package docker, which builds it, is missing.",
             "Install it beside ansible-core: pip install docker",
         )
-    get = f"ansible-playbook spt.flow.image -e profile={profile}"
+    get = f"ansible-playbook spt.flow.image -e profile={wanted.profile}"
     return Check("image", "note", f"{lacks} The next `up` builds it, which takes minutes.", f"Build it now: {get}")
 
 

@@ -20,6 +20,9 @@ from ....module_utils._node.errors import InvalidInput, NotFound
 from ..common.version import COLLECTION
 
 REPOSITORY = "spt-flow/workspace"
+AUTO = "auto"
+"""The profile that means ``TEAM``, unless ``choice`` decides for this machine's engine."""
+TEAM = "fat"
 FOLDER = COLLECTION / "image"
 _INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs")
 _COMPILED = "crate"
@@ -93,6 +96,7 @@ def versions(folder: Path = FOLDER) -> dict[str, Any]:
 
 def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
     """Return the recipe of ``profile``. Raise ``InvalidInput`` for an unknown one."""
+    profile = TEAM if profile == AUTO else profile
     known = versions(folder)
     if profile not in known["profiles"]:
         raise InvalidInput(f"Unknown image profile {profile!r}.", f"Use one of: {', '.join(known['profiles'])}.")
@@ -121,14 +125,15 @@ def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     """Return the image that this collection's ``image/`` describes. Reads only its files."""
     made = recipe(profile, folder)
     inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
-    return Image(profile, content_hash([profile, made.content], *(folder / name for name in inputs)))
+    return Image(made.profile, content_hash([made.profile, made.content], *(folder / name for name in inputs)))
 
 
 def current(profile: str = "slim", release: str = "") -> Image:
     """Return the image to use: the one recorded in the file ``release``, or this collection's own without a file."""
     if not release:
         return identity(profile)
-    entry = recorded(Path(release)).get(recipe(profile).profile)
+    profile = recipe(profile).profile
+    entry = recorded(Path(release)).get(profile)
     if entry is None:
         raise NotFound(
             f"The file {release} does not record an image of the profile {profile}.",

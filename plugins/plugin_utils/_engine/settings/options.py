@@ -144,7 +144,14 @@ OPTIONS: dict[str, Option] = {
         ),
         Option("env", "str", "", "Names of environment variables to pass to the job, separated by commas or newlines."),
         Option("env_file", "str", "", "File of NAME=value lines to pass to the job; deleted after reading."),
-        Option("profile", "str", "slim", "Profile of the image.", "workspace", choices=PROFILES),
+        Option(
+            "profile",
+            "str",
+            "auto",
+            "Profile of the image; auto means fat, and slim on a Docker engine of this machine that cannot get fat.",
+            "workspace",
+            choices=("auto", *PROFILES),
+        ),
         Option("cpus", "float", 4.0, "CPU limit of a workspace.", "workspace", low=0.1, high=1024),
         Option("memory", "size", "8g", "Memory limit of a workspace.", "workspace", low=256 * MEBIBYTE, high=2**50),
         Option(

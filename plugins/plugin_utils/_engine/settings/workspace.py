@@ -18,7 +18,7 @@ class Settings:
     ``hash`` stands for what was asked for, so it does not depend on the machine; ``cap`` fits it to one.
     """
 
-    profile: str = "slim"
+    profile: str = "auto"
     cpus: float = 4.0
     memory: int = 8 * GIBIBYTE
     pids: int = 4096

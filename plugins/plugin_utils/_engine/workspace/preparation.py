@@ -25,18 +25,18 @@ class Preparation:
         """Build the image where it is missing. Return ``spec`` with the author."""
         from ..repository.author import git_identity
 
-        self._image(progress)
+        self._image(spec.settings.profile, progress)
         author = git_identity(self.values)
         return replace(spec, git_name=author["name"], git_email=author["email"])
 
-    def _image(self, progress: Progress) -> None:
+    def _image(self, profile: str, progress: Progress) -> None:
         """Provide the image on this machine's engine; another machine's engine gets it from the role host_images."""
         if self.values.get("engine"):
             return
         from ..image import build as image_build
         from ..image import identity as image_identity
 
-        image = image_identity.current(self.values["profile"], self.values["image_release"])
+        image = image_identity.current(profile, self.values["image_release"])
         if self.values["image_release"]:
             from ..image import release as image_release
 
