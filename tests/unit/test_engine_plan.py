@@ -11,7 +11,8 @@ import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import engine_plan
 
 USER, SLICE, FILE = "spt-flow-remap", "spt-flow.slice", "/etc/docker/daemon.json"
-REMAPPED, PLAIN = {"userns-remap": USER}, {}
+REMAPPED: dict[str, Any] = {"userns-remap": USER}
+PLAIN: dict[str, Any] = {}
 ENGINE: dict[str, Any] = {
     "systemd": True,
     "unified": True,
