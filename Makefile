@@ -19,7 +19,7 @@ venv: ## Ansible for this checkout, as .venv/bin/ansible-playbook
 test: ## What CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
 
-test-full: ## Everything, hours allowed: the above with long runs, roles in molecule, and ansible-test sanity
+test-full: ## Everything, hours allowed: the above with long runs, the fat image, a Coder server, molecule and sanity; names what it skipped
 	@tools/test --full
 
 lint: ## Static checks and convention tests, under a minute
