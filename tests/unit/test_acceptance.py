@@ -45,7 +45,7 @@ def test_table_lists_every_host_and_wraps_long_cells() -> None:
     assert next(line for line in lines if line.startswith("firewall")).endswith("failed")
 
 
-def test_a_host_that_was_skipped_is_a_row_and_a_failure() -> None:
+def test_skipped_host_is_reported_as_a_failure() -> None:
     assert "skipped" in acceptance_report.failures(acceptance_report.gather({"node1": {}}))[0]
 
 

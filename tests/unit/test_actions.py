@@ -253,7 +253,7 @@ def test_check_mode_writes_nothing_and_does_not_connect(act: Any) -> None:
     assert left(result)["connect"] is None
 
 
-def test_a_value_without_effect_is_noted(act: Any) -> None:
+def test_value_without_effect_is_noted(act: Any) -> None:
     assert (
         "template has no effect on target docker." not in act("workspace", repo="https://example.com/o/demo")["notes"]
     )
@@ -441,7 +441,7 @@ def test_up_again_fails_while_the_clone_is_missing(act: Any, monkeypatch: pytest
     assert "failed" not in entered and entered["error"]["code"] == 9 and left(entered)["connect"]
 
 
-def test_a_command_is_not_run_without_its_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_not_run_without_its_clone(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setattr(ansible_action, "at_terminal", lambda: True)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
@@ -449,7 +449,7 @@ def test_a_command_is_not_run_without_its_clone(act: Any, monkeypatch: pytest.Mo
     assert result["failed"] and result["error"]["code"] == 4 and "ansible_stats" not in result
 
 
-def test_one_of_a_list_fails_when_its_clone_failed(act: Any) -> None:
+def test_list_entry_fails_when_its_clone_failed(act: Any) -> None:
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="failed")
     result = act("workspaces", {"workspaces": [{"repo": "https://example.com/o/demo"}]})
     assert result["failed"] and result["workspaces"][0]["error"]["code"] == 9

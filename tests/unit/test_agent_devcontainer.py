@@ -72,7 +72,7 @@ def test_any_request_grants_only_the_safe_part(data: dict) -> None:
         assert (name in data) == (name in found.ignored)
 
 
-def test_the_safe_part() -> None:
+def test_only_safe_keys_are_granted() -> None:
     found = devcontainer.wishes(
         {
             "name": "x",

@@ -197,7 +197,7 @@ def test_firecracker_without_kvm_says_that_it_has_no_emulation(root, monkeypatch
     assert machine.main(["--vmm", "firecracker", "--accel", "tcg"], Paths(root)) == 2
 
 
-def test_an_image_without_firecracker_says_so(root, monkeypatch, capsys):
+def test_image_without_firecracker_is_reported(root, monkeypatch, capsys):
     says(monkeypatch, "works")
     assert machine.main(["--vmm", "firecracker"], Paths(root)) == 6
     assert "no firecracker. Use the profile fat." in capsys.readouterr().err

@@ -458,7 +458,7 @@ def test_workspace_of_another_release_is_noted_or_refused_without_a_request(
         ("0.1.0-abcdefabcdef", "9.0.0", "ansible-playbook site.yml"),
     ],
 )
-def test_a_template_of_another_major_release_creates_nothing(
+def test_template_of_another_major_release_creates_nothing(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, version: str, ours: str, hint: str
 ) -> None:
     for made in fake.state.versions.values():
@@ -470,7 +470,7 @@ def test_a_template_of_another_major_release_creates_nothing(
     assert fake.state.workspaces == {}
 
 
-def test_a_workspace_of_the_same_repository_is_found_by_any_name(fake: Fake, target: CoderTarget) -> None:
+def test_workspace_of_the_same_repository_is_found_by_any_name(fake: Fake, target: CoderTarget) -> None:
     ensure(target, replace(SPEC, name="mine"))
     result = ensure(target)
     assert not result.changed
@@ -487,7 +487,7 @@ def test_values_that_the_template_decides_are_named(target: CoderTarget) -> None
     assert target.ignored(["repo", "template", "dotfiles"]) == ""
 
 
-def test_a_name_with_capitals_is_found(fake: Fake, target: CoderTarget) -> None:
+def test_name_with_capitals_is_found(fake: Fake, target: CoderTarget) -> None:
     target._client.create_workspace("MyWork", fake.state.template_by_name("spt-flow").id)
     fake.state.clock.advance(60)
     result = ensure(target, replace(NAMED, name="mywork"), "stopped")
@@ -495,7 +495,7 @@ def test_a_name_with_capitals_is_found(fake: Fake, target: CoderTarget) -> None:
     assert (result.changed, result.workspace.name) == (True, "MyWork")
 
 
-def test_the_time_of_the_stop_is_the_servers(fake: Fake, target: CoderTarget) -> None:
+def test_stop_time_is_that_of_the_server(fake: Fake, target: CoderTarget) -> None:
     made = ensure(target).workspace
     assert made is not None
     found = target.find(NAMED)
@@ -504,7 +504,7 @@ def test_the_time_of_the_stop_is_the_servers(fake: Fake, target: CoderTarget) ->
     assert abs(made.life.stops_at - fake.state.now - 7200) < 600
 
 
-def test_a_stopped_workspace_without_a_repository_gets_one(fake: Fake, target: CoderTarget) -> None:
+def test_stopped_workspace_without_a_repository_gets_one(fake: Fake, target: CoderTarget) -> None:
     target._client.create_workspace("click", fake.state.template_by_name("spt-flow").id)
     fake.state.clock.advance(60)
     click = replace(SPEC, name="click", ref="topic")
@@ -518,7 +518,7 @@ def test_a_stopped_workspace_without_a_repository_gets_one(fake: Fake, target: C
     assert not ensure(target, replace(click, ref="")).changed
 
 
-def test_a_running_workspace_without_a_repository_clones_one(
+def test_running_workspace_without_a_repository_clones_one(
     fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target._client.create_workspace("click", fake.state.template_by_name("spt-flow").id)
@@ -547,7 +547,7 @@ def test_a_running_workspace_without_a_repository_clones_one(
     assert builds(fake) == ["start"]
 
 
-def test_the_state_of_a_clone_is_read_again_from_the_workspace(
+def test_state_of_a_clone_is_reread_from_the_workspace(
     fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = coder_harness.EVENTS[2].replace('"ok"', '"needs-auth"')

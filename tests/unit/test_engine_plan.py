@@ -112,7 +112,7 @@ def test_settings_are_merged(
 
 @pytest.mark.parametrize("where", ["settings", "extra"])
 @pytest.mark.parametrize(("driver", "sliced"), [("systemd", True), ("cgroupfs", False)])
-def test_a_named_cgroup_driver_decides_about_the_slice(where: str, driver: str, sliced: bool) -> None:
+def test_configured_cgroup_driver_decides_about_the_slice(where: str, driver: str, sliced: bool) -> None:
     named = {"exec-opts": ["native.cgroupdriver=x", f"native.cgroupdriver={driver}"]}
     engine = {**ENGINE, "unified": not sliced, "settings": named if where == "settings" else {}}
     found = engine_plan.settings(engine, {}, named if where == "extra" else {}, SLICE)

@@ -531,7 +531,7 @@ def test_read_only_fake_refuses_writes():
     assert set(fake_target.WRITES) >= {"create", "start", "stop", "restart", "delete", "keepalive", "put", "sweep"}
 
 
-def test_a_silent_log_is_named_with_where_to_look(monkeypatch):
+def test_silent_log_is_reported_with_the_place_to_look(monkeypatch):
     monkeypatch.setattr(readiness, "SILENCE", 0.05)
     target, lines = FakeTarget(lambda workspace, boot: [start_event(boot)]), []
     target.hang.clear()
@@ -541,7 +541,7 @@ def test_a_silent_log_is_named_with_where_to_look(monkeypatch):
     assert any("demo: no news for " in line and "spt.flow.logs -e workspace=demo" in line for line in lines)
 
 
-def test_a_ref_for_an_existing_clone_is_noted():
+def test_ref_for_an_existing_clone_is_noted():
     planned = workspace_plan.plan(RUNNING, replace(SPEC, ref="topic"), "started")
     assert not planned.changed
     assert planned.notes == ("ref=topic is for a new clone; workspace demo exists already. Inside: git switch topic",)
