@@ -13,40 +13,40 @@ help: ## List the targets
 quickstart: ## Set up this machine and start a workspace: REPO=<url>, by default a small sample; PROFILE=fat builds the whole toolchain
 	@SPT_FLOW_PROFILE="$(PROFILE)" tools/quickstart
 
-venv: ## Ansible for this checkout, as .venv/bin/ansible-playbook
+venv: ## Install Ansible for this checkout, as .venv/bin/ansible-playbook
 	@tools/venv --link
 
-test: ## What CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
+test: ## Run what CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
 
 test-full: ## Everything, hours allowed: the above with long runs, the fat image, a Coder server, molecule and sanity; names what it skipped
 	@tools/test --full
 
-lint: ## Static checks and convention tests, under a minute
+lint: ## Run static checks and convention tests
 	@$(MAX) tools/lint
 
-unit: ## Unit tests on both ends of ansible-core
+unit: ## Run unit tests on both ends of ansible-core
 	@status=0; for end in max min; do tools/venv --dev --end $$end -- pytest -q -n 2 tests/unit || status=1; done; exit $$status
 
-integration: ## Tests on the real Docker engine: TESTS=<path or -k …> picks some
+integration: ## Run tests on the real Docker engine; TESTS=<path or -k …> selects some
 	@tools/quickstart --engine-only && $(MAX) pytest -q -n 2 --dist loadfile $(or $(TESTS),tests/integration) -m "not full"
 
-molecule: ## Roles in systemd containers: check, converge, check, idempotence, verify; SCENARIO=<name> for one
+molecule: ## Test roles in systemd containers: check, converge, check, idempotence, verify; SCENARIO=<name> for one
 	@$(MAX) molecule test $(if $(SCENARIO),-s $(SCENARIO),--all)
 
-test-live: ## Tests with a real Coder server, if one is installed; otherwise says what is missing
+test-live: ## Run tests with a real Coder server if one is installed; otherwise print what is missing
 	@$(MAX) pytest -q -rs tests/live
 
-sanity: ## ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (default), SANITY="--test <name> …"
+sanity: ## Run ansible-test sanity on a copy of the tree: CORE=2.19, 2.20 or 2.21 (default), SANITY="--test <name> …"
 	@tools/venv --core $(or $(CORE),2.21) -- tools/sanity $(SANITY)
 
-bare: ## The tarball beside a bare ansible-core: every playbook loads, every name exists, the reset play runs
+bare: ## Test the tarball with a bare ansible-core: every playbook loads, every name exists, the reset play runs
 	@$(MAX) tools/bare
 
-importer: ## Galaxy's own importer reads the tarball
+importer: ## Check the tarball with Galaxy's importer
 	@$(MAX) tools/importer
 
-bench: ## Measure speed and write docs/benchmarks.md; each row as it is measured; BENCH="PART …" for some
+bench: ## Measure speed, print each row and write docs/benchmarks.md; BENCH="PART …" for some
 	@$(MAX) tests/bench/bench $(BENCH)
 
 docs: ## Update the generated tables of docs/reference and roles, and templates/devcontainer
@@ -64,7 +64,7 @@ devcontainer: ## Write .devcontainer/devcontainer.json from workspace settings: 
 runner-dir: ## Write a private-data directory for ansible-runner: DIR=<new directory>
 	@tools/runner-dir "$(DIR)"
 
-requirements: ## Write the hashes of the pinned Python packages after a version in requirements/*.txt was changed
+requirements: ## Write the hashes of pinned Python packages after changing a version in requirements/*.txt
 	@$(MAX) tools/requirements
 
 image: ## Build the workspace image if it is missing: PROFILE=fat (default), slim, fat-ubuntu-24.04, fat-debian-13, fat-packages

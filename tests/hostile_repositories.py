@@ -27,8 +27,8 @@ ESCAPES = (
 """Terminal escape sequences, and one that reverses the direction of text."""
 
 
-def _development_container(place: Place, dice: random.Random) -> None:
-    bad = dice.choice(ESCAPES)
+def _development_container(place: Place, rng: random.Random) -> None:
+    bad = rng.choice(ESCAPES)
     run = str(place.script)
     values: dict[str, Any] = {
         "name": f"demo{bad}",
@@ -49,37 +49,35 @@ def _development_container(place: Place, dice: random.Random) -> None:
         "runArgs": ["--privileged", "--pid=host"],
         "customizations": {"vscode": {"extensions": [f"../../{bad}", "a.b"], "settings": {"x": bad}}},
     }
-    kept = {name: value for name, value in values.items() if dice.random() < 0.7}
+    kept = {name: value for name, value in values.items() if rng.random() < 0.7}
     names = (".devcontainer/devcontainer.json", ".devcontainer.json")
-    file = place.folder / names[(place.folder / ".devcontainer").is_symlink() or dice.random() < 0.5]
+    file = place.folder / names[(place.folder / ".devcontainer").is_symlink() or rng.random() < 0.5]
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(kept, ensure_ascii=dice.random() < 0.5)
-    file.write_text(dice.choice((text, text, text[:-5], f"/* {bad} */\n{text}", "[" * 5000, "\x00")))
+    text = json.dumps(kept, ensure_ascii=rng.random() < 0.5)
+    file.write_text(rng.choice((text, text, text[:-5], f"/* {bad} */\n{text}", "[" * 5000, "\x00")))
 
 
-def _file_names(place: Place, dice: random.Random) -> None:
-    for name in (f"a{dice.choice(ESCAPES)}", "new\nline", "-rf", "$(id)", "`id`", "{{ lookup('pipe', 'id') }}", "\\x"):
+def _file_names(place: Place, rng: random.Random) -> None:
+    for name in (f"a{rng.choice(ESCAPES)}", "new\nline", "-rf", "$(id)", "`id`", "{{ lookup('pipe', 'id') }}", "\\x"):
         (place.folder / name.replace("/", "_")).write_text(name)
 
 
-def _links(place: Place, dice: random.Random) -> None:
+def _links(place: Place, rng: random.Random) -> None:
     for number, target in enumerate(("/etc/shadow", "../../../../root/.ssh", "/proc/self/environ", str(place.private))):
         (place.folder / f"link{number}").symlink_to(target)
     if not os.path.lexists(place.folder / ".devcontainer"):
         (place.folder / ".devcontainer").symlink_to(place.private)
 
 
-def _modules(place: Place, dice: random.Random) -> None:
-    url = dice.choice(
-        (f"ext::{place.script} %S", f"ssh://-oProxyCommand={place.script}/x", "file:///etc", "../private")
-    )
-    path = dice.choice(("sub", "../outside", ".git/hooks", "a\x1b[2J"))
+def _modules(place: Place, rng: random.Random) -> None:
+    url = rng.choice((f"ext::{place.script} %S", f"ssh://-oProxyCommand={place.script}/x", "file:///etc", "../private"))
+    path = rng.choice(("sub", "../outside", ".git/hooks", "a\x1b[2J"))
     text = f'[submodule "x"]\n\tpath = {path}\n\turl = {url}\n\tupdate = !{place.script}\n'
     (place.folder / ".gitmodules").write_text(text)
     git(place.folder, "update-index", "--add", "--cacheinfo", f"160000,{place.secret},sub", check=False)
 
 
-def _programs(place: Place, dice: random.Random) -> None:
+def _programs(place: Place, rng: random.Random) -> None:
     """Files that shells, editors and tools execute when they find them."""
     run = f"{place.script}\n"
     names = (
@@ -92,30 +90,30 @@ def _programs(place: Place, dice: random.Random) -> None:
         "Makefile",
     )
     for name in (*names, ".vscode/tasks.json", ".spt-flow/hooks/start", "sitecustomize.py", "conftest.py", "setup.py"):
-        if dice.random() < 0.6:
+        if rng.random() < 0.6:
             file = place.folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"#!/bin/sh\n{run}")
             file.chmod(0o755)
 
 
-def _attributes(place: Place, dice: random.Random) -> None:
-    (place.folder / ".gitattributes").write_text(f"* filter={dice.choice(('lfs', 'x', 'evil'))} diff=x merge=x\n")
+def _attributes(place: Place, rng: random.Random) -> None:
+    (place.folder / ".gitattributes").write_text(f"* filter={rng.choice(('lfs', 'x', 'evil'))} diff=x merge=x\n")
     (place.folder / ".lfsconfig").write_text(f"[lfs]\n\turl = ssh://-oProxyCommand={place.script}\n")
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n"
     (place.folder / "big.bin").write_text(pointer)
 
 
-def _refs(place: Place, dice: random.Random) -> None:
+def _refs(place: Place, rng: random.Random) -> None:
     head = git(place.folder, "rev-parse", "HEAD")
-    for name in (f"x{dice.choice(ESCAPES)}", "\u202egnp.live", "a{{b}}", "$(id)", "--upload-pack=x", "@", "ü"):
+    for name in (f"x{rng.choice(ESCAPES)}", "\u202egnp.live", "a{{b}}", "$(id)", "--upload-pack=x", "@", "ü"):
         file = place.git / "refs/heads" / name
         if "/" not in name:
-            file.write_text(f"{dice.choice((head, 'f' * 40))}\n" if dice.random() < 0.3 else f"{head}\n")
+            file.write_text(f"{rng.choice((head, 'f' * 40))}\n" if rng.random() < 0.3 else f"{head}\n")
 
 
-def _branch(place: Place, dice: random.Random) -> None:
-    name = dice.choice(("a$(id)", "a{{lookup('pipe','id')}}", "\u202egnp", "x;id", "-x", "a'b\"c", "\x9b2J"))
+def _branch(place: Place, rng: random.Random) -> None:
+    name = rng.choice(("a$(id)", "a{{lookup('pipe','id')}}", "\u202egnp", "x;id", "-x", "a'b\"c", "\x9b2J"))
     head = git(place.folder, "rev-parse", "HEAD")
     (place.git / "refs/heads" / name).write_text(f"{head}\n")
     (place.git / "HEAD").write_text(f"ref: refs/heads/{name}\n")
@@ -142,17 +140,17 @@ class Repository:
 
 def generate(base: Path, seed: int, number: int) -> Repository:
     """Create the repository ``number`` of ``seed`` in ``base``."""
-    dice = random.Random(f"{seed}/{number}")
+    rng = random.Random(f"{seed}/{number}")
     place = Place.make(base, f"hostile-{number}")
     words = []
-    for content in dice.sample(CONTENT, dice.randint(1, 4)):
-        content(place, dice)
+    for content in rng.sample(CONTENT, rng.randint(1, 4)):
+        content(place, rng)
         words.append(content.__name__.strip("_"))
-    lures = dice.sample(hostile_ansible.LURES, dice.randint(0, 3))
+    lures = rng.sample(hostile_ansible.LURES, rng.randint(0, 3))
     hostile_ansible.plant(place.folder, place.script, lures)
     words += [lure.name for lure in lures]
     git(place.folder, "add", "--all", check=False)
-    bad = dice.choice(ESCAPES)
+    bad = rng.choice(ESCAPES)
     author = f"A{bad} <a@example.com>".replace("\x0d", "").replace("\n", "")
     git(
         place.folder,
@@ -167,11 +165,11 @@ def generate(base: Path, seed: int, number: int) -> Repository:
         check=False,
     )
     for refs in REFS:
-        if dice.random() < 0.3:
-            refs(place, dice)
+        if rng.random() < 0.3:
+            refs(place, rng)
             words.append(refs.__name__.strip("_"))
-    if dice.random() < 0.6:
-        trap = dice.choice(TRAPS)
+    if rng.random() < 0.6:
+        trap = rng.choice(TRAPS)
         trap.set(place)
         words.append(trap.name)
     place.canary.unlink(missing_ok=True)

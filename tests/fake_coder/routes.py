@@ -325,8 +325,8 @@ def create_token(call: Call) -> Any:
 def tokens(call: Call) -> Any:
     """``null`` if there are none."""
     who, state = _keys_of(call), call.state
-    everybody = call.query.get("include_all") == "true" and "owner" in call.user.roles
-    found = [key for key in state.keys.values() if key.login_type == "token" and (everybody or key.user == who.id)]
+    all_users = call.query.get("include_all") == "true" and "owner" in call.user.roles
+    found = [key for key in state.keys.values() if key.login_type == "token" and (all_users or key.user == who.id)]
     if call.query.get("include_expired") != "true":
         found = [key for key in found if key.expires > state.now]
     return [views.key(state, key) for key in found] or None

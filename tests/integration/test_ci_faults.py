@@ -98,7 +98,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
     if done.returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("this machine cannot mount a small disk")
     try:
         yield folder
     finally:

@@ -95,7 +95,7 @@ def test_engine_without_permission_is_reported(harness: Harness, tmp_path: Path)
         "except errors.FlowError as error: print(error.code, error)\n"
     )
     if os.getuid():
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can become another user")
     try:
         argv = [sys.executable, "-c", script, str(COLLECTIONS), path]
         said = subprocess.run(argv, capture_output=True, text=True, timeout=30)

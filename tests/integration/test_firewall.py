@@ -193,7 +193,7 @@ def test_one_workspace_cannot_fill_the_connection_table_of_the_host(network: Net
     assert 40 <= entries(network, ONE) <= 120
     assert not network.connects("one", OUTSIDE, 80), "refused at once, not left waiting"
     assert network.connects("two", OUTSIDE, 80), "the neighbour still connects"
-    assert network.connects("outside", HOST, 80), "so does everybody with the host"
+    assert network.connects("outside", HOST, 80), "and so does the host"
     assert network.run("host", str(firewall), "check", check=False).returncode == 0
 
 

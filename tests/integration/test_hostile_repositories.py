@@ -144,9 +144,7 @@ def tasks(made: hostile_repositories.Repository) -> list[dict[str, Any]]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("tens", range(10))
-def test_hundred_hostile_repositories_stay_in_their_workspaces(
-    playbooks: Playbooks, tmp_path: Path, tens: int
-) -> None:
+def test_hundred_hostile_repositories_stay_in_their_workspaces(playbooks: Playbooks, tmp_path: Path, tens: int) -> None:
     """Ten at a time in one process, each brought up, used and deleted."""
     tally = Tally()
     made = [hostile_repositories.generate(tmp_path / str(n), SEED, n) for n in range(10 * tens, 10 * tens + 10)]

@@ -170,9 +170,9 @@ def test_node_without_kvm_gets_the_workspace_and_a_note(
 def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
     """A target that sees only the harness's workspaces, with its own mark."""
     monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{harness.owner}")
-    everybody = DockerTarget.list
+    list_all = DockerTarget.list
     monkeypatch.setattr(
-        DockerTarget, "list", lambda self, owner="", **more: everybody(self, owner or harness.owner, **more)
+        DockerTarget, "list", lambda self, owner="", **more: list_all(self, owner or harness.owner, **more)
     )
     yield harness.target
     harness.target.undrain()

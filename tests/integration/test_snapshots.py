@@ -252,7 +252,7 @@ def test_unchanged_volume_is_not_stored_again_and_any_change_is_detected(node: N
         seen.add(node.ok("run")["volumes"]["spt-flow-a-one-home"]["last_id"])
     assert len(seen) == len(changes) + 1
     node.ok("run", "spt-flow-a-one-home")
-    assert len(node.ok("list")["snapshots"]) == len(changes) + 2, "asked for by name it is stored all the same"
+    assert len(node.ok("list")["snapshots"]) == len(changes) + 2, "a volume named explicitly is always stored"
 
 
 def test_snapshot_missing_from_the_repository_is_created_again(node: Node) -> None:

@@ -133,7 +133,7 @@ class FakeTarget:
         with self.lock:
             present = self.find(spec)
             if present is not None and present.id:
-                raise errors.Conflict("Somebody else created it.")
+                raise errors.Conflict("Another client created it.")
             name = spec.name or spec.repository.slug
             if not spec.name and (spec.owner, name) in self.workspaces and present is None:
                 name = spec.repository.slug_with_suffix()

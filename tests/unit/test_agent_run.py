@@ -132,7 +132,7 @@ def test_docker_is_ready_when_it_answers_and_stops_last(machine):
     os.kill(int((machine.root / "dockerd.pid").read_text()), signal.SIGKILL)
     harness.wait_for(lambda: "started again" in machine.step("docker")["detail"])
     assert machine.end() == 0
-    assert (machine.root / "dockerd.ended").exists(), "dockerd must get the time to end by itself"
+    assert (machine.root / "dockerd.ended").exists(), "dockerd must get time to exit"
 
 
 def test_stop_leaves_no_process_even_if_children_ignore_it(machine):

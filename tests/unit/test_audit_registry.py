@@ -82,13 +82,13 @@ def test_number_taken_while_being_freed_stays_with_its_workspace(node: Node, mon
     node.end("c1")
     rename = Path.rename
 
-    def beside(self: Path, target: Path) -> Path:
+    def concurrent_rename(self: Path, target: Path) -> Path:
         if self.name == str(number):
             with self.open("a") as file:
                 file.write("c2\n")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", beside)
+    monkeypatch.setattr(Path, "rename", concurrent_rename)
     assert node.free() == 0
     assert node.taken == {number}
 

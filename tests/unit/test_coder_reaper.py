@@ -99,7 +99,7 @@ def test_stopped_workspaces_and_failed_starts_are_deleted_before_their_deadline(
     coder_harness.client(still).create_build(found, "stop")
     still.state.next("start", error="no space left on device")
     make(still, "failed", 86000)
-    assert sweep(still, tmp_path).doomed == [], "whoever made them may be cleaning up"
+    assert sweep(still, tmp_path).doomed == [], "their clients may be cleaning up"
     still.state.clock.advance(reaper_coder.GRACE)
     assert sorted(sweep(still, tmp_path).reaped) == ["ada/failed", "ada/stopped"]
     assert alive(still) == set()

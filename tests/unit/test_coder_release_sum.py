@@ -23,7 +23,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "known to the collection": ({"coder_server_version": "2.99.0"}, KNOWN),
     "unknown": ({"coder_server_version": "2.98.0"}, ""),
     "unknown, given": ({"coder_server_version": "2.98.0", "coder_server_sha256": GIVEN}, GIVEN),
-    "a source with a checksum file beside it": ({"coder_server_source": "SOURCE/other.tar.gz"}, ""),
+    "a source with a checksum file next to it": ({"coder_server_source": "SOURCE/other.tar.gz"}, ""),
     "a source with a named checksum file": (
         {"coder_server_source": "SOURCE/other.tar.gz", "coder_server_checksums": "SOURCE/coder_2.98.0_checksums.txt"},
         NAMED,

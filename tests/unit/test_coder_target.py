@@ -308,7 +308,7 @@ def test_keepalive_postpones_the_stop_and_is_withdrawn(fake: Fake, target: Coder
 
     assert stops_after(8.0) == pytest.approx(8 * 3600, abs=60)
     kept = target.list("me")[0].life
-    assert kept.keepalive_until == kept.stops_at, "who looks is told that somebody moved it"
+    assert kept.keepalive_until == kept.stops_at, "status reports that it was extended"
     assert stops_after(0.0) == pytest.approx(2 * 3600, abs=60)
     assert target.list("me")[0].life.keepalive_until is None
     with pytest.raises(InvalidInput, match="half an hour"):

@@ -41,7 +41,7 @@ NEW = Image("slim", "b" * 64)
 OLD = Image("slim", "a" * 64)
 PACKAGES = "bash\t5.2-1\tamd64\tbash\nlibc6\t2.36\tamd64\tglibc\nlibc6\t2.36\ti386\tglibc\n"
 DOCKER = """#!/bin/sh
-# Stands for the program; what it does can be changed by files beside it.
+# A stand-in for the program; files next to it change its behaviour.
 here=$(dirname "$0")
 echo "$*" >>"$here/calls"
 case "$*" in

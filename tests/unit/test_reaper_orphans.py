@@ -85,7 +85,7 @@ def test_check_mode_lists_the_same_and_deletes_nothing() -> None:
 
 
 def test_only_a_workspace_that_the_server_says_it_deleted_counts(fake: Fake) -> None:
-    """A workspace that it does not know, or may not be shown, belongs to somebody else."""
+    """A workspace that the server does not know, or may not show, belongs to another owner."""
     client = coder_harness.client(fake)
     made = [client.create_workspace(name, fake.state.template_by_name("spt-flow").id) for name in ("here", "gone")]
     fake.state.clock.advance(60)

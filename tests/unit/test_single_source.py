@@ -244,8 +244,8 @@ LEFT_OUT = {
         "SPT_FLOW_DOCKER_REASON": "only an engine that was asked gives one",
     },
     "devcontainer.json": {
-        "SPT_FLOW_OWNER": "whoever opens the file",
-        "SPT_FLOW_SEED": "nobody can put one there",
+        "SPT_FLOW_OWNER": "the user who opens the file",
+        "SPT_FLOW_SEED": "no client can upload one",
         "SPT_FLOW_CLONE_CACHE": "only target docker has one",
         "SPT_FLOW_DOTFILES": "personal; VS Code, DevPod and Codespaces have a setting of their own",
         "SPT_FLOW_GIT_NAME": "personal",

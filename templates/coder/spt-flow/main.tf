@@ -193,7 +193,7 @@ resource "coder_agent" "main" {
     key          = "clone"
     display_name = "Clone"
     order        = 1
-    # A file is read, no Python started: this runs in every workspace twice a minute, and while it starts.
+    # Read a file instead of starting Python: this runs twice a minute in every workspace, and during its start.
     script   = "if test -e /run/spt-flow/steps.json; then sed -n 's/.*\"clone\": {\"state\": \"\\([a-z-]*\\)\".*/\\1/p' /run/spt-flow/steps.json; else echo pending; fi"
     interval = 30
     timeout  = 5
@@ -219,7 +219,7 @@ resource "coder_agent" "main" {
     timeout  = 5
   }
 
-  # The node writes it, role host_snapshots.
+  # Written by the role host_snapshots on the node.
   metadata {
     key          = "snapshot"
     display_name = "Last snapshot"
@@ -252,7 +252,7 @@ resource "coder_agent" "main" {
   }
 }
 
-# Its lines are the workspace agent's record, which clients follow.
+# Its output has the workspace agent's events, which clients follow.
 resource "coder_script" "start" {
   agent_id     = coder_agent.main.id
   display_name = "spt.flow"
@@ -280,7 +280,7 @@ resource "coder_app" "ide" {
   display_name = "VS Code in the browser"
   icon         = "/icon/code.svg"
   url          = "http://127.0.0.1:8080/?folder=${urlencode(local.directory)}"
-  # With an address of its own the IDE cannot act as its user on the dashboard.
+  # With its own address the IDE cannot act as its user on the dashboard.
   subdomain = var.subdomain
   share     = "owner"
   healthcheck {
@@ -290,7 +290,7 @@ resource "coder_app" "ide" {
   }
 }
 
-# Never pulled: where the image is missing this fails at once, and says how it gets there.
+# Never pulled: if the image is missing, this fails at once with the command that copies it.
 data "docker_image" "workspace" {
   name = var.image
 
@@ -347,7 +347,7 @@ resource "docker_container" "workspace" {
   memory      = var.memory
   memory_swap = var.memory
 
-  # The volume and the clean end take time; without it the container would be killed.
+  # Unmounting the volume and a clean exit take time; otherwise the container would be killed.
   destroy_grace_seconds = 30
   must_run              = true
   restart               = "no"
@@ -373,7 +373,7 @@ resource "docker_container" "workspace" {
     "SPT_FLOW_GIT_NAME=${coalesce(data.coder_workspace_owner.me.full_name, data.coder_workspace_owner.me.name)}",
     "SPT_FLOW_GIT_EMAIL=${data.coder_workspace_owner.me.email}",
     "SPT_FLOW_DOCKER=${var.docker ? "on" : "off"}",
-    # Behind the server, which asks who it is; when a workspace stops is the server's business as well.
+    # The server in front authenticates users and stops the workspace.
     "SPT_FLOW_IDE_BIND=127.0.0.1",
     "SPT_FLOW_IDE_AUTH=none",
     "SPT_FLOW_IDLE_STOP=0",
@@ -427,7 +427,7 @@ resource "docker_container" "workspace" {
   }
 }
 
-# What clients decide by, there also while the workspace is stopped.
+# Data that clients need, also while the workspace is stopped.
 resource "coder_metadata" "home" {
   count       = local.kept
   resource_id = docker_volume.home[0].id
