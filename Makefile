@@ -19,7 +19,7 @@ venv: ## Install Ansible for this checkout, as .venv/bin/ansible-playbook
 test: ## Run what CI runs, at most 38 minutes: checks, unit tests on both ends of ansible-core, integration on a real engine
 	@tools/test
 
-test-full: ## Everything, hours allowed: the above with long runs, the fat image, a Coder server, molecule and sanity; names what it skipped
+test-full: ## Run everything, for hours: the above with long runs, the fat image, a Coder server, molecule and sanity; names what it skipped
 	@tools/test --full
 
 lint: ## Run static checks and convention tests

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rows of the speed table that are about CI: a run against the same by hand, the reaper, the time after a TTL.
+"""Rows of the speed table about CI: a run against the same by hand, the reaper, the time after a TTL.
 
-``samples`` holds seconds, bytes and counts by name.
+``samples`` has seconds, bytes and counts by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BY_HAND = "cat >/tmp/b && git clone -q /tmp/b r && cd r && " + COMMAND
 
 
 def overhead(playbook: Play, image: str, repository: Path, folder: Path, samples: Samples, rounds: int) -> str:
-    """A command by `ci.yml`, in turns with an empty play and the same command in a container that is started by hand.
+    """Measure a command with `ci.yml`, in turns with an empty play and the same command in a plain container.
 
     ``playbook(verb, **values)`` runs one and returns its seconds.
     """
@@ -51,7 +51,7 @@ def overhead(playbook: Play, image: str, repository: Path, folder: Path, samples
 
 
 def reaper(run: Play, checkout: Path, folder: Path, samples: Samples, rounds: int) -> str:
-    """The program of the timer, a pass over many workspaces of a fake server, of which a part has expired.
+    """Measure the timer's program: a pass over many workspaces of a fake server, some of them expired.
 
     ``run(argv, environment, memory)`` returns seconds and memory of a process.
     """
@@ -101,9 +101,9 @@ def fill(fake: Any, many: int, ttl: float) -> None:
 def deletion(
     client: Any, start: Callable[..., subprocess.Popen[bytes]], owner: str, samples: Samples, runs: int
 ) -> str:
-    """Seconds from the TTL to the end of a workspace whose client was killed; nothing but itself ends it.
+    """Measure the seconds from the TTL to the end of a workspace whose client was killed, so that it ends itself.
 
-    ``start(number)`` begins a run of ``TTL`` seconds whose command goes on for ever.
+    ``start(number)`` starts a run of ``TTL`` seconds with an endless command.
     """
     waiting: dict[str, float] = {}
     for number in range(runs):
@@ -129,13 +129,13 @@ def deletion(
 
 
 def containers(client: Any, *labels: str) -> list[dict[str, Any]]:
-    """The engine's list by labels in one request: one request per container fails when it vanishes in between."""
+    """List containers by labels in one request; a request per container would fail when one vanishes in between."""
     found: list[dict[str, Any]] = client.api.containers(all=True, filters={"label": list(labels)})
     return found
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that came of it, whatever sessions they are in."""
+    """Return a process and all its descendants, in any session."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

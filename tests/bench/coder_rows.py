@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rows of the speed table that are about a Coder server: whole processes against the fake one, and new workspaces
-on a real one where there is one.
+"""Rows of the speed table about a Coder server: whole processes against the fake one, and new workspaces on a real one.
 
-The fake runs in the bench's own process, on the same processors as what is measured. ``samples`` holds seconds, bytes
-and counts by name.
+The fake server runs in the benchmark's own process, on the measured processors. ``samples`` has seconds, bytes and
+counts by name.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ REPO = "https://git.invalid/team/demo.git"
 
 
 def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> str:
-    """`up` on a running workspace in turns with an empty play, then `status` with ``many``.
+    """Measure `up` on a running workspace in turns with an empty play, then `status` with ``many``.
 
-    ``playbook(verb, memory, **environment)`` runs one and returns its seconds, words and memory. Returns what was
-    measured on.
+    ``playbook(verb, memory, **environment)`` runs one and returns its seconds, output and memory. Return a remark about
+    the setup.
     """
     from ansible_collections.spt.flow.tests.unit import coder_harness
 
@@ -38,7 +37,7 @@ def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> 
         server = {"CODER_URL": fake.url, "CODER_SESSION_TOKEN": coder_harness.TOKEN, "NO_PROXY": "127.0.0.1"}
         values = {**server, "SPT_FLOW_REPO": REPO, "SPT_FLOW_CONNECT": "false"}
         playbook("up", False, **values)
-        # What was started a moment ago is waited for, as somebody else's may be.
+        # Recently started workspaces would be waited for, because another client may have started them.
         fake.state.clock.advance(120)
         playbook("up", False, **values)
         for _round in range(rounds):
@@ -60,7 +59,7 @@ def measure(playbook: Play, samples: Samples, rounds: int, many: int = MANY) -> 
 
 
 def crowd(samples: Samples, clients: int = 100) -> None:
-    """That many ``up`` at once, a fifth of all answers wrong: workspaces made, requests a minute of the busiest URL."""
+    """Run this many ``up`` in parallel with a fifth of all answers wrong; count workspaces and requests per minute."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
@@ -91,7 +90,7 @@ def crowd(samples: Samples, clients: int = 100) -> None:
 
 
 def measure_live(samples: Samples, rounds: int) -> str:
-    """New workspaces on a real server, one after the other, the image cached; what there was, or why there was none."""
+    """Measure new workspaces on a real server, one by one, with a cached image; return a remark or why none ran."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
@@ -118,7 +117,7 @@ def measure_live(samples: Samples, rounds: int) -> str:
         assert live_server.admin is not None
         coder_template.roll_out(live_server.admin, live_server.wanted(settings))
         for number in range(rounds + 1):
-            # It asks for a key, so that the clone settles at once, whatever a network does.
+            # It needs a key, so that the clone ends at once on any network.
             repository = Repository.parse(f"ssh://root@{live_server.gateway}:{port}/team/new{number}.git")
             spec = WorkspaceSpec("me", settings, repository=repository)
             client = live_server.client(live_server.token)
@@ -127,7 +126,7 @@ def measure_live(samples: Samples, rounds: int) -> str:
             result = lifecycle.ensure(CoderTarget(client), spec, probe=lambda *_asked: Probe("needs-auth"))
             seconds = time.time() - begun
             assert result.workspace is not None
-            if number:  # the first one fills caches
+            if number:  # The first one fills caches.
                 parts = stages(client.workspace_by_id(result.workspace.id), asked[0], seconds)
                 for name, part in parts.items():
                     note(samples, f"coder new {name}", part)
@@ -136,7 +135,7 @@ def measure_live(samples: Samples, rounds: int) -> str:
 
 
 def moment(of: Any, method: str) -> list[float]:
-    """When ``of.method`` is called, once it is."""
+    """Record when ``of.method`` is first called."""
     moments: list[float] = []
     function = getattr(of, method)
 
@@ -149,8 +148,8 @@ def moment(of: Any, method: str) -> list[float]:
 
 
 def stages(workspace: Any, asked: float, seconds: float) -> dict[str, float]:
-    """Where the time of a new workspace went: Coder from the request ``asked`` to a job that runs, Terraform, the
-    agent until it is connected, and all the rest, which is ours."""
+    """Split the time of a new workspace: Coder from the request ``asked`` to a running job, Terraform, the agent until
+    it is connected, and our own part."""
     job = workspace["latest_build"]["job"]
     agent = next(a for r in workspace["latest_build"]["resources"] for a in r.get("agents") or [])
     taken, built, there = (
@@ -168,7 +167,7 @@ def stages(workspace: Any, asked: float, seconds: float) -> dict[str, float]:
 
 
 def fill(fake: Any, many: int) -> None:
-    """``many`` running workspaces of the user ``ada`` altogether."""
+    """Create running workspaces of the user ``ada``, up to ``many`` in total."""
     state = fake.state
     with fake.lock:
         ada, template = state.user("ada"), state.template_by_name("spt-flow")
@@ -180,7 +179,7 @@ def fill(fake: Any, many: int) -> None:
 
 
 def rows(samples: Samples) -> Iterator[Row]:
-    """The rows of ``measure``."""
+    """Return the rows of ``measure``."""
     seconds, asked = median(samples, "coder up"), max(samples["coder up requests"])
     share = seconds / median(samples, "coder empty")
     measured = f"{seconds:.2f} s = {share:.2f} × empty, {asked:.0f} requests"
@@ -202,7 +201,7 @@ def rows(samples: Samples) -> Iterator[Row]:
 
 
 def live_rows(samples: Samples) -> Iterator[Row]:
-    """The row of ``measure_live``, where there is a real server."""
+    """Return the row of ``measure_live``, if there is a real server."""
     if "coder new whole" not in samples:
         return
     parts = {name: median(samples, f"coder new {name}") for name in ("whole", "queue", "Terraform", "agent", "ours")}

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rows of the speed table that are about workspace hosts: snapshots, the runtime, a converged ``site.yml``.
+"""Rows of the speed table about workspace hosts: snapshots, the runtime, a converged ``site.yml``.
 
-Each part fills ``samples`` (seconds by name) and ``rows`` makes the table's rows of those that were measured. What is
-compared runs in turns within one run, so that the machine's noise meets both sides.
+Each part fills ``samples`` (seconds by name), and ``rows`` builds the table's rows from them. Compared commands run in
+turns within one run, so that noise of the machine affects both.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def timed(samples: Samples, name: str, action: Callable[..., object], *words: An
 
 
 def call(*argv: str, cwd: Path | None = None) -> str:
-    """A command's output; its failure ends the bench with its words."""
+    """Return a command's output; if it fails, end the benchmark with its output."""
     done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode != 0:
         raise Failed(f"'{' '.join(argv)}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -51,7 +51,7 @@ def call(*argv: str, cwd: Path | None = None) -> str:
 
 
 def fill(home: Path, files: int = FILES, size: int = BYTES) -> None:
-    """A home of ``files`` files with ``size`` bytes in all, half of each incompressible, none like another."""
+    """Create a home of ``files`` files with ``size`` bytes in total, half of each incompressible, all different."""
     source = random.Random(1)
     pool, words = source.randbytes(POOL), b"def main() -> None:\n    return\n" * 2000
     mean = size // files
@@ -127,7 +127,7 @@ def snapshot_rows(samples: Samples) -> Iterator[Row]:
 
 
 def runtime(image: str, owner: str, samples: Samples, rounds: int) -> str:
-    """Starts and execs under the runtime spt-flow and under plain runc, on the same engine, in turns."""
+    """Measure starts and execs with the runtime spt-flow and with plain runc, on the same engine, in turns."""
     offered = call("docker", "info", "--format", "{{range $name, $_ := .Runtimes}}{{$name}} {{end}}").split()
     if "spt-flow" not in offered:
         return "runtime: not measured, the engine does not offer spt-flow"
@@ -172,7 +172,7 @@ WORK = (
 
 
 def volumes(image: str, owner: str, samples: Samples, rounds: int) -> str:
-    """Commit, clone and build in a volume with a file system of its own and in a plain one, in turns."""
+    """Measure commit, clone and build in a volume with its own file system and in a plain one, in turns."""
     if not Path("/usr/local/lib/spt-flow/spt-flow-disk").exists():
         return "volumes: not measured, the engine's runtime does not limit disk"
     names = {"sized": f"spt-flow-{owner}-bench-home", "plain": f"spt-flow-{owner}-plain"}
@@ -205,7 +205,7 @@ def volume_rows(samples: Samples) -> Iterator[Row]:
 
 
 def neighbours(place: Path, samples: Samples, rounds: int) -> str:
-    """How long a workspace takes to answer beside another that misbehaves, and how long when all is quiet."""
+    """Measure how long a workspace takes to answer next to a misbehaving one, and when all is quiet."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
     from ansible_collections.spt.flow.tests.integration import harness, noise_harness
 
@@ -231,7 +231,7 @@ def neighbour_rows(samples: Samples) -> Iterator[Row]:
 
 @contextmanager
 def machine(checkout: Path, place: Path, owner: str) -> Iterator[str]:
-    """A systemd container as molecule makes them; gives an inventory with it as the only node."""
+    """Start a systemd container like molecule does; yield an inventory with it as the only node."""
     name, inventory = f"spt-flow-{owner}", place / "hosts.json"
     node = {"ansible_connection": "community.docker.docker", "ansible_python_interpreter": "/usr/bin/python3"}
     inventory.write_text(json.dumps({"all": {"children": {"flow_nodes": {"hosts": {name: node}}}}}))
@@ -245,7 +245,7 @@ def machine(checkout: Path, place: Path, owner: str) -> Iterator[str]:
 
 
 def site(inventory: str, checkout: Path, env: dict[str, str], samples: Samples, rounds: int) -> str:
-    """``site.yml`` on the hosts of ``inventory`` when it has brought them to their state, beside an empty play."""
+    """Measure ``site.yml`` on converged hosts of ``inventory``, against an empty play."""
 
     def play(path: str) -> str:
         argv = ["ansible-playbook", path, "-i", inventory]

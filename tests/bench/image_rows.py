@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rows of the speed table that are about the fat image: built again, one tool moved, started, and worked with."""
+"""Rows of the speed table about the fat image: rebuild, one tool updated, start, and work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT = 1800
 
 
 def measure(play: Play, samples: Samples, rounds: int, place: Path) -> str:
-    """All rows in ``place``; ``play(verb, **values)`` runs a playbook. Returns what was measured on."""
+    """Measure all rows in ``place``; ``play(verb, **values)`` runs a playbook. Return a remark about the setup."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
@@ -43,7 +43,7 @@ def docker(*words: str) -> str:
 
 
 def again(play: Play, samples: Samples, rounds: int, tag: str) -> None:
-    """`make image` where nothing has changed."""
+    """Measure `make image` without changes."""
     before = docker("image", "inspect", "-f", "{{.Id}}", tag)
     for _round in range(rounds):
         note(samples, "image again", play("image", profile=PROFILE).seconds)
@@ -52,7 +52,7 @@ def again(play: Play, samples: Samples, rounds: int, tag: str) -> None:
 
 
 def share(samples: Samples, place: Path, tag: str) -> None:
-    """The bytes that an image keeps when a tool moves that does so often."""
+    """Measure the bytes that an image keeps when an often updated tool changes."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Progress
     from ansible_collections.spt.flow.tests.integration import image_layers
 
@@ -63,7 +63,7 @@ def share(samples: Samples, place: Path, tag: str) -> None:
 
 
 def started(play: Play, samples: Samples, rounds: int, place: Path) -> None:
-    """A new workspace to its open IDE, of the slim and of the fat image in turns."""
+    """Measure a new workspace until its IDE is open, with the slim and the fat image in turns."""
     for number in range(rounds):
         for profile in ("slim", PROFILE):
             name = f"start{number}"
@@ -73,7 +73,7 @@ def started(play: Play, samples: Samples, rounds: int, place: Path) -> None:
 
 
 def reference(play: Play, samples: Samples, place: Path, tag: str) -> None:
-    """`up` to a finished build, and the same build in a container that only sleeps beside it."""
+    """Measure `up` until a finished build, and the same build in a sleeping container."""
     folder = place / "reference"
     reference_build.make(folder)
     git = ["git", "-C", str(folder), "-c", "user.name=Bench", "-c", "user.email=bench@example.com"]

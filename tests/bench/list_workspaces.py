@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine alone, as a script uses it: lists an owner's workspaces. ``list_workspaces.py <owner>``"""
+"""List an owner's workspaces with only the engine's API, like a script: ``list_workspaces.py <owner>``"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reference build: a repository in Go, Rust, WebAssembly and JavaScript whose dependencies lie in it.
+"""The reference build: a repository in Go, Rust, WebAssembly and JavaScript that contains its dependencies.
 
-    python3 tests/bench/reference_build.py FOLDER     makes it there; `sh build.sh` in it builds, runs and checks all
+    python3 tests/bench/reference_build.py FOLDER     creates it; `sh build.sh` in it builds, runs and checks all
 
-Everything is generated here, dependencies as well, and laid out as `go mod vendor`, `cargo vendor` and `npm pack` do.
-Most of the time is the compilers': Go's standard library, two hundred Rust modules three times, packages unpacked.
+Everything is generated here, including dependencies, in the layout of `go mod vendor`, `cargo vendor` and `npm pack`.
+Most of the time is spent in compilers: Go's standard library, two hundred Rust modules three times, unpacking packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = 40
 FUNCTIONS = 30
 """Functions of each dependency."""
 EXPECTED = sum(number % 7 for number in range(FUNCTIONS)) * PACKAGES
-"""What every program computes by calling all of them."""
+"""The result that every program computes by calling all of them."""
 
 BUILD = f"""#!/bin/sh
 # Build everything without a network, run it, and compare what it computes.
@@ -67,7 +67,7 @@ def go() -> dict[str, str]:
     modules = "".join(f"# example.com/{name} v1.0.0\n## explicit; go 1.21\nexample.com/{name}\n" for name in names)
     imports = '\t"fmt"\n' + "".join(f'\t"example.com/{name}"\n' for name in names)
     main = f"func main() {{ fmt.Println({' + '.join(f'{name}.Total()' for name in names)}) }}\n"
-    # The server is never started: what it brings is compiled, as in programs that people write.
+    # The server is never started; its code is only compiled, as in real programs.
     server = '\t"crypto/tls"\n\t"database/sql"\n\t"encoding/json"\n\t"html/template"\n\t"net/http"\n'
     uses = "var _ = []any{http.ListenAndServe, tls.Dial, sql.Open, json.Marshal, template.New}\n"
     return {
@@ -117,7 +117,7 @@ def rust() -> dict[str, str]:
 
 
 def rust_crate(name: str) -> dict[str, str]:
-    """A crate as `cargo vendor` lays it out: with the sums of its files, and the one of its archive."""
+    """A crate in the layout of `cargo vendor`, with the checksums of its files and its archive."""
     functions = "".join(
         f"fn f{number}<T: Copy + Into<i64>>(values: &HashMap<String, T>) -> i64 {{\n"
         f'    let wanted = values.iter().filter(|(name, _)| name.starts_with("x"));\n'
@@ -187,13 +187,13 @@ console.log(String(instance.exports.total()));
 
 
 def npm_package(name: str, index: str) -> bytes:
-    """A package as `npm pack` makes it."""
+    """A package like `npm pack` creates it."""
     about = {"name": name, "version": "1.0.0", "type": "module", "main": "index.mjs"}
     return packed({"package/package.json": json.dumps(about), "package/index.mjs": index})
 
 
 def packed(files: Mapping[str, str]) -> bytes:
-    """An archive that depends on the files alone."""
+    """An archive that depends only on its files."""
     archive = io.BytesIO()
     with gzip.GzipFile("", "wb", fileobj=archive, mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
         for name, text in files.items():
