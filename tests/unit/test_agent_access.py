@@ -141,7 +141,7 @@ def test_sshd_accepts_the_generated_configuration(machine):
 def test_session_waits_for_a_start_with_a_timeout(machine, monkeypatch):
     # Do not stop the clock: servers of other tests may still read it.
     monkeypatch.setattr(access.time, "monotonic", itertools.count(0.0, 5.0).__next__)
-    with pytest.raises(contract.Failure, match="has not made its host key yet"):
+    with pytest.raises(contract.Failure, match="has no host key yet"):
         access.session(ED, machine.paths)
 
 

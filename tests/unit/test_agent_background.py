@@ -22,13 +22,13 @@ import os, sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, {library!r})
 from pathlib import Path
-from spt_workspace import beside
+from spt_workspace import background
 from spt_workspace.contract import Paths
 
 def run(environ):
     os.execve(sys.executable, [sys.executable, "-c", {run!r}], environ)
 
-sys.exit(beside.start(Paths(Path({root!r})), os.environ, run))
+sys.exit(background.start(Paths(Path({root!r})), os.environ, run))
 """
 
 

@@ -327,7 +327,7 @@ def test_damaged_or_missing_bundle_is_reported(machine, served):
     assert refused(machine, **extra).sentence.startswith("The copy of local/home/me/project is damaged: ")
     assert seed.exists()
     seed.unlink()
-    assert "is not there" in refused(machine, **extra).sentence
+    assert "does not exist" in refused(machine, **extra).sentence
     # With an agent as main process, the client uploads it only once the workspace runs.
     follows = refused(machine, SPT_FLOW_AGENT="1 1", **extra)
     assert (follows.state, follows.sentence) == ("needs-auth", "The copy of the local repository follows.")

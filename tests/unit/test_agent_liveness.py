@@ -10,7 +10,7 @@ import os
 
 import pytest
 from ansible_collections.spt.flow.tests.unit import agent_harness as harness  # noqa: F401
-from spt_workspace import contract, life
+from spt_workspace import contract, liveness
 
 HOUR = 3600.0
 
@@ -20,13 +20,13 @@ class World:
 
     def __init__(self, **values: object) -> None:
         self.boot, self.wall = 1000.0, 1_800_000_000.0
-        self.life = life.Life(contract.Contract(**values), self.boot, self.wall)  # type: ignore[arg-type]
-        self.seen = life.Seen()
+        self.life = liveness.Liveness(contract.Contract(**values), self.boot, self.wall)  # type: ignore[arg-type]
+        self.seen = liveness.Seen()
         self.verdict = self.life.sample(self.boot, self.wall, self.seen)
 
-    def pass_(self, seconds: float, step: float = 30.0, **seen: object) -> life.Verdict:
+    def pass_(self, seconds: float, step: float = 30.0, **seen: object) -> liveness.Verdict:
         """Advance the time in samples; stop early when the workspace would stop."""
-        self.seen = life.Seen(**seen)  # type: ignore[arg-type]
+        self.seen = liveness.Seen(**seen)  # type: ignore[arg-type]
         until = self.boot + seconds
         while self.boot < until and not self.verdict.stop:
             self.boot += step
@@ -115,15 +115,15 @@ def test_traffic_is_read_from_the_kernel(tmp_path):
         peer, address = server.accept()
         client.sendall(b"x" * 5000)
         assert len(peer.recv(5000, socket.MSG_WAITALL)) == 5000
-        seen = life.ide_traffic(server.getsockname()[1])
+        seen = liveness.ide_traffic(server.getsockname()[1])
         assert seen == {f"127.0.0.1:{address[1]}": 5000}
         peer.close()
 
 
 def test_leftover_heartbeat_and_terminals_are_not_activity():
     world = World()
-    world.life = life.Life(contract.Contract(), world.boot, world.wall)
-    world.verdict = world.life.sample(world.boot, world.wall, life.Seen(heartbeat=77, terminals={"3": 5.0}))
+    world.life = liveness.Liveness(contract.Contract(), world.boot, world.wall)
+    world.verdict = world.life.sample(world.boot, world.wall, liveness.Seen(heartbeat=77, terminals={"3": 5.0}))
     assert world.pass_(2 * HOUR + 60, heartbeat=77, terminals={"3": 5.0}).stop
 
 
@@ -183,7 +183,7 @@ def test_impossible_keepalive_is_ignored(hours, granted):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"until": 1}', '{"until": "x", "granted_at": 0}', "\x00"])
 def test_damaged_keepalive_is_ignored(text):
-    assert life.valid_keepalive(text, 0, 24 * HOUR) is None
+    assert liveness.valid_keepalive(text, 0, 24 * HOUR) is None
     assert World().pass_(3 * HOUR, keepalive=text).stop
 
 
@@ -220,9 +220,9 @@ def test_next_sample_is_in_time_for_the_stop():
 def test_records_that_differ_only_by_rounding_are_not_repeated():
     world = World()
     first = world.verdict.record
-    assert not life.Life.changed(first, {**first, "stops_at": first["stops_at"] + 1})
-    assert life.Life.changed(first, {**first, "stops_at": first["stops_at"] + 60})
-    assert life.Life.changed(first, {**first, "reason": "idle"}) and life.Life.changed({}, first)
+    assert not liveness.Liveness.changed(first, {**first, "stops_at": first["stops_at"] + 1})
+    assert liveness.Liveness.changed(first, {**first, "stops_at": first["stops_at"] + 60})
+    assert liveness.Liveness.changed(first, {**first, "reason": "idle"}) and liveness.Liveness.changed({}, first)
 
 
 def test_quiet_day_writes_few_records():
@@ -231,7 +231,7 @@ def test_quiet_day_writes_few_records():
     record: dict = {}
     for minute in range(600):
         verdict = world.pass_(60, heartbeat=minute + 1)
-        told += life.Life.changed(record, verdict.record)
+        told += liveness.Liveness.changed(record, verdict.record)
         record = verdict.record
     assert told <= 3
 
@@ -247,8 +247,8 @@ def test_live_sessions_hold_their_lock_and_dead_ones_are_removed(tmp_path):
     pts.mkdir()
     (pts / "0").touch()
     (pts / "ptmx").touch()
-    seen = life.look(paths, pts)
+    seen = liveness.look(paths, pts)
     assert seen.sessions == 1 and list(seen.terminals) == ["0"]
     assert [p.name for p in paths.sessions.iterdir()] == ["live"]
     os.close(held)
-    assert life.look(paths, pts).sessions == 0
+    assert liveness.look(paths, pts).sessions == 0

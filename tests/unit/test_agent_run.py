@@ -95,7 +95,7 @@ def test_wrong_version_or_number_is_reported(machine):
     program = [sys.executable, str(harness.PROGRAM), "run"]
     for env in ({"SPT_FLOW_CONTRACT": "9"}, {"SPT_FLOW_DEPTH": "many"}, {"SPT_FLOW_IDLE_STOP": "-1"}):
         done = subprocess.run(program, env={**machine.environ, **env}, capture_output=True, text=True, timeout=20)
-        assert done.returncode == 8 and "Traceback" not in done.stderr and "start contract" in done.stderr
+        assert done.returncode == 8 and "Traceback" not in done.stderr and "workspace agent" in done.stderr
 
 
 def test_crashed_ide_is_restarted_and_reported(machine):

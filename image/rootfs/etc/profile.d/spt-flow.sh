@@ -8,12 +8,12 @@ if [ "$(id -u)" = 1000 ]; then
     export DOCKER_HOST="unix://$XDG_RUNTIME_DIR/docker.sock"
     export GOTMPDIR=/var/tmp/coder CARGO_TARGET_DIR=/var/tmp/coder/cargo-target
     export PATH="$PATH:$HOME/.cargo/bin:$HOME/go/bin"
-    # What flow-vm found out.
+    # The accelerator that flow-vm found.
     if [ -z "${SPT_FLOW_ACCEL:-}" ] && [ -r /run/spt-flow/accel ]; then
         read -r SPT_FLOW_ACCEL </run/spt-flow/accel
         export SPT_FLOW_ACCEL
     fi
     export PIP_CACHE_DIR=/var/tmp/coder/pip npm_config_cache=/var/tmp/coder/npm
-    # Variables of the repository's devcontainer.json; the start contract writes them.
+    # Variables of the repository's devcontainer.json; the workspace agent writes them.
     [ ! -r /run/spt-flow/environment.sh ] || . /run/spt-flow/environment.sh
 fi

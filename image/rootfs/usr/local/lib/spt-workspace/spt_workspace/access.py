@@ -35,7 +35,7 @@ KEY_TYPES = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
-# What a login sets itself, and what is the contract's own business.
+# Set by a login itself, or internal to the agent.
 _NOT_PASSED = re.compile(
     r"SPT_FLOW_.*|HOME|PWD|OLDPWD|SHLVL|HOSTNAME|USER|LOGNAME|SHELL|TERM|MAIL|_|SSH_.*|GIT_.*|(HASHED_)?PASSWORD"
 )
@@ -51,7 +51,7 @@ CACHES = {
 
 
 def user_environment(environ: Mapping[str, str], contract: Contract, paths: Paths) -> dict[str, str]:
-    """What programs of the user find in their environment, in the IDE and through SSH alike."""
+    """Return the environment of the user's programs, the same in the IDE and in SSH sessions."""
     env = {
         name: value
         for name, value in environ.items()
@@ -67,12 +67,12 @@ def user_environment(environ: Mapping[str, str], contract: Contract, paths: Path
 
 
 def _quoted(text: str) -> str:
-    """``text`` for a line of sshd_config or gitconfig."""
+    """Quote ``text`` for sshd_config or gitconfig."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def gitconfig(contract: Contract, paths: Paths) -> str:
-    """Included by the image's /etc/gitconfig: whatever the user sets in ``~/.gitconfig`` wins."""
+    """Return the file that /etc/gitconfig includes; the user's ``~/.gitconfig`` overrides it."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
     lines = []
     if contract.git_name or contract.git_email:
@@ -93,7 +93,7 @@ def gitconfig(contract: Contract, paths: Paths) -> str:
 
 
 def sshd_config(env: Mapping[str, str], paths: Paths) -> str:
-    """One configuration for every session; the key that may log in comes with the session."""
+    """Return sshd's configuration, the same for every session; each session brings its own authorized key."""
     settings = {
         "HostKey": str(paths.run / "host_key"),
         "PidFile": "none",
@@ -128,7 +128,7 @@ def sshd_config(env: Mapping[str, str], paths: Paths) -> str:
 
 
 def prepare(contract: Contract, paths: Paths, env: Mapping[str, str]) -> None:
-    """Write what sessions and git need, below the tmpfs; the host key is a new one at every start."""
+    """Write the files for sessions and git to memory, with a new host key at every start."""
     paths.sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
     pinned = KNOWN_HOSTS.read_text() if KNOWN_HOSTS.exists() else ""
     write_file(paths.run / "known_hosts", pinned + contract.known_hosts.rstrip("\n") + "\n")
@@ -139,11 +139,11 @@ def prepare(contract: Contract, paths: Paths, env: Mapping[str, str]) -> None:
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(key)]
     made = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
     if made.returncode:
-        raise Failure("The SSH host key could not be made; nobody can get in by SSH.")
+        raise Failure("Cannot create the SSH host key, so SSH does not work. The workspace's log says why.")
 
 
 def host_key(paths: Paths) -> str:
-    """``ssh-ed25519 AAAA…``, or nothing before the start has come that far."""
+    """Return ``ssh-ed25519 AAAA…``, or an empty text before the key exists."""
     try:
         return " ".join((paths.run / "host_key.pub").read_text().split()[:2])
     except OSError:
@@ -151,7 +151,7 @@ def host_key(paths: Paths) -> str:
 
 
 def ide_password(paths: Paths) -> str:
-    """This start's password, read back from where only the workspace's user can; empty before it is made."""
+    """Return the IDE's password from a file that only the user can read; empty before it exists."""
     try:
         lines = (paths.run / "code-server.yaml").read_text().splitlines()
     except OSError:
@@ -160,9 +160,9 @@ def ide_password(paths: Paths) -> str:
 
 
 def known_hosts_line(name: str, paths: Paths) -> str:
-    """What ``KnownHostsCommand`` wants for the host that the client calls ``name``. Raises ``Failure``."""
+    """Return the line that ``KnownHostsCommand`` needs for the host that the client calls ``name``."""
     if not re.fullmatch(r"[][A-Za-z0-9._:-]{1,255}", name):
-        raise Failure("The host's name has characters that no host has.", 2)
+        raise Failure("The host name has invalid characters.", 2)
     key = _patiently(paths)
     return f"{name} {key}"
 
@@ -171,32 +171,32 @@ def _patiently(paths: Paths) -> str:
     until = time.monotonic() + 10
     while not host_key(paths):
         if time.monotonic() > until:
-            raise Failure("The workspace has not made its host key yet. Is it starting? See its log.")
+            raise Failure("The workspace has no host key yet. If it is not starting, see its log.")
         time.sleep(0.05)
     return host_key(paths)
 
 
 def check_key(text: str) -> str:
-    """The one line for authorized_keys: type and key, no options, no comment. Raises ``Failure``."""
+    """Return the line for authorized_keys: type and key, without options or comment."""
     parts = text.strip(" \n").split(" ")
     if len(text) > 8192 or not text.strip(" \n").isprintable() or len(parts) < 2 or parts[0] not in KEY_TYPES:
-        raise Failure("That is no public key in OpenSSH's format (type, key).", 2)
+        raise Failure("This is not a public key in OpenSSH's format (type, key).", 2)
     try:
         blob = base64.b64decode(parts[1], validate=True)
         (length,) = struct.unpack(">I", blob[:4])
     except (binascii.Error, struct.error, ValueError):
-        raise Failure("That public key is damaged.", 2) from None
+        raise Failure("This public key is damaged.", 2) from None
     if blob[4 : 4 + length] != parts[0].encode() or len(blob) <= 4 + length:
-        raise Failure("That public key is not of the type that it names.", 2)
+        raise Failure("This public key does not have the type that it names.", 2)
     return f"{parts[0]} {parts[1]}\n"
 
 
 def session(text: str, paths: Paths) -> int:
-    """Speak SSH on stdin and stdout with the holder of the key ``text`` until its client ends; sshd's status."""
+    """Serve one SSH session on stdin and stdout for the holder of the key ``text``; return sshd's status."""
     key = check_key(text)
     _patiently(paths)
     name = os.urandom(6).hex()
-    # Made aside and renamed: the life loop removes what nobody holds.
+    # Renamed when complete, because the liveness check removes sessions without a locked file.
     new, place = paths.run / f"session-{name}", paths.sessions / name
     try:
         new.mkdir(mode=0o700)
@@ -223,17 +223,17 @@ def session(text: str, paths: Paths) -> int:
 
 
 def _adopt() -> None:
-    """Become the parent of what the session leaves behind (prctl PR_SET_CHILD_SUBREAPER)."""
-    import ctypes  # after sshd's start: it costs 10 ms
+    """Become the parent of processes that the session leaves behind (prctl PR_SET_CHILD_SUBREAPER)."""
+    import ctypes  # imported after sshd has started, because it takes 10 ms
 
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def _outlive(daemon: subprocess.Popen[bytes]) -> int:
-    """Wait for sshd, then hang up on the commands that its client left.
+    """Wait for sshd, then send SIGHUP to the commands that its client left behind.
 
-    A terminal does that by itself, a command without one would run on for ever. What daemonised itself (tmux, an
-    editor's server) holds none of the session's descriptors any more and stays.
+    A terminal does this itself; a command without a terminal would run forever. Daemons (tmux, an editor's server) have
+    closed the session's descriptors and keep running.
     """
     status = None
     while status is None:
@@ -248,7 +248,7 @@ def _outlive(daemon: subprocess.Popen[bytes]) -> int:
 
 
 def _was_left(entry: Path) -> bool:
-    """Whether ``/proc/N`` leads a session that came to us and still holds what its client was connected to."""
+    """Return whether ``/proc/N`` is our child, leads a session and still has the client's pipes open."""
     try:
         number = int(entry.name)
         parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
@@ -260,7 +260,7 @@ def _was_left(entry: Path) -> bool:
 
 
 def credential(action: str, paths: Paths) -> int:
-    """git's credential helper: ask the newest session's client, keep nothing."""
+    """Answer as git's credential helper: ask the client of the newest session, store nothing."""
     request = sys.stdin.read(16384)
     if action != "get":
         return 0
@@ -281,14 +281,14 @@ def _made(place: Path) -> float:
 
 
 def _ask(place: Path, request: str) -> str:
-    """The answer of the client behind ``place``; nothing when it has gone or has none."""
+    """Return the answer of the client behind ``place``; empty if it has disconnected or has no answer."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         answer = b""
         try:
             client.connect(str(place))
         except ConnectionRefusedError:
-            place.unlink(missing_ok=True)  # its session has gone
+            place.unlink(missing_ok=True)  # its session has ended
             return ""
         except OSError:
             return ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The repository: cloned aside, verified, then renamed, so that a kill leaves either nothing or a whole clone."""
+"""Clone into a temporary directory, verify and rename: a kill leaves nothing or a complete clone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .beside import AGENT
+from .background import AGENT
 from .contract import Contract, Failure, Paths, reason, write_file
 from .processes import Children, Outcome, backoff
 from .record import printable
@@ -28,7 +28,7 @@ _SCP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^-].*
 _URL = re.compile(r"(https://|ssh://([A-Za-z0-9_][A-Za-z0-9._-]*@)?)[A-Za-z0-9\[][A-Za-z0-9.:\]-]*/[^-].*")
 _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 
-# git's own words, in the order in which they decide; ssh ends every failure with the same general sentence.
+# Messages of git by kind; the first match decides, because ssh ends every failure with the same general sentence.
 _WORDS = {
     "disk": ("no space left on device", "disk quota exceeded"),
     "host-key": (
@@ -80,13 +80,13 @@ _WORDS = {
 
 
 def classify(text: str) -> str:
-    """What git's messages mean: disk, host-key, auth, missing-ref, missing, network or other."""
+    """Return the kind of git's error: disk, host-key, auth, missing-ref, missing, network or other."""
     lower = text.lower()
     return next((kind for kind, words in _WORDS.items() if any(word in lower for word in words)), "other")
 
 
 def check_url(url: str, what: str = "repository") -> str:
-    """``url`` when git may be given it; raises ``Failure``. Not trusting the caller is cheap here."""
+    """Return ``url`` if git may get it; raise ``Failure`` otherwise."""
     good = url.isprintable() and len(url) <= 4096 and (_URL.fullmatch(url) or _SCP.fullmatch(url)) and "::" not in url
     if not good:
         raise Failure(f"The {what} is not cloned: only https://host/path, ssh://user@host/path and user@host:path are.")
@@ -94,7 +94,7 @@ def check_url(url: str, what: str = "repository") -> str:
 
 
 def same_repository(one: str, other: str) -> bool:
-    """Whether two addresses name one repository (https, ssh and scp-like forms are equal)."""
+    """Return whether two addresses name the same repository (https, ssh and scp-like forms are equal)."""
     return bool(one) and _identity(one) == _identity(other)
 
 
@@ -109,7 +109,7 @@ def _identity(address: str) -> str:
 
 
 def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "https:ssh") -> dict[str, str]:
-    """For a git that never asks, never trusts a new host key and speaks only ``protocols``."""
+    """Return the environment for a git that never prompts, trusts no new host key and uses only ``protocols``."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
     kept = ("GIT_CONFIG_SYSTEM",)
     env = {
@@ -133,12 +133,12 @@ def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "
 
 
 class Killed(Failure):
-    """A git that was ended by a signal: the machine's memory was short, or somebody killed it."""
+    """A signal ended git: memory ran out, or a user killed it."""
 
 
 @dataclass
 class Cloner:
-    """One attempt at the clone step. ``say`` gets git's lines."""
+    """The step clone. ``say`` gets git's output."""
 
     contract: Contract
     paths: Paths
@@ -156,7 +156,7 @@ class Cloner:
         return Path(self.contract.directory)
 
     def run(self) -> str:
-        """Clone unless it is there. Returns a sentence; raises ``Failure`` (state failed or needs-auth)."""
+        """Clone unless the clone exists. Return a sentence; raise ``Failure`` (state failed or needs-auth)."""
         target = self.target
         if (
             not self.contract.directory
@@ -178,11 +178,11 @@ class Cloner:
         except OSError as error:
             raise Failure(f"{target} cannot be cloned: {reason(error)}.") from None
 
-    # What is there
+    # Existing files
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One clone at a time; git holds the lock too, so that it outlives a killed parent."""
+        """Allow one clone at a time; git inherits the lock, so that it stays locked if the parent is killed."""
         descriptor = os.open(self.paths.run / "clone.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             until = time.monotonic() + 10
@@ -200,14 +200,14 @@ class Cloner:
             os.close(descriptor)
 
     def _sweep(self) -> None:
-        """Remove what killed attempts left."""
+        """Remove leftovers of killed attempts."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in self.target.parent.glob(f"{LEFTOVER}*"):
-            self.say(f"removing {leftover.name}, which an interrupted start left")
+            self.say(f"removing {leftover.name}, a leftover of an interrupted start")
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _present(self) -> bool:
-        """Whether the clone is there; raises ``Failure`` when something else is."""
+        """Return whether the clone exists; raise ``Failure`` if something else is in its place."""
         target = self.target
         if not os.path.lexists(target) or (target.is_dir() and not target.is_symlink() and not os.listdir(target)):
             return False
@@ -228,7 +228,7 @@ class Cloner:
 
     @property
     def _marker(self) -> dict[str, str]:
-        """Which repository this workspace cloned where: the user may have pointed origin at a fork since."""
+        """Return which repository this workspace cloned where; the user may have changed the remote since."""
         try:
             directory, _tab, name = (self.paths.state / "clone").read_text().rstrip("\n").partition("\t")
         except OSError:
@@ -242,7 +242,7 @@ class Cloner:
     # Cloning
 
     def _whole(self, seed: Path | None) -> str:
-        """Clone, anew when git was killed."""
+        """Clone, and retry if git was killed."""
         for attempt in range(1, TRIES + 1):
             try:
                 return self._from_seed(seed) if seed else self._from_server()
@@ -257,14 +257,14 @@ class Cloner:
             if AGENT in self.environ:
                 raise Failure("The copy of the local repository follows.", state="needs-auth")
             raise Failure(
-                f"The copy of the local repository, {seed}, is not there. Delete the workspace and start it anew."
+                f"The copy of the local repository, {seed}, does not exist. Delete the workspace and create it again."
             )
         self._env = git_environment(self.environ, self.paths, "file")
         with self._aside() as temporary:
             outcome = self._git("clone", "--no-checkout", "--", str(seed), str(temporary))
             if outcome.status and classify(outcome.text) != "disk":
                 raise Failure(
-                    f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace, start anew."
+                    f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace and create it again."
                 )
             if outcome.status:
                 raise self._refusal(outcome)
@@ -293,7 +293,7 @@ class Cloner:
 
     @contextmanager
     def _aside(self) -> Iterator[Path]:
-        """An empty place beside the target that is gone afterwards unless it was renamed."""
+        """Yield a temporary path next to the target; it is removed unless it was renamed."""
         temporary = self.target.parent / f"{LEFTOVER}{secrets.token_hex(4)}"
         try:
             yield temporary
@@ -324,7 +324,7 @@ class Cloner:
         return outcome
 
     def _cache(self) -> str:
-        """A bare repository beside others of the same owner on the engine's machine, or nothing."""
+        """Return the path of the owner's cache of this repository on the node, or an empty text."""
         directory = self.contract.clone_cache
         if not directory or not os.access(directory, os.W_OK) or self.contract.depth:
             return ""
@@ -332,7 +332,7 @@ class Cloner:
         return str(Path(directory) / f"{slug}.git")
 
     def _refill(self, cache: str, temporary: Path) -> None:
-        """Bring ``cache`` up to date from the new clone; never a reason to fail."""
+        """Update ``cache`` from the new clone; errors do not matter."""
         env = {**self._env, "GIT_ALLOW_PROTOCOL": "file"}
         if not os.path.isdir(cache):
             self.children.run(["git", "init", "--quiet", "--bare", "--", cache], env, 60, self.say)
@@ -341,7 +341,7 @@ class Cloner:
         self.children.run(argv, env, TIMEOUT, self.say, keep=self._lock)
 
     def _finish(self, temporary: Path) -> str:
-        """Check out, verify, then rename: the one moment in which the clone appears."""
+        """Check out, verify and rename the clone."""
         where = ("-C", str(temporary))
         empty = (
             not self._git(*where, "for-each-ref", "--count=1").lines
@@ -387,7 +387,7 @@ class Cloner:
         ).status
 
     def _fetched(self, where: tuple[str, str], ref: str) -> bool:
-        """A commit that no branch holds, or a full name such as refs/pull/7/head."""
+        """Fetch a commit that is on no branch, or a full name such as refs/pull/7/head."""
         if not (_COMMIT.fullmatch(ref) or ref.startswith("refs/")):
             return False
         return not self._git(*where, "fetch", "--quiet", "origin", ref).status
@@ -406,7 +406,7 @@ class Cloner:
     def _git(self, *argv: str, timeout: float = TIMEOUT) -> Outcome:
         options = ["-c", "http.lowSpeedLimit=100", "-c", "http.lowSpeedTime=60", "-c", "advice.detachedHead=false"]
         if self.contract.git_hooks:
-            # The operator's are for what people do; a hook that fails would leave half a clone.
+            # An operator's hooks are for users' commands; a failing hook would leave half a clone.
             options += ["-c", "core.hooksPath=/dev/null"]
         if "clone" in argv:
             options += ["-c", "core.askPass=", "-c", "init.templateDir="]
@@ -423,7 +423,7 @@ class Cloner:
             raise self._refusal(outcome)
 
     def _refusal(self, outcome: Outcome) -> Failure:
-        """The sentence for a git that failed."""
+        """Return the failure for an error of git."""
         name, kind = self._name, classify(outcome.text)
         words = _words(outcome)
         playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
@@ -444,16 +444,16 @@ class Cloner:
 
 
 def _words(outcome: Outcome) -> str:
-    """git's own last complaint, as one line ending in a full stop."""
+    """Return git's last error message as one line with a full stop."""
     words = printable(next((line for line in reversed(outcome.lines) if re.match(r"(fatal|error|ERROR)", line)), ""))
     return f"{words.rstrip('.')}." if words else ""
 
 
 def _short(ref: str) -> str:
-    """``ref`` without refs/heads/ or refs/tags/."""
+    """Return ``ref`` without refs/heads/ or refs/tags/."""
     return re.sub(r"^refs/(heads|tags)/", "", ref)
 
 
 def _is_branch(outcome: Outcome) -> bool:
-    """A name of hexadecimal digits only may be a branch, which the clone has brought already."""
+    """Return whether a name of hexadecimal digits is a branch, which the clone already contains."""
     return classify(outcome.text) == "missing-ref"

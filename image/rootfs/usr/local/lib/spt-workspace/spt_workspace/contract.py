@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The values that a target starts a workspace with, and the places they are kept in."""
+"""The settings that a target passes to the workspace agent, and the paths that the agent uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
 
 
 class Failure(Exception):
-    """A step or command that cannot be done: a sentence for the user, and the exit status that says which kind."""
+    """A step or command failed: a sentence for the user, and an exit status by kind."""
 
     def __init__(self, sentence: str, status: int = 1, state: str = "failed") -> None:
         super().__init__(sentence)
@@ -30,7 +30,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Paths:
-    """Every place the contract touches. ``root`` is another directory in tests only."""
+    """The paths that the agent uses. ``root`` differs in tests only."""
 
     root: Path = Path("/")
 
@@ -40,7 +40,7 @@ class Paths:
 
     @property
     def run(self) -> Path:
-        """Memory only (tmpfs): password, host key, sessions."""
+        """In memory (tmpfs): password, host key, sessions."""
         return self.root / "run/spt-flow"
 
     @property
@@ -50,7 +50,7 @@ class Paths:
 
     @property
     def state(self) -> Path:
-        """What outlives a restart."""
+        """State that survives a restart."""
         return self.home / ".local/state/spt-flow"
 
     @property
@@ -71,7 +71,7 @@ class Paths:
 
     @property
     def heartbeat(self) -> Path:
-        """code-server touches it while a browser talks to it."""
+        """code-server updates its time while a browser is connected."""
         return self.home / ".local/share/code-server/heartbeat"
 
 
@@ -80,28 +80,28 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:
-        raise Failure(f"The start contract's {name} is not a number.", 8) from None
+        raise Failure(f"The workspace agent's setting {name} is not a number.", 8) from None
     if not 0 <= value < 1e12:
-        raise Failure(f"The start contract's {name} is out of range.", 8)
+        raise Failure(f"The workspace agent's setting {name} is out of range.", 8)
     return value
 
 
 def _moment(environ: Mapping[str, str], name: str) -> float:
-    """Seconds since the epoch, also of a time such as ``2026-01-31T12:00:00Z``, which is all that Terraform can say."""
+    """Return seconds since the epoch; also reads ``2026-01-31T12:00:00Z``, the only form that Terraform can write."""
     text = environ.get(name, "").strip()
     if not text.endswith("Z"):
         return _number(environ, name, 0)
     try:
         return datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
     except ValueError:
-        raise Failure(f"The start contract's {name} is not a time.", 8) from None
+        raise Failure(f"The workspace agent's setting {name} is not a time.", 8) from None
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The start contract's values (``SPT_FLOW_*``). Times in seconds; ``deadline`` since the epoch, 0 is none.
+    """The agent's settings (``SPT_FLOW_*``). Times are in seconds; ``deadline`` is since the epoch, 0 means none.
 
-    ``tick`` is how many contract seconds pass in a real one: everything that waits for minutes is divided by it.
+    ``tick`` is the number of seconds of the agent's clock per real second, so that tests need not wait for minutes.
     """
 
     workspace: str = ""
@@ -132,14 +132,17 @@ class Contract:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Contract:
-        """Read ``SPT_FLOW_*``; raises ``Failure`` for what no workspace can start with."""
+        """Read ``SPT_FLOW_*``; raise ``Failure`` for values with which no workspace can start."""
 
         def text(name: str) -> str:
             return environ.get(f"SPT_FLOW_{name}", "")
 
         version = text("CONTRACT") or CONTRACT
         if version != CONTRACT:
-            raise Failure(f"This image speaks start contract {CONTRACT}, it was started with {version[:20]!r}.", 8)
+            raise Failure(
+                f"The image's workspace agent has protocol {CONTRACT}, the client {version[:20]!r}. Update the image.",
+                8,
+            )
         return cls(
             workspace=text("WORKSPACE"),
             kind=text("KIND") or "dev",
@@ -169,12 +172,12 @@ class Contract:
         )
 
     def save(self, paths: Paths) -> None:
-        """For the commands: an SSH session does not inherit the container's environment."""
+        """Store the settings for the commands, because SSH sessions do not inherit the container's environment."""
         write_file(paths.run / "contract.json", json.dumps(asdict(self)), 0o600)
 
     @classmethod
     def load(cls, paths: Paths, environ: Mapping[str, str]) -> Contract:
-        """The running workspace's values, else the environment's."""
+        """Return the settings of the running workspace, else those of the environment."""
         try:
             return cls(**json.loads((paths.run / "contract.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -183,7 +186,7 @@ class Contract:
 
 @contextmanager
 def alone(lock: Path, seconds: float, busy: str) -> Iterator[None]:
-    """Be the only process that holds ``lock``; raises ``Failure`` with the sentence ``busy`` after so many seconds."""
+    """Hold ``lock`` exclusively; raise ``Failure`` with the sentence ``busy`` after ``seconds``."""
     descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
     until = time.monotonic() + seconds
     try:
@@ -200,7 +203,7 @@ def alone(lock: Path, seconds: float, busy: str) -> Iterator[None]:
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace ``path`` in one step, so that a reader or a kill never meets half of it."""
+    """Replace ``path`` atomically, so that readers never see half of it, even after a kill."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w") as stream:
@@ -209,5 +212,5 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def reason(error: OSError) -> str:
-    """The system's words for ``error``, without Python's decoration."""
+    """Return the system's message for ``error``, without Python's prefix."""
     return error.strerror or type(error).__name__

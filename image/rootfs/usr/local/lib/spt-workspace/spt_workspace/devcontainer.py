@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a repository's own ``devcontainer.json`` asks for, and the part of it that is safe to grant.
+"""Read a repository's ``devcontainer.json`` and select the part that is safe to apply.
 
-Nothing here runs anything. A variable can make other programs run something, so it needs the user's consent to this
-repository's commands, except a few that are known to be harmless.
+This module runs nothing. A variable can make other programs run something, so it needs the user's consent like the
+repository's commands, except a few variables that are known to be harmless.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .contract import Failure, reason
 PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
 LARGEST = 262_144
 MOST = 64
-"""Variables and extensions that are taken."""
+"""The highest number of variables and of extensions."""
 MOST_PORTS = 32
 LONGEST = 4096
-"""Characters of a variable."""
+"""The highest number of characters of a variable."""
 
 OURS = b"// Written by spt.flow"
-"""Begins a file that describes the workspace itself (playbook devcontainer): there is nothing more to grant."""
+"""The beginning of a file that describes the workspace itself (playbook devcontainer), and is not applied."""
 
 _GRANTED = ("forwardPorts", "containerEnv", "customizations", "postCreateCommand")
 _SILENT = ("$schema", "name")
@@ -34,8 +34,8 @@ _EXTENSION = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\.[A-Za-z0-9][A-Za-z0-9_.-]{0,126}(@[0-9][0-9A-Za-z.+-]{0,30})?"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-# Programs take files, other programs and options from countless variables. So only these need no consent, and only with
-# a value that cannot name a file.
+# Many variables make programs read files or run other programs. Only these need no consent, and only with a value that
+# cannot name a file.
 _PLAIN = re.compile(
     r"LANG|LANGUAGE|LC_[A-Z]{1,20}|NO_COLOR|FORCE_COLOR|CLICOLOR(_FORCE)?|CI|DEBUG|LOG_LEVEL|LOGLEVEL|PORT|ENVIRONMENT|"
     r"(NODE|APP|RAILS|RACK|FLASK|MIX|GO)_ENV|(ASPNETCORE|DOTNET)_ENVIRONMENT|"
@@ -50,8 +50,8 @@ _COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[\]}])', re.DOTALL)
 
 @dataclass(frozen=True)
 class Wishes:
-    """``commands`` are of ``postCreateCommand``; ``unset`` names the variables that wait for consent; ``ignored`` says
-    what is not granted, in the file's own words.
+    """What a file asks for. ``commands`` come from ``postCreateCommand``; ``unset`` are variables that need consent;
+    ``ignored`` lists the entries that are not applied.
     """
 
     ports: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class Wishes:
 
 
 def find(directory: Path) -> Path | None:
-    """The file of the clone in ``directory``; one that lies elsewhere, behind a link, is none."""
+    """Return the file of the clone in ``directory``; a link to a file outside does not count."""
     for name in PLACES:
         place = directory / name
         if place.is_file() and directory.resolve() in place.resolve().parents:
@@ -72,7 +72,7 @@ def find(directory: Path) -> Path | None:
 
 
 def read(directory: Path, consent: bool = False) -> Wishes | None:
-    """What the repository in ``directory`` wishes, ``None`` without a file; raises ``Failure`` for a damaged one."""
+    """Return what the repository in ``directory`` asks for, ``None`` without a file."""
     place = find(directory)
     if place is None:
         return None
@@ -88,7 +88,7 @@ def read(directory: Path, consent: bool = False) -> Wishes | None:
 
 
 def parse(raw: bytes, name: str = PLACES[0]) -> dict[str, Any]:
-    """JSON with comments and trailing commas; raises ``Failure``."""
+    """Parse JSON with comments and trailing commas."""
     try:
         text = _COMMENT.sub(lambda m: m[0] if m[0].startswith('"') else " ", raw.decode("utf-8-sig"))
         data = json.loads(_COMMA.sub(lambda m: m[0] if m[0].startswith('"') else "", text))
@@ -98,12 +98,12 @@ def parse(raw: bytes, name: str = PLACES[0]) -> dict[str, Any]:
         where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise Failure(f"{name} is not valid JSON{where} and was not read.") from None
     if not isinstance(data, dict):
-        raise Failure(f"{name} is no JSON object and was not read.")
+        raise Failure(f"{name} is not a JSON object and was not read.")
     return data
 
 
 def wishes(data: Mapping[str, Any], directory: Path, consent: bool = False) -> Wishes:
-    """The safe part of ``data``; with ``consent`` also what can run programs."""
+    """Return the safe part of ``data``; with ``consent`` also variables that can run programs."""
     ignored = [name for name in sorted(data) if name not in (*_SILENT, *_GRANTED)]
     ports = _ports(data.get("forwardPorts"), ignored)
     environment, unset = _environment(data.get("containerEnv"), directory, consent, ignored)
@@ -113,7 +113,7 @@ def wishes(data: Mapping[str, Any], directory: Path, consent: bool = False) -> W
 
 
 def _ports(value: Any, ignored: list[str]) -> tuple[int, ...]:
-    """Ports of the workspace's own; those of other hosts, and what only root may open here, are not forwarded."""
+    """Return the workspace's own ports; ports of other hosts and ports below 1024 are ignored."""
     found: list[int] = []
     for entry in _list(value, "forwardPorts", ignored):
         text = str(entry) if isinstance(entry, (int, str)) else ""
@@ -127,7 +127,7 @@ def _ports(value: Any, ignored: list[str]) -> tuple[int, ...]:
 
 
 def _environment(value: Any, directory: Path, consent: bool, ignored: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The variables that are granted, and the names of those that need consent first."""
+    """Return the variables to set, and the names of those that need consent."""
     known = {"containerWorkspaceFolder": str(directory), "containerWorkspaceFolderBasename": directory.name}
     found, unset = {}, []
     for name, given in _items(value, "containerEnv", ignored):
@@ -144,14 +144,14 @@ def _environment(value: Any, directory: Path, consent: bool, ignored: list[str])
 
 
 def harmless(name: str, text: str) -> bool:
-    """Whether a variable needs no consent: a known name, and a value that no program takes for a path."""
+    """Return whether a variable needs no consent: a known name, and a value that cannot be a path."""
     if name == "TZ":
         return bool(_ZONE.fullmatch(text))
     return bool(_PLAIN.fullmatch(name) and _PLAIN_VALUE.fullmatch(text)) and ".." not in text
 
 
 def _extensions(value: Any, ignored: list[str]) -> tuple[str, ...]:
-    """Extensions by their ids in the gallery; a file of the repository is none."""
+    """Return extension ids of the gallery; files of the repository are ignored."""
     found: list[str] = []
     for tool, about in _items(value, "customizations", ignored):
         if tool != "vscode" or not isinstance(about, dict):
@@ -167,7 +167,7 @@ def _extensions(value: Any, ignored: list[str]) -> tuple[str, ...]:
 
 
 def _commands(value: Any, ignored: list[str]) -> tuple[tuple[str, ...], ...]:
-    """``postCreateCommand`` as argument lists: text is for a shell, a list is one already, an object holds several."""
+    """Return ``postCreateCommand`` as argument lists: a text is for a shell, an object has several commands."""
     several = list(value.values()) if isinstance(value, dict) else [] if value is None else [value]
     found = []
     for one in several[:MOST]:
@@ -199,7 +199,7 @@ def _items(value: Any, name: str, ignored: list[str]) -> Iterator[tuple[str, Any
 
 
 def shown(value: Any) -> str:
-    """``value`` in a sentence: one short word."""
+    """Return ``value`` as one short word for a sentence."""
     plain = type(value).__name__ if isinstance(value, (dict, list)) else str(value)
     text = re.sub(r"[^\w.@:/+-]", "?", plain, flags=re.ASCII)
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The user's dotfiles: kept in ``~/.dotfiles``, installed the way that ``coder dotfiles`` does."""
+"""Install the user's dotfiles from ``~/.dotfiles``, in the way of ``coder dotfiles``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .processes import Children, Outcome, end
 from .record import printable
 
 SECONDS = 300.0
-"""For everything: fetching, installing, linking."""
+"""The time limit for fetching, installing and linking together."""
 SCRIPTS = (
     "install.sh",
     "install",
@@ -34,7 +34,7 @@ COMMAND = "spt-workspace dotfiles"
 
 
 class Dotfiles:
-    """``url`` or ``url#branch``. What cannot be updated is installed as it is."""
+    """The repository is ``url`` or ``url#branch``. If it cannot be updated, the present version is installed."""
 
     def __init__(self, text: str, paths: Paths, children: Children, environ: Mapping[str, str]) -> None:
         self._url, _hash, self._branch = text.partition("#")
@@ -46,7 +46,7 @@ class Dotfiles:
         self._until = time.monotonic() + SECONDS
 
     def run(self) -> str:
-        """Fetch and install; raises ``Failure``, which nobody but this step minds."""
+        """Fetch and install; a ``Failure`` affects this step only."""
         check_url(self._url, "dotfiles repository")
         self._paths.state.mkdir(parents=True, exist_ok=True)
         busy = f"The dotfiles are still being installed by another process; see {self._log}."
@@ -60,7 +60,7 @@ class Dotfiles:
     # Fetching
 
     def _fetch(self) -> Failure | None:
-        """Clone, or update what is there; returns why it stays as it was."""
+        """Clone or update; return the failure of an update."""
         if self._branch and self._git("check-ref-format", "--branch", self._branch).status:
             raise Failure("The dotfiles' branch is not a name that git allows.")
         if not os.path.lexists(self._place):
@@ -83,7 +83,7 @@ class Dotfiles:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _update(self) -> Failure | None:
-        """The newest of the branch, never over changes of the user's own."""
+        """Fast-forward the branch; never overwrite the user's changes."""
         where = ("-C", str(self._place))
         steps = [("fetch", "--quiet", "--tags", "origin")]
         if self._branch:
@@ -107,7 +107,7 @@ class Dotfiles:
         return Failure(f"The dotfiles could not be {what}; see {self._log}.")
 
     def _git(self, *argv: str) -> Outcome:
-        """Run git into the log, within what is left of the time."""
+        """Run git into the log, within the remaining time."""
         with open(self._opened(), "a", encoding="utf-8", errors="replace") as log:
             outcome = self._children.run(["git", *argv], self._env, self._left(), lambda line: print(line, file=log))
         if outcome.timed_out:
@@ -144,7 +144,7 @@ class Dotfiles:
         return linked
 
     def _run(self, argv: list[str]) -> int:
-        """Run a script into the log; what it leaves in the background does not hold up the step."""
+        """Run a script into the log; its background processes do not delay the step."""
         env = {name: value for name, value in self._env.items() if not name.startswith("GIT_")}
         with open(self._opened(), "ab") as log:
             child = self._children.start(argv, env, stdout=log.fileno(), cwd=str(self._place))

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Granting what a repository's ``devcontainer.json`` asks for: at once what only says something, then extensions.
+"""Apply a repository's ``devcontainer.json``: ports and variables at once, then extensions, then commands.
 
-Its commands run for a user who has consented to them; consent is one repository's and lies in the home.
+Commands run only with the user's consent, which is stored in the home, per repository.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMAND = "spt-workspace trust"
 
 
 class Granting:
-    """For one clone; ``env`` is the environment of the user's programs."""
+    """Applies the file of one clone; ``env`` is the environment of the user's programs."""
 
     def __init__(self, contract: Contract, paths: Paths, children: Children, env: Mapping[str, str]) -> None:
         self._directory = Path(contract.directory)
@@ -40,17 +40,17 @@ class Granting:
         self._log = paths.state / "devcontainer.log"
         self._record = paths.state / "devcontainer.json"
 
-    # What only says something
+    # Ports and variables
 
     def read(self) -> Wishes | None:
-        """What the file asks for; ``None`` without one. Raises ``Failure``."""
+        """Return what the file asks for; ``None`` without a file."""
         wishes = devcontainer.read(self._directory, self.trusted)
         if wishes is not None:
             self._env |= wishes.environment
         return wishes
 
     def announce(self) -> Wishes | None:
-        """Let sessions and shells that open from now on have its variables. Raises ``Failure``."""
+        """Set the file's variables for new sessions and shells."""
         wishes = self.read()
         if wishes is not None:
             write_file(self._paths.run / "sshd_config", access.sshd_config(self._env, self._paths), 0o600)
@@ -65,7 +65,7 @@ class Granting:
         return self._repository in self._kept("trusted")
 
     def trust(self, yes: bool) -> None:
-        """Consent to this repository's commands, now and at later starts; or no longer."""
+        """Store or withdraw consent to this repository's commands, for this start and later ones."""
 
         def change(known: dict[str, Any]) -> None:
             others = [name for name in known["trusted"] if name != self._repository]
@@ -73,10 +73,10 @@ class Granting:
 
         self._keep(change)
 
-    # What takes its time
+    # Extensions and commands
 
     def grant(self, wishes: Wishes) -> str:
-        """Install extensions and, with consent, run the commands unless they ran; a sentence. Raises ``Failure``."""
+        """Install extensions and, with consent, run commands that have not run; return a sentence."""
         said, wrong = self._extensions(wishes.extensions), ""
         try:
             said += self.run(wishes) if wishes.commands else []
@@ -95,10 +95,7 @@ class Granting:
         return "; ".join(said) or "it asks for nothing"
 
     def run(self, wishes: Wishes, asked: bool = False) -> list[str]:
-        """Run the commands once per repository, changed ones when a user ``asked``; what there is to say about them.
-
-        Raises ``Failure``.
-        """
+        """Run the commands once per repository, changed ones only if a user ``asked``; return sentences."""
         if not self.trusted:
             return [f"its postCreateCommand did not run, with your consent it does: {COMMAND}"]
         digest = hashlib.sha256(json.dumps(wishes.commands).encode()).hexdigest()
@@ -116,7 +113,7 @@ class Granting:
         return [f"its postCreateCommand ran; log: {self._log}"]
 
     def _extensions(self, wanted: Sequence[str]) -> list[str]:
-        """Each once: what its user removes later stays away."""
+        """Install each extension once, so that one that the user removes stays removed."""
         for name in wanted:
             if name in self._kept("extensions") or self._children.stopping.is_set():
                 continue
@@ -128,7 +125,7 @@ class Granting:
         return [f"extensions: {', '.join(installed)}"] if installed else []
 
     def _into_log(self, argv: Sequence[str], seconds: float, cwd: Path) -> int:
-        """Run; what is left in the background does not hold up the step. Raises ``Failure``."""
+        """Run a command into the log; its background processes do not delay the step."""
         self._paths.state.mkdir(parents=True, exist_ok=True)
         with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             log.write(f"+ {shlex.join(argv)}\n".encode(errors="replace"))
@@ -144,7 +141,7 @@ class Granting:
                 child.wait()
             self._children.forget(child)
 
-    # What outlives a restart
+    # State that survives a restart
 
     def _known(self) -> dict[str, Any]:
         try:
@@ -159,7 +156,7 @@ class Granting:
         return self._known()[name]
 
     def _keep(self, change: Callable[[dict[str, Any]], object]) -> None:
-        """``change`` the record, which a session may be changing too."""
+        """Apply ``change`` to the record under a lock, because a session may change it too."""
         self._paths.state.mkdir(parents=True, exist_ok=True)
         with alone(self._paths.run / "devcontainer.lock", 5.0, f"{self._record} is being written by another process."):
             known = self._known()

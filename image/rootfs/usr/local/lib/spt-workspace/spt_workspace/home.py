@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The home's first contents."""
+"""Fill a new home."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SKELETONS = ("/usr/local/share/spt-flow/skel", "/etc/skel")
 
 
 def prepare_home(paths: Paths, skeletons: tuple[str, ...] = SKELETONS) -> str:
-    """Copy the skeleton once; what is there is never overwritten. Raises ``Failure`` with status 8.
+    """Copy the skeleton once, without overwriting files; raise ``Failure`` with status 8 if the home is unusable.
 
-    A full disk is no failure: only who gets in can make room. The next start copies what is missing.
+    A full disk is not a failure, because the user must get in to make room. The next start copies the missing files.
     """
     marker = paths.state / "home.json"
     try:
@@ -42,7 +42,7 @@ def prepare_home(paths: Paths, skeletons: tuple[str, ...] = SKELETONS) -> str:
 
 
 def copy_missing(source: Path, target: Path) -> int:
-    """Copy what ``target`` lacks; a kill in between leaves no half file. Returns how many were copied."""
+    """Copy missing files to ``target``, each atomically; return how many."""
     copied = 0
     for place, directories, files in os.walk(source):
         here = target / Path(place).relative_to(source)

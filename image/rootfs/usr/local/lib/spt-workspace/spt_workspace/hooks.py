@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Git hooks that an operator lists: laid out at every start, before the first git command of a user."""
+"""Install the operator's git hooks at every start, before the first git command of a user."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NAMES = (
     "pre-rebase",
     "prepare-commit-msg",
 )
-"""What people's commands run, but for those that git calls many times in one."""
+"""Hooks of users' commands, except those that git calls many times in one command."""
 
 
 def listed(contract: Contract) -> dict[str, str]:
-    """Scripts by hook; raises ``Failure``."""
+    """Return the scripts by hook."""
     if not contract.git_hooks:
         return {}
     try:
@@ -39,7 +39,7 @@ def listed(contract: Contract) -> dict[str, str]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise Failure("The operator's git hooks (SPT_FLOW_GIT_HOOKS) are no scripts by name; none were installed.")
+        raise Failure("The operator's git hooks (SPT_FLOW_GIT_HOOKS) are not scripts by name. None were installed.")
     unknown = sorted(set(found) - set(NAMES))
     if unknown:
         raise Failure(f"git runs no hook {unknown[0]!r} on a user's command; none of the operator's were installed.")
@@ -47,12 +47,12 @@ def listed(contract: Contract) -> dict[str, str]:
 
 
 def folder(paths: Paths) -> Path:
-    """On the home, since memory is mounted without programs."""
+    """Return the folder of the hooks; it is in the home because tmpfs is mounted noexec."""
     return paths.state / "hooks"
 
 
 def install(contract: Contract, paths: Paths) -> None:
-    """Every hook becomes the wrapper, which runs the operator's and then the clone's own."""
+    """Link every hook to the wrapper, which runs the operator's hook and then the clone's own."""
     scripts = listed(contract)
     place = folder(paths)
     if not scripts:

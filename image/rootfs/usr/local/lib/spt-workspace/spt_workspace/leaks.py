@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Secrets on disk, by patterns that tools know them by. What is found is named by place and kind, never shown."""
+"""Find secrets on disk by known patterns. Findings name path and kind, never the secret."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ IN_FILES = {
     "a session of Coder": (re.compile(r"session"), rb"\A[A-Za-z0-9]{10}-[A-Za-z0-9]{22}\s*\Z"),
     "a host key": (re.compile(r"ssh_host_[a-z0-9]+_key"), rb"\A"),
 }
-"""Kinds that only mean something in files of these names."""
+"""Kinds that are searched only in files with these names."""
 OF_OTHERS = {"node_modules", "site-packages", "registry", "testdata", "toolchains", ".cache", "CachedExtensionVSIXs"}
-"""Folders of what package managers unpack: examples and test keys of others."""
+"""Folders of package managers, which contain examples and test keys."""
 _EVERYWHERE = re.compile(b"|".join(b"(?P<k%d>%s)" % item for item in enumerate(PATTERNS.values())))
 
 
 @dataclass
 class Search:
-    """What was found as (path, kind), and how much was looked at."""
+    """Findings as (path, kind), and how many files were searched."""
 
     found: list[tuple[str, str]] = field(default_factory=list)
     files: int = 0
@@ -52,7 +52,7 @@ class Search:
 def search(
     places: Iterable[str], without: Iterable[str] = (), words: Iterable[str] = (), seconds: float = 120
 ) -> Search:
-    """Look below ``places`` but not below ``without``; ``words`` are secrets of now that may lie nowhere."""
+    """Search below ``places`` but not below ``without``; ``words`` are current secrets to find as well."""
     result, until = Search(), time.monotonic() + seconds
     secrets = [word.encode() for word in words if len(word) >= 8]
     for path in _files(places, set(without)):
@@ -77,7 +77,7 @@ def _unfollowed(path: str, flags: int) -> int:
 
 
 def _files(places: Iterable[str], without: set[str]) -> Iterator[str]:
-    """Regular files, on the file system of each place only."""
+    """Yield regular files, on the file system of each place only."""
     for place in places:
         if not os.path.isdir(place):
             continue
@@ -105,7 +105,7 @@ def _regular(path: str) -> bool:
 
 
 def _kind(name: str, content: bytes, secrets: Iterable[bytes]) -> str:
-    """What kind of secret ``content`` holds; empty for none."""
+    """Return the kind of secret in ``content``, or an empty text."""
     if any(secret in content for secret in secrets):
         return "a secret of this start"
     match = _EVERYWHERE.search(content)

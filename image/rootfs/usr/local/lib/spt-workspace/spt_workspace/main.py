@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands that clients call by exec or in a session; what is big is imported by the command that needs it."""
+"""The commands of the workspace agent, which clients call by exec or in a session. Large modules are imported late."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from .contract import CONTRACT, STEPS, Contract, Failure, Paths
 from .record import ENDED, tell
 
 PATIENCE = 5.0
-"""Seconds that an opening session waits to learn whether its keys are needed."""
+"""Seconds that a new session waits to learn whether its keys are needed."""
 STARTING = 600.0
-"""Seconds that a clone or the IDE may take before ``wait`` says what there is."""
+"""Seconds until ``wait`` reports a clone or IDE that is not ready."""
 
 USAGE = """usage: spt-workspace COMMAND
   run                     start everything (the container's main process)
-  start                   the same beside an agent that is the main process; ends when the IDE answers
+  start                   the same in the background, next to Coder's agent; returns when the IDE answers
   stop                    end what start started
-  trust [no]              consent to the postCreateCommand of the repository's devcontainer.json and run it; or no more
-  wait                    until clone and IDE are settled; says how, and ends with 0 when the IDE answers
+  trust [no]              consent to the repository's postCreateCommand (devcontainer.json) and run it; no: withdraw
+  wait                    wait for clone and IDE; print their states; exit with 0 if the IDE answers
   status                  one JSON object: steps, life, IDE, host key, notes
   clone                   clone the repository now, with the keys of this session
-  dotfiles [waiting]      install or update the dotfiles now, with the keys of this session; or only if they wait for it
-  keepalive HOURS [BY]    hold off the idle stop for at most 24 hours; 0 takes it back
-  session PUBLIC_KEY      speak SSH on stdin and stdout with the holder of the key
-  hostkey NAME            the host key as a known_hosts line for NAME
-  credential ACTION       git's credential helper: asks the newest session's client
-  verify [--help]         prove what image and workspace hold; --format table, json or junit; 1 when a check failed
+  dotfiles [waiting]      install or update the dotfiles, with the keys of this session; waiting: only if they need keys
+  keepalive HOURS [BY]    delay the idle stop for at most 24 hours; 0 withdraws it
+  session PUBLIC_KEY      serve one SSH session on stdin and stdout for the holder of the key
+  hostkey NAME            print the host key as a known_hosts line for NAME
+  credential ACTION       git's credential helper: asks the client of the newest session
+  verify [--help]         test the image and the workspace; --format table, json or junit; exits with 1 if a check fails
 """
 
 
 def status(paths: Paths, environ: Mapping[str, str]) -> dict[str, Any]:
-    """What ``status`` prints; readable at any moment of a start."""
+    """Return what ``status`` prints; works at any moment of a start."""
     contract = Contract.load(paths, environ)
     record = _read(paths.run / "steps.json")
     pending = {"state": "pending", "started": None, "ended": None, "detail": ""}
@@ -60,7 +60,7 @@ def status(paths: Paths, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def shortages(contract: Contract, paths: Paths) -> list[str]:
-    """Sentences about what is nearly full, or missing although it was required."""
+    """Return sentences about disks that are nearly full and required devices that are missing."""
     notes = []
     for place, limit, advice in (
         (paths.root / "tmp", 0.8, "It is memory: remove files there or use /var/tmp."),
@@ -102,7 +102,7 @@ def dotfiles(when: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> i
 
     contract = Contract.load(paths, environ)
     if when not in ((), ("waiting",)):
-        raise Failure("Dotfiles are installed now (no word more) or if they wait for keys (waiting).", 2)
+        raise Failure("Wrong argument. Use: spt-workspace dotfiles [waiting]", 2)
     if when and (not contract.dotfiles or settled("dotfiles", paths, PATIENCE).get("state") != "needs-auth"):
         return 0
     if not contract.dotfiles:
@@ -112,12 +112,12 @@ def dotfiles(when: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> i
 
 
 def trust(answer: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
-    """Consent is given here and nowhere else: by somebody who is inside."""
+    """Give or withdraw consent. Only a user inside the workspace can do this."""
     from .granting import Granting
     from .processes import Children
 
     if answer not in ((), ("no",)):
-        raise Failure("Consent is given (no word more) or taken back (no).", 2)
+        raise Failure("Wrong argument. Use: spt-workspace trust [no]", 2)
     contract = Contract.load(paths, environ)
     env = access.user_environment(environ, contract, paths)
     granting = Granting(contract, paths, Children(), env)
@@ -138,7 +138,7 @@ def trust(answer: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> in
 
 
 def in_session(step: str, work: Callable[[], str], paths: Paths) -> int:
-    """Finish what needed the caller's keys, in the caller's session; the running workspace hears of it."""
+    """Run a step with the keys of the caller's session, and report it to the running workspace."""
     tell(paths, {"step": step, "state": "running"})
     state, sentence, code = "failed", f"The step {step} was interrupted.", 1
     try:
@@ -155,7 +155,7 @@ def in_session(step: str, work: Callable[[], str], paths: Paths) -> int:
 
 
 def settled(step: str, paths: Paths, patience: float) -> dict[str, Any]:
-    """The record of ``step`` once it is done with, or after so many seconds as it is."""
+    """Return the record of ``step`` when it has ended, or its current record after ``patience`` seconds."""
     until = time.monotonic() + patience
     while True:
         record: dict[str, Any] = _read(paths.run / "steps.json").get("steps", {}).get(step, {})
@@ -165,7 +165,7 @@ def settled(step: str, paths: Paths, patience: float) -> dict[str, Any]:
 
 
 def wait(paths: Paths) -> int:
-    """For whoever started the container and cannot follow its log: a dev container's client."""
+    """Wait for clone and IDE, for clients that cannot follow the container's log (dev containers)."""
     records = {step: settled(step, paths, STARTING) for step in ("clone", "ide")}
     for step, record in records.items():
         print(
@@ -181,29 +181,29 @@ def run(paths: Paths, environ: Mapping[str, str]) -> int:
 
 
 def start(paths: Paths, environ: Mapping[str, str]) -> int:
-    from . import beside
+    from . import background
 
-    def run_beside(with_agent: Mapping[str, str]) -> int:
+    def run_in_background(with_agent: Mapping[str, str]) -> int:
         os.environ.update(with_agent)
         return main(["run"], paths)
 
-    return beside.start(paths, environ, run_beside)
+    return background.start(paths, environ, run_in_background)
 
 
 def stop(paths: Paths) -> int:
-    from . import beside
+    from . import background
 
-    return beside.stop(paths)
+    return background.stop(paths)
 
 
 def keepalive(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
-    from . import life
+    from . import liveness
 
     try:
         hours = float(arguments[0])
     except ValueError:
-        raise Failure("The hours to keep the workspace alive are not a number.", 2) from None
-    grant = life.grant_keepalive(paths, Contract.load(paths, environ), hours, " ".join(arguments[1:2]))
+        raise Failure("The keep-alive is not a number of hours.", 2) from None
+    grant = liveness.grant_keepalive(paths, Contract.load(paths, environ), hours, " ".join(arguments[1:2]))
     tell(paths, {})
     print(json.dumps({"spt_flow": 1, "keepalive": grant}))
     return 0
@@ -216,7 +216,7 @@ def verify(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -
 
 
 def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008 - frozen
-    """Dispatch a command; a failure is one sentence on stderr and its documented status."""
+    """Run a command and return its exit status. A failure prints one sentence to stderr."""
     environ = dict(os.environ)
     commands: dict[str, tuple[range, Callable[..., int]]] = {
         "run": (range(1), lambda: run(paths, environ)),

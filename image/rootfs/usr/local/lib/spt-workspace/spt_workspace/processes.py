@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Children of the contract: short ones that are waited for, services that are kept running, and the end of both."""
+"""The agent's child processes: commands that it waits for, services that it restarts, and how both are ended."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .contract import Failure, reason
 from .record import Journal
 
 RESTARTS = 6
-"""A service that ends this often without having run for ten minutes in between is left alone."""
+"""A service that ends more often, each time within ten minutes, is not started again."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended; ``lines`` are the last 200 that it printed."""
+    """The result of a command; ``lines`` are its last 200 lines of output."""
 
     status: int
     lines: tuple[str, ...]
@@ -43,7 +43,7 @@ class Children:
     def start(
         self, argv: Sequence[str], env: Mapping[str, str], stdout: int = subprocess.PIPE, cwd: str = "/", keep: int = -1
     ) -> subprocess.Popen[bytes]:
-        """Start ``argv`` without a terminal or input; ``keep`` is a descriptor (a lock) that it holds open too."""
+        """Start ``argv`` without a terminal or input; it inherits the descriptor ``keep`` (a lock)."""
         with self._lock:
             if self.stopping.is_set():
                 raise Failure("The workspace is stopping.")
@@ -76,7 +76,7 @@ class Children:
         cwd: str = "/",
         keep: int = -1,
     ) -> Outcome:
-        """Run ``argv`` to its end, pass on each line that it prints; killed with its group after ``timeout`` s."""
+        """Run ``argv``, pass each output line to ``say``; kill it with its group after ``timeout`` seconds."""
         child = self.start(argv, env, cwd=cwd, keep=keep)
         late = threading.Event()
 
@@ -105,7 +105,7 @@ class Children:
         return Outcome(status, tuple(lines), late.is_set())
 
     def stop(self, last: subprocess.Popen[bytes] | None, ask: Callable[[], None], grace: float = 5.0) -> None:
-        """End all but ``last`` (5 s, then by force), then ``last`` after ``ask`` (15 s, then by force)."""
+        """End all children but ``last`` (SIGKILL after 5 s), then ``last`` by ``ask`` (SIGKILL after 15 s)."""
         with self._lock:
             self.stopping.set()
             first = [child for child in self._alive if child is not last]
@@ -122,12 +122,12 @@ class Children:
         while any(child.poll() is None for child in children) and time.monotonic() < until:
             time.sleep(0.02)
         for child in children:
-            # Also after a clean end: what it left behind in its group goes too.
+            # Also after a clean end, because other processes of its group may still run.
             end(child, signal.SIGKILL)
 
 
 def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal the whole group of ``child``."""
+    """Send a signal to the process group of ``child``."""
     try:
         os.killpg(child.pid, number)
     except (ProcessLookupError, PermissionError):
@@ -135,7 +135,7 @@ def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def describe(status: int) -> str:
-    """How a child ended, in words."""
+    """Return how a child ended, in words."""
     if status >= 0:
         return f"exit status {status}"
     try:
@@ -145,12 +145,12 @@ def describe(status: int) -> str:
 
 
 def backoff(failures: int) -> float:
-    """Contract seconds before try number ``failures`` + 1: 1, 2, 4 … at most 60."""
+    """Return the seconds to wait after ``failures`` failures: 1, 2, 4 … at most 60."""
     return float(min(60, 2 ** max(0, failures - 1)))
 
 
 class Service:
-    """A step that is a long-running program: started, watched until ready, restarted with bounded back-off."""
+    """A step that is a long-running program: started, checked until ready, restarted with exponential back-off."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Service:
         self._tick = tick
 
     def supervise(self) -> None:
-        """Runs in a thread of its own until the workspace stops or the program has failed too often."""
+        """Run in a thread until the workspace stops or the program has failed too often."""
         try:
             self._supervise()
         except Failure as failure:
@@ -199,7 +199,7 @@ class Service:
             if failures > RESTARTS:
                 raise Failure(
                     f"{self.name} ended {failures} times in a row, last with {describe(status)}; "
-                    "it is not started again. The log says why; 'restart' tries anew."
+                    "it is not started again. The log says why. To try again, restart the workspace."
                 )
             wait = backoff(failures)
             self._report(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The record of a start: every change is a file for readers inside and a line on stdout for followers outside."""
+"""The record of a start: each change is written to a file, for commands inside, and to stdout, for clients outside."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LONGEST = 4000
 
 
 def printable(text: str) -> str:
-    """``text`` as one line without colours and control characters, at most 4,000 characters."""
+    """Return ``text`` as one line without colours and control characters, at most 4,000 characters."""
     plain = _ESCAPES.sub("", text).replace("\t", " ").replace("\r", " ").replace("\n", " ")
     return "".join(c for c in plain if c.isprintable()).strip()[:_LONGEST]
 
 
 class Journal:
-    """Steps, life and notes of this start; safe to use from several threads."""
+    """Steps, liveness and notes of this start; thread-safe."""
 
     def __init__(self, paths: Paths, stdout: int = 1) -> None:
         self._paths = paths
@@ -43,7 +43,7 @@ class Journal:
         self.life: dict[str, Any] = {}
 
     def hide(self, secret: str) -> None:
-        """Never print ``secret``, whatever tool says it."""
+        """Redact ``secret`` in all later output."""
         self._secrets.append(secret)
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class Journal:
             self._line({"event": "life", **record})
 
     def note(self, text: str) -> None:
-        """A sentence for ``status`` that belongs to no step."""
+        """Add a sentence to ``status`` that belongs to no step."""
         with self._lock:
             if text not in self.notes:
                 self.notes.append(text)
@@ -81,13 +81,13 @@ class Journal:
         self.log("note", text)
 
     def forward(self, ports: Sequence[int]) -> None:
-        """Ports that a client who enters brings to its own machine."""
+        """Record the ports that clients forward to their own machine."""
         with self._lock:
             self.ports = list(ports)
             self._save()
 
     def log(self, source: str, text: str) -> None:
-        """A plain line of a tool; the prefix keeps it from being mistaken for one of the record's own."""
+        """Print a line of a tool; the prefix distinguishes it from the record's own lines."""
         text = printable(text)
         if text:
             with self._lock:
@@ -114,11 +114,11 @@ class Journal:
             while data:
                 data = data[os.write(self._stdout, data) :]
         except OSError:
-            return  # nobody reads the log any more; the work goes on
+            return  # no reader is left; continue without a log
 
 
 def tell(paths: Paths, message: dict[str, str]) -> bool:
-    """From another process to the running workspace: a step's change, or ``{}`` for "look again now"."""
+    """Send the running workspace a step's change from another process, or ``{}`` for "check now"."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.settimeout(2)
         try:
@@ -129,7 +129,7 @@ def tell(paths: Paths, message: dict[str, str]) -> bool:
 
 
 def hear(receiver: socket.socket) -> dict[str, str]:
-    """What ``tell`` sent; anything malformed counts as "look again now"."""
+    """Return what ``tell`` sent; a malformed message counts as "check now"."""
     try:
         message = json.loads(receiver.recv(65536))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two long-running programs: the IDE, and Docker inside the workspace."""
+"""The two services of a workspace: the IDE, and Docker inside."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .record import Journal
 IDE_PATIENCE = 120.0
 DOCKER_PATIENCE = 60.0
 SMALLEST_RANGE = 262_144
-# A fresh /run is wanted for dockerd only: what lies there belongs to the workspace.
+# dockerd needs an empty /run, but the workspace's files there must stay.
 _INNER = 'rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd "$@"'
 
 
 def ide_config(contract: Contract, password: str) -> str:
-    """code-server's configuration file. Without a password it stays on the loopback, behind a target that asks."""
+    """Return code-server's configuration. Without a password it listens on loopback only, behind a proxy that asks."""
     open_to_all = contract.ide_auth == "none" and contract.ide_bind == "127.0.0.1"
     return (
         f'bind-addr: "{contract.ide_bind}:{contract.ide_port}"\n'
@@ -42,12 +42,12 @@ def ide_config(contract: Contract, password: str) -> str:
 
 
 def ide(contract: Contract, paths: Paths, env: Mapping[str, str], children: Children, journal: Journal) -> Service:
-    """code-server, with a password made for this start and kept in memory only."""
+    """Return the service code-server, with a new password that is stored in memory only."""
     password = secrets.token_urlsafe(24)
     journal.hide(password)
     config = paths.run / "code-server.yaml"
     write_file(config, ide_config(contract, password), 0o600)
-    # What `status` would say too, for clients that only want to enter: reading a file takes half the time.
+    # The part of `status` that clients need to open a session: reading a file takes half the time of the command.
     enter = {"ide": {"port": contract.ide_port, "password": password}, "directory": contract.directory}
     write_file(paths.run / "session.json", json.dumps({**enter, "host_key": access.host_key(paths)}), 0o600)
     argv = ["code-server", "--config", str(config)]
@@ -71,7 +71,7 @@ def ide(contract: Contract, paths: Paths, env: Mapping[str, str], children: Chil
 
 
 def answers(connection: http.client.HTTPConnection, path: str) -> bool:
-    """Whether a GET of ``path`` gets 200."""
+    """Return whether GET ``path`` answers 200."""
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
@@ -125,7 +125,7 @@ def check_docker(paths: Paths) -> None:
 
 
 def docker_argv(paths: Paths, volume: bool) -> list[str]:
-    """rootlesskit and dockerd; ``volume``: the data root is a mount, on which dockerd picks overlay2 itself (B6)."""
+    """Return the command for rootlesskit and dockerd; ``volume``: the data root is a mount, where overlay2 works."""
     daemon = [
         f"--host=unix://{paths.docker_socket}",
         f"--data-root={paths.docker_data}",
@@ -160,7 +160,7 @@ def docker(
     journal: Journal,
     argv: Sequence[str] = (),
 ) -> Service:
-    """Rootless dockerd; ``argv`` replaces the real command in tests."""
+    """Return the service rootless dockerd; ``argv`` replaces the real command in tests."""
     command = list(argv) or docker_argv(paths, os.path.ismount(paths.docker_data))
     home = {**env, "HOME": str(paths.home)}
     home.pop("DOCKER_HOST", None)
@@ -182,7 +182,7 @@ def docker(
 
 
 def ask_docker_to_end(service: Service, paths: Paths) -> None:
-    """SIGTERM to dockerd itself: it stops its containers, and rootlesskit ends with it."""
+    """Send SIGTERM to dockerd, which stops its containers; rootlesskit ends with it."""
     try:
         number = int((paths.runtime / "docker.pid").read_text())
         if "dockerd" not in Path(f"/proc/{number}/comm").read_text():

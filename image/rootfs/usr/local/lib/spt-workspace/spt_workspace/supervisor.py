@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor behind ``run``: steps side by side, then life until something ends it."""
+"""``spt-workspace run``: run the steps in parallel, then supervise the workspace until it stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import access, beside, devcontainer, home, hooks, life, services
+from . import access, background, devcontainer, home, hooks, liveness, services
 from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason, write_file
 from .dotfiles import Dotfiles
@@ -23,7 +23,7 @@ from .processes import Children, Service
 from .record import Journal, hear
 
 AUDITED = "SPT_FLOW_AUDIT"
-"""The node's runtime says by this variable that commands with root's powers are recorded."""
+"""The node's runtime sets this variable if it records commands that run as root."""
 
 
 class Supervisor:
@@ -73,7 +73,7 @@ class Supervisor:
         self._live(wake, control)
         self._stop()
         if self.contract.deadline and self.contract.deadline <= time.time():
-            beside.end_agent(self._environ)
+            background.end_agent(self._environ)
         return 0
 
     def _prepare(self) -> socket.socket:
@@ -91,7 +91,7 @@ class Supervisor:
         control.setblocking(False)
         access_thread = threading.Thread(target=self._access, daemon=True)
         access_thread.start()
-        # git's configuration must be there before the clone; the host key takes as long as the home does.
+        # In a thread, because creating the host key takes as long as preparing the home.
         self._access_ready = access_thread
         return control
 
@@ -99,7 +99,7 @@ class Supervisor:
         try:
             access.prepare(self.contract, self.paths, self._env)
         except (Failure, OSError) as error:
-            self.journal.note(error.sentence if isinstance(error, Failure) else f"No way in by SSH: {reason(error)}.")
+            self.journal.note(error.sentence if isinstance(error, Failure) else f"Cannot prepare SSH: {reason(error)}.")
 
     def _home(self) -> None:
         self.journal.step("home", "running")
@@ -107,21 +107,25 @@ class Supervisor:
         try:
             hooks.install(self.contract, self.paths)
         except (Failure, OSError) as error:
-            self.journal.note(error.sentence if isinstance(error, Failure) else f"No git hooks: {reason(error)}.")
+            self.journal.note(
+                error.sentence
+                if isinstance(error, Failure)
+                else f"Cannot install the operator's git hooks: {reason(error)}."
+            )
         self._access_ready.join(30)
         self.journal.step("home", "ok", said)
 
     def _begin(
         self, name: str, work: Callable[[], tuple[str, str]], after: Callable[[], object] = lambda: None
     ) -> None:
-        """Run a step in a thread; ``work`` returns (state, sentence), an empty state when it reported itself."""
+        """Run a step in a thread; ``work`` returns (state, sentence), or an empty state if it has reported itself."""
 
         def body() -> None:
             try:
                 state, sentence = work()
             except Failure as failure:
                 state, sentence = failure.state, failure.sentence
-            except Exception as error:  # noqa: BLE001 - one step's surprise must not end the others
+            except Exception as error:  # noqa: BLE001 - an unexpected error in one step must not end the others
                 state, sentence = "failed", f"The step {name} failed unexpectedly: {type(error).__name__}: {error}."
             try:
                 if state and not self.children.stopping.is_set():
@@ -154,7 +158,7 @@ class Supervisor:
 
     def _ide(self) -> tuple[str, str]:
         if self.contract.kind == "ci":
-            return "skipped", "nobody looks into a CI workspace"
+            return "skipped", "a CI workspace has none"
         return self._serve(services.ide(self.contract, self.paths, self._env, self.children, self.journal))
 
     def _serve(self, service: Service) -> tuple[str, str]:
@@ -163,7 +167,7 @@ class Supervisor:
         return "", ""
 
     def _announce(self) -> devcontainer.Wishes | None:
-        """What the repository's devcontainer.json says about ports and variables; nothing before there is a clone."""
+        """Apply ports and variables of the repository's devcontainer.json; ``None`` without a clone or a file."""
         contract = self.contract
         named = contract.kind != "ci" and (contract.repo or contract.repo_id or contract.seed)
         if not named or not Path(contract.directory, ".git").exists():
@@ -182,7 +186,7 @@ class Supervisor:
 
     def _devcontainer(self) -> tuple[str, str]:
         if self.contract.kind == "ci":
-            return "skipped", "a CI job says itself what it needs"
+            return "skipped", "a CI workspace does not use it"
         self._after_the_rest()
         wishes = self._announce()
         if self._unread:
@@ -193,7 +197,7 @@ class Supervisor:
         return "ok", Granting(self.contract, self.paths, self.children, self._env).grant(wishes)
 
     def _after_the_rest(self) -> None:
-        """Wait until clone and IDE are settled."""
+        """Wait until clone and IDE have started or failed."""
         while not self._cloned.wait(1) and not self.children.stopping.is_set():
             continue
         while self.contract.kind != "ci" and ("ide" not in self._services or not self._services["ide"].settled.wait(1)):
@@ -209,13 +213,13 @@ class Supervisor:
         return "ok", Dotfiles(self.contract.dotfiles, self.paths, self.children, self._env).run()
 
     def _live(self, wake: int, control: socket.socket) -> None:
-        """Sample until something ends the workspace."""
-        clock = life.Life(self.contract, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+        """Check activity and deadline until something ends the workspace."""
+        clock = liveness.Liveness(self.contract, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
         watched: list[int | socket.socket] = [wake, control]
         while True:
-            seen = life.look(self.paths, self._terminals, self.contract.ide_port)
+            seen = liveness.look(self.paths, self._terminals, self.contract.ide_port)
             verdict = clock.sample(time.clock_gettime(time.CLOCK_BOOTTIME), time.time(), seen)
-            if life.Life.changed(self.journal.life, verdict.record):
+            if liveness.Liveness.changed(self.journal.life, verdict.record):
                 self.journal.record_life(verdict.record)
             if verdict.stop:
                 self.journal.log("life", verdict.stop)
@@ -233,10 +237,10 @@ class Supervisor:
                 if message.get("step") == "clone" and message["state"] == "ok":
                     self._begin("devcontainer", self._devcontainer)
                 if message.get("step") == "devcontainer" and message["state"] == "running":
-                    self._announce()  # with what a session has just consented to
+                    self._announce()  # a session has just given its consent
 
     def _tell(self, sentence: str) -> None:
-        """One line for whoever is there; nobody is waited for."""
+        """Write one line to every open terminal, without blocking."""
         for terminal in self._terminals.glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 descriptor = os.open(terminal, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)

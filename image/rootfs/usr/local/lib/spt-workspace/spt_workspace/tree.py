@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A small root file system made of programs that are here, with the libraries they load: for a guest or a container."""
+"""A small root file system of this image's programs and their libraries, for a guest or a container."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .contract import Failure, reason
 DIRECTORY, FILE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
 
 Tree = Mapping[str, "tuple[int, bytes]"]
-"""Mode and content by path below the root, folders before what is in them."""
+"""Mode and content by path below the root; folders come before their files."""
 
 
 def of(programs: Iterable[str], files: Mapping[str, bytes] | None = None, folders: Iterable[str] = ()) -> Tree:
-    """``/bin/NAME`` for each of ``programs``, each library where its program looks for it, and ``files`` by path."""
+    """Return a tree with ``programs`` in ``/bin``, their libraries, and ``files`` by path."""
     found: dict[str, tuple[int, bytes]] = {}
 
     def add(path: str, mode: int, content: bytes) -> None:
@@ -56,13 +56,13 @@ def _read(path: str) -> bytes:
 
 
 def _libraries(program: str) -> list[str]:
-    """Absolute paths of what the dynamic loader takes for it, the loader too; none for a static program."""
+    """Return the paths of the libraries and the loader of a program; none for a static program."""
     said = subprocess.run(["ldd", program], capture_output=True, text=True, timeout=30, check=False).stdout
     return re.findall(r"(?:=> |^\s+)(/\S+)", said, re.MULTILINE)
 
 
 def cpio(tree: Tree) -> bytes:
-    """As the kernel takes its first file system (newc, compressed)."""
+    """Return the tree as an initrd (cpio newc, gzip)."""
     out = io.BytesIO()
     for number, (path, (mode, content)) in enumerate([*tree.items(), ("TRAILER!!!", (0, b""))], 1):
         name = path.encode() + b"\0"
@@ -73,7 +73,7 @@ def cpio(tree: Tree) -> bytes:
 
 
 def tar(tree: Tree) -> bytes:
-    """As ``docker import`` takes it."""
+    """Return the tree as an archive for ``docker import``."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for path, (mode, content) in tree.items():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command: which checks there are, one after the other, and how it ends."""
+"""The command ``verify``: run the checks one after the other and report them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from . import report, tools, workspace
 from .place import ABOUT, Place, place
 from .report import FAILED, PASSED, SKIPPED, UNAVAILABLE, Row, Subject
 
-HELP = "Prove that an image and, where one runs, its workspace hold what they promise: each tool by doing its job."
-STATUSES = """exit status: 0 nothing failed, 1 a check failed, 2 wrong usage or no room (unavailable, skipped: 0).
-In a fresh container: docker run --rm --entrypoint spt-workspace IMAGE verify --format json
-Rows of the table come as they are found; with json and junit the same lines go to stderr, the result to stdout."""
+HELP = "Test an image and, if one runs, its workspace, by using each tool."
+STATUSES = """exit status: 0 no failure (unavailable and skipped are none), 1 a check failed, 2 wrong usage or no space.
+In a new container: docker run --rm --entrypoint spt-workspace IMAGE verify --format json
+With json and junit, progress goes to stderr and the result to stdout."""
 
 Check = tuple[str, Callable[[Place], str]]
 
 
 def main(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
-    """The exit status."""
+    """Run the checks and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="spt-workspace verify",
         description=HELP,
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--format", choices=[*report.FORMS], default="table", help="default: table")
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help="names of the table; all by default")
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help="names of checks; default: all")
     try:
         options = parser.parse_args(list(arguments))
     except SystemExit as ended:
@@ -59,7 +59,7 @@ def _interrupt(_number: int, _frame: Any) -> None:
 
 
 def _rows(found: Place, names: Sequence[str], screen: Any) -> list[Row]:
-    """What each check found, told as it is found; raises ``Failure`` for a name that is none."""
+    """Run the checks and print each result; raise ``Failure`` for an unknown name."""
     absent = {name: tool.get("reason", "") for name, tool in found.tools.items() if tool.get("state") == "unavailable"}
     checks: list[Check] = [
         ("image", _image),
@@ -90,13 +90,13 @@ def _tried(name: str, check: Callable[[Place], str], found: Place) -> Row:
         state, detail = SKIPPED if failure.state == SKIPPED else FAILED, failure.sentence
     except OSError as error:
         state, detail = FAILED, f"{error.filename or name}: {reason(error)}."
-    except Exception as error:  # noqa: BLE001 - one check's surprise must not hide the others
+    except Exception as error:  # noqa: BLE001 - an unexpected error in one check must not hide the others
         state, detail = FAILED, f"The check failed unexpectedly: {type(error).__name__}: {error}."
     return Row(name, state, printable(detail), round(time.monotonic() - began, 3))
 
 
 def _image(found: Place) -> str:
-    """The image says what it is, so that there is something to hold it against."""
+    """Check that the image describes itself, because the other checks depend on it."""
     if not found.packages:
         raise Failure(f"/{ABOUT} says nothing about this image; it was not built by spt.flow, or has been damaged.")
     return f"profile {found.about.get('profile')}, {found.about.get('base')}, {str(found.about.get('hash'))[:12]}"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where checks work: the image's word about itself, a scratch folder, and commands with a deadline."""
+"""The environment of checks: the image's description, a scratch folder, and commands with a timeout."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ..record import printable
 
 ABOUT = "usr/share/spt-flow/image.json"
 PATIENCE = 180.0
-"""Seconds that one command may take; compilers on a loaded machine are slow."""
+"""The timeout of a command in seconds; compilers on a loaded machine are slow."""
 _SCRATCH = "spt-flow-verify-"
 
 
 @dataclass(frozen=True)
 class Place:
-    """``about`` is image.json; ``running`` tells whether a workspace has started here, or this is the bare image."""
+    """``about`` is image.json; ``running`` is false in an image without a workspace."""
 
     paths: Paths
     contract: Contract
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def tools(self) -> Mapping[str, Mapping[str, str]]:
-        """By name: ``version``, ``state`` and, where it is unavailable, ``reason``."""
+        """``version``, ``state`` and, for an unavailable tool, ``reason`` by name."""
         found: Mapping[str, Mapping[str, str]] = self.about.get("tools") or {}
         return found
 
@@ -50,12 +50,12 @@ class Place:
         return tuple(name for group in (self.about.get("packages") or {}).values() for name in group)
 
     def has(self, name: str) -> bool:
-        """Whether the image says that it holds the tool or package."""
+        """Return whether the image lists the tool or package as present."""
         tool = self.tools.get(name)
         return tool.get("state") == "present" if tool else name in self.packages
 
     def folder(self, name: str) -> Path:
-        """An empty folder that is gone after the run."""
+        """Return a new folder that is removed after the run."""
         made = self.scratch / re.sub(r"[^A-Za-z0-9._-]", "-", name)
         made.mkdir()
         return made
@@ -69,7 +69,7 @@ class Place:
         good: Callable[[int], bool] = lambda status: status == 0,
         env: Mapping[str, str] | None = None,
     ) -> str:
-        """What ``argv`` printed; ``Failure`` when it ended badly, too late or without the words ``expect``."""
+        """Return the output of ``argv``; raise ``Failure`` on a bad status, a timeout or output without ``expect``."""
         name = " ".join([Path(argv[0]).name, *argv[1:2]])
         if not shutil.which(argv[0], path=self.environ.get("PATH")):
             raise Failure(f"{argv[0]} is not installed, or not in the PATH.")
@@ -85,7 +85,7 @@ class Place:
 
 
 def first(text: str) -> str:
-    """The first line of a program's words about itself."""
+    """Return the first line of ``text`` that is not empty."""
     return printable(next((found for found in text.splitlines() if found.strip()), ""))[:160]
 
 
@@ -96,7 +96,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> Path:
 
 
 def about(paths: Paths) -> dict[str, Any]:
-    """What the image says that it holds; empty when it says nothing."""
+    """Return the image's description; empty if there is none."""
     try:
         found = json.loads((paths.root / ABOUT).read_text())
     except (OSError, ValueError):
@@ -106,7 +106,7 @@ def about(paths: Paths) -> dict[str, Any]:
 
 @contextmanager
 def place(paths: Paths, environ: Mapping[str, str]) -> Iterator[Place]:
-    """The place of one run; its scratch folder goes with it, and what killed runs left goes first."""
+    """Yield the environment of one run; remove leftovers of killed runs first and the scratch folder last."""
     parent = paths.root / access.CACHE.lstrip("/")
     if not os.access(parent, os.W_OK):
         parent = Path(tempfile.gettempdir())
@@ -127,7 +127,7 @@ def place(paths: Paths, environ: Mapping[str, str]) -> Iterator[Place]:
 
 
 def _environment(contract: Contract, paths: Paths, environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """The user's own, but for caches and places to install to, which go with the scratch folder; no network."""
+    """Return the user's environment, with caches in the scratch folder and without a network."""
     env = access.user_environment(environ, contract, paths)
     own = {
         "CARGO_HOME": "cargo",
@@ -167,7 +167,7 @@ def _sweep(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Also where a tool has made folders that cannot be written."""
+    """Remove a folder, also if a tool has made parts of it read-only."""
     for place, _folders, _files in os.walk(folder):
         with contextlib.suppress(OSError):
             os.chmod(place, 0o700)

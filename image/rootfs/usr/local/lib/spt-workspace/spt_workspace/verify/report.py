@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What was found, in the three forms that it is told in."""
+"""The results, as a table, JSON or JUnit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSED, FAILED, UNAVAILABLE, SKIPPED = STATES = ("passed", "failed", "unavailabl
 
 @dataclass(frozen=True)
 class Row:
-    """One check. ``unavailable``: the image says that it lacks the tool; ``skipped``: there is nothing to try here."""
+    """One check. ``unavailable``: the image lacks the tool; ``skipped``: the check cannot run here."""
 
     name: str
     state: str
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was looked at: a running workspace, or an image in a container of its own."""
+    """The subject of the run: a running workspace, or an image in its own container."""
 
     where: str
     profile: str
@@ -37,12 +37,12 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def line(row: Row) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     return f"{row.name:<16} {row.state:<11} {row.seconds:6.1f} s  {row.detail}".rstrip()
 
 
 def closing(rows: Sequence[Row], subject: Subject) -> str:
-    """The table's last line."""
+    """Return the last line of the table."""
     said = ", ".join(f"{number} {state}" for state, number in counts(rows).items())
     return f"{len(rows)} checks of the {subject.where} (profile {subject.profile}): {said}."
 
@@ -52,13 +52,13 @@ def as_table(rows: Sequence[Row], subject: Subject) -> str:
 
 
 def as_json(rows: Sequence[Row], subject: Subject) -> str:
-    """One object on one line, as every command of the contract prints it."""
+    """Return one JSON object on one line, like every command of the agent."""
     found: dict[str, Any] = {"spt_flow": 1, "ok": not counts(rows)[FAILED], **asdict(subject), "counts": counts(rows)}
     return json.dumps({**found, "checks": [asdict(row) for row in rows]}) + "\n"
 
 
 def as_junit(rows: Sequence[Row], subject: Subject) -> str:
-    """One suite; what is unavailable or has nothing to try counts as skipped."""
+    """Return one test suite; unavailable tools count as skipped."""
     number = counts(rows)
     skipped = number[UNAVAILABLE] + number[SKIPPED]
     total = {"tests": len(rows), "failures": number[FAILED], "errors": 0, "skipped": skipped}

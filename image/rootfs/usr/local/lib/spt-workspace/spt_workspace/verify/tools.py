@@ -14,12 +14,12 @@ from .place import Place, first, write
 
 ANSWER = "the answer is 42"
 SLOW = 600.0
-"""Seconds for the one job that may have to compile a program of many crates."""
+"""The timeout of the one check that may have to compile many crates."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """``needs``: names in image.json of which one brings it; ``attempt`` returns a sentence or raises ``Failure``."""
+    """``needs``: names in image.json, one of which brings the tool; ``attempt`` returns a sentence or fails."""
 
     name: str
     needs: tuple[str, ...]
@@ -27,7 +27,7 @@ class Tool:
 
 
 def _answers(*argv: str) -> Callable[[Place], str]:
-    """For what has no job without an account, a terminal or an engine: it starts and says its version."""
+    """Check the version only, for tools that need an account, a terminal or an engine."""
     return lambda place: first(place.run(argv))
 
 
@@ -66,7 +66,7 @@ def _rust(place: Place) -> str:
 
 
 def _rust_wasm(place: Place) -> str:
-    """A program for WASI and a library for browsers."""
+    """Compile a program for WASI and a library for browsers."""
     folder = _crate(place, "rust-wasm")
     place.run(["cargo", "build", "--quiet", "--target", "wasm32-wasip1"], folder)
     built = Path(place.environ["CARGO_TARGET_DIR"])
@@ -148,7 +148,7 @@ def _wasmtime(place: Place) -> str:
 
 
 def _wasm_pack(place: Place) -> str:
-    """What it packs needs wasm-bindgen, which it fetches itself: the one check that wants a registry of crates."""
+    """Build a package. It needs wasm-bindgen, so this is the only check that uses the crates registry."""
     version = first(place.run(["wasm-pack", "--version"]))
     library = '[lib]\ncrate-type = ["cdylib"]\n[dependencies]\nwasm-bindgen = "0.2"\n'
     folder = _crate(place, "wasm-pack", "lib", library)
@@ -160,7 +160,7 @@ def _wasm_pack(place: Place) -> str:
         raise Failure(f"{version} is there; wasm-bindgen, which it packs with, cannot be fetched here: "
                       f"{failure.sentence}", state="skipped") from None  # fmt: skip
     try:
-        # Optimising wants another download, from a place that fewer sites reach.
+        # Optimising needs another download, from a server that fewer sites reach.
         place.run(["wasm-pack", "build", "--no-opt", "--target", "nodejs"], folder, timeout=SLOW, env=online)
     except Failure as failure:
         if "did not end within" not in failure.sentence:
@@ -190,7 +190,7 @@ def _repository(place: Place, folder: Path) -> Path:
     place.run(["git", "init", "--quiet", "-b", "main", str(folder)])
     write(folder / "README", f"{ANSWER}\n")
     place.run(["git", "add", "README"], folder)
-    # An operator's hooks have a check of their own.
+    # The operator's hooks have their own check.
     place.run(["git", *AUTHOR, "-c", "core.hooksPath=/dev/null", "commit", "--quiet", "-m", "first"], folder)
     return folder
 
@@ -277,7 +277,7 @@ def _compose(place: Place) -> str:
 
 
 def _installed(place: Place) -> str:
-    """Every package that the image names."""
+    """Check that every listed package is installed."""
     names = place.packages
     argv = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\\n", *names]
     said = place.run(argv, good=lambda status: True).splitlines()
@@ -316,7 +316,7 @@ PACKAGES = Tool("packages", (), _installed)
 
 
 def of(place: Place) -> list[Tool]:
-    """What the image says that it has; a tool that nobody wrote a check for has to say its version at least."""
+    """Return the checks of the image's tools; a tool without its own check must print its version."""
     known = {*(name for tool in TOOLS for name in tool.needs), "firecracker"}
     others = [
         Tool(name, (name,), _answers(name, "--version"))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a workspace promises beside its tools. In a bare image most of it has nothing to try, and says so."""
+"""Checks of a workspace. In an image without a workspace most of them are skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDE_PATIENCE = 120.0
 
 
 def spare(sentence: str) -> Failure:
-    """There is nothing to try here."""
+    """Return the failure of a check that cannot run here."""
     return Failure(sentence, state="skipped")
 
 
@@ -42,7 +42,7 @@ def _steps(place: Place) -> dict[str, Any]:
 
 
 def start(place: Place) -> str:
-    """Every step of the start came to its end. Dotfiles are the user's own, and never a fault of the workspace."""
+    """Check that every step of the start succeeded, except dotfiles, which are the user's own."""
     steps = _steps(place)
     bad = [
         f"{name}: {step['detail']}" for name, step in steps.items() if step["state"] == "failed" and name != "dotfiles"
@@ -61,7 +61,7 @@ def root(place: Place) -> str:
 
 
 def ide(place: Place) -> str:
-    """The running one answers and its password is in memory only; in an image one is started."""
+    """Check that the IDE answers and its password is in memory only; in an image, start one."""
     if place.running:
         return _running_ide(place)
     folder = place.folder("ide")
@@ -97,7 +97,7 @@ def _running_ide(place: Place) -> str:
 
 
 def memory(path: Path, mounts: str = "/proc/self/mounts") -> str:
-    """The kind of file system that ``path`` lies on."""
+    """Return the type of the file system of ``path``."""
     best, kind = "", ""
     for line in Path(mounts).read_text().splitlines():
         _device, point, found, *_rest = line.split()
@@ -115,7 +115,7 @@ def _until(done: Callable[[], bool], seconds: float, sentence: str) -> None:
 
 
 def docker(place: Place) -> str:
-    """A container of programs that are here, so that nothing is pulled."""
+    """Run a container of the image's own programs, so that nothing is pulled."""
     version = first(place.run(["docker", "--version"]))
     if not place.running:
         raise spare(f"{BARE}, so no engine runs; {version}")
@@ -234,7 +234,7 @@ def _boots_with_qemu(place: Place) -> bool:
 
 
 def operator_hooks(place: Place) -> str:
-    """A commit that has to be refused by what the operator lists."""
+    """Check that the operator's hooks are installed and refuse a test commit."""
     if not place.running:
         raise spare(BARE)
     scripts = hooks.listed(place.contract)
@@ -268,7 +268,7 @@ def _refused(place: Place, there: Path, scripts: dict[str, str]) -> str:
 
 
 def repository_hooks(place: Place) -> str:
-    """Nothing that comes with a repository is run by cloning and committing in it."""
+    """Check that hooks of a repository do not run when it is cloned or committed to."""
     folder = place.folder("repository-hooks")
     source, copy, sign = folder / "source", folder / "copy", folder / "ran"
     place.run(["git", "init", "--quiet", "-b", "main", str(source)])
@@ -280,7 +280,7 @@ def repository_hooks(place: Place) -> str:
     aside = ["git", *AUTHOR, "-c", "core.hooksPath=/dev/null", "commit", "--quiet", "-m", "first"]
     place.run(aside, source)
     place.run(["git", "clone", "--quiet", "--", str(source), str(copy)], folder)
-    # An operator's hook may refuse it; that is not what is asked here.
+    # An operator's hook may refuse this commit, which does not matter here.
     place.run(["git", *AUTHOR, "commit", "--quiet", "--allow-empty", "-m", "second"], copy, good=lambda status: True)
     if sign.exists():
         raise Failure("A hook that came with a repository ran by itself when it was cloned or committed to.")
@@ -288,14 +288,14 @@ def repository_hooks(place: Place) -> str:
 
 
 def secrets(place: Place) -> str:
-    """On what outlives the container's memory: the home, the system's settings, and what the start wrote."""
+    """Search for secrets on disk: in the home, the system's settings, and the files of the start."""
     top = place.paths.root
     places = [str(top / name) for name in ("home", "root", "etc", "srv", "var/tmp", "var/log", "usr/share/spt-flow")]
     places += [str(top / "usr/local/lib/spt-workspace"), str(top / "var/cache/spt-flow-clones")]
     without, clone_config = {str(place.scratch)}, []
     where = place.contract.directory
     if place.running and where and Path(where) != place.paths.home:
-        # What a repository holds is its own business; what the clone adds to it is ours.
+        # The repository's own files are not searched, but the clone's configuration is.
         without.add(where)
         clone_config = [os.path.join(where, ".git")]
     password = access.ide_password(place.paths) if place.running else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Beside an agent: another program, Coder's, is the container's main process and runs scripts that have to end."""
+"""Run in the background, where Coder's agent is the container's main process and runs scripts that must end."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .contract import Failure, Paths, write_file
 from .record import ENDED
 
 PATIENCE = 600.0
-"""Seconds in which the IDE has to answer and the clone to settle; what is not done then goes on by itself."""
+"""Seconds to wait for IDE and clone; they continue in the background afterwards."""
 STOP_PATIENCE = 25.0
 AGENT = "SPT_FLOW_AGENT"
-"""In the environment of what ``start`` starts: the agent's number and when it started."""
+"""Environment variable of the started process: process id and start time of Coder's agent."""
 
 
 def start(paths: Paths, environ: Mapping[str, str], run: Callable[[Mapping[str, str]], int]) -> int:
-    """``run`` in a process that stays; repeat its log until the IDE (0: it answers) and the clone are settled."""
+    """Call ``run`` in the background and print its log until IDE and clone have ended; 0 if the IDE answers."""
     paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = paths.run / "contract.log"
     log.write_bytes(b"")
     agent = {AGENT: f"{os.getppid()} {_started(os.getppid())}"}
-    # A fork, because another Python would take a tenth of a second to come this far.
+    # A fork, because starting another Python takes a tenth of a second.
     pid = os.fork()
     if pid == 0:
         _detached({**environ, **agent}, log, run)
@@ -49,7 +49,7 @@ def start(paths: Paths, environ: Mapping[str, str], run: Callable[[Mapping[str, 
 
 
 def _detached(environ: Mapping[str, str], log: Path, run: Callable[[Mapping[str, str]], int]) -> NoReturn:
-    """In a session of its own, with the log as its output: the script's end does not reach it."""
+    """Run in a new session with the log as output, so that the end of the script does not end it."""
     status = 1
     try:
         os.setsid()
@@ -66,7 +66,7 @@ def _detached(environ: Mapping[str, str], log: Path, run: Callable[[Mapping[str,
 
 
 def _follow(log: Path, pid: int) -> Iterator[str]:
-    """Lines of ``log`` as they come, until the child ``pid`` ends or patience does."""
+    """Yield new lines of ``log`` until the child ``pid`` ends or the time is over."""
     end = time.monotonic() + PATIENCE
     rest = ""
     with open(log, encoding="utf-8", errors="replace") as stream:
@@ -82,7 +82,7 @@ def _follow(log: Path, pid: int) -> Iterator[str]:
 
 
 def stop(paths: Paths) -> int:
-    """End what ``start`` started, cleanly; 0 also when nothing runs."""
+    """End the process that ``start`` started; return 0 also if none runs."""
     try:
         record = json.loads((paths.run / "run.json").read_text())
         pid, started = int(record["pid"]), record["started"]
@@ -101,7 +101,7 @@ def stop(paths: Paths) -> int:
 
 
 def end_agent(environ: Mapping[str, str]) -> None:
-    """End the agent, and with it the container, if there is one: nothing that a server was told keeps them alive."""
+    """End Coder's agent, if there is one, and with it the container; the server cannot keep it alive."""
     pid, _, started = environ.get(AGENT, "").partition(" ")
     if pid.isdigit() and started and _started(int(pid)) == started:
         with contextlib.suppress(OSError):
@@ -109,8 +109,9 @@ def end_agent(environ: Mapping[str, str]) -> None:
 
 
 def _started(pid: int) -> str:
-    """When the process started, in the kernel's ticks, which tells it from a later one of its number; empty when it is
-    gone, or has ended and nobody has waited for it yet."""
+    """Return the start time of a process in ticks, which distinguishes it from a later one with the same id.
+
+    Empty if the process has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

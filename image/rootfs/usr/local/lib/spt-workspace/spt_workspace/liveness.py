@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Idle stop, keep-alive and deadline. Activity is a change between samples (docs/decisions/idle-and-keepalive.md)."""
+"""Liveness: idle stop, keep-alive, deadline. Activity is a change of samples (docs/decisions/idle-and-keepalive.md)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .record import printable
 SAMPLE = 30.0
 RECENT = 300.0
 LONGEST_KEEPALIVE = 24.0
-# An open tab that nobody touches sends 35 bytes a second on each of its two connections (code-server 4.139, measured),
-# and code-server's heartbeat goes on for it. A person who types or clicks sends many times that.
+# An open tab without a user sends 35 bytes a second on each of its two connections (code-server 4.139, measured), and
+# code-server's heartbeat continues. A user who types or clicks sends many times that.
 UNTOUCHED = 50.0
 TOUCHED = 1500.0
 SESSION = "an SSH session is open"
@@ -31,9 +31,9 @@ SESSION = "an SSH session is open"
 
 @dataclass(frozen=True)
 class Seen:
-    """One sample: live SSH sessions, the IDE heartbeat's time (ns), each terminal's time of the last input.
+    """One sample: number of SSH sessions, time of the IDE's heartbeat (ns), last input of each terminal.
 
-    ``traffic`` is what each connection to the IDE has sent so far, in bytes; ``None`` where that cannot be read.
+    ``traffic``: bytes that each connection to the IDE has sent so far; ``None`` if the kernel does not tell.
     """
 
     sessions: int = 0
@@ -45,17 +45,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The life record, the sentence to stop with (or none), and the seconds to the next sample."""
+    """The liveness record, the reason to stop now (or an empty text), and the seconds to the next sample."""
 
     record: dict[str, Any]
     stop: str
     wait: float
 
 
-class Life:
-    """Decides from samples. ``boot`` is ``CLOCK_BOOTTIME`` (it runs on in a suspended machine), ``wall`` the epoch.
+class Liveness:
+    """Decides from samples. ``boot`` is ``CLOCK_BOOTTIME`` (it includes suspended time), ``wall`` the epoch.
 
-    Contract seconds are turned into real ones here, by the contract's tick.
+    Seconds of the agent's clock are converted into real ones here, by the setting tick.
     """
 
     def __init__(self, contract: Contract, boot: float, wall: float) -> None:
@@ -65,7 +65,7 @@ class Life:
         self._sample = max(0.2, SAMPLE / tick)
         self._longest = LONGEST_KEEPALIVE * 3600 / tick
         self._deadline = contract.deadline
-        # A clock that is put back must not lengthen a strict time to live.
+        # Setting the clock back must not extend the deadline.
         self._deadline_boot = boot + contract.deadline - wall if contract.deadline else math.inf
         self._active = boot
         self._why = "just started"
@@ -79,7 +79,7 @@ class Life:
         self._keep_by = ""
 
     def sample(self, boot: float, wall: float, seen: Seen) -> Verdict:
-        """Take one sample and say what follows from it."""
+        """Return the verdict for one sample."""
         why = self._activity(boot, seen)
         self._before = seen
         if why:
@@ -100,7 +100,7 @@ class Life:
         return Verdict(record, "", wait)
 
     def _activity(self, boot: float, seen: Seen) -> str:
-        """The reason why ``seen`` counts as use, or nothing."""
+        """Return why ``seen`` counts as activity, or an empty text."""
         touched = self._touched(boot, seen)
         if seen.sessions:
             return SESSION
@@ -113,14 +113,14 @@ class Life:
         return ""
 
     def _touched(self, boot: float, seen: Seen) -> bool:
-        """Whether somebody works in the IDE; by code-server's heartbeat only where traffic cannot be seen."""
+        """Return whether a user works in the IDE; use code-server's heartbeat only if there are no traffic counters."""
         if seen.traffic is None:
             return bool(self._before and seen.heartbeat and seen.heartbeat != self._before.heartbeat)
         if self._traffic is None:
             self._traffic = boot, seen.traffic
             return False
         since, before = self._traffic
-        # Samples also come in between (a session opens): a rate needs a whole interval.
+        # A rate needs a whole interval, and opening a session causes an extra sample.
         if boot - since < 0.9 * self._sample:
             return False
         self._traffic = boot, seen.traffic
@@ -128,7 +128,7 @@ class Life:
         return any(sent - before.get(peer, 0) > limit for peer, sent in seen.traffic.items())
 
     def _read_keepalive(self, boot: float, wall: float, text: str) -> None:
-        """Judge a grant by the time of day once, when it is first seen; from then on by the clock that never jumps."""
+        """Compare a keep-alive with the time of day once; afterwards use the monotonic clock."""
         if text == self._keep_text:
             return
         self._keep_text, self._keep_until, self._keep_by = text, 0.0, ""
@@ -141,7 +141,7 @@ class Life:
     def _record(
         self, boot: float, wall: float, session: bool, kept: float, left: float, deadline: float
     ) -> dict[str, Any]:
-        # The end of a session is known to the moment, that of other use only by its absence.
+        # The end of a session is known exactly; other activity ends when it is no longer seen.
         quiet = not session and (self._why == SESSION or boot - self._active > self._recent)
         why = self._why if not quiet else ("kept alive" if kept else "idle")
         if quiet and not self._idle and not kept:
@@ -149,7 +149,7 @@ class Life:
         if why != self._shown:
             self._shown = why
             self._since = wall - (boot - self._active)
-        # While somebody works the moment moves on with every sample: it is told when it stands.
+        # During activity the stop time moves with every sample, so it is reported only afterwards.
         if not quiet and why != "just started":
             left = math.inf
         left = min(left, deadline)
@@ -163,7 +163,7 @@ class Life:
 
     @staticmethod
     def changed(old: dict[str, Any], new: dict[str, Any]) -> bool:
-        """Whether ``new`` tells more than rounding."""
+        """Return whether the records differ by more than rounding."""
         for key in {*old, *new}:
             a, b = old.get(key), new.get(key)
             close = isinstance(a, (int, float)) and isinstance(b, (int, float)) and abs(a - b) <= 2
@@ -173,7 +173,7 @@ class Life:
 
 
 def valid_keepalive(text: str, wall: float, longest: float) -> dict[str, Any] | None:
-    """The grant in ``text`` if it holds now: not past, not more than 24 h ahead, not granted in the future."""
+    """Return the keep-alive in ``text`` if it is valid: not over, at most 24 h ahead, not granted in the future."""
     try:
         grant = json.loads(text)
         until, granted = float(grant["until"]), float(grant["granted_at"])
@@ -183,7 +183,7 @@ def valid_keepalive(text: str, wall: float, longest: float) -> dict[str, Any] | 
 
 
 def look(paths: Paths, terminals: Path, port: int = 0) -> Seen:
-    """Take a sample of the machine."""
+    """Take a sample."""
     inputs = {place.name: times.st_atime for place in terminals.glob("[0-9]*") if (times := _times(place))}
     beat = _times(paths.heartbeat)
     try:
@@ -196,7 +196,7 @@ def look(paths: Paths, terminals: Path, port: int = 0) -> Seen:
 
 
 def ide_traffic(port: int) -> dict[str, int] | None:
-    """Bytes that each peer has sent to ``port`` so far; ``None`` when the kernel's table cannot be read."""
+    """Return the bytes that each peer has sent to ``port`` so far; ``None`` if the kernel's table is unreadable."""
     argv = ["ss", "-HtniO", "state", "established", f"sport = :{port}"]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
@@ -219,7 +219,7 @@ def _times(path: Path) -> os.stat_result | None:
 
 
 def live_sessions(paths: Paths) -> int:
-    """SSH sessions whose process lives (it holds a lock); what killed ones left is removed."""
+    """Return the number of SSH sessions whose process holds its lock; remove leftovers of killed ones."""
     live = 0
     for lock in paths.sessions.glob("*/lock"):
         try:
@@ -238,7 +238,7 @@ def live_sessions(paths: Paths) -> int:
 
 
 def grant_keepalive(paths: Paths, contract: Contract, hours: float, by: str) -> dict[str, Any]:
-    """Hold off the idle stop for ``hours`` from now; 0 takes it back. Raises ``Failure``."""
+    """Delay the idle stop for ``hours`` from now; 0 withdraws it."""
     if not 0 <= hours <= LONGEST_KEEPALIVE:
         raise Failure(f"A workspace can be kept alive for 0 to {LONGEST_KEEPALIVE:.0f} hours, not {hours:g}.", 2)
     now = time.time()
