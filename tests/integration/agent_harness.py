@@ -149,7 +149,7 @@ def workspace(
     target = DockerTarget()
     image = image_identity.identity()
     image_build.ensure(image, {}, Progress(print))
-    owner = f"contract{secrets.token_hex(3)}"
+    owner = f"agent{secrets.token_hex(3)}"
     resolved = Settings(**{"profile": "slim", "cpus": 2.0, "memory": 2 * GIBIBYTE, "docker": "disabled", **settings})
     spec = WorkspaceSpec(
         owner, resolved, name, kind=kind, deadline=deadline, image=image.tag, image_hash=image.hash

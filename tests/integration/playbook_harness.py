@@ -74,13 +74,15 @@ class Playbooks:
             base |= {"ANSIBLE_STDOUT_CALLBACK": "spt.flow.output", "ANSIBLE_CALLBACKS_ENABLED": "spt.flow.connect"}
         return {**base, "PATH": f"{self.programs}:{base['PATH']}", **more}
 
-    def argv(self, verb: str, *more: str) -> list[str]:
-        place = f"spt.flow.{verb}" if self.installed or verb != "up" else "up.yml"
+    def argv(self, playbook: str, *more: str) -> list[str]:
+        place = f"spt.flow.{playbook}" if self.installed or playbook != "up" else "up.yml"
         return [str(self.programs / "ansible-playbook"), place, *more]
 
-    def run(self, verb: str, *more: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, playbook: str, *more: str, stdin: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.argv(verb, *more),
+            self.argv(playbook, *more),
             cwd=self.cwd,
             env=self.environment(**environment),
             input=stdin,
@@ -92,9 +94,9 @@ class Playbooks:
         assert "Traceback" not in out + err, out + err
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
-    def json(self, verb: str, *more: str, **environment: str) -> dict[str, Any]:
+    def json(self, playbook: str, *more: str, **environment: str) -> dict[str, Any]:
         """Return the JSON object that a playbook prints; a failed run prints one too."""
-        done = self.run(verb, *more, SPT_FLOW_OUTPUT="json", **environment)
+        done = self.run(playbook, *more, SPT_FLOW_OUTPUT="json", **environment)
         try:
             result: dict[str, Any] = json.loads(done.stdout)
         except ValueError:

@@ -203,7 +203,7 @@ def test_killed_client_ends_the_session_and_its_programs(demo):
     wait_for(lambda: not demo.exec(*find, check=False), 20)
     wait_for(lambda: demo.exec("ls", "/run/spt-flow/sessions") == "", 20)
     wait_for(lambda: demo.status()["life"]["reason"] != "an SSH session is open", 20)
-    assert demo.exec("pgrep", "-x", "-f", "sleep 4343"), "what daemonised itself stays"
+    assert demo.exec("pgrep", "-x", "-f", "sleep 4343"), "daemonised processes keep running"
     demo.exec("tmux", "-L", "left", "kill-server")
 
 
@@ -345,7 +345,7 @@ def test_private_repository_is_cloned_with_the_callers_agent(folder, git_server,
         step = inside.wait("clone")
         assert step["state"] == "needs-auth", step
         assert "ansible-playbook spt.flow.ssh -e workspace=private" in step["detail"]
-        assert inside.wait("ide")["state"] == "ok", "the rest goes on"
+        assert inside.wait("ide")["state"] == "ok", "the other steps continue"
         without = inside.ssh("spt-workspace clone")
         assert without.returncode == 4 and "No access" in without.stderr
         done = inside.ssh("spt-workspace clone", options=FORWARD, **with_agent(agent))

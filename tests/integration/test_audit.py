@@ -604,7 +604,7 @@ def test_full_disk_keeps_records_and_raises_an_alarm(trail: Trail, tmp_path: Pat
             if "does not write" in status.stdout:
                 break
         assert (status.returncode, "does not write" in status.stdout) == (8, True), status.stdout
-        assert small.log.read_text(errors="replace").startswith(written), "what was recorded is gone"
+        assert small.log.read_text(errors="replace").startswith(written), "the records are gone"
         assert small.daemon.poll() is None
         (disk / "filler").unlink()
         small.daemon.send_signal(signal.SIGUSR2)
@@ -754,7 +754,7 @@ def test_number_is_inherited_by_docker_inside_a_workspace(runtime: Path, trail: 
         inside.sh(f"docker run -d -i --name nested --network none tiny /bin/dash -s {marker}")
         pid, uid, found = login_uid(marker)
         assert found == number
-        assert uid not in (0, BASE), "root of a nested container is neither root of the workspace nor of the host"
+        assert uid not in (0, BASE), "root of a nested container is not root of the workspace or the host"
         forging = "for n in 4294967295 0 700001; do echo $n >/proc/self/loginuid && echo changed; done; echo tried"
         assert inside.sh(f"docker exec nested /bin/dash -c '{forging}' 2>/dev/null") == "tried"
         assert login_uid(marker) == (pid, uid, number)

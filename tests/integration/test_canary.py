@@ -45,7 +45,7 @@ def test_no_output_or_file_of_a_whole_life_contains_the_secret(playbooks: Playbo
     watcher.start()
     said = ""
     try:
-        for verb, values in (
+        for playbook, values in (
             ("up", {"SPT_FLOW_REPO": str(playbooks.repository)}),
             ("up", {"SPT_FLOW_REPO": str(playbooks.repository), "SPT_FLOW_OUTPUT": "json"}),
             ("status", {}),
@@ -53,7 +53,7 @@ def test_no_output_or_file_of_a_whole_life_contains_the_secret(playbooks: Playbo
             ("ssh", {"SPT_FLOW_COMMAND": "env; cat /proc/self/environ"}),
             ("restart", {"SPT_FLOW_WORKSPACE": playbooks.name}),
         ):
-            done = playbooks.run(verb, "-vvvv", **environment(), **values)
+            done = playbooks.run(playbook, "-vvvv", **environment(), **values)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout + done.stderr
         time.sleep(0.3)

@@ -175,7 +175,7 @@ def test_killed_clients_leave_nothing_after_the_ttl(playbooks: Playbooks, tmp_pa
     names = playbook_harness.docker(
         "ps", "--filter", f"label=spt.flow.owner={playbooks.owner}", "--format", "{{.Names}}"
     )
-    assert names == f"spt-flow-{playbooks.owner}-{playbooks.name}", "the dev workspace goes on"
+    assert names == f"spt-flow-{playbooks.owner}-{playbooks.name}", "the dev workspace keeps running"
 
 
 def test_secret_appears_nowhere(playbooks: Playbooks, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_each_cleanup_mechanism_is_sufficient_alone(playbooks: Playbooks, tmp_pa
         frozen(container)
     if alone != "the run":
         ci_harness.kill(run)
-        assert playbook_harness.belongings(playbooks.owner) == [container], "killing the client has ended nothing"
+        assert playbook_harness.belongings(playbooks.owner) == [container], (
+            "killing the client must not end the workspace"
+        )
     if alone == "the reaper":
         assert reaped(playbooks, tmp_path, ends - time.time() - 5) == []
         assert reaped(playbooks, tmp_path, ends - time.time() + 5) == [container]

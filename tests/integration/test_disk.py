@@ -360,7 +360,7 @@ def test_home_is_snapshotted_and_restored(box: Box, tmp_path: Path) -> None:
     stopped = node.ok("run")["volumes"][home]
     assert stopped["files"] == running["files"] and stopped["last_id"] != running["last_id"]
     assert all("/dev/loop" not in line for line in traces(engine)), "nothing stays mounted"
-    assert node.ok("run")["volumes"][home]["last_id"] == stopped["last_id"], "unchanged, whatever its device"
+    assert node.ok("run")["volumes"][home]["last_id"] == stopped["last_id"], "unchanged on any device"
     assert node.ok("verify")["ok"]
     # One path into the stopped home, which is another file system than the staging directory.
     node.ok("restore", home, "--snapshot", running["last_id"][:8], "--path", "folder/kept")
@@ -395,7 +395,7 @@ def test_killed_snapshot_leaves_nothing_mounted_and_blocks_no_start(box: Box, tm
         engine.docker("start", box.name)
         box.run("echo more >>~/file; sync")
         used = subprocess.run(["losetup", "--associated", box.images()[0]], capture_output=True, text=True, check=True)
-        assert len(used.stdout.splitlines()) == 1, "one file behind two devices is destroyed"
+        assert len(used.stdout.splitlines()) == 1, "a file behind two devices is destroyed"
         engine.docker("stop", "--time", "1", box.name)
         reader.kill()
     engine.docker("start", box.name)

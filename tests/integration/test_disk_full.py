@@ -82,7 +82,7 @@ def test_clone_on_a_full_disk_is_reported_and_can_be_repeated(harness: Harness, 
     assert [note for note in result.notes if "no space left" in note and "Make room" in note and ".." not in note], (
         result
     )
-    assert harness.inside(workspace, "ls -A ~/demo 2>/dev/null || true") == "", "half a clone"
+    assert harness.inside(workspace, "ls -A ~/demo 2>/dev/null || true") == "", "the clone is incomplete"
     made_good(harness, source, workspace)
 
 

@@ -311,7 +311,7 @@ def test_no_probe_escapes(pair: Pair, places: dict[str, str]) -> None:
     )
     ARTIFACT.write_text(f"{table}\n")
     assert [row for row in rows if row[2] not in ("held", NOT_HERE)] == []
-    assert len([row for row in rows if row[2] == "held"]) >= 40, "too few that could have got out"
+    assert len([row for row in rows if row[2] == "held"]) >= 40, "too few probes count"
 
 
 def test_host_service_is_reachable_from_the_host(places: dict[str, str]) -> None:

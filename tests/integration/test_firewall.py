@@ -101,7 +101,7 @@ def test_blocks_hold_next_to_rules_that_accept_everything(network: Network, back
     assert [case for case in REFUSED if network.connects(*case, timeout=0.3)] == [], backend
     assert network.connects("one", OUTSIDE, 80), "workspaces reach the network"
     assert network.connects("host", ONE, 8080), "the host reaches what it publishes"
-    assert network.connects("outside", HOST, 80), "other machines reach the host as ever"
+    assert network.connects("outside", HOST, 80), "other machines still reach the host"
     assert network.run("host", str(firewall), "check", check=False).returncode == 0
 
 

@@ -52,7 +52,7 @@ def test_processor_time_is_limited(shared_harness: Harness, small: Workspace) ->
     burn = "python3 -c 'import time; e=time.monotonic()+2\nwhile time.monotonic()<e: pass\nprint(time.process_time())'"
     status, said = shell(shared_harness, small, burn)
     assert status == 0
-    assert float(said) < 1.6, "two seconds at half a processor are about one second of it"
+    assert float(said) < 1.6, "two seconds at half a processor use about one second"
 
 
 @pytest.mark.parametrize(

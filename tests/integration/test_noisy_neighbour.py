@@ -109,7 +109,7 @@ def test_noisy_workspace_is_held_to_its_limits_and_harms_no_other(
     assert (noise_harness.counter(shared_harness, loud, "oom") > kernel["oom"]) == (name == "memory hog")
     assert noise_harness.counter(shared_harness, other, "oom") == 0
     assert canary.poll() is None, "the host itself ran out of memory"
-    assert before <= processes(shared_harness, other), "a process of the neighbour is gone"
+    assert before <= processes(shared_harness, other), "a process of the neighbour was killed"
     assert shared_harness.engine.get_json("/info")["ID"] == engine
     for workspace in pair:
         state = shared_harness.inspect(workspace.id)["State"]

@@ -405,7 +405,7 @@ def test_sftp_repository_works_like_a_local_one_and_its_absence_is_reported(tmp_
         before = node.ok("list")["snapshots"]
         assert node.ok("verify")["compared"] > 50
         assert not node.ok("init")["changed"]
-        assert any((tmp_path / "node/remote/data").rglob("*")), "the data went over the wire"
+        assert any((tmp_path / "node/remote/data").rglob("*")), "the data was transferred"
         (home / "more").write_text("more")
     done = node("run")
     assert done.returncode == 1
@@ -440,7 +440,7 @@ def test_server_that_dies_in_the_middle_keeps_older_snapshots(tmp_path: Path) ->
             if sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) > size + (8 << 20):
                 break
             time.sleep(0.02)
-        assert process.poll() is None, "the run was over before its server died"
+        assert process.poll() is None, "the run ended before its server died"
         sshd_harness.hang_up(tmp_path / "server")
         _out, said = process.communicate(timeout=120)
         assert process.returncode == 1, said

@@ -137,7 +137,7 @@ def test_private_dotfiles_wait_for_a_session_with_the_users_keys(machine, served
     assert (machine.paths.home / "installed").exists()
     everything = [place for place in machine.paths.home.rglob("*") if place.is_file()]
     assert not any(b"canary-91" in place.read_bytes() for place in [machine.log, *everything])
-    assert machine.command("dotfiles", "waiting").stderr == "", "nothing waits any more"
+    assert machine.command("dotfiles", "waiting").stderr == "", "nothing is waiting any more"
 
 
 def test_new_session_ignores_dotfiles_that_do_not_wait(machine, served):

@@ -45,9 +45,9 @@ def test_start_without_repository_runs_an_ide_and_stops_cleanly(machine):
     assert machine.end() == 0
     assert time.monotonic() - began < 6
     assert machine.events()[-1]["reason"] == "was told to stop"
-    assert machine.events()[-1]["reason"] in ENDING, "clients tell by it that it is about to end"
+    assert machine.events()[-1]["reason"] in ENDING, "clients use it to detect the end"
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", machine.port)), "the IDE must be gone"
+        assert probe.connect_ex(("127.0.0.1", machine.port)), "the IDE must have ended"
 
 
 def test_password_is_new_private_and_not_in_log_or_home(machine):

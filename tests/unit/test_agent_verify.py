@@ -70,7 +70,7 @@ def test_working_tool_passes_and_leaves_nothing(machine):
     status, rows, found = verify(machine)
     assert (status, found["ok"], found["where"], found["profile"]) == (0, True, "image", "slim")
     assert rows["git"]["state"] == "passed" and rows["git"]["detail"].startswith("committed and cloned: git version")
-    assert rows["hyperfine"]["detail"] == "hyperfine 1.20.0", "a tool without a check of its own says its version"
+    assert rows["hyperfine"]["detail"] == "hyperfine 1.20.0", "a tool without its own check prints its version"
     assert found["counts"]["failed"] == 0 and found["counts"]["passed"] == len(rows)
     assert left(machine) == []
 
@@ -141,7 +141,7 @@ def test_junit_counts_failures_and_skips(machine):
     assert (done.returncode, suite.get("failures"), suite.get("skipped")) == (1, "1", "1")
     assert suite.find("testcase[@name='jq']/failure").get("message").endswith("<broken>")
     assert suite.find("testcase[@name='firecracker']/skipped").get("message") == "unavailable: why"
-    assert "jq               failed" in done.stderr, "progress is told while it goes on"
+    assert "jq               failed" in done.stderr, "progress is printed meanwhile"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_started_workspace_is_verified_as_a_workspace(machine):
     _status, rows, found = verify(machine, "start", "home", "clone", "ide", "docker", "repository-hooks")
     assert found["where"] == "workspace"
     assert "is not a volume: what is in it goes with the container." in rows["home"]["detail"]
-    assert "IDE's password lies in" in rows["ide"]["detail"], "a folder of tests is no memory"
+    assert "IDE's password lies in" in rows["ide"]["detail"], "a test folder is not a memory file system"
     assert (rows["clone"]["state"], rows["clone"]["detail"]) == ("skipped", "no repository was named")
     assert rows["repository-hooks"]["state"] == "passed"
 

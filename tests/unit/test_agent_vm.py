@@ -138,7 +138,9 @@ def test_archive_round_trips():
     made = tree.of(["sh", "cat"], {"init": b"#!/bin/sh\n"}, ["proc"])
     assert {"bin/sh", "bin/cat", "init", "proc"} <= set(made)
     paths = list(made)
-    assert all(path.rpartition("/")[0] in ("", *paths[: paths.index(path)]) for path in paths), "folders come first"
+    assert all(path.rpartition("/")[0] in ("", *paths[: paths.index(path)]) for path in paths), (
+        "directories precede their files"
+    )
     assert list(unpacked(gzip.decompress(tree.cpio(made)))) == [*made.items(), ("TRAILER!!!", (0, b""))]
 
 

@@ -117,7 +117,7 @@ def test_full_registry_is_refused_at_once(node: Node) -> None:
     begun = time.monotonic()
     assert node.start("alice/demo", "c1") == 0
     assert time.monotonic() - begun < 2, "0.05 s where nothing else runs"
-    assert node.start("alice/demo", "c1") == FIRST + tries, "the next start looks further on"
+    assert node.start("alice/demo", "c1") == FIRST + tries, "the next start searches further"
 
 
 def test_next_start_searches_where_most_numbers_are_unused(node: Node) -> None:

@@ -117,7 +117,7 @@ def test_new_watcher_resumes_where_the_killed_one_stopped(shares: Shares, kernel
     shares.act(MORNING)
     again = Shares(10_000, str(tmp_path), str(tmp_path / "registry"))
     again.act(MORNING + 1)
-    assert len(kernel.said) == 1, "nothing is told twice"
+    assert len(kernel.said) == 1, "nothing is reported twice"
     again.act(NEXT_DAY)
     assert kernel.rules == []
     (tmp_path / "shares.json").write_text("{nonsense")
@@ -142,7 +142,7 @@ def test_tail_follows_the_log_over_its_rotation(tmp_path: Path) -> None:
     log.rename(tmp_path / "audit.log.1")
     log.write_bytes(b"four\n")
     assert tail.lines() + tail.lines() == [b"two", b"three", b"four"]
-    assert Tail(str(log)).lines() == [], "what was there before the watcher is not counted"
+    assert Tail(str(log)).lines() == [], "records from before the watcher are not counted"
 
 
 def test_gaps_are_removed_with_the_trail(tmp_path: Path) -> None:

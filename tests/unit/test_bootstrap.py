@@ -112,7 +112,7 @@ def test_departed_users_and_invalid_tokens_are_handled_in_one_run(harness: Harne
     assert harness.fake.state.authenticate(harness.dest.read_text().strip()).username == "flow-bot"
     assert harness.dest.stat().st_mode & 0o777 == 0o600
     names = sorted(key.name for key in harness.fake.state.keys.values())
-    assert names == ["spt-flow", "spt-flow-2"], "the lost token is revoked, the reaper's is as it was"
+    assert names == ["spt-flow", "spt-flow-2"], "the lost token is revoked, the reaper's is unchanged"
 
 
 @pytest.mark.parametrize(

@@ -224,4 +224,4 @@ def test_no_secret_is_in_any_output_process_or_artifact(harness: Harness, tmp_pa
     assert {line for line in found if "tests.fake_coder" not in line} == set()
     assert secret not in said and canary not in said
     kept = subprocess.run(["grep", "-rl", secret, str(folder)], capture_output=True, text=True, check=False)
-    assert (kept.returncode, kept.stdout) == (1, ""), "the runner keeps nothing of it"
+    assert (kept.returncode, kept.stdout) == (1, ""), "the runner does not keep it"

@@ -108,7 +108,7 @@ def test_stopped_workspaces_and_failed_starts_are_deleted_before_their_deadline(
 def test_running_build_is_cancelled_at_the_deadline(still: Fake, tmp_path: Path) -> None:
     still.state.next("start", start=3600)
     make(still, "building", 200, settle=190)
-    assert sweep(still, tmp_path).doomed == [], "its deadline is read although nothing shows it yet"
+    assert sweep(still, tmp_path).doomed == [], "its deadline is read before it is shown"
     still.state.clock.advance(20)
     assert sweep(still, tmp_path).reaped == ["ada/building"]
     assert alive(still) == set()

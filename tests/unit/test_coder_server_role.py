@@ -178,7 +178,7 @@ def test_restore_is_one_transaction_of_a_complete_script(machine: Machine) -> No
     machine.program("pg_restore", '[ "$1" = --list ] || { echo "SELECT 1;"; echo cut >&2; exit 1; }')
     done = machine.run("restore", str(dump))
     assert done.returncode == 1 and f"Cannot read the dump {dump}: cut" in done.stderr
-    assert not log.exists(), "nothing was played"
+    assert not log.exists(), "nothing was restored"
 
 
 @pytest.mark.parametrize(("number", "ends"), [("120011", 1), ("130000", 0), ("170002", 0)])
@@ -199,7 +199,7 @@ def test_unit_older_than_its_files_is_reported(machine: Machine) -> None:
     machine.program("systemctl", "echo 1")
     assert json.loads(machine.run("state").stdout) == {"changed": False, "version": "", "stale": ["caddy"]}
     machine.program("systemctl", "echo 0")
-    assert json.loads(machine.run("state").stdout)["stale"] == [], "one that does not run starts with them"
+    assert json.loads(machine.run("state").stdout)["stale"] == [], "a stopped unit starts with them"
 
 
 # As a container

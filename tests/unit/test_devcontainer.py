@@ -79,7 +79,7 @@ def test_changed_values_replace_only_differences(tmp_path: Path) -> None:
     assert docker_devcontainer.changes(tmp_path, docker_devcontainer.files(Settings(), "image"))["ci.env"][1] == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ci.env", "devcontainer.json", "seccomp.json"]
     docker_devcontainer.write(tmp_path, {"ci.env": ""})
-    assert not (tmp_path / "ci.env").exists(), "a pipeline must not go on with values that are no more"
+    assert not (tmp_path / "ci.env").exists(), "a pipeline must not continue with outdated values"
 
 
 def test_unwritable_folder_is_reported(tmp_path: Path) -> None:

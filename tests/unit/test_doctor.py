@@ -162,7 +162,7 @@ def test_init_at_a_terminal_asks_for_missing_settings_and_never_for_a_token(fake
     child.expect(pexpect.EOF)
     child.close()
     shown = log.getvalue()
-    assert child.exitstatus == 2, "there is no token yet, and that is said"
+    assert child.exitstatus == 2, "the missing token is reported"
     assert f"coder login {fake.url}" in shown and f"{fake.url}/cli-auth" in shown
     assert "Traceback" not in shown and "Your dotfiles repository" not in shown
     path = tmp_path / ".config/spt-flow/config.yml"

@@ -240,7 +240,7 @@ def test_each_container_gets_a_user_namespace_of_its_own(runtime: Runtime, name:
     (holder,) = (runtime.folder / "proc").iterdir()
     assert (holder / "uid_map").read_text() == "0 1000000 1048576\n"
     assert (holder / "gid_map").read_text() == "0 2000000 65536\n65536 3000000 9\n"
-    assert ended(int(holder.name)), "the holder outlives the call"
+    assert ended(int(holder.name)), "the holder process survives the call"
     (path,) = [space["path"] for space in runtime.content()["linux"]["namespaces"] if "path" in space]
     assert re.fullmatch(r"/proc/\d+/fd/8", path)
 
@@ -335,7 +335,7 @@ def test_container_without_volumes_gets_its_size_from_the_environment(runtime: R
     runtime.config(env=env)
     assert sized.create() == 0
     assert sized.called()[0] == "disk attach x1 create x1"
-    assert runtime.linux()["maskedPaths"] == [], "the rest of the bundle is edited as well"
+    assert runtime.linux()["maskedPaths"] == [], "the rest of the bundle is edited too"
 
 
 @pytest.mark.parametrize("env", [(), ("SPT_FLOW_DISK=0",), ('A="SPT_FLOW_DISK=1000',), ("XSPT_FLOW_DISK=1000",)])
@@ -384,8 +384,8 @@ def test_workspace_learns_whether_the_node_records_its_commands(runtime: Runtime
         assert runtime.content()["process"]["env"] == [*expected, *env]
     runtime.audit.write_text(calls)
     runtime.config(env=("SPT_FLOW_OWNER=ada",))
-    assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 7, "an older program does not say it"
+    assert runtime.run(*CREATE, str(runtime.bundle), "x1").returncode == 7, "an older program does not report it"
     runtime.audit.write_text(f"{calls}spt_flow_audit_active() {{ return 0; }}\n")
     runtime.config()
     runtime.run(*CREATE, str(runtime.bundle), "x1")
-    assert runtime.content()["process"]["env"] == [], "another container than a workspace stays as it is"
+    assert runtime.content()["process"]["env"] == [], "other containers are unchanged"

@@ -231,7 +231,7 @@ def test_unsafe_requires_the_explicit_setting() -> None:
 
 ELSEWHERE = {
     "SPT_FLOW_TICK": "only tests set it",
-    "SPT_FLOW_OWNER": "a label on target docker and on Coder; the contract does not read it",
+    "SPT_FLOW_OWNER": "a label on target docker and on Coder; the workspace agent does not read it",
     "SPT_FLOW_IDE_AUTH": "Coder asks who it is before the IDE is reached",
     "SPT_FLOW_DISK": "the node's runtime reads it",
     "SPT_FLOW_DOCKER_DISK": "the node's runtime reads it",

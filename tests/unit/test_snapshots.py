@@ -156,7 +156,7 @@ def test_unchanged_volume_is_stored_again_within_a_week() -> None:
     known = [Snapshot("aaaaaaaa", "home", 1e9), Snapshot("bbbbbbbb", "other", 1e9 + 5)]
     assert snapshots_run.unchanged(record, "m", known, "home", 1e9 + 6 * 86400)
     assert not snapshots_run.unchanged(record, "m", known, "home", 1e9 + 7 * 86400)
-    assert not snapshots_run.unchanged(record, "m", known, "home", 1e9 - 5), "a clock that went back proves nothing"
+    assert not snapshots_run.unchanged(record, "m", known, "home", 1e9 - 5), "a clock that was set back proves nothing"
     assert not snapshots_run.unchanged(record, "n", known, "home", 1e9 + 5)
     assert not snapshots_run.unchanged(record, "", known, "home", 1e9 + 5), "a volume that could not be read in full"
     assert not snapshots_run.unchanged({**record, "error": "x"}, "m", known, "home", 1e9 + 5)

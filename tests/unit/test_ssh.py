@@ -48,7 +48,7 @@ def test_openssh_accepts_the_configuration_and_it_is_strict(runtime):
 def test_other_hosts_are_unchanged(runtime):
     found = effective("example.com")
     assert "proxycommand" not in found and found["user"] != "coder"
-    assert not (runtime / "id_ed25519").exists(), "no key for nothing"
+    assert not (runtime / "id_ed25519").exists(), "no key is created without need"
 
 
 def test_key_is_created_once_and_private(runtime):
