@@ -56,7 +56,7 @@ def template() -> dict[str, str]:
         "id": "spt-flow",
         "version": "0.1.0",
         "name": "spt.flow workspace",
-        "description": "A workspace of spt.flow: limits, start and tools are those of every other target.",
+        "description": "A workspace of spt.flow with the same limits, start and tools as on every target.",
         "options": {
             "image": {
                 "type": "string",
