@@ -84,6 +84,20 @@ def test_clone_is_complete_and_unchanged_by_a_second_start(machine, served):
     assert (here(machine) / "mine").exists()
 
 
+def test_workspace_without_repository_clones_the_one_that_is_named(machine, served):
+    url = machine.environ["SPT_FLOW_REPO"]
+    machine.start(SPT_FLOW_REPO="", SPT_FLOW_REPO_ID="", SPT_FLOW_DIRECTORY=str(machine.paths.home))
+    machine.wait("clone", "skipped")
+    done = machine.command("clone", url, "topic/one")
+    assert done.returncode == 0, done.stderr
+    place = machine.paths.home / machine.environ["SPT_FLOW_WORKSPACE"]
+    assert harness.git("branch", "--show-current", cwd=place) == "topic/one"
+    assert machine.wait("clone", "ok")
+    assert "left untouched" in machine.command("clone", url).stderr
+    other = machine.command("clone", "https://example.com/o/other.git")
+    assert other.returncode == 7 and "belongs to another repository" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("ref", "branch", "commit"),
     [

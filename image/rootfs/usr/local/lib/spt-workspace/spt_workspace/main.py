@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ USAGE = """usage: spt-workspace COMMAND
   trust [no]              consent to the repository's postCreateCommand (devcontainer.json) and run it; no: withdraw
   wait                    wait for clone and IDE; print their states; exit with 0 if the IDE answers
   status                  one JSON object: steps, life, IDE, host key, notes
-  clone                   clone the repository now, with the keys of this session
+  clone [URL [REF]]       clone the repository now, with the keys of this session; URL if the workspace has none yet
   dotfiles [waiting]      install or update the dotfiles, with the keys of this session; waiting: only if they need keys
   keepalive HOURS [BY]    delay the idle stop for at most 24 hours; 0 withdraws it
   session PUBLIC_KEY      serve one SSH session on stdin and stdout for the holder of the key
@@ -87,11 +88,18 @@ def _read(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def clone(paths: Paths, environ: Mapping[str, str]) -> int:
-    from .clone import Cloner
+def clone(words: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
+    from .clone import Cloner, same_repository
     from .processes import Children
 
     contract = Contract.load(paths, environ)
+    url, ref = (*words, "", "")[:2]
+    if url and not contract.repo:
+        directory = str(paths.home / contract.workspace)
+        contract = replace(contract, repo=url, ref=ref, directory=directory)
+        contract.save(paths)
+    elif url and not same_repository(contract.repo, url):
+        raise Failure("This workspace belongs to another repository.", 7)
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     return in_session("clone", Cloner(contract, paths, Children(), environ, say).run, paths)
 
@@ -225,7 +233,7 @@ def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008
         "trust": (range(2), lambda *words: trust(words, paths, environ)),
         "wait": (range(1), lambda: wait(paths)),
         "status": (range(1), lambda: print(json.dumps(status(paths, environ))) or 0),
-        "clone": (range(1), lambda: clone(paths, environ)),
+        "clone": (range(3), lambda *words: clone(words, paths, environ)),
         "dotfiles": (range(2), lambda *words: dotfiles(words, paths, environ)),
         "keepalive": (range(1, 3), lambda *words: keepalive(words, paths, environ)),
         "session": (range(1, 2), lambda key: access.session(key, paths)),
