@@ -14,7 +14,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +207,46 @@ def test_packages_use_the_snapshot_of_the_day_where_available(monkeypatch: pytes
     monkeypatch.setattr(image_download, "answers", lambda url: url.endswith("Z/dists/noble/Release"))
     builder = image_build._Builder(image_identity.identity("fat-ubuntu-24.04"), {}, Progress())
     assert set(builder.archives) == {f"http://snapshot.ubuntu.com/ubuntu/{builder.recipe.base['snapshot']}"}
+
+
+# Optional tools
+
+
+def test_optional_tool_is_left_out_if_its_server_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_engine, "sdk", lambda: None)
+    monkeypatch.setattr(image_download, "answers", lambda url: True)
+
+    def tool(self: image_build._Builder, name: str, base: str) -> Path:
+        if name in silent:
+            raise image_download.Unreachable(f"Cannot download {name}.")
+        return Path(name)
+
+    monkeypatch.setattr(image_build._Builder, "_tool", tool)
+    said: list[str] = []
+    image = image_identity.identity("fat")
+    builder = image_build._Builder(image, {}, Progress(said.append))
+    silent = {"firecracker", "python"}
+    assert set(builder._tools("base")) == set(image_identity.recipe("fat").tools) - silent
+    assert any("without firecracker: Cannot download firecracker." in line for line in said)
+    found = image_build.inventory(builder.recipe, image)["tools"]["firecracker"]
+    assert found == {"version": "", "state": "unavailable", "reason": "Cannot download firecracker."}
+    assert builder._label() == 'LABEL spt.flow.without="python firecracker"\n'
+    silent = {"rust"}
+    with pytest.raises(image_download.Unreachable):
+        image_build._Builder(image, {}, Progress())._tools("base")
+
+
+def test_missing_file_is_not_an_unreachable_server(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        port = server.server_address[1]
+        with pytest.raises(FlowError) as missing:
+            image_download._download("x", f"http://127.0.0.1:{port}/missing", tmp_path / "x", "")
+        thread.join(10)
+    assert not isinstance(missing.value, image_download.Unreachable)
+    with pytest.raises(image_download.Unreachable):
+        image_download._download("x", f"http://127.0.0.1:{port}/x", tmp_path / "x", "")
 
 
 # Mirrors

@@ -12,6 +12,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from . import tools as image_tools
 from .cache import BLOCK, archive_of, atomic, cache, load, lock, no_space, room, save, sweep
 from .debootstrap import debootstrap
 from .download import fetch, mirrored
-from .identity import FOLDER, Image, Recipe, content_hash, placed, recipe
+from .identity import FOLDER, WITHOUT, Image, Recipe, content_hash, placed, recipe
 
 
 def ensure(image: Image, options: Mapping[str, Any], progress: Progress) -> bool:
@@ -92,6 +93,7 @@ class _Builder:
         self.recipe = recipe(image.profile, folder)
         self.engine = image_engine.sdk()
         self.archives = self._archives()
+        self.left_out: dict[str, str] = {}
 
     def build(self) -> None:
         sweep()
@@ -99,6 +101,9 @@ class _Builder:
             built = self._build()
         repository, tag = self.image.tag.split(":")
         built.tag(repository, tag)
+        if self.left_out:
+            # Not cached, so that another engine tries to get a complete image.
+            return
         try:
             save(self.engine, self.image)
         except OSError as error:
@@ -110,12 +115,12 @@ class _Builder:
             self.progress.note(f"image: without {name}: {why}")
         base = self._base()
         ide = self._ide(base)
-        tools = {f"tools/{name}.tar.gz": self._tool(name, base) for name in self.recipe.tools}
+        tools = {f"tools/{name}.tar.gz": layer for name, layer in self._tools(base).items()}
         about = json.dumps(inventory(self.recipe, self.image), indent=2, sort_keys=True)
         context: dict[str, Path | bytes] = {
             **{name: self.folder / name for name in ("apt-sources", "install.d", "rootfs")},
             **tools,
-            "Dockerfile": dockerfile(self.recipe, self.folder).encode(),
+            "Dockerfile": (dockerfile(self.recipe, self.folder) + self._label()).encode(),
             "ide.tar.gz": ide,
             "image.json": f"{about}\n".encode(),
         }
@@ -227,6 +232,24 @@ class _Builder:
             self._compiled(
                 "code-server", context, arguments, "/opt/code-server", lambda blocks: _compress(blocks, path)
             )
+
+    def _tools(self, base: str) -> dict[str, Path]:
+        """Return the tools' layers. An optional tool whose server does not answer is left out; the image says so."""
+        layers = {}
+        for name, tool in self.recipe.tools.items():
+            try:
+                layers[name] = self._tool(name, base)
+            except image_download.Unreachable as error:
+                if not tool.get("optional"):
+                    raise
+                self.progress.note(f"image: without {name}: {error.message}")
+                self.left_out[name] = error.message
+        tools = {name: self.recipe.tools[name] for name in layers}
+        self.recipe = replace(self.recipe, tools=tools, absent={**self.recipe.absent, **self.left_out})
+        return layers
+
+    def _label(self) -> str:
+        return f'LABEL {WITHOUT}="{" ".join(self.left_out)}"\n' if self.left_out else ""
 
     def _tool(self, name: str, base: str) -> Path:
         """Return the layer of a tool, assembled or compiled once per set of inputs and cached as an archive."""

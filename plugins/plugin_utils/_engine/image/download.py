@@ -19,6 +19,10 @@ from .cache import BLOCK, atomic, cache, room
 _TIMEOUT = 60
 
 
+class Unreachable(FlowError):
+    """The server of a download does not answer."""
+
+
 def fetch(name: str, entry: Mapping[str, Any], options: Mapping[str, Any], progress: Progress) -> Path:
     """Return the file ``entry`` (``url``, ``sha256``) from the cache or its source.
 
@@ -85,7 +89,8 @@ def _download(name: str, url: str, path: Path, ca_bundle: str) -> tuple[str, str
             except OSError as error:
                 return digest.hexdigest(), f"after {length} bytes: {error}"
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise FlowError(
+        answered = isinstance(error, urllib.error.HTTPError)
+        raise (FlowError if answered else Unreachable)(
             f"Cannot download {name} from {url}: {error}.",
             f"Check the network, or name a mirror ({', '.join([*_ORIGINS, 'mirror_files'])}).",
         ) from None

@@ -24,6 +24,8 @@ AUTO = "auto"
 """The profile that means ``TEAM``, unless ``choice`` decides for this machine's engine."""
 TEAM = "fat"
 FOLDER = COLLECTION / "image"
+WITHOUT = "spt.flow.without"
+"""The label of an image that lacks optional tools, with their names."""
 _INPUTS = ("Dockerfile", "apt-sources", "ide", "install.d", "rootfs")
 _COMPILED = "crate"
 """The directory that compiles crates, an input of profiles with crates."""

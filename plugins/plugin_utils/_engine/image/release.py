@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -274,7 +274,10 @@ def describe(image: Image, about: Mapping[str, Any]) -> dict[str, Any]:
     lines = docker_images.docker("run", *words, "--show", "--showformat", image_sbom.QUERY).splitlines()
     packages = [image_sbom.Package.of(line) for line in lines]
     created = re.sub(r"\.\d+", "", str(about["Created"]))
-    return image_sbom.sbom(image, image_identity.recipe(image.profile), packages, created, collection_release())
+    made = image_identity.recipe(image.profile)
+    left_out = str(((about.get("Config") or {}).get("Labels") or {}).get(image_identity.WITHOUT, "")).split()
+    made = replace(made, tools={name: tool for name, tool in made.tools.items() if name not in left_out})
+    return image_sbom.sbom(image, made, packages, created, collection_release())
 
 
 def push(image: Image, repository: str) -> str:
