@@ -86,7 +86,7 @@ def test_every_playbook_works_through_the_life_of_a_workspace(harness: Harness) 
     assert "demo  running  git.invalid/team/demo" in shown
     assert "of me" not in shown
     assert harness.json("status")["workspaces"][0]["outdated"] == []
-    assert harness.json("keepalive", "-e", "hours=2")["changed"]
+    assert harness.json("keepalive", "-e", "hours=3")["changed"]
     assert any('"step": "clone"' in line for line in harness.json("logs")["lines"])
     assert harness.json("ssh_config")["changed"]
     assert not harness.json("ssh")["changed"]

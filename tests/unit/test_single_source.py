@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import resolve as settings_resolve
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import MEBIBYTE
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import MEBIBYTE, OPTIONS
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import EngineFacts
@@ -271,3 +272,10 @@ def test_published_template_matches_the_settings() -> None:
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(wanted)
     for name, text in wanted.items():
         assert (folder / name).read_text(encoding="utf-8") == text, f"{name}: make docs"
+
+
+def test_limit_of_processes_is_the_same_on_coder() -> None:
+    """Terraform's provider cannot set one, so the runtime of the nodes does."""
+    defaults = yaml.safe_load((CHECKOUT / "roles/host_docker/defaults/main.yml").read_text())
+    assert defaults["host_docker_pids_limit"] == f"{{{{ flow_pids | default({OPTIONS['pids'].default}) }}}}"
+    assert Settings().docker_arguments()["PidsLimit"] == OPTIONS["pids"].default
