@@ -245,7 +245,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replace the engine of this machine; call it with what differs from a healthy one."""
 
     def make(ahead: float = 0.0, facts: Any = FACTS, **answers: Any) -> dict[str, Any]:
-        values = settings_resolve.resolve({})
+        values = {**settings_resolve.resolve({}), "profile": "slim"}
         tag = image_identity.identity(values["profile"]).tag
         healthy = {"/version": {"Version": "28.1.0", "MinAPIVersion": "1.24"}, "/info": {}, f"/images/{tag}/json": {}}
         stand_in = StandIn(
