@@ -23,6 +23,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import con
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.tests.integration.harness import Harness
+from ansible_collections.spt.flow.tests.integration.proxy_harness import Proxied, proxy
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates/coder/spt-flow"
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
@@ -147,6 +148,65 @@ def test_workspace_from_the_dashboard_is_ready_stops_and_is_deleted(terraform: T
 
     terraform.apply("destroy")
     assert belongings(terraform) == {"containers": [], "volumes": []}
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> Iterator[Proxied]:
+    with proxy(tmp_path / "proxy", docker_container.NETWORK, kvm=str(tmp_path / "no-kvm")) as made:
+        yield made
+
+
+def behind(proxied: Proxied, **more: str) -> dict[str, str]:
+    return {"nodes": json.dumps({"node1": f"unix://{proxied.socket}"}), **more}
+
+
+def lose_state(terraform: Terraform) -> None:
+    """Lose what the server keeps of a build, as in an outage of its database."""
+    for path in terraform.folder.glob("terraform.tfstate*"):
+        path.unlink()
+
+
+def test_start_without_state_replaces_the_container_and_keeps_the_home(terraform: Terraform, proxied: Proxied) -> None:
+    terraform.apply(**behind(proxied))
+    before = belongings(terraform)
+    docker("exec", before["containers"][0], "sh", "-c", "echo precious > /home/coder/kept")
+    lose_state(terraform)
+    terraform.apply(**behind(proxied))
+    (again,) = belongings(terraform)["containers"]
+    assert [again] != before["containers"] and belongings(terraform)["volumes"] == before["volumes"]
+    assert docker("exec", again, "cat", "/home/coder/kept") == "precious"
+    terraform.apply("destroy", **behind(proxied))
+    assert belongings(terraform) == {"containers": [], "volumes": []}
+    assert proxied.refused() == []
+
+
+def test_stop_and_deletion_without_state_leave_nothing(terraform: Terraform, proxied: Proxied) -> None:
+    """What `delete` does after a start that failed: the stop finds the volumes, the deletion removes the container."""
+    terraform.apply(**behind(proxied))
+    lose_state(terraform)
+    terraform.apply("stop", **behind(proxied))
+    terraform.apply("destroy", **behind(proxied))
+    assert belongings(terraform) == {"containers": [], "volumes": []}
+
+
+def test_default_size_fits_a_node_with_less_and_without_kvm(terraform: Terraform, proxied: Proxied) -> None:
+    """By one click with the template's own defaults; a second plan of what runs is not needed and not made."""
+    sizes = coder_template.ours(Settings(), "dev", "spt-flow", {}).variables
+    default = {name: sizes[name] for name in ("cpus", "memory", "kvm", "environment", "tmpfs")}
+    assert (default["cpus"], default["memory"], default["kvm"]) == ("4", "8192", "true")
+    terraform.apply(**behind(proxied, **default))
+    (container,) = belongings(terraform)["containers"]
+    found = json.loads(docker("inspect", container))[0]
+    cpus, memory = (int(docker("info", "--format", f"{{{{.{name}}}}}")) for name in ("NCPU", "MemTotal"))
+    assert found["HostConfig"]["NanoCpus"] == min(4, cpus) * 10**9
+    assert found["HostConfig"]["Memory"] == min(8 << 30, memory - (1 << 30))
+    assert "/dev/kvm" not in json.dumps(found["HostConfig"]["Devices"])
+    assert any(word.startswith("SPT_FLOW_NOTE=") and "software emulation" in word for word in found["Config"]["Env"])
+    terraform.apply("stop", **behind(proxied, **default))
+    required = {**default, "environment": json.dumps(Settings(kvm="required").environment())}
+    said = " ".join(terraform.apply(check=False, **behind(proxied, **required)).replace("│", " ").split())
+    assert "the workspace requires KVM and the node has no" in said
+    terraform.apply("stop", **behind(proxied, **default))
 
 
 def test_stopped_ci_workspace_is_deleted(terraform: Terraform) -> None:

@@ -77,6 +77,7 @@ class Engine:
     def __init__(self, path: str = ENGINE) -> None:
         self.path = path
         self._client = docker_http.Engine(f"unix://{path}")
+        self._removing = threading.Lock()
 
     def send(self, call: Call) -> tuple[_Connection, http.client.HTTPResponse]:
         """Return the connection, which the caller closes, and the answer. Raise ``OSError`` or ``HTTPException``."""
@@ -91,10 +92,14 @@ class Engine:
             raise
 
     def remove(self, container: str) -> None:
-        """Stop a container in an orderly way and remove it. Raise ``OSError``."""
+        """Stop a container in an orderly way and remove it. Raise ``OSError``.
+
+        One at a time: Terraform deletes both volumes of a workspace at once, and the engine refuses a second removal.
+        """
         try:
-            self._client.request_json("POST", f"/containers/{container}/stop", {"t": GRACE}, timeout=ANSWER)
-            self._client.request_json("DELETE", f"/containers/{container}", {"force": True}, timeout=ANSWER)
+            with self._removing:
+                self._client.request_json("POST", f"/containers/{container}/stop", {"t": GRACE}, timeout=ANSWER)
+                self._client.request_json("DELETE", f"/containers/{container}", {"force": True}, timeout=ANSWER)
         except NotFound:
             return
         except FlowError as error:
