@@ -276,3 +276,20 @@ def test_delete_asks_for_confirmation_and_removes_all_parts(playbooks: Playbooks
     assert playbook_harness.belongings(playbooks.owner) == []
     assert playbooks.json("delete", SPT_FLOW_WORKSPACE=playbooks.name, SPT_FLOW_CONFIRM="true")["changed"] is False
     assert os.path.isdir(playbooks.repository)
+
+
+def test_failed_clone_fails_the_run_and_keeps_the_workspace(playbooks: Playbooks) -> None:
+    made = playbooks.up()
+    container = f"spt-flow-{playbooks.owner}-{made['workspace']['name']}"
+    place = made["session"]["directory"]
+    playbook_harness.docker("exec", "-u", "1000:1000", container, "sh", "-c", f"rm -rf {place} && echo mine >{place}")
+    restarted = playbooks.json("restart")
+    assert (restarted["ok"], restarted["status"], restarted["error"]["kind"]) == (False, 9, "clone")
+    assert "exists and is not a clone of" in restarted["msg"] and "spt.flow.restart" in restarted["error"]["hint"]
+    assert restarted["workspace"]["state"] == "running"
+    again = playbooks.json("up", SPT_FLOW_REPO=str(playbooks.repository))
+    assert (again["ok"], again["status"], again["changed"]) == (False, 9, False)
+    assert playbooks.json("ssh")["ok"]
+    playbook_harness.docker("exec", "-u", "1000:1000", container, "rm", place)
+    assert f"-e repo={playbooks.repository}" in restarted["error"]["hint"]
+    assert playbooks.json("restart", SPT_FLOW_REPO=str(playbooks.repository))["ok"]

@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ....module_utils._node.errors import AuthError, CloneFailed, FlowError
 from .models import Workspace
+
+LOCAL = "local/"
+"""The identity of a repository that is a directory of the client's machine starts with it."""
 
 
 def missing(workspace: Workspace) -> FlowError | None:
@@ -15,10 +20,13 @@ def missing(workspace: Workspace) -> FlowError | None:
     reason = f": {step.detail.rstrip('.')}" if step.detail else ""
     enter = f"ansible-playbook spt.flow.ssh -e workspace={workspace.name}"
     if step.state == "failed":
+        # The directory of a local repository is uploaded again only by a run that names it.
+        local = workspace.repo.startswith(LOCAL)
+        again = f" -e repo={shlex.quote(workspace.repo.removeprefix(LOCAL[:-1]))}" if local else ""
+        restart = f"ansible-playbook spt.flow.restart -e workspace={workspace.name}"
         return CloneFailed(
             f"Cannot clone {what}{reason}. The workspace is kept and runs.",
-            f"Remove the cause, then clone again: ansible-playbook spt.flow.restart -e workspace={workspace.name}\n"
-            f"To enter it without the clone: {enter}",
+            f"Remove the cause, then clone again: {restart}{again}\nTo enter it without the clone: {enter}",
         )
     if step.state == "needs-auth":
         return AuthError(
