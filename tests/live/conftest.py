@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspac
 CHECKOUT = Path(__file__).resolve().parents[2]
 PLUGINS = Path("/usr/local/share/terraform/plugins/registry.terraform.io")
 AGENT = "coder-linux-amd64"
+AS_POSTGRES = ("runuser", "-u", "postgres", "--")
 START = 300.0
 
 
@@ -82,6 +84,12 @@ class LiveServer:
                 raise AssertionError((self.folder / "server.log").read_text()[-3000:])
             time.sleep(0.3)
 
+    def kill(self) -> None:
+        """End the server at once, as a power cut does to it alone; its Terraform may run on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(2)
@@ -109,35 +117,68 @@ def missing() -> str:
     return "" if os.geteuid() == 0 else "needs root, to run PostgreSQL as another user"
 
 
+@dataclass
+class Database:
+    """A PostgreSQL server with its own socket in ``folder``, run by the user postgres."""
+
+    folder: Path
+    programs: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgres://coder@/coder?host={self.folder}&sslmode=disable"
+
+    def run(self, program: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a client program on the database's socket."""
+        command = [str(self.programs / program), "-h", str(self.folder), "-U", "coder", *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def start(self) -> None:
+        settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}", "-c", "fsync=off"]
+        self.process = subprocess.Popen(
+            [*AS_POSTGRES, str(self.programs / "postgres"), "-D", str(self.folder / "data"), *settings],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 60
+        while self.run("pg_isready").returncode:
+            assert time.monotonic() < end, "PostgreSQL does not answer"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop it at once, with all connections, as a crash does."""
+        assert self.process is not None
+        main = (self.folder / "data/postmaster.pid").read_text().split()[0]
+        os.kill(int(main), signal.SIGQUIT)
+        self.process.wait(60)
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
-    """URL of a database with its own socket, run by the user postgres."""
+def database_server() -> Iterator[Database]:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     folder = Path(f"/tmp/spt-flow-live-{secrets.token_hex(4)}")
     folder.mkdir(mode=0o700)
     shutil.chown(folder, "postgres")
-    as_postgres = ["runuser", "-u", "postgres", "--"]
-    initdb = [*as_postgres, str(programs / "initdb"), "-D", str(folder / "data"), "-U", "coder", "-A", "trust"]
+    made = Database(folder, programs)
+    initdb = [*AS_POSTGRES, str(programs / "initdb"), "-D", str(folder / "data"), "-U", "coder", "-A", "trust"]
     subprocess.run(initdb, check=True, capture_output=True, timeout=120)
-    settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
-    server = subprocess.Popen(
-        [*as_postgres, str(programs / "postgres"), "-D", str(folder / "data"), *settings],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    made.start()
     try:
-        ready = [str(programs / "pg_isready"), "-h", str(folder), "-U", "coder"]
-        end = time.monotonic() + 30
-        while subprocess.run(ready, capture_output=True, check=False).returncode:
-            assert time.monotonic() < end, "PostgreSQL does not answer"
-            time.sleep(0.1)
-        make = [str(programs / "createdb"), "-h", str(folder), "-U", "coder", "coder"]
-        subprocess.run(make, check=True, capture_output=True, timeout=60)
-        yield f"postgres://coder@/coder?host={folder}&sslmode=disable"
+        done = made.run("createdb", "coder")
+        assert done.returncode == 0, done.stderr
+        yield made
     finally:
-        server.terminate()
-        server.wait(30)
+        if made.process is not None and made.process.poll() is None:
+            made.stop()
         shutil.rmtree(folder)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """URL of a database that runs as long as the block."""
+    with database_server() as made:
+        yield made.url
 
 
 @contextmanager

@@ -307,7 +307,7 @@ def test_stopped_ci_workspace_leaves_no_resources(live_server: LiveServer, setti
     assert made.kind == "ci"
     assert made.deadline
     assert [len(found) for found in belongings(live_server, made)] == [1, 1]
-    live_server.target().stop(made)
+    live_server.target().stop(made, Progress())
     assert belongings(live_server, made) == ([], [])
     ensure(live_server, job, "absent")
 

@@ -4,13 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError
@@ -20,53 +16,22 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress i
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import WorkspaceSpec
+from ansible_collections.spt.flow.tests.integration.proxy_harness import Proxied, proxy
 from ansible_collections.spt.flow.tests.live.conftest import LiveServer
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(profile="slim", cpus=1.0, memory=1 << 30, kvm="disabled", wait_timeout=600)
 SENTENCE = "spt.flow refuses POST /containers/create on this node"
 
 
-@dataclass
-class Proxied:
-    """A proxy that runs like on a node; ``journal`` has its output for the journal."""
-
-    socket: Path
-    journal: Path
-
-    def refused(self) -> list[str]:
-        return [line for line in self.journal.read_text().splitlines() if "refused: " in line]
-
-
 @pytest.fixture(scope="module")
 def proxied(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    folder = tmp_path_factory.mktemp("proxy")
-    (folder / "spt_flow_node").symlink_to(CHECKOUT / "plugins/module_utils/_node")
-    (folder / "seccomp").mkdir()
-    (folder / "seccomp/current.json").write_bytes(docker_container.SECCOMP.read_bytes())
-    settings = {"runtime": "spt-flow", "apparmor": "spt-flow-workspace", "networks": ["bridge"]}
-    (folder / "proxy.json").write_text(json.dumps({**settings, "seccomp": str(folder / "seccomp")}))
-    made = Proxied(folder / "engine.sock", folder / "journal")
-    program = CHECKOUT / "roles/coder_node/files/spt-flow-engine-proxy"
-    with open(made.journal, "wb") as journal:
-        process = subprocess.Popen(
-            [sys.executable, str(program), str(folder / "proxy.json"), str(made.socket)],
-            env={"SPT_FLOW_LIB": str(folder)},
-            stderr=journal,
-        )
-    end = time.monotonic() + 30
-    while not made.socket.exists():
-        assert process.poll() is None and time.monotonic() < end, made.journal.read_text()
-        time.sleep(0.1)
-    yield made
-    process.terminate()
-    assert process.wait(30) == 0
+    with proxy(tmp_path_factory.mktemp("proxy")) as made:
+        yield made
 
 
 def wanted(proxied: Proxied, settings: Settings, name: str, old: str = "", new: str = "") -> coder_template.Wanted:
     """The collection's template behind the proxy, with ``old`` replaced by ``new``."""
-    nodes = {"node1": f"unix://{proxied.socket}"}
-    made = coder_template.ours(settings, "dev", name, nodes, network="bridge")
+    made = proxied.wanted(settings, name)
     if not old:
         return made
     files = {path.name: path.read_bytes() for path in coder_template.FOLDER.iterdir() if path.is_file()}
@@ -94,14 +59,14 @@ def test_whole_life_of_a_workspace_passes_the_proxy(live_server: LiveServer, pro
     made = reached.create(spec, Progress())
     try:
         assert made.state == "running" and len(containers(made.id)) == 1
-        assert reached.stop(made).state == "stopped" and containers(made.id) == []
-        assert reached.start(made).state == "running" and len(containers(made.id)) == 1
+        assert reached.stop(made, Progress()).state == "stopped" and containers(made.id) == []
+        assert reached.start(made, spec, Progress()).state == "running" and len(containers(made.id)) == 1
         larger = replace(SETTINGS, memory=1536 << 20)
         coder_template.roll_out(live_server.admin, wanted(proxied, larger, "proxied"))
         updated = reached.restart(made, spec, Progress())
         assert (updated.outdated, updated.settings_hash) == ((), larger.hash())
     finally:
-        reached.delete(made)
+        reached.delete(made, Progress())
     assert containers(made.id) == []
     assert proxied.refused() == []
 
