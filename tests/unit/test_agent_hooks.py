@@ -139,7 +139,7 @@ def test_mapping_and_its_json_are_equal():
         (["pre-commit"], "single value"),
         ({"pre-commit": 1}, "no mapping"),
         ({"precommit": "#!/bin/sh"}, "'precommit'"),
-        ({"../x": "#!/bin/sh"}, "git runs on no user's command"),
+        ({"../x": "#!/bin/sh"}, "not a hook of git clients"),
         ({"pre-commit": "make check"}, "does not begin with #!"),
         ({"pre-commit": "#!/bin/sh\n" + "#" * 70000}, "at most 65536"),
     ],

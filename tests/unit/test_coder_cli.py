@@ -86,7 +86,7 @@ def test_missing_or_other_program_is_fetched_once(fake: Fake, http: CoderHttp, t
 def test_unavailable_program_is_reported_in_one_line(fake: Fake, http: CoderHttp, tmp_path: Path) -> None:
     fake.state.cli = b""
     (note,) = coder_cli.ready(http, Progress())
-    assert "no program coder" in note
+    assert "is missing" in note
     assert "\n" not in note
     with pytest.raises(NotFound, match="there is none"):
         coder_cli.ready(http, Progress(), needed=True)

@@ -259,7 +259,7 @@ def test_missing_answer_times_out(fake: Fake) -> None:
 
 def test_unknown_outcome_is_reported(fake: Fake, person: CoderAdmin) -> None:
     fake.faults.add("500", method="POST", path="/workspaces$", times=9)
-    with pytest.raises(Unsure, match="may have been carried out"):
+    with pytest.raises(Unsure, match="may have processed it"):
         person.create_workspace("one", template_id=template_id(fake))
     assert fake.state.workspaces == {}
 
@@ -425,7 +425,7 @@ def test_fields_ignored_without_a_licence_are_shown_in_the_comparison(owner: Cod
     ("files", "code", "words"),
     [
         ({"main.tf": 'variable "must" {\n  type = string\n}\n'}, "REQUIRED_TEMPLATE_VARIABLES", "must"),
-        ({"README.md": "nothing"}, "", "no Terraform file"),
+        ({"README.md": "nothing"}, "", "not have a Terraform file"),
     ],
 )
 def test_failed_import_is_reported(fake: Fake, owner: CoderAdmin, files: dict[str, str], code: str, words: str) -> None:

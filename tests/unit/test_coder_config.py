@@ -63,7 +63,7 @@ def test_configuration_directory_is_found(platform: str, environ: dict[str, str]
 
 
 def test_missing_server_explains_how_to_name_one():
-    with pytest.raises(NotFound, match="No Coder server is named") as caught:
+    with pytest.raises(NotFound, match="The address of the Coder server is missing") as caught:
         config.load({})
     assert "CODER_URL" in caught.value.hint
     assert not config.configured({})

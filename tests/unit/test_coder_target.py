@@ -188,7 +188,7 @@ def test_disconnected_agent_is_waited_for_and_then_reported(fake: Fake, monkeypa
     agent.gone = fake.state.now - 60
     found = target.find(NAMED)
     assert found is not None
-    with pytest.raises(Unhealthy, match="its agent lost .* did not come back") as lost:
+    with pytest.raises(Unhealthy, match="its agent lost .* did not reconnect") as lost:
         target.session(found)
     assert "spt.flow.restart -e workspace=demo" in lost.value.hint
     assert "waiting up to" in said[0]
@@ -201,7 +201,7 @@ def test_missing_provisioner_is_reported(fake: Fake) -> None:
     said: list[str] = []
     with pytest.raises(DeadlineExceeded, match="Coder did not start workspace demo within") as late:
         ensure(CoderTarget(coder_harness.client(fake), patience=0.5), progress=Progress(said.append))
-    assert "no provisioner of the server was free or alive" in late.value.hint
+    assert "no provisioner of the server was available" in late.value.hint
     assert any("waiting for one" in line for line in said)
 
 
@@ -285,7 +285,7 @@ def test_unsupported_parameter_is_refused_and_creates_nothing(fake: Fake, target
 
 
 def test_local_folder_is_refused(fake: Fake, target: CoderTarget) -> None:
-    with pytest.raises(InvalidInput, match="nobody there sees this folder"):
+    with pytest.raises(InvalidInput, match="the server cannot read this directory"):
         ensure(target, replace(SPEC, repository=Repository.parse("/srv/demo")))
     assert fake.state.workspaces == {}
 
@@ -355,7 +355,7 @@ def test_status_shows_why_it_runs_when_it_stops_and_who_extended_it(fake: Fake, 
     with pytest.raises(InvalidInput, match="25 hours"):
         ensure(target, NAMED, "kept", hours=25.0)
     fake.state.put_ttl(workspace, None)
-    assert life().reason == "nothing stops it by itself" and life().stops_at is None
+    assert life().reason == "it has no automatic stop" and life().stops_at is None
 
 
 def test_restart_applies_given_values_and_refuses_unknown_ones(fake: Fake, target: CoderTarget) -> None:
@@ -387,7 +387,7 @@ def test_status_reads_page_by_page(fake: Fake, target: CoderTarget) -> None:
 
 def test_build_beyond_the_timeout_continues(fake: Fake) -> None:
     fake.state.next("start", start=3600)
-    with pytest.raises(DeadlineExceeded, match="The server goes on with it"):
+    with pytest.raises(DeadlineExceeded, match="The server continues it"):
         ensure(CoderTarget(coder_harness.client(fake), patience=0.5))
     assert next(iter(fake.state.workspaces.values())).latest.status(fake.state.now) == "starting"
 

@@ -62,7 +62,7 @@ def test_archive_depends_only_on_its_files(tmp_path: Path) -> None:
 
 
 def test_invalid_settings_are_refused_before_sending(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no Terraform file"):
+    with pytest.raises(InvalidInput, match="not have a Terraform file"):
         roll.pack(tmp_path)
     (tmp_path / "main.tf").write_text("x" * roll.LARGEST)
     with pytest.raises(InvalidInput, match="the server takes 1024 KiB"):

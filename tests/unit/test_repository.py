@@ -270,14 +270,14 @@ def refusal(path, ref="") -> str:
 
 
 def test_repository_that_cannot_be_bundled_is_refused_with_a_message(folder, tmp_path):
-    assert "no such folder" in refusal(tmp_path / "nowhere")
+    assert "the directory does not exist" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "not a git repository" in refusal(tmp_path / "empty")
-    assert "has no commit yet" in refusal(folder)
+    assert "does not have a commit yet" in refusal(folder)
     commit(folder)
     commit_two = folder / "sub"
     commit_two.mkdir()
-    assert "a folder inside a repository" in refusal(commit_two)
+    assert "a directory inside a repository" in refusal(commit_two)
     assert "no branch, tag or commit nowhere" in refusal(folder, "nowhere")
     git(tmp_path, "clone", "-q", "--depth", "1", f"file://{folder}", "shallow")
     assert "shallow clone" in refusal(tmp_path / "shallow")

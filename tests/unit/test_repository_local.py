@@ -62,7 +62,7 @@ def test_linked_worktree_is_copied_with_its_own_head(tmp_path: Path) -> None:
     side = git(tmp_path / "tree", "rev-parse", "HEAD")
     assert {f"{side} HEAD", f"{side} refs/heads/side"} <= copied(tmp_path / "tree", tmp_path)
     (tmp_path / "tree").rename(tmp_path / "moved")
-    assert "does not know this worktree; run `git worktree repair`" in refused(tmp_path / "moved")
+    assert "does not list this worktree; run `git worktree repair`" in refused(tmp_path / "moved")
 
 
 def test_submodule_and_separate_git_directory_are_copied(tmp_path: Path) -> None:

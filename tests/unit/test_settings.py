@@ -146,7 +146,7 @@ def test_settings_file_is_read(settings_file):
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_settings_file_writable_by_others_is_refused(settings_file, mode):
     path = settings_file("cpus: 2\n", mode)
-    with pytest.raises(errors.InvalidInput, match="can be changed by others") as caught:
+    with pytest.raises(errors.InvalidInput, match="writable by other users") as caught:
         settings_resolve.load_user_settings()
     assert caught.value.hint == f"chmod go-w {path}"
 
@@ -154,7 +154,7 @@ def test_settings_file_writable_by_others_is_refused(settings_file, mode):
 def test_settings_file_of_another_user_is_refused(settings_file, monkeypatch):
     path = settings_file("cpus: 2\n")
     os.chown(path, 12345, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(errors.InvalidInput, match="belongs to somebody else"):
+    with pytest.raises(errors.InvalidInput, match="belongs to another user"):
         settings_resolve.load_user_settings()
 
 
@@ -162,8 +162,8 @@ def test_settings_file_of_another_user_is_refused(settings_file, monkeypatch):
     ("content", "words"),
     [
         ("a: [\n", "not valid YAML in line"),
-        ("- cpus\n", "holds no options"),
-        ("just words\n", "holds no options"),
+        ("- cpus\n", "does not contain options"),
+        ("just words\n", "does not contain options"),
         ("memroy: 4g\n", "no option 'memroy'"),
         ("1: 2\n", "no option '1'"),
         (b"cpus: \xff\xfe\n", "not valid UTF-8"),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read what a Coder server answers: bodies, error messages and the cause of a broken connection."""
+"""Read the answers of a Coder server: bodies, error messages and the cause of a broken connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ MAX_ANSWER = 64 << 20
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """An error's body: ``{"message", "detail"?, "validations"?: [{"field", "detail"}]}``, or text of something else."""
+    """The body of an error:
+
+    ``{"message", "detail"?, "validations"?: [{"field", "detail"}]}``, or text of another program.
+    """
 
     text: str
     validations: tuple[tuple[str, str], ...] = ()
@@ -43,7 +46,7 @@ class ErrorBody:
 
 
 def read_body(response: urllib3.BaseHTTPResponse, waiter: Waiter) -> bytes:
-    """The whole body; a server that dribbles does not outlast the deadline."""
+    """Return the whole body. The deadline also limits a server that sends slowly."""
     parts, size = [], 0
     while block := response.read1(1 << 16):
         parts.append(block)
@@ -56,7 +59,7 @@ def read_body(response: urllib3.BaseHTTPResponse, waiter: Waiter) -> bytes:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The innermost reason: urllib3 wraps the operating system's."""
+    """Return the innermost reason: urllib3 wraps the operating system's."""
     for _level in range(8):
         inner = error.__cause__ or next((part for part in error.args if isinstance(part, BaseException)), None)
         if inner is None:
@@ -66,7 +69,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def retry_after(text: str) -> float | None:
-    """Seconds of a ``Retry-After`` header, which is a number or a date."""
+    """Return the seconds of a ``Retry-After`` header, which is a number or a date."""
     if not text:
         return None
     if text.strip().isdigit():

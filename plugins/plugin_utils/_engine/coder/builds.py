@@ -19,15 +19,16 @@ from .reading import CoderReader
 
 LAST_LINES = 5
 ADVICE = {
-    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status shows yours), or ask for more.",
+    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status lists yours), or request more.",
     "detected as hung": "The server or its provisioner stopped during the build: run the command again.",
-    "no space left on device": "The node's disk is full: whoever runs it makes room there, then run the command again.",
+    "no space left on device": "The node's disk is full: ask its administrator to free space, then run the command "
+    "again.",
 }
-"""What helps, by words of a build that failed."""
+"""Hints by text of a failed build."""
 
 
 class Builder(CoderReader):
-    """Starts builds of workspaces one after the other and waits for each."""
+    """Start builds of workspaces and wait for each."""
 
     def _settled(self, workspace: Workspace, progress: Progress, timeout: float | None = None) -> Json:
         """Wait for a build that another client started. Raises ``NotFound`` when it deletes the workspace."""
@@ -53,7 +54,7 @@ class Builder(CoderReader):
         return self._fresh(Workspace(found["owner_name"], found["name"], "", id=found["id"]))
 
     def _built(self, workspace: Json, build: Json, progress: Progress, timeout: float | None = None) -> None:
-        """Wait for a build. Raises ``Unhealthy`` with its last lines when it failed."""
+        """Wait for a build. Raise ``Unhealthy`` with its last lines if it failed."""
         ended = self._ended(build, progress, timeout)
         job = ended["job"]
         if job["status"] == "succeeded":
@@ -76,15 +77,15 @@ class Builder(CoderReader):
         return f"You can cancel it at {page}; Ctrl-C only stops waiting."
 
     def _ended(self, build: Json, progress: Progress, timeout: float | None = None) -> Json:
-        """The build once its job has ended; that nobody waits any more does not end it."""
+        """Return the build once its job has ended. The build continues if the wait times out."""
         waiter = Waiter(min(self._patience, timeout or self._patience))
         what = f"{build['transition']} workspace {build['workspace_name']}"
         again = (
-            f"Come back to it: ansible-playbook spt.flow.up -e workspace={build['workspace_name']}"
+            f"Continue waiting: ansible-playbook spt.flow.up -e workspace={build['workspace_name']}"
             if build["transition"] == "start"
-            else "Run the command again to wait on."
+            else "Run the command again to continue waiting."
         )
-        hint = f"The server goes on with it. {again}"
+        hint = f"The server continues it. {again}"
         try:
             return follow(
                 "build",

@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The program `coder` that enters workspaces of a Coder server.
+"""Provide the program `coder`, which enters workspaces of a Coder server.
 
-The one on PATH when its major and minor version are the server's; else the server's own, fetched once from its
-``/bin/`` (docs/decisions/coder-server-behaviour.md).
-``coder`` in ``folder()`` is a link to that: SSH's block looks there first, so plain SSH
-uses the same one. No server is asked for its version: each of its answers told it.
+Uses the one on PATH if its major and minor version match the server's. Otherwise downloads the server's own from
+``/bin/`` once (docs/decisions/coder-server-behaviour.md). ``coder`` in ``folder()`` links to it. The SSH configuration
+tries that link first, so plain SSH uses the same program. The server's version is known from its earlier answers.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ _VERSION = re.compile(r"v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:[-+][A-Za-z0-9.+-]{1
 
 
 def folder() -> Path:
-    """Where the fetched programs lie, each in a folder of its version; made by nobody but ``_fetch``."""
+    """Directory of the downloaded programs, with one directory per version. Only ``_fetch`` creates it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spt-flow/coder"
 
 
 def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str]:
-    """Have a program that goes with the server; notes about what is not as it should be.
+    """Provide a program that is compatible with the server. Return notes about problems.
 
-    ``http`` has had an answer. Raises ``NotFound`` or ``Unhealthy`` when there is no program at all and one is
+    ``http`` must have received an answer before. Raise ``NotFound`` or ``Unhealthy`` if there is no program and one is
     ``needed``.
     """
     wanted = http.server_version
@@ -54,7 +53,7 @@ def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str
         return []
     numbers = _VERSION.fullmatch(wanted)
     if not numbers:
-        return _without(found, f"The server's version {wanted[:40]!r} is none", needed)
+        return _without(found, f"The server's version {wanted[:40]!r} is not valid", needed)
     kept = folder() / ".".join(numbers.groups()) / "coder"
     try:
         if not os.access(kept, os.X_OK):
@@ -69,7 +68,10 @@ def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str
 
 
 def goes_with(version: str, server: str) -> bool:
-    """Whether a client of ``version`` speaks with ``server``: major and minor count, builds of developers fit all."""
+    """Return whether a client of ``version`` is compatible with ``server``:
+
+    same major and minor version, or a development build.
+    """
     if "devel" in version + server:
         return bool(version)
     here, there = _VERSION.fullmatch(version), _VERSION.fullmatch(server)
@@ -77,20 +79,23 @@ def goes_with(version: str, server: str) -> bool:
 
 
 def _without(found: str | None, reason: str, needed: bool, version: str = "", wanted: str = "") -> list[str]:
-    """What it means that the server's program cannot be had."""
+    """Return a note, or raise an error, about the server's program being unavailable."""
     if found:
         words = f"{found} is {version or 'of an unknown version'}, the server is {wanted}" if wanted else reason
-        return [f"{words}: connections may fail until they are alike ({reason})." if wanted else f"{reason}."]
-    hint = "Install Coder's command line (see <server>/install.sh), or see why the server does not hand it out."
+        return [
+            f"{words}: connections may fail until both have the same version ({reason})." if wanted else f"{reason}."
+        ]
+    hint = "Install Coder's command line (see <server>/install.sh), or check why the server does not offer it."
     if needed:
-        raise NotFound(
-            f"Workspaces of a Coder server are entered by the program coder, and there is none: {reason}.", hint
-        )
-    return [f"There is no program coder to enter the workspace with: {reason}. {hint}"]
+        raise NotFound(f"The program coder, which enters workspaces of a Coder server, is missing: {reason}.", hint)
+    return [f"The program coder, which enters the workspace, is missing: {reason}. {hint}"]
 
 
 def _version_of(program: str) -> str:
-    """The program's version, remembered as long as its file stays what it is: asking takes a tenth of a second."""
+    """Return the program's version.
+
+    It is cached until the file changes, because running it takes a tenth of a second.
+    """
     try:
         status = os.stat(program)
         key = [os.path.realpath(program), status.st_size, status.st_mtime_ns]
@@ -114,7 +119,7 @@ def _version_of(program: str) -> str:
 
 
 def asked(program: str) -> str:
-    """What `coder version` says; empty when it says none."""
+    """Return the output of `coder version`, or nothing if it fails."""
     try:
         return str(json.loads(process.ask(program, "version", "--output", "json", timeout=20)[1])["version"])
     except (ValueError, KeyError, TypeError):
@@ -122,10 +127,10 @@ def asked(program: str) -> str:
 
 
 def _fetch(http: CoderHttp, path: Path, wanted: str) -> None:
-    """The server's program to ``path``, at once and executable. Raises ``FlowError``."""
+    """Download the server's program to ``path``, atomically and executable. Raise ``FlowError``."""
     machine = MACHINES.get(platform.machine().lower())
     if machine is None or sys.platform not in ("linux", "darwin"):
-        raise NotFound(f"The server has no program for {sys.platform} on {platform.machine()}.")
+        raise NotFound(f"The server does not offer a program for {sys.platform} on {platform.machine()}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent)
     try:
@@ -136,17 +141,17 @@ def _fetch(http: CoderHttp, path: Path, wanted: str) -> None:
                 digest.update(block)
                 announced = tag
         if re.fullmatch(r"[0-9a-f]{40}", announced) and announced != digest.hexdigest():
-            raise Unhealthy(f"What {http.config.url}/bin/ handed out is not what it announced.")
-        os.chmod(temporary, 0o755)  # noqa: S103 - a program for whoever has this home
+            raise Unhealthy(f"The file from {http.config.url}/bin/ does not match its announced digest.")
+        os.chmod(temporary, 0o755)  # noqa: S103 - a program for the user of this home
         if not goes_with(asked(temporary), wanted):
-            raise Unhealthy(f"What {http.config.url}/bin/ handed out is no coder {wanted} that runs here.")
+            raise Unhealthy(f"The file from {http.config.url}/bin/ is not a working coder {wanted}.")
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
 def _point(link: Path, program: Path) -> None:
-    """Make ``link`` lead to ``program``, which lies below its folder."""
+    """Make the link ``link`` point to ``program``, below its directory."""
     relative = os.path.relpath(program, link.parent)
     if link.is_symlink() and os.readlink(link) == relative:
         return

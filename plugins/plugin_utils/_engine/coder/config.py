@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the Coder server is and who asks, found as Coder's own command line finds it.
+"""Find the Coder server and the caller's token, like Coder's own command line.
 
-``CODER_URL`` and ``CODER_SESSION_TOKEN``, else the files ``url`` and ``session`` of the CLI's configuration directory;
-a variable that is set but empty counts as unset. Names and places are those of ``coder`` v2.35.1.
+Reads ``CODER_URL`` and ``CODER_SESSION_TOKEN``, then the files ``url`` and ``session`` of the CLI's configuration
+directory. An empty variable counts as unset. Names and paths are those of ``coder`` v2.35.1.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _HEADER_VALUE = re.compile(r"[\t -~]*")
 
 @dataclass(frozen=True)
 class CoderConfig:
-    """A server and the caller's way to it. What is secret is in no ``repr``.
+    """A server and the caller's access to it. Secrets are never in a ``repr``.
 
-    ``url`` has no slash at its end. ``source`` says where the token comes from, in the words that messages use.
+    ``url`` has no trailing slash. ``source`` says in messages where the token comes from.
     """
 
     url: str
@@ -43,9 +43,9 @@ class CoderConfig:
 
 
 def load(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> CoderConfig:
-    """The configuration that this environment names; the token may be missing (see ``require_token``).
+    """Return the configuration of this environment; the token may be missing (see ``require_token``).
 
-    Raises ``NotFound`` when no server is named, ``InvalidInput`` for what cannot be a URL, a token or a header.
+    Raise ``NotFound`` if no server is named, ``InvalidInput`` for an invalid URL, token or header.
     """
     environ = os.environ if environ is None else environ
     folder = config_dir(environ, platform)
@@ -53,7 +53,8 @@ def load(environ: Mapping[str, str] | None = None, platform: str = sys.platform)
     given = environ.get("CODER_URL", "")
     if not (given or stored):
         raise NotFound(
-            "No Coder server is named.", "Set CODER_URL=https://coder.example.com, or log in: coder login <url>"
+            "The address of the Coder server is missing.",
+            "Set CODER_URL=https://coder.example.com, or log in: coder login <url>",
         )
     url = parse_url(given or stored, "CODER_URL" if given else f"the URL stored in {folder}")
     token, source = _token(environ, folder, platform, url, stored)
@@ -70,7 +71,7 @@ def load(environ: Mapping[str, str] | None = None, platform: str = sys.platform)
 
 
 def configured(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> bool:
-    """Whether a server and a token are at hand: then target ``auto`` means Coder."""
+    """Return whether a server and a token are configured: then target ``auto`` means Coder."""
     try:
         return bool(load(environ, platform).token)
     except NotFound:
@@ -78,19 +79,19 @@ def configured(environ: Mapping[str, str] | None = None, platform: str = sys.pla
 
 
 def require_token(config: CoderConfig) -> CoderConfig:
-    """``config`` if it has a token. Raises ``AuthError`` with the command that gets one."""
+    """Return ``config`` if it has a token. Raise ``AuthError`` with the login command otherwise."""
     if config.token:
         return config
     raise AuthError(
-        f"There is no session token for the Coder server {config.url}.",
-        f"Log in (coder login {config.url}), or set CODER_SESSION_TOKEN to what {config.url}/cli-auth shows in your"
-        " browser.\nWhere the CLI keeps its token in the system's "
+        f"The session token for the Coder server {config.url} is missing.",
+        f"Log in (coder login {config.url}), or set CODER_SESSION_TOKEN to the token that {config.url}/cli-auth shows "
+        "in your browser.\nWhere the CLI keeps its token in the system's "
         'keyring (macOS, Windows): export CODER_SESSION_TOKEN="$(coder login token)"',
     )
 
 
 def config_dir(environ: Mapping[str, str], platform: str) -> str:
-    """The CLI's configuration directory, whether it exists or not; empty when the environment names no home."""
+    """Return the CLI's configuration directory, whether it exists or not; empty if the environment names no home."""
     if environ.get("CODER_CONFIG_DIR"):
         return environ["CODER_CONFIG_DIR"]
     if platform == "win32":
@@ -103,7 +104,7 @@ def config_dir(environ: Mapping[str, str], platform: str) -> str:
 
 
 def _read(folder: str, name: str, platform: str) -> str:
-    """Content of a file of the CLI's; nothing when there is none or it cannot be read."""
+    """Return the content of a CLI file, or nothing if it cannot be read."""
     if not folder:
         return ""
     join = ntpath.join if platform == "win32" and os.name == "nt" else os.path.join
@@ -115,19 +116,21 @@ def _read(folder: str, name: str, platform: str) -> str:
 
 
 def _token(environ: Mapping[str, str], folder: str, platform: str, url: str, stored: str) -> tuple[str, str]:
-    """(token, where it is from). A stored token goes only to the server that it was stored for."""
+    """Return (token, its source). A stored token is only used for the server it was stored for."""
     source, token = "CODER_SESSION_TOKEN", environ.get("CODER_SESSION_TOKEN", "").strip()
     if not token and stored and parse_url(stored, f"the URL stored in {folder}") == url:
         source, token = f"the CLI's session in {folder}", _read(folder, "session", platform)
     if token and not _PRINTABLE.fullmatch(token):
-        raise InvalidInput(f"The token from {source} has characters that no token has.", f"Log in: coder login {url}")
+        raise InvalidInput(
+            f"The token from {source} has characters that tokens cannot have.", f"Log in: coder login {url}"
+        )
     return token, source if token else ""
 
 
 def parse_url(text: str, what: str = "CODER_URL") -> str:
-    """The base URL, without a slash at its end; ``https`` when no scheme is given, as ``coder login`` does.
+    """Return the base URL without a trailing slash; ``https`` is the default scheme, as in ``coder login``.
 
-    Raises ``InvalidInput``; user names and passwords in a URL are refused.
+    Raise ``InvalidInput``, also for user names and passwords in a URL.
     """
     text = text.strip()
     if "://" not in text:
@@ -138,21 +141,21 @@ def parse_url(text: str, what: str = "CODER_URL") -> str:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if not host or parts.scheme not in ("http", "https") or not _PRINTABLE.fullmatch(text) or port == 0:
-        raise InvalidInput(f"{what} is no URL of a server.", "It looks like https://coder.example.com")
+        raise InvalidInput(f"{what} is not the URL of a server.", "Use the form https://coder.example.com")
     if "@" in parts.netloc:
         raise InvalidInput(
-            f"{what} holds a user name or a password.", "Give the plain URL; the token goes into CODER_SESSION_TOKEN."
+            f"{what} contains a user name or a password.", "Use the plain URL, and CODER_SESSION_TOKEN for the token."
         )
     if parts.query or parts.fragment:
-        raise InvalidInput(f"{what} holds more than the server's URL.", f"Use {parts.scheme}://{parts.netloc}")
+        raise InvalidInput(f"{what} contains more than the server's URL.", f"Use {parts.scheme}://{parts.netloc}")
     path = re.sub(r"/api(/v2)?$", "", parts.path.rstrip("/"))
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
 def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
-    """``CODER_HEADER``: ``name=value``, several separated by commas, with quotes as in a CSV line.
+    """Parse ``CODER_HEADER``: ``name=value``, several separated by commas, quoted as in CSV.
 
-    Raises ``InvalidInput``; a value is never shown.
+    Raise ``InvalidInput``, which never shows a value.
     """
     words = [word for line in csv.reader([text]) for word in line if word] if text else []
     found = []
@@ -165,7 +168,9 @@ def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str:
-    """The proxy that ``https_proxy``, ``http_proxy``, ``all_proxy`` and ``no_proxy`` name for ``url``, or nothing."""
+    """Return the proxy that ``https_proxy``, ``http_proxy``, ``all_proxy`` and ``no_proxy`` name for ``url``, or
+    nothing.
+    """
     parts = urlsplit(url)
     proxies = {
         name: environ.get(f"{name}_proxy") or (environ.get(f"{name.upper()}_PROXY", ""))
@@ -178,7 +183,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str:
 
 
 def _bypassed(host: str, exceptions: str) -> bool:
-    """Whether ``no_proxy`` names the host, one of its domains or everything."""
+    """Return whether ``no_proxy`` names the host, one of its domains or everything."""
     for word in exceptions.split(","):
         name = word.strip().lower().rsplit(":", 1)[0] if word.count(":") == 1 else word.strip().lower()
         name = name.removeprefix("*").removeprefix(".") if name != "*" else name

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a Coder server says of its own health: sections, severities, Coder's own codes."""
+"""Read a Coder server's report of its own health: sections, severities, Coder's own codes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Health:
 
 
 def of(report: Json, version: str) -> Health:
-    """From the answer of ``/debug/health``; sections that this version of Coder does not have are left out."""
+    """Create the report from the answer of ``/debug/health``. Sections that this version of Coder lacks are omitted."""
     found = [_section(name, report[name]) for name in SECTIONS if isinstance(report.get(name), dict)]
     return Health(version, tuple(found))
 
@@ -54,7 +54,7 @@ def _section(name: str, given: Json) -> Section:
 
 
 def read(client: CoderAdmin, wait: float) -> Health:
-    """Ask an owner's client; a server that has just started gets so many seconds to become healthy."""
+    """Query health with an owner's client. A server that has just started gets the given seconds to become healthy."""
     version = str(client.buildinfo().get("version", ""))
     waiter = client.http.waiter(max(wait, 1.0))
     while True:

@@ -1,11 +1,11 @@
 # pylint: disable=unused-import; pylint takes this file for the standard library's http
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests to a Coder server: one pool of connections, deadlines, retries, sentences.
+"""Requests to a Coder server: one pool of connections, deadlines, retries and error messages.
 
-Which failures are tried again: whatever cannot have been processed (no connection, 429, 503) always; an answer that got
-lost, or 500, 502 and 504, only where asking twice is harmless (``SAFE``, or ``repeat=True``). Otherwise ``Unsure`` is
-raised, and the caller has to look whether its request was carried out. Knows none of Coder's paths.
+Failures of requests that cannot have been processed (no connection, 429, 503) are always retried. A lost answer, 500,
+502 and 504 are retried only if repeating is harmless (``SAFE``, or ``repeat=True``). Otherwise ``Unsure`` is raised,
+and the caller must check whether the request was processed. Knows no paths of Coder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import urllib3
 
 SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-"""Methods that may be sent again when nobody knows whether the first one arrived."""
+"""Methods that may be repeated if the first request may have arrived."""
 NOT_PROCESSED = frozenset({429, 503})
 AGAIN = frozenset({500, 502, 504})
 OUTAGE = 75.0
@@ -51,7 +51,7 @@ VERSION_HEADER = "X-Coder-Build-Version"
 
 @dataclass(frozen=True)
 class Answer:
-    """A complete answer with a good status; ``data`` is the JSON of its body, ``None`` when it has none."""
+    """A complete answer with a successful status. ``data`` is the JSON of its body, or ``None``."""
 
     status: int
     data: Any
@@ -59,7 +59,7 @@ class Answer:
 
 
 class CoderHttp:
-    """One server. ``say`` is told, in one line, why it takes longer; ``clock`` and ``sleep`` are replaced in tests."""
+    """One server. ``say`` receives a line about each delay; tests replace ``clock`` and ``sleep``."""
 
     def __init__(
         self,
@@ -86,16 +86,16 @@ class CoderHttp:
 
     @property
     def server_clock(self) -> float:
-        """The server's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
+        """The server's time (epoch, whole seconds) at its last answer, or this machine's if it sent none."""
         moment = clock.from_header(self._date)
         return time.time() if moment is None else moment
 
     def waiter(self, timeout: float) -> Waiter:
-        """A deadline by this client's clock, for what takes several requests."""
+        """Return a deadline on this client's clock, for several requests."""
         return Waiter(timeout, False, self._clock, self._sleep)
 
     def signed(self, token: str, source: str) -> CoderHttp:
-        """The same server, asked with another token; ``source`` says in messages where that is from."""
+        """Return a client of the same server with another token; ``source`` names the token's origin in messages."""
         config = replace(self.config, token=token, source=source)
         return CoderHttp(config, self.timeout, self.outage, self.say, self._clock, self._sleep)
 
@@ -126,9 +126,10 @@ class CoderHttp:
             retry.pause(outcome)
 
     def download(self, path: str, timeout: float, most: int) -> Iterator[tuple[bytes, str]]:
-        """Blocks of a file that the server hands out to everybody, each with the file's tag; the token is not sent.
+        """Yield the blocks of a public file, each with the file's tag. The token is not sent.
 
-        Raises ``NotFound``, ``DeadlineExceeded`` or ``Unhealthy``; one try, what came until then is worth nothing.
+        Raise ``NotFound``, ``DeadlineExceeded`` or ``Unhealthy``; there is one attempt, and the caller must discard a
+        partial file.
         """
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
@@ -146,7 +147,7 @@ class CoderHttp:
             try:
                 kind = response.headers.get("Content-Type", "")
                 if response.status != 200 or kind.startswith("text/html"):
-                    raise NotFound(f"The Coder server does not hand out {path} (status {response.status}).")
+                    raise NotFound(f"The Coder server does not offer {path} (status {response.status}).")
                 tag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
                 for block in response.stream(1 << 20, decode_content=False):
                     size += len(block)
@@ -157,7 +158,7 @@ class CoderHttp:
                 response.close()
         except (HTTPError, OSError) as error:
             reason = getattr(innermost(error), "strerror", None) or type(innermost(error)).__name__
-            raise Unhealthy(f"{self.config.url}{path} could not be fetched ({reason}).") from None
+            raise Unhealthy(f"Cannot download {self.config.url}{path} ({reason}).") from None
         if not size:
             raise Unhealthy(f"{self.config.url}{path} is empty.")
 
@@ -196,13 +197,13 @@ class CoderHttp:
         return self._judge(method, path, response, content)
 
     def _connections(self) -> urllib3.PoolManager:
-        """The pool, made at the first request."""
+        """The pool, created at the first request."""
         if self._pool is None:
             self._pool = pool.connect(self.config)
         return self._pool
 
     def _judge(self, method: str, path: str, response: urllib3.BaseHTTPResponse, content: bytes) -> Answer | Trouble:
-        """What a complete answer means. Raises for what no second try can mend."""
+        """Interpret a complete answer. Raise errors that a retry cannot fix."""
         status = response.status
         self.server_version = response.headers.get(VERSION_HEADER, "") or self.server_version
         self._date = response.headers.get("Date", "")
@@ -211,7 +212,7 @@ class CoderHttp:
             raise self._redirected(response.headers.get("Location", ""))
         said = ErrorBody.of(content)
         if status == 500 and "rbac: forbidden" in said.text:
-            status = 403  # some calls of Coder (v2.35.1) report a missing role as a failure of the server
+            status = 403  # some calls of Coder (v2.35.1) report a missing role as a server error
         if status in NOT_PROCESSED | AGAIN:
             error = Unhealthy(
                 self._sentence(method, path, ": ".join(filter(None, (f"status {status}", said.text)))),
@@ -230,18 +231,18 @@ class CoderHttp:
         try:
             return Answer(status, json.loads(content), response.headers)
         except ValueError:
-            return Trouble(Unhealthy(self._sentence(method, path, "its answer is broken off JSON")), sent=True)
+            return Trouble(Unhealthy(self._sentence(method, path, "its answer is incomplete JSON")), sent=True)
 
-    # Sentences
+    # Error messages
 
     def clean(self, text: str) -> str:
-        """``text`` without the token and the values of the caller's headers, whoever put them there."""
+        """Return ``text`` without the token and the values of the caller's headers."""
         for secret in (self.config.token, *(value for _name, value in self.config.headers)):
             text = text.replace(secret, "***") if len(secret) > 3 else text
         return text
 
     def _sentence(self, method: str, path: str, what: str) -> str:
-        return self.clean(f"The Coder server {self.config.url} did not carry out {method} {path}: {what}.")
+        return self.clean(f"The Coder server {self.config.url} failed to process {method} {path}: {what}.")
 
     def _refused(self, method: str, path: str, status: int, said: ErrorBody, coder: bool) -> FlowError:
         details = {
@@ -251,13 +252,13 @@ class CoderHttp:
         if status == 401:
             asked = f"with the token from {self.config.source}" if self.config.token else "without a token"
             return AuthError(
-                self.clean(f"The Coder server {self.config.url} does not know who asks ({asked}): {said.text}."),
+                self.clean(f"The Coder server {self.config.url} rejected the login ({asked}): {said.text}."),
                 f"Log in again (coder login {self.config.url}), or set CODER_SESSION_TOKEN to a valid token.",
                 details,
             )
         if status == 404 and not coder and not said.json:
             return self._no_api()
-        hint = "Ask an administrator of the server for the role that this needs." if status == 403 else ""
+        hint = "Ask an administrator of the server for the required role." if status == 403 else ""
         kinds: dict[int, type[FlowError]] = {
             400: InvalidInput, 403: AuthError, 404: NotFound, 406: Conflict, 409: Conflict, 410: NotFound, 412: Conflict
         }  # fmt: skip
@@ -265,21 +266,21 @@ class CoderHttp:
 
     def _no_api(self) -> FlowError:
         return Unhealthy(
-            f"{self.config.url} answers with a web page and not as a Coder server's API does.",
-            f"The URL is the server's own, without a path ({urlsplit(self.config.url).scheme}://coder.example.com). "
-            "A login page of a proxy in front of it needs CODER_HEADER.",
+            f"{self.config.url} answers with a web page instead of the Coder API.",
+            f"Use the server's own URL, without a path ({urlsplit(self.config.url).scheme}://coder.example.com). "
+            "If a proxy in front of it asks for a login, set CODER_HEADER.",
         )
 
     def _redirected(self, where: str) -> FlowError:
         parts = urlsplit(where)
         base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "another page"
         return Unhealthy(
-            f"{self.config.url} sends the caller on to {base}; the token is not sent there.",
+            f"{self.config.url} redirects to {base}; the token is not sent there.",
             f"If that is the server's own URL: export CODER_URL={base}" if parts.netloc else "",
         )
 
     def _broken(self, method: str, path: str, error: Exception) -> Trouble:
-        """What went wrong below HTTP. Raises where asking again cannot help."""
+        """Interpret a failure below HTTP. Raise errors that a retry cannot fix."""
         import ssl
 
         from urllib3 import exceptions
@@ -290,27 +291,28 @@ class CoderHttp:
             raise self._untrusted(cause, reason)
         if isinstance(cause, exceptions.NameResolutionError) or isinstance(error, exceptions.NameResolutionError):
             raise Unhealthy(
-                f"There is no server called {urlsplit(self.config.url).hostname} ({self.config.url}).",
-                "See CODER_URL, the network and its name servers.",
+                f"The host {urlsplit(self.config.url).hostname} ({self.config.url}) does not exist.",
+                "Check CODER_URL, the network and DNS.",
             )
         if isinstance(error, exceptions.ReadTimeoutError) or isinstance(cause, DeadlineExceeded):
             slow = f"The Coder server {self.config.url} did not answer {method} {path} in time."
-            return Trouble(DeadlineExceeded(slow, "See whether it is overloaded."), sent=True)
+            return Trouble(DeadlineExceeded(slow, "Check whether it is overloaded."), sent=True)
         away = isinstance(error, (exceptions.ConnectTimeoutError, exceptions.ProxyError)) or isinstance(
             cause, ConnectionRefusedError
         )
-        what = "cannot be reached" if away else f"broke off its answer to {method} {path}"
+        what = "cannot be reached" if away else f"closed the connection during its answer to {method} {path}"
         told = Unhealthy(
             f"The Coder server {self.config.url} {what} ({reason}).",
-            "See whether it runs, and whether CODER_URL is right.",
+            "Check that it runs, and that CODER_URL is correct.",
         )
         return Trouble(told, sent=not away, outage=True)
 
     def _untrusted(self, cause: Exception, reason: str) -> FlowError:
         reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or reason
         return Unhealthy(
-            f"The Coder server {self.config.url} cannot be trusted or does not speak TLS ({reason}).",
-            "With a private authority, set CODER_CLIENT_TLS_CA_FILE to its certificate. A server without TLS has http://.",
+            f"The Coder server {self.config.url} has an untrusted certificate or does not use TLS ({reason}).",
+            "For a private certificate authority, set CODER_CLIENT_TLS_CA_FILE to its certificate. For a server "
+            "without TLS, use http://.",
         )
 
 

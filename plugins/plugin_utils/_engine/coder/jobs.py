@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A Coder server's jobs, builds and imports alike: followed to their end."""
+"""Follow a Coder server's jobs, builds and imports alike, to their end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common.wait import Waiter
 if TYPE_CHECKING:
     from .client import CoderClient, Json
 
-NOBODY = "no provisioner of the server was free or alive"
+NOBODY = "no provisioner of the server was available"
 QUIET = 45.0
 """Seconds without a line of its log after which a job that runs may hang: Terraform writes one every ten seconds."""
 HUNG = "Coder ends a hung build after 5 minutes, then run the command again."
@@ -48,8 +48,8 @@ def follow(
                 progress.note(f"{what}: {untrusted.line(stage, 200)}")
         found = read()
         if found is None:
-            raise NotFound(f"The {what} vanished while it was waited for.", "Run the command again.")
-        # Where the server does not say who could take it (an older one), nothing is told.
+            raise NotFound(f"The {what} was deleted while waiting for it.", "Run the command again.")
+        # Older servers do not report available provisioners; then nothing is shown.
         idle = found["job"]["status"] == "pending" and (found.get("matched_provisioners") or {}).get("available") == 0
         if idle and not told:
             told = True
@@ -65,16 +65,19 @@ def follow(
         ended = waiter.until(f"the {what}", look, 0.2, 2.0)
     except DeadlineExceeded as error:
         hint = (
-            f"Until the end {NOBODY}: see ansible-playbook spt.flow.doctor, as an owner of the server." if idle else ""
+            f"All the time, {NOBODY}: run ansible-playbook spt.flow.doctor as an owner of the server." if idle else ""
         )
         raise DeadlineExceeded(error.message, hint) from None
     if ended is None:
-        raise AssertionError("ended is set by now")
+        raise AssertionError("ended must be set here")
     return ended
 
 
 def last_lines(client: CoderClient, lines: Iterable[Json], count: int) -> list[str]:
-    """What a person needs of a job's log: its last errors, else its last lines; no secret of the caller's."""
+    """Return the useful part of a job's log:
+
+    its last errors, otherwise its last lines, without the caller's secrets.
+    """
     said = [line for line in lines if line["output"].strip()]
     worst = [line for line in said if line["log_level"] == "error"] or said
     return [client.http.clean(untrusted.line(line["output"])) for line in worst[-count:]]

@@ -19,7 +19,10 @@ _NAME = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
 
 
 def wait_healthy(client: CoderAdmin, timeout: float, progress: Progress | None = None) -> float:
-    """Wait until the server answers; the seconds that it took. Raises ``DeadlineExceeded`` or what it answered last."""
+    """Wait until the server answers.
+
+    Return the seconds it took. Raise ``DeadlineExceeded`` or the server's last error.
+    """
     waiter = client.http.waiter(timeout)
     told = False
 
@@ -38,7 +41,7 @@ def wait_healthy(client: CoderAdmin, timeout: float, progress: Progress | None =
 
 @dataclass(frozen=True)
 class Login:
-    """An owner who signs in with a password, and who becomes the server's first user where there is none."""
+    """An owner who signs in with a password, and becomes the first user of a new server."""
 
     email: str
     password: str = field(repr=False)
@@ -46,21 +49,21 @@ class Login:
     name: str = ""
 
     def check(self) -> None:
-        """Raises ``InvalidInput`` for what the server would refuse whatever it is."""
+        """Raise ``InvalidInput`` for values that the server would always reject."""
         if "@" not in self.email or not self.password:
-            raise InvalidInput("A login takes an e-mail address and a password; user names do not sign in.")
+            raise InvalidInput("A login needs an e-mail address and a password; user names are not accepted.")
         if len(self.password) > LONGEST_PASSWORD:
             raise InvalidInput(
-                f"The password of {self.email} has {len(self.password)} characters, a Coder server takes "
+                f"The password of {self.email} has {len(self.password)} characters; a Coder server accepts "
                 f"{LONGEST_PASSWORD}."
             )
 
 
 def make_first(client: CoderAdmin, login: Login) -> None:
-    """Make the first user; whoever else has done so meanwhile is left alone, and signing in tells who it was."""
+    """Create the first user. If another client was faster, the login shows who that was."""
     if not login.username:
         raise InvalidInput(
-            f"The Coder server {client.http.config.url} has no user yet, and none is named for it.",
+            f"The Coder server {client.http.config.url} does not have a user yet, and no first user was given.",
             "Run the bootstrap: ansible-playbook spt.flow.bootstrap -i <inventory>",
         )
     with suppress(Conflict, Unsure):
@@ -69,7 +72,7 @@ def make_first(client: CoderAdmin, login: Login) -> None:
 
 @contextmanager
 def session(client: CoderAdmin, login: Login) -> Iterator[CoderAdmin]:
-    """A client signed in by password; the session ends with the block, and is nowhere but in memory."""
+    """Yield a client signed in by password. The session ends with the block and only exists in memory."""
     token = client.login(login.email, login.password)
     signed = CoderAdmin(client.http.signed(token, f"the login of {login.email}"))
     try:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 CI_SUFFIX = "-ci"
-"""A template whose name ends so makes workspaces that a mere stop deletes."""
+"""Suffix of CI templates; their workspaces are deleted when stopped."""
 APP = "ide"
 FLUSH = 120.0
-"""Seconds by which the server may be late in telling when a workspace was used last."""
+"""Delay in seconds with which the server reports a workspace's last use."""
 STATES = {"running": "running", "stopped": "stopped", "failed": "failed", "canceled": "failed"}
-"""By the latest build's status; everything else is under way."""
+"""By the status of the latest build; all others are in progress."""
 ENDED_LIVES = frozenset({"start_error", "start_timeout", "shutting_down", "off", "shutdown_error", "shutdown_timeout"})
-"""States of an agent in which its start script says nothing more, without having been a success."""
+"""Final states of an agent's start script other than success."""
 
 
 def from_json(found: Json, url: str, now: float, app_host: Callable[[], str] = str) -> Workspace:
-    """A workspace as the server tells of it; ``url`` is the server's own, ``now`` the time there."""
+    """Return a workspace from the server's description. ``url`` is the server's address, ``now`` the server's time."""
     build = found["latest_build"]
     about = metadata(found)
     state = STATES.get(build["status"], "building")
@@ -71,26 +71,26 @@ def from_json(found: Json, url: str, now: float, app_host: Callable[[], str] = s
 
 
 def life_of(found: Json, stops: float | None) -> Life:
-    """What keeps a running workspace alive: the server moves its stop on with use."""
+    """Return the liveness of a running workspace: the server delays its stop with use."""
     build = found["latest_build"]
     began = seconds(build["job"].get("completed_at")) or seconds(build["created_at"]) or 0.0
     if stops is None:
-        return Life("nothing stops it by itself", began)
+        return Life("it has no automatic stop", began)
     used = seconds(found.get("last_used_at")) or 0.0
     reason, since = ("it was used", used) if used > began + FLUSH else ("just started", began)
     return Life(reason, since, stops)
 
 
 def is_extended(found: Json, stops: float, now: float) -> bool:
-    """Whether somebody moved the stop: use alone never moves it further than the workspace's time from now.
+    """Return whether a user extended the stop: use alone never moves it beyond the workspace's time from now.
 
-    Coder (v2.35.1) tells nobody but its auditors who it was.
+    Coder (v2.35.1) only tells auditors who it was.
     """
     return stops - now > (found.get("ttl_ms") or 0) / 1000 + 60
 
 
 def agent_note(found: Json) -> str:
-    """A line about an agent that cannot do what it is for, though its build succeeded."""
+    """Return a line about an agent whose start script failed although its build succeeded."""
     agent = next(iter(agents(found)), None)
     state = agent["lifecycle_state"] if agent and found["latest_build"]["status"] == "running" else ""
     if state not in ("start_error", "start_timeout"):
@@ -98,12 +98,12 @@ def agent_note(found: Json) -> str:
     failed = "failed" if state == "start_error" else "did not end in time"
     return (
         f"The start script of workspace {found['name']} {failed}: ansible-playbook spt.flow.logs"
-        f" -e workspace={found['name']} shows why, and a restart tries again."
+        f" -e workspace={found['name']} shows why; a restart retries it."
     )
 
 
 def metadata(found: Json) -> dict[str, str]:
-    """Everything that the template hangs on the resources of the latest build."""
+    """Return all metadata of the latest build's resources."""
     resources: Sequence[Any] = found["latest_build"].get("resources") or []
     items = [item for resource in resources for item in resource.get("metadata") or []]
     return {str(item["key"]): untrusted.line(item["value"]) for item in items if not item.get("sensitive")}
@@ -119,10 +119,10 @@ def _identity(url: str) -> str:
 
 
 def seconds(text: str | None) -> float | None:
-    """Epoch seconds of the API's time; ``None`` for none, which the server also writes as the year 1."""
+    """Return epoch seconds of the API's time, or ``None`` for none, which the server also writes as the year 1."""
     if not text or text.startswith("0001-"):
         return None
     try:
         return untrusted.moment(moment(text).timestamp())
     except (ValueError, OverflowError, TypeError):
-        return None  # a template's metadata says anything that its user likes
+        return None  # users control a template's metadata

@@ -46,8 +46,8 @@ def tls(config: CoderConfig) -> dict[str, Any]:
             context.load_cert_chain(os.path.expanduser(config.cert_file), os.path.expanduser(config.key_file) or None)
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"A certificate or key of {config.ca_file or config.cert_file} cannot be read ({error}).",
-            "See CODER_CLIENT_TLS_CA_FILE, CODER_CLIENT_TLS_CERT_FILE and CODER_CLIENT_TLS_KEY_FILE.",
+            f"Cannot read a certificate or key from {config.ca_file or config.cert_file} ({error}).",
+            "Check CODER_CLIENT_TLS_CA_FILE, CODER_CLIENT_TLS_CERT_FILE and CODER_CLIENT_TLS_KEY_FILE.",
         ) from None
     return {"ssl_context": context}
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read workspaces from a Coder server, and reach inside them."""
+"""Read workspaces from a Coder server, and run commands in them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ Words = list[str]
 TEMPLATE = "spt-flow"
 HOME = "/home/coder"
 BUILD_TIMEOUT = 1200.0
-"""Seconds for which a build of Coder's is waited for; it goes on when nobody waits any more."""
+"""Seconds to wait for a build; it continues on the server after that."""
 AUTHOR = ("git_name", "git_email")
 STEPS_TIMEOUT = 20.0
 RECONNECT = 30.0
-"""Seconds for which an agent is waited for that has lost its server."""
+"""Seconds to wait for a disconnected agent."""
 
 
 class CoderReader:
-    """Workspaces of one server; ``template`` is our template, ``patience`` the seconds that a build may take."""
+    """Workspaces of one server.
+
+    ``template`` is our template; ``patience`` is the maximum duration of a build in seconds.
+    """
 
     name = "coder"
     client_prepares = False
@@ -89,7 +92,7 @@ class CoderReader:
         refuse_old_server(self._client.http.server_version, self._client.http.config.url)
         workspace = self._seen(found)
         if not metadata(found):
-            # A build that is under way, or failed, shows no resources; what it was asked for is known all the same.
+            # An unfinished or failed build shows no resources, but its parameters are known.
             asked = self._client.build_parameters(found["latest_build"]["id"])
             ends = seconds(asked.get("deadline"))
             workspace = replace(workspace, repo=_identity(asked.get("repo", "")), deadline=int(ends) if ends else None)
@@ -103,7 +106,10 @@ class CoderReader:
         return replace(workspace, notes=(*workspace.notes, *filter(None, notes)))
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
-        """Of our templates only. ``details`` and ``sizes`` are not asked for: the list holds what the server knows."""
+        """List workspaces of our templates.
+
+        ``details`` and ``sizes`` are ignored: the list contains all the server knows.
+        """
         templates = {self._template, self._template + CI_SUFFIX}
         query = search_query(owner=owner) if owner else ""
         pages = self._client.workspaces(query)
@@ -111,7 +117,7 @@ class CoderReader:
         return [workspace for workspace in found if not kind or workspace.kind == kind]
 
     def _shown(self, found: Json) -> Workspace:
-        """Return the workspace; one of unknown state when its report cannot be read, so that the others are listed."""
+        """Return the workspace, in an unknown state if its report is invalid, so that the others are still listed."""
         try:
             return self._seen(found)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -121,7 +127,7 @@ class CoderReader:
     def _fresh(self, workspace: Workspace) -> Json:
         found = self._client.workspace_by_id(workspace.id)
         if found is None:
-            raise NotFound(f"Workspace {workspace.name} is not there any more.", "Run the command again.")
+            raise NotFound(f"Workspace {workspace.name} no longer exists.", "Run the command again.")
         self._read[workspace.id] = found
         return found
 
@@ -159,11 +165,14 @@ class CoderReader:
         return {step.name: step for step in found if step}
 
     def _connected(self, workspace: Workspace, agent: Json | None) -> None:
-        """Wait for an agent that has lost the server, as after a restart of that; without it nobody gets in."""
+        """Wait for a disconnected agent, for example after a restart of the server. Nobody can enter without it."""
         if agent is None or agent["status"] != "disconnected":
             return
         http = self._client.http
-        http.say(f"The agent of workspace {workspace.name} has lost the server; waiting up to {RECONNECT:g} s for it.")
+        http.say(
+            f"The agent of workspace {workspace.name} has lost its connection to the server; waiting up to "
+            f"{RECONNECT:g} s for it."
+        )
         waiter = Waiter(min(RECONNECT, self._patience))
         try:
             waiter.until(
@@ -171,10 +180,10 @@ class CoderReader:
             )
         except DeadlineExceeded:
             raise Unhealthy(
-                f"Workspace {workspace.name} cannot be entered: its agent lost {http.config.url}"
-                f" ({agent.get('disconnected_at') or 'nobody knows when'}) and did not come back.",
-                "Its container may have ended, or its node be away. Start it anew:"
-                f" ansible-playbook spt.flow.restart -e workspace={workspace.name}",
+                f"Workspace {workspace.name} cannot be entered: its agent lost the connection to {http.config.url} "
+                f"({agent.get('disconnected_at') or 'time unknown'}) and did not reconnect.",
+                "Its container may have ended, or its node may be down. Restart it: ansible-playbook spt.flow.restart "
+                "-e workspace={workspace.name}",
             ) from None
 
     def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
@@ -188,7 +197,7 @@ class CoderReader:
         after = lines[-1]["id"] if lines else 0
         pause = 0.1
         while follow:
-            # In this order, so that what an agent says before it ends is read as well.
+            # In this order, to read the agent's last lines before it ends too.
             going = self._going(workspace, agent["id"])
             lines = self._client.agent_logs(agent["id"], after)
             for line in lines:
@@ -200,15 +209,15 @@ class CoderReader:
             pause = 0.1 if lines else min(pause * 1.2, 2.0)
 
     def _going(self, workspace: Workspace, agent_id: str) -> bool:
-        """Whether the agent may still say something. Raises ``Unhealthy`` when it never came."""
+        """Return whether the agent may log more. Raise ``Unhealthy`` if it never connected."""
         agent = self._client.agent(agent_id)
         if agent is None or agent["lifecycle_state"] in ENDED_LIVES:
             return False
         if agent["status"] == "timeout":
             raise Unhealthy(
                 f"The agent of workspace {workspace.name} has not connected to {self._client.http.config.url}.",
-                "Its container cannot reach the server, or could not fetch the agent: see its log on the node "
-                f"(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
+                "Its container cannot reach the server, or could not download the agent: check its log on the node "
+                "(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
             )
         return True
 
@@ -219,7 +228,7 @@ class CoderReader:
         from ..workspace.target import ExecResult
 
         if user:
-            raise InvalidInput("A command on a Coder workspace runs as its own user.", "Use sudo inside.")
+            raise InvalidInput("A command in a Coder workspace always runs as its user.", "Use sudo inside.")
         try:
             status, out, err = child.run(workspace_ssh.argv(workspace, shlex.join(argv)), stdin, timeout)
         except FlowError as error:

@@ -12,21 +12,22 @@ from ....module_utils._node.errors import DeadlineExceeded, FlowError, Unhealthy
 from ..common.wait import Waiter
 
 BROKEN_TRIES = 6
-"""How often a server that answers, but wrongly (500, truncated JSON), is asked: seven seconds in all."""
+"""Attempts for a server that answers incorrectly (500, truncated JSON): seven seconds in total."""
 SLOWEST = 5.0
-UNSURE = "It may have been carried out all the same."
+UNSURE = "The server may have processed it nevertheless."
 _RANDOM = SystemRandom()
 
 
 class Unsure(Unhealthy):
-    """The answer to a request that must not be sent twice got lost: look before asking again."""
+    """The answer to a request that must not be repeated was lost: check before sending it again."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why an attempt brought nothing. ``sent``: it may have been carried out. ``after``: what ``Retry-After`` says.
+    """Why an attempt failed.
 
-    ``outage``: the server is not there (it may come back); otherwise it is there and answers wrongly.
+    ``sent``: it may have been processed. ``after``: the value of ``Retry-After``. ``outage``: the server is unreachable
+    and may come back; otherwise it answers incorrectly.
     """
 
     error: FlowError
@@ -36,7 +37,7 @@ class Trouble:
 
 
 class Retry:
-    """The tries of one request."""
+    """The attempts of one request."""
 
     def __init__(self, request: str, waiter: Waiter, repeat: bool, outage: float, say: Callable[[str], None]) -> None:
         self._request = request
@@ -49,7 +50,7 @@ class Retry:
         self._away: float | None = None
 
     def pause(self, trouble: Trouble) -> None:
-        """Sleep until the next try. Raises what is wrong when there is none."""
+        """Sleep until the next attempt. Raise the error if there is none."""
         error = trouble.error
         if trouble.sent and not self._repeat:
             raise Unsure(f"{error.message} {UNSURE}", error.hint, {**error.details, "unsure": True})
@@ -64,7 +65,7 @@ class Retry:
                 raise error
         pause = min(0.2 * 2.0 ** min(self._tries - 1, 8), SLOWEST) * _RANDOM.uniform(0.5, 1.0)
         if trouble.after is not None:
-            # A little later than told, so that all who were told the same do not come back at once.
+            # A little later than requested, so that not all clients come back at once.
             pause = trouble.after + _RANDOM.uniform(0.0, 0.1 * trouble.after + 0.1)
         if pause >= left:
             raise self._given_up(trouble)
@@ -79,7 +80,7 @@ class Retry:
         error = trouble.error
         if trouble.after is not None:
             return DeadlineExceeded(
-                f"{error.message} It asks to come back in {trouble.after:g} s, after the end of the "
+                f"{error.message} It asks for a retry in {trouble.after:g} s, which is after the "
                 f"{self._waiter.timeout:g} s for {self._request}.",
                 "Run the command again later.",
                 error.details,
@@ -87,6 +88,6 @@ class Retry:
         if trouble.outage:
             waited = self._waiter.timeout - self._waiter.remaining
             return Unhealthy(
-                f"{error.message} It was asked {self._tries} times in {waited:.0f} s.", error.hint, error.details
+                f"{error.message} {self._tries} attempts in {waited:.0f} s failed.", error.hint, error.details
             )
         return error

@@ -27,21 +27,22 @@ from .jobs import ENDED
 from .parse import CI_SUFFIX
 
 DELETE_TIMEOUT = 90.0
-"""Seconds that the end of a CI run waits for what stands in the way of a deletion, and then for the deletion itself."""
+"""Seconds that the end of a CI run waits for a blocking build, and then for the deletion itself."""
 LEAST_EXTENSION = 1800.0
-"""Seconds below which the server refuses to move a stop."""
+"""Seconds from now below which the server refuses to move a stop."""
 
 
 class CoderTarget(Builder):
     """Implements ``Target`` and ``NeedsClient`` on one server."""
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
-        """Refuse what a Coder workspace cannot be made for."""
+        """Reject requests that a Coder workspace cannot fulfil."""
         local = spec.repository is not None and spec.repository.kind == "local"
         if fresh and local and spec.kind != "ci" and spec.repository is not None:
             raise InvalidInput(
-                f"A workspace on a Coder server cannot clone {spec.repository.path}: nobody there sees this folder.",
-                "Push it somewhere that the workspace can reach, or use target=docker.",
+                f"A workspace on a Coder server cannot clone {spec.repository.path}: the server cannot read this "
+                "directory.",
+                "Push it to a server that the workspace can reach, or use target=docker.",
             )
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
@@ -62,18 +63,21 @@ class CoderTarget(Builder):
         except NotFound as error:
             if spec.owner == "me":
                 raise
-            # The server says the same of a user who is not there and of one who is none of the caller's business.
+            # The server answers the same for a missing user and for one the caller may not see.
             raise AuthError(
-                f"The Coder server {self._client.http.config.url} makes no workspace of {spec.owner} for you: there is"
-                " no such user, or you have no role for it.",
-                "Leave owner away for one of your own, or ask an administrator of the server for the role.",
+                f"The Coder server {self._client.http.config.url} cannot create a workspace of {spec.owner} for you: "
+                "the user does not exist, or you lack the role.",
+                "Omit owner for a workspace of your own, or ask an administrator of the server for the role.",
                 error.details,
             ) from None
         self._built(made, made["latest_build"], progress)
         return self._seen(self._fresh(Workspace(spec.owner, name, "", id=made["id"])))
 
     def _of_a_run(self, spec: WorkspaceSpec, ttl: float | None) -> dict[str, str]:
-        """Parameters of a CI workspace. Its end is told by the server's clock, which need not be this machine's."""
+        """Return the parameters of a CI workspace.
+
+        The deadline uses the server's clock, which may differ from this machine's.
+        """
         if spec.kind != "ci":
             return {}
         values = {}
@@ -91,25 +95,25 @@ class CoderTarget(Builder):
         found = self._client.template(name)
         if found is None:
             raise NotFound(
-                f"The Coder server {self._client.http.config.url} has no template {name}.",
+                f"The Coder server {self._client.http.config.url} does not have the template {name}.",
                 "The server's administrator installs it: ansible-playbook site.yml",
             )
         reason = is_deprecated(found)
         if reason:
             raise Conflict(
-                f"No workspace is made of the template {name} any more: {reason}",
-                "Name another: -e template=name. Workspaces that are there go on as before.",
+                f"The template {name} is deprecated: {reason}",
+                "Use another: -e template=name. Existing workspaces keep working.",
             )
         return found
 
     def _refuse_unknown(self, template: str, version: str, wanted: dict[str, str]) -> None:
-        """The server drops what it does not know without a word."""
+        """Reject unknown parameters, which the server would silently drop."""
         known = {parameter["name"] for parameter in self._client.version_parameters(version)}
         unknown = sorted(set(wanted) - known)
         if unknown:
             raise InvalidInput(
-                f"The template {template} takes no {' or '.join(unknown)}.",
-                "Leave it away, or have the template brought up to date: ansible-playbook site.yml",
+                f"The template {template} does not accept {' or '.join(unknown)}.",
+                "Omit it, or ask the server's administrator to update the template: ansible-playbook site.yml",
             )
 
     def _free_name(self, spec: WorkspaceSpec) -> str:
@@ -118,7 +122,7 @@ class CoderTarget(Builder):
         slug = spec.repository.slug
         taken = self._one(slug, spec.owner)
         if taken is not None and taken.repo == spec.repository.identity:
-            raise Conflict(f"Somebody else has just made workspace {slug}.", "Run the command again.")
+            raise Conflict(f"Another client has just created workspace {slug}.", "Run the command again.")
         return spec.repository.slug_with_suffix() if taken else slug
 
     def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
@@ -128,7 +132,7 @@ class CoderTarget(Builder):
         if status == "running":
             return self._seen(found)
         if status in ("failed", "canceled"):
-            # What a failed start made stays until a stop takes it away.
+            # Leftovers of a failed start stay until a stop removes them.
             found = self._change(found, "stop", progress)
         return self._seen(self._change(found, "start", progress, values=_first_repository(workspace, spec)))
 
@@ -138,7 +142,7 @@ class CoderTarget(Builder):
         return self._seen(found if stopped else self._change(found, "stop", progress))
 
     def restart(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Stop, then start with what is active now; parameters stay as they are but for those that are given."""
+        """Stop, then start with the active version. Parameters stay, except those given."""
         found = self._settled(workspace, progress)
         refuse_other_release(found, release())
         active, given = found["template_active_version_id"], {**_first_repository(workspace, spec), **_given(spec)}
@@ -149,13 +153,13 @@ class CoderTarget(Builder):
         return self._seen(self._change(found, "start", progress, active, given))
 
     def delete(self, workspace: Workspace, progress: Progress) -> None:
-        """Also while it is being built: a build that may be cancelled is."""
+        """Delete the workspace, also during a build: a build that may be cancelled is cancelled."""
         timeout = DELETE_TIMEOUT if workspace.kind == "ci" else None
         found = self._fresh(workspace)
         build = found["latest_build"]
         if build["job"]["status"] not in ENDED and build["transition"] != "delete":
             with contextlib.suppress(AuthError):
-                # Without its template's leave only what nobody builds yet can be cancelled; the rest is waited for.
+                # Without the template's permission, only pending builds can be cancelled; others are waited for.
                 self._client.cancel_build(build["id"])
         found = self._settled(workspace, progress, timeout)
         latest = found["latest_build"]
@@ -167,12 +171,12 @@ class CoderTarget(Builder):
         self._built(found, self._client.create_build(found, "delete"), progress, timeout)
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
-        """Move the stop to ``hours`` from now; 0 gives it back to the template's own time."""
+        """Move the stop to ``hours`` from now; 0 returns to the template's own time."""
         found = self._fresh(workspace)
         seconds = hours * 3600 or max((found.get("ttl_ms") or 0) / 1000, LEAST_EXTENSION)
         if seconds < LEAST_EXTENSION:
             raise InvalidInput(
-                f"Coder keeps a workspace alive for half an hour at least, not for {hours:g} hours.",
+                f"Coder keeps a workspace alive for at least half an hour, not for {hours:g} hours.",
                 "Use hours=0.5 or more, or stop it.",
             )
         try:
@@ -180,7 +184,7 @@ class CoderTarget(Builder):
         except Conflict as error:
             if "manual" not in error.message:
                 raise
-            return self._seen(found)  # it never stops by itself
+            return self._seen(found)  # it has no automatic stop
         return self._seen(self._fresh(workspace))
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
@@ -200,5 +204,5 @@ def _first_repository(workspace: Workspace, spec: WorkspaceSpec) -> dict[str, st
 
 
 def _given(spec: WorkspaceSpec) -> dict[str, str]:
-    """Parameters that a user may set again at a restart, as far as they were given."""
+    """Return the given parameters that a user may change at a restart."""
     return {name: value for name, value in (("ref", spec.ref), ("dotfiles", spec.dotfiles)) if value}

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rolling a template out to a Coder server: the same folder twice changes nothing.
+"""Roll a template out to a Coder server. Idempotent.
 
-A version is named after the collection's version and everything that makes it what it is (files and variables), so
-its name tells whether it is there. It becomes the active one only when its import has succeeded; workspaces keep the
-version that they were built with until their user restarts them.
+A version's name contains the collection's version and a hash of its content (files and variables), so the name tells
+whether it exists. It becomes active only after its import has succeeded. Workspaces keep the version they were built
+with until their user restarts them.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ CREATION_NAMES = {
     "time_til_dormant_autodelete_ms": "delete_ttl_ms",
     "use_classic_parameter_flow": "template_use_classic_parameter_flow",
 }
-"""Names of a template's fields at its creation (docs/decisions/coder-server-behaviour.md)."""
+"""Field names that differ when a template is created (docs/decisions/coder-server-behaviour.md)."""
 PRESET = {"repo": "", "ref": "", "description": "", "icon": "/icon/git.svg"}
 """Keys of a preset besides its name, with their defaults."""
 LOCK = ".terraform.lock.hcl"
 LEFT_OUT = (".terraform", ".git")
 FOLDER = COLLECTION / "templates/coder/spt-flow"
 CI_TTL = 1800
-"""Seconds after which a CI workspace is stopped, and with that deleted, whatever happens in it."""
+"""Seconds after which a CI workspace is stopped and so deleted, regardless of activity."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A template as it is to be. ``settings`` are fields of the API (``default_ttl_ms``, ``description`` …)."""
+    """The wanted template. ``settings`` are fields of the API (``default_ttl_ms``, ``description`` …)."""
 
     name: str
     archive: bytes
@@ -61,19 +61,22 @@ class Wanted:
 
     @property
     def version(self) -> str:
-        """``0.1.0-0123456789ab``: the collection's version and the content."""
+        """Return ``0.1.0-0123456789ab``: the collection's version and the content."""
         return f"{self.release}-{self.content[:12]}"
 
     @property
     def content(self) -> str:
-        """SHA-256 over the archive and the variables."""
+        """Return the SHA-256 of the archive and the variables."""
         words = json.dumps(dict(self.variables), sort_keys=True).encode()
         return hashlib.sha256(hashlib.sha256(self.archive).digest() + words).hexdigest()
 
 
 @dataclass
 class Rollout:
-    """What was done, or in check mode would be. ``ignored``: settings that the server kept as they were, unlicensed."""
+    """Changes made, or to be made in check mode.
+
+    ``ignored``: settings that the server did not change without a licence.
+    """
 
     changed: bool = False
     version: str = ""
@@ -116,7 +119,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
         "icon": "/icon/widgets.svg" if ci else "/icon/devcontainers.svg",
         "default_ttl_ms": ttl * 1000,
         "activity_bump_ms": 0 if ci else ttl * 1000,
-        # So that a cancelled run need not wait for a build that would only be deleted.
+        # A cancelled run need not wait for a build that would be deleted anyway.
         "allow_user_cancel_workspace_jobs": ci,
     }
     files = {"seccomp.json": docker_container.SECCOMP.read_bytes(), **({LOCK: lock} if lock else {})}
@@ -140,9 +143,9 @@ def presets(given: Sequence[Mapping[str, Any]]) -> str:
 
 
 def deprecated(wanted: Wanted, reason: str) -> Wanted:
-    """``wanted`` marked as one that no new workspace is made of; as it is without a reason.
+    """Return ``wanted`` marked as deprecated, or unchanged without a reason.
 
-    Coder's own deprecation needs a licence, so the mark is in what everybody sees (read by ``_coder_client``).
+    Coder's own deprecation needs a licence, so the mark is in the visible description (read by ``client``).
     """
     if not reason:
         return wanted
@@ -151,17 +154,18 @@ def deprecated(wanted: Wanted, reason: str) -> Wanted:
     text = f"{DEPRECATED} {' '.join(reason.split())}"
     if len(text.encode()) >= LONGEST_DESCRIPTION:
         raise InvalidInput(
-            f"Why the template {wanted.name} is deprecated is told in {len(reason)} characters.",
-            f"A Coder server takes {LONGEST_DESCRIPTION - len(DEPRECATED) - 2}.",
+            f"The reason for deprecating template {wanted.name} has {len(reason)} characters.",
+            f"Shorten it to {LONGEST_DESCRIPTION - len(DEPRECATED) - 2}.",
         )
     about["description"] = text
     return replace(wanted, settings=about)
 
 
 def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
-    """The files below ``folder``, and ``more`` by name, as a tar that depends on nothing but them.
+    """Return the files below ``folder``, and ``more`` by name, as a reproducible tar.
 
-    Raises ``InvalidInput`` for one that the server would refuse: without a ``.tf`` file at its top, or over 1 MiB.
+    Raise ``InvalidInput`` for a template that the server would reject: without a ``.tf`` file at its top, or over 1
+    MiB.
     """
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -170,7 +174,9 @@ def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
     }
     files |= more or {}
     if not any("/" not in name and name.endswith(".tf") for name in files):
-        raise InvalidInput(f"{folder} has no Terraform file.", "A template is a folder with .tf files at its top.")
+        raise InvalidInput(
+            f"{folder} does not have a Terraform file.", "A template is a directory with .tf files at its top."
+        )
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name in sorted(files):
@@ -179,14 +185,15 @@ def pack(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes:
             tar.addfile(info, io.BytesIO(files[name]))
     if len(buffer.getvalue()) > LARGEST:
         raise InvalidInput(
-            f"The template in {folder} is {len(buffer.getvalue()) >> 10} KiB, the server takes {LARGEST >> 10} KiB.",
-            "Take out what Terraform does not need.",
+            f"The template in {folder} is {len(buffer.getvalue()) >> 10} KiB large; the server accepts "
+            f"{LARGEST >> 10} KiB.",
+            "Remove files that Terraform does not need.",
         )
     return buffer.getvalue()
 
 
 def roll_out(client: CoderAdmin, wanted: Wanted, check: bool = False, progress: Progress | None = None) -> Rollout:
-    """Bring the template to the server. Raises ``FlowError``; what ran before goes on as it was."""
+    """Upload and activate the template. Raise ``FlowError``; the active version does not change then."""
     progress = progress or Progress()
     template = client.template(wanted.name)
     done = Rollout(version=wanted.version)
@@ -204,7 +211,7 @@ def roll_out(client: CoderAdmin, wanted: Wanted, check: bool = False, progress: 
         else:
             client.promote(template["id"], version["id"])
     if template is None:
-        raise AssertionError("template is set by now")
+        raise AssertionError("template must be set here")
     changes = {name: value for name, value in wanted.settings.items() if template.get(name) != value}
     if changes:
         template = client.patch_template(template["id"], changes)
@@ -213,7 +220,7 @@ def roll_out(client: CoderAdmin, wanted: Wanted, check: bool = False, progress: 
 
 
 def _seen(client: CoderAdmin, template: Json | None, wanted: Wanted) -> dict[str, Any]:
-    """The template's settings as far as they are wanted, and the name of its active version."""
+    """Return the template's settings that are wanted, and the name of its active version."""
     if template is None:
         return {}
     active = client.template_version(template["active_version_id"])
@@ -229,13 +236,16 @@ def _actions(template: Json | None, before: Mapping[str, Any], wanted: Wanted) -
 
 
 def _imported(client: CoderAdmin, template: Json | None, wanted: Wanted, progress: Progress) -> Json:
-    """The version, imported now or by an earlier run. Raises ``Unhealthy`` with its last lines when that failed."""
+    """Return the version, imported now or by an earlier run.
+
+    Raise ``Unhealthy`` with the last log lines if that failed.
+    """
     name, version = wanted.version, None
     if template is not None:
         version = client.version_by_name(template["id"], name)
         attempt = 1
         while version is not None and version["job"]["status"] in ("failed", "canceled"):
-            # A version that failed keeps its name.
+            # A failed version keeps its name.
             attempt += 1
             name = f"{wanted.version}.{attempt}"
             version = client.version_by_name(template["id"], name)
@@ -250,7 +260,7 @@ def _imported(client: CoderAdmin, template: Json | None, wanted: Wanted, progres
 
 
 def _followed(client: CoderAdmin, version_id: str, wanted: Wanted, progress: Progress) -> Json:
-    """Wait for an import; its log is progress. What takes too long is cancelled."""
+    """Wait for an import and show its log as progress. Cancel an import that takes too long."""
     try:
         version = follow(
             "import",
@@ -266,7 +276,7 @@ def _followed(client: CoderAdmin, version_id: str, wanted: Wanted, progress: Pro
         return version
     last = last_lines(client, client.version_logs(version_id), LAST_LINES)
     raise Unhealthy(
-        f"The template {wanted.name} cannot be imported: {version['job'].get('error') or version['job']['status']}.",
-        "\n".join(["What was active stays active. The last lines of the import:", *last]),
+        f"Cannot import the template {wanted.name}: {version['job'].get('error') or version['job']['status']}.",
+        "\n".join(["The active version did not change. The last lines of the import:", *last]),
         {"log": last, "error_code": version["job"].get("error_code", "")},
     )

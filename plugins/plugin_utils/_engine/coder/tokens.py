@@ -18,10 +18,10 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """A token that is to be at hand: ``lifetime`` of a new one and the time before its end to replace it, in seconds.
+    """A token to provide: ``lifetime`` of a new one, and the time before its end at which it is replaced, in seconds.
 
-    Tokens of ours are called ``name``, ``name-2``, ``name-3`` …, as a name is taken until the old token is deleted,
-    which is the last step.
+    Our tokens are called ``name``, ``name-2``, ``name-3`` …, because the name stays taken until the old token is
+    deleted, which is the last step.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class TokenState:
-    """What became of looking at a token. ``reason``: why it is to be replaced; empty when it is good."""
+    """State of a token. ``reason``: why it must be replaced; empty if it is good."""
 
     reason: str
     key: Json = field(default_factory=dict)
@@ -47,12 +47,12 @@ class TokenState:
 
 
 def verify(client: CoderAdmin, wish: TokenRequest, now: datetime | None = None) -> TokenState:
-    """Whether the token of ``client``'s configuration works, is the wished user's and lasts.
+    """Check that the token of ``client`` works, belongs to the right user and lasts long enough.
 
-    Raises what keeps the server from saying so: nothing is replaced because a server was away.
+    Raise server errors: an outage must not replace a token.
     """
     if not client.http.config.token:
-        return TokenState("there is none")
+        return TokenState("it does not exist")
     try:
         who = client.me()
     except AuthError as error:
@@ -66,12 +66,12 @@ def verify(client: CoderAdmin, wish: TokenRequest, now: datetime | None = None) 
     key_id = client.http.config.token.partition("-")[0]
     key = next((one for one in client.tokens() if one["id"] == key_id), None)
     if key is None:
-        return TokenState("it is no long-lived token, but a session", username=username)
+        return TokenState("it is a session, not a long-lived token", username=username)
     if not wish.ours(str(key.get("token_name", ""))):
         return TokenState(f"it is called {key.get('token_name')}, not {wish.name}", key, username)
     left = (moment(key["expires_at"]) - (now or datetime.now(UTC))).total_seconds()
     total = (moment(key["expires_at"]) - moment(key["created_at"])).total_seconds()
-    # A server's cap may be shorter than the wished margin, and a token must not be replaced at every run.
+    # The server's cap may be shorter than the margin, and a token must not be replaced at every run.
     if left <= min(wish.rotate_before, total / 2):
         return TokenState(f"it expires in {max(left, 0) / DAY:.1f} days", key, username)
     return TokenState("", key, username)
@@ -79,7 +79,7 @@ def verify(client: CoderAdmin, wish: TokenRequest, now: datetime | None = None) 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A new token. ``capped``: the seconds that it was cut to, 0 when it was not; ``stale``: ids to delete later."""
+    """A new token. ``capped``: the seconds it was cut to, or 0; ``stale``: ids to delete later."""
 
     token: str = field(repr=False)
     name: str
@@ -89,7 +89,7 @@ class NewToken:
 
 
 def mint(client: CoderAdmin, wish: TokenRequest) -> NewToken:
-    """A new token beside those that are there; they are deleted by ``forget`` once the new one lies where it should."""
+    """Create a token in addition to the existing ones, which ``forget`` deletes once the new one is stored."""
     lifetime, capped = lifetime_of(client, wish)
     old = [one for one in client.tokens(wish.user, include_expired=True) if wish.ours(str(one.get("token_name", "")))]
     taken = {str(one["token_name"]) for one in old}
@@ -100,7 +100,7 @@ def mint(client: CoderAdmin, wish: TokenRequest) -> NewToken:
 
 
 def lifetime_of(client: CoderAdmin, wish: TokenRequest) -> tuple[float, float]:
-    """(seconds that a new token of the user gets, the cap that made it so or 0)."""
+    """Return (seconds that a new token of the user gets, the cap that limited it or 0)."""
     cap = client.max_token_lifetime(wish.user)
     return (cap, cap) if wish.lifetime > cap else (wish.lifetime, 0.0)
 
@@ -111,8 +111,8 @@ def forget(client: CoderAdmin, user: str, ids: Iterable[str]) -> None:
 
 
 def cap_sentence(user: str, capped: float, lifetime: float) -> str:
-    """Why a token lives shorter than asked for."""
+    """Explain why a token has a shorter lifetime than requested."""
     return (
-        f"The server gives tokens of {user} {capped / DAY:g} days at most, not the {lifetime / DAY:g} asked for "
-        "(an owner's live 7 days; give the work to a user with a lesser role)."
+        f"The server limits tokens of {user} to {capped / DAY:g} days instead of {lifetime / DAY:g} (owners' tokens "
+        "last 7 days; use an account with a lesser role)."
     )

@@ -18,16 +18,16 @@ from .tokens import forget
 
 STOP_TIMEOUT = 300.0
 RUNNING = frozenset({"running", "starting", "pending", "failed"})
-"""States of a latest build after which containers may run; of ``failed`` nobody knows."""
+"""States of a latest build after which containers may run; for ``failed`` that is unknown."""
 ACTIVE, OFFBOARDED = "present", "offboarded"
 
 
 @dataclass(frozen=True)
 class Person:
-    """A user as they are to be; roles that are ``None`` stay as they are.
+    """The wanted user; roles that are ``None`` do not change.
 
     ``state``: ``present`` (may sign in) or ``offboarded`` (suspended, without tokens and roles, workspaces stopped,
-    homes kept). ``login_type``: ``password``, ``none`` (a machine), ``oidc`` or ``github``.
+    homes kept). ``login_type``: ``password``, ``none`` (a service account), ``oidc`` or ``github``.
     """
 
     username: str
@@ -41,7 +41,7 @@ class Person:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Person:
-        """From an action's options. Raises ``InvalidInput``."""
+        """Create from an action's options. Raise ``InvalidInput``."""
         roles = {
             name: None if given.get(name) is None else tuple(sorted(given[name]))
             for name in ("roles", "organization_roles")
@@ -54,22 +54,22 @@ class Person:
         found = cls(**texts, **roles)  # type: ignore[arg-type]
         if len(found.username) > 32 or not _NAME.fullmatch(found.username):
             raise InvalidInput(
-                f"{found.username[:40]!r} is no user name on a Coder server.",
-                "Letters, digits and single hyphens between them, 32 at most.",
+                f"{found.username[:40]!r} is not a user name on a Coder server.",
+                "Use at most 32 letters, digits and single hyphens between them.",
             )
         if len(found.password) > LONGEST_PASSWORD:
             raise InvalidInput(
                 f"The password of {found.username} is longer than the {LONGEST_PASSWORD} characters that a Coder "
-                "server takes."
+                "server accepts."
             )
         if found.password and found.login_type != "password":
-            raise InvalidInput(f"{found.username} has a password, but signs in by {found.login_type}.")
+            raise InvalidInput(f"{found.username} has a password, but signs in with {found.login_type}.")
         return found
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done about a person: ``actions`` in order, the diff, and what the actions work on."""
+    """The plan for a user: ``actions`` in order, the diff, and their parameters."""
 
     person: Person
     actions: tuple[str, ...]
@@ -83,7 +83,7 @@ class Plan:
         return bool(self.actions)
 
     def sentence(self, check: bool = False) -> str:
-        """One line for people."""
+        """Return one line for messages."""
         words = {
             "create": "created",
             "activate": "activated",
@@ -98,13 +98,13 @@ class Plan:
 
 
 def plan(client: CoderAdmin, person: Person) -> Plan:
-    """Read what is, tell what is to be done. Raises ``Conflict`` where the name is somebody else's."""
+    """Read the current state and plan the changes. Raise ``Conflict`` if the name belongs to another user."""
     found = client.user(person.username)
     if found and person.email and found.get("email", "").lower() != person.email.lower():
         raise Conflict(
             f"The user name {person.username} on {client.http.config.url} belongs to {found.get('email')}, "
             f"not to {person.email}.",
-            "Choose another name; a Coder server never gives a name of one person to another.",
+            "Choose another name; a Coder server never reassigns user names.",
         )
     return _plan_leaving(client, person, found) if person.state == OFFBOARDED else _plan_present(client, person, found)
 
@@ -115,7 +115,7 @@ def _plan_present(client: CoderAdmin, person: Person, found: Json | None) -> Pla
     actions = []
     if found is None:
         if not person.email:
-            raise InvalidInput(f"The new user {person.username} has no e-mail address.", "Give one: email=…")
+            raise InvalidInput(f"The new user {person.username} needs an e-mail address.", "Add email=…")
         actions.append("create")
     elif found["status"] == "suspended":
         actions.append("activate")
@@ -152,7 +152,7 @@ def _plan_leaving(client: CoderAdmin, person: Person, found: Json | None) -> Pla
 
 
 def _seen(client: CoderAdmin, person: Person, found: Json | None) -> dict[str, Any]:
-    """Status and roles of a user, as far as they matter; nothing of nobody."""
+    """Return a user's status and roles where they matter, or nothing for a missing user."""
     if found is None:
         return {}
     seen: dict[str, Any] = {"status": found["status"]}
@@ -169,7 +169,7 @@ def _workspaces(client: CoderAdmin, username: str) -> list[Json]:
 
 
 def carry_out(client: CoderAdmin, planned: Plan, progress: Progress | None = None) -> None:
-    """Do what is planned. What is killed half-way is finished by the next run, which plans from what is then."""
+    """Carry out the plan. The next run plans from the new state and completes an interrupted one."""
     person = planned.person
     deeds: dict[str, Callable[[], Any]] = {
         "create": lambda: _create(client, person),
@@ -198,7 +198,7 @@ def _create(client: CoderAdmin, person: Person) -> None:
 
 
 def _stop(client: CoderAdmin, workspaces: tuple[Json, ...], progress: Progress) -> None:
-    """Queue every stop, then wait for all; the first that failed is told when all have ended."""
+    """Queue all stops, then wait for all. Raise the first failure after all have ended."""
     queued = []
     for one in workspaces:
         latest = client.workspace_by_id(one["id"])
@@ -213,13 +213,13 @@ def _stop(client: CoderAdmin, workspaces: tuple[Json, ...], progress: Progress) 
     failures = [text for name, build in queued if (text := _ended(client, build, name))]
     if failures:
         raise FlowError(
-            f"Not every workspace could be stopped: {'; '.join(failures)}.",
-            "See its log on the dashboard, and run the command again.",
+            f"Cannot stop all workspaces: {'; '.join(failures)}.",
+            "Check the log on the dashboard, then run the command again.",
         )
 
 
 def _ended(client: CoderAdmin, build_id: str, name: str) -> str:
-    """Wait for a build; why it failed, or nothing."""
+    """Wait for a build. Return why it failed, or nothing."""
     try:
         found = follow(f"build of {name}", client.http.waiter(STOP_TIMEOUT), lambda: client.build(build_id))
     except NotFound:

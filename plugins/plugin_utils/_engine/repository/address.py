@@ -20,7 +20,7 @@ _COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
 
 
 def ci_name(repository: Repository | None) -> str:
-    """A name that no other run has: ``ci-<slug>-<8 hex digits>``."""
+    """Return a unique name for a run: ``ci-<slug>-<8 hex digits>``."""
     import secrets
 
     digits = secrets.token_hex(4)
@@ -30,10 +30,11 @@ def ci_name(repository: Repository | None) -> str:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where a repository is. ``kind``: https, ssh or local. ``port`` only where it is not the scheme's own.
+    """The address of a repository. ``kind``: https, ssh or local. ``port`` is only set if it is not the scheme's
+    default.
 
-    ``url`` is what git clones, free of credentials. ``path`` has no slash at its ends unless it is local or an scp-like
-    absolute path needs it; a trailing ``.git`` is kept, since some servers insist on it.
+    ``url`` is the address for git, without credentials. ``path`` has no leading or trailing slash unless it is local or
+    an scp-like absolute path needs it. A trailing ``.git`` is kept, because some servers require it.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str, default_host: str = "github.com", what: str = "repo") -> Repository:
-        """``text`` as a repository; ``InvalidInput`` with a sentence that repeats no secret."""
+        """Parse ``text``. Raise ``InvalidInput`` with a sentence that never repeats a secret."""
         text = _plain(text, what)
         if re.match(r"[A-Za-z0-9+.-]*::", text):
             raise InvalidInput(f"{what} names a transport helper of git, which can run programs.", _HINT)
@@ -75,7 +76,7 @@ class Repository:
         return slugify(unquote(self.identity.rpartition("/")[2]))
 
     def slug_with_suffix(self) -> str:
-        """Name of its workspace when another repository has ``slug``."""
+        """Name of its workspace if another repository has ``slug``."""
         import hashlib
 
         digits = hashlib.sha256(self.identity.encode()).hexdigest()[:4]
@@ -83,17 +84,17 @@ class Repository:
 
     @property
     def directory(self) -> str:
-        """Where it is cloned inside a workspace that is named after it."""
+        """Directory of the clone in a workspace named after it."""
         return f"{HOME}/{self.slug}"
 
 
 def parse_dotfiles(text: str, default_host: str) -> str:
-    """``text``, a repository with or without ``#branch``, as the start contract takes it."""
+    """Return ``text``, a repository with or without ``#branch``, in the workspace agent's format."""
     address, mark, branch = text.partition("#")
     repository = Repository.parse(address, default_host, "dotfiles")
     if repository.kind == "local":
         raise InvalidInput(
-            "dotfiles is a local path, which a workspace cannot reach.", "Give the address of a repository."
+            "dotfiles is a local path, which a workspace cannot reach.", "Use the address of a repository."
         )
     if mark and not branch:
         raise InvalidInput("dotfiles ends in '#' without a branch.", "Use https://host/owner/dotfiles#branch.")
@@ -101,7 +102,7 @@ def parse_dotfiles(text: str, default_host: str) -> str:
 
 
 def _plain(text: str, what: str) -> str:
-    """``text`` without blanks around it, if nothing in it can be mistaken for something else."""
+    """Return ``text`` without surrounding blanks. Raise ``InvalidInput`` if it could be mistaken for something else."""
     if not isinstance(text, str):
         raise InvalidInput(f"{what} must be text, not {type(text).__name__}.", _HINT)
     text = text.strip(" ")
@@ -110,7 +111,9 @@ def _plain(text: str, what: str) -> str:
     if len(text) > REPOSITORY_LIMIT:
         raise InvalidInput(f"{what} is {len(text)} characters long, at most {REPOSITORY_LIMIT} are allowed.", _HINT)
     if not text.isprintable():
-        raise InvalidInput(f"{what} holds control or invisible characters, or is not valid UTF-8.", "Type it anew.")
+        raise InvalidInput(
+            f"{what} contains control or invisible characters, or is not valid UTF-8.", "Retype it instead of pasting."
+        )
     if text.startswith("-"):
         raise InvalidInput(f"{what} starts with '-', which programs read as an option.", _HINT)
     return text
@@ -121,15 +124,15 @@ def _without_git(path: str) -> str:
 
 
 def _path(path: str, what: str) -> str:
-    """A path on a server without slashes around it."""
+    """Return a path on a server without surrounding slashes."""
     if "?" in path or "#" in path:
         raise InvalidInput(
-            f"{what} has a '?' or '#' part, which no repository's address has.", "Give the address alone."
+            f"{what} has a '?' or '#' part, which addresses of repositories do not have.", "Remove that part."
         )
     path = path.strip("/")
     parts = path.split("/")
     if not _without_git(path) or path.endswith("/.git"):
-        raise InvalidInput(f"{what} names a host but no repository on it.", _HINT)
+        raise InvalidInput(f"{what} names a host without a repository.", _HINT)
     plain = [_decoded(part) for part in parts]
     if not all(_SEGMENT.fullmatch(part) for part in parts) or not all(
         p and p.isprintable() and not p.startswith("-") and p not in (".", "..") and not re.search(r"[/\\%]", p)
@@ -137,13 +140,13 @@ def _path(path: str, what: str) -> str:
     ):
         raise InvalidInput(
             f"The path in {what} has an empty part, '.', '..', one that starts with '-', or characters not allowed.",
-            "Letters, digits and . _ ~ + , = @ - are; write others as %XX.",
+            "Use letters, digits and . _ ~ + , = @ -; write others as %XX.",
         )
     return "/".join(re.sub(r"%..", lambda m: m[0].upper(), part) for part in parts)
 
 
 def _decoded(part: str) -> str:
-    """``part`` without its %XX, or nothing when they are malformed or no UTF-8."""
+    """Return ``part`` with its %XX decoded, or nothing if they are malformed or not UTF-8."""
     if "%" not in part:
         return part
     if re.search(r"%(?![0-9A-Fa-f]{2})", part):
@@ -158,17 +161,17 @@ def _decoded(part: str) -> str:
 
 def _from_url(scheme: str, rest: str, what: str) -> Repository:
     if scheme == "file":
-        raise InvalidInput(f"{what} is a file:// address.", "Give the folder's path itself, /path/to/repository.")
+        raise InvalidInput(f"{what} is a file:// address.", "Use the path of the directory: /path/to/repository.")
     if scheme == "http":
-        raise InvalidInput(f"{what} is http://, which anybody on the way can change.", "Use https://.")
+        raise InvalidInput(f"{what} uses http://, which the network can tamper with.", "Use https://.")
     if scheme not in ("https", "ssh"):
         raise InvalidInput(f"{what} is neither https:// nor ssh://.", _HINT)
     authority, _slash, path = rest.partition("/")
     user, at, place = authority.rpartition("@")
     if scheme == "https" and (at or "@" in path.partition("/")[0]):
         raise InvalidInput(
-            f"{what} holds a user name or password, which would end up in files and logs.",
-            "Leave it out; git's credential helper or your SSH agent is asked.",
+            f"{what} contains a user name or password, which would end up in files and logs.",
+            "Omit it; git's credential helper or your SSH agent is used.",
         )
     if scheme == "https":
         host, port = validate_host(place, f"the host in {what}")
@@ -189,20 +192,22 @@ def _authority(host: str, port: int | None) -> str:
 def _ssh_user(user: str, what: str) -> str:
     if ":" in user:
         raise InvalidInput(
-            f"{what} holds a password, which would end up in files and logs.", "Leave it out; use a key."
+            f"{what} contains a password, which would end up in files and logs.", "Omit it and use a key."
         )
     if not _USER.fullmatch(user):
-        raise InvalidInput(f"The user name in {what} is not accepted.", "Most servers' is git: git@host:owner/name.")
+        raise InvalidInput(
+            f"The user name in {what} is not accepted.", "On most servers it is git: git@host:owner/name."
+        )
     return user
 
 
 def _from_scp(head: str, path: str, what: str) -> Repository:
-    """``user@host:path``; the path is relative to the user's home there unless it starts with a slash."""
+    """Parse ``user@host:path``. The path is relative to the remote home unless it starts with a slash."""
     user, at, place = head.rpartition("@")
     if not at:
         if "@" in path:
             raise InvalidInput(
-                f"{what} holds a password, which would end up in files and logs.", "Leave it out; use a key."
+                f"{what} contains a password, which would end up in files and logs.", "Omit it and use a key."
             )
         raise InvalidInput(f"{what} is neither an address nor a path.", _HINT)
     user = _ssh_user(user, what)
@@ -215,7 +220,7 @@ def _from_scp(head: str, path: str, what: str) -> Repository:
 
 
 def _from_short(text: str, default_host: str, what: str) -> Repository:
-    """``owner/name`` on the default host."""
+    """Parse ``owner/name`` on the default host."""
     parts = text.rstrip("/").split("/")
     if len(parts) != 2:
         hint = (

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading a repository that is a folder on this machine, without trusting it.
+"""Read a repository in a directory of this machine, without trusting it.
 
-The configuration of a repository can make git run programs, and links or alternates can make it read other folders. So
-git never runs inside the folder. It runs in a temporary git directory of ours, which has a copy of the refs and borrows
-the objects. The folder must belong to the caller, as git itself asks for, and must hold all of its own objects.
+A repository's configuration can make git run programs, and links or alternates can make it read other directories. So
+git never runs inside the directory. It runs in a temporary git directory of ours with a copy of the refs, which borrows
+the objects. As in git itself, the directory must belong to the caller. It must also contain all of its objects.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .probe import Outcome, Runner
 
 SMALL = 64 * 1024
-"""Bytes that a file with one line may have."""
+"""Largest size of a file with one line, in bytes."""
 LARGE = 128 * 1024**2
-"""Bytes that the list of packed refs may have."""
+"""Largest size of the packed refs, in bytes."""
 
 _HEX = rb"[0-9a-f]{40}(?:[0-9a-f]{24})?"
 _REF_NAME = re.compile(
@@ -49,19 +49,19 @@ _CONFIGURATION = """\
 
 
 class Unreadable(Exception):
-    """Why a folder is not read as a repository: a printable sentence without its full stop."""
+    """Why a directory cannot be read as a repository: a printable sentence without its full stop."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(untrusted.line(sentence))
 
 
 class NotThere(Unreadable):
-    """There is no repository."""
+    """The directory is not a repository."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Real paths: the folder, the git directory with its HEAD, and the one with refs and objects."""
+    """Real paths: the directory, the git directory with its HEAD, and the one with refs and objects."""
 
     folder: str
     git: str
@@ -70,7 +70,7 @@ class Places:
 
 @dataclass(frozen=True)
 class LocalGit:
-    """A git directory of ours that stands for a folder's repository."""
+    """A git directory of ours that stands for a directory's repository."""
 
     path: str
     runner: Runner
@@ -81,7 +81,10 @@ class LocalGit:
 
 
 def environment(path: str) -> dict[str, str]:
-    """The caller's environment for git in ``path``: no configuration but that of ``path``, no network, no questions."""
+    """Return the caller's environment for git in ``path``:
+
+    no configuration except that of ``path``, no network, no prompts.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {
         **kept,
@@ -103,7 +106,7 @@ def environment(path: str) -> dict[str, str]:
 
 @contextmanager
 def reading(path: str, runner: Runner) -> Iterator[LocalGit]:
-    """Give git for the repository in the folder ``path``. Raises ``Unreadable`` and what ``runner`` raises."""
+    """Yield a git for the repository in the directory ``path``. Raise ``Unreadable`` and the errors of ``runner``."""
     import tempfile
 
     places = locate(path, runner)
@@ -116,35 +119,35 @@ def reading(path: str, runner: Runner) -> Iterator[LocalGit]:
 
 
 def origin(path: str, runner: Runner) -> str:
-    """The address that the folder ``path`` was cloned from, or nothing."""
+    """Return the address that the directory ``path`` was cloned from, or nothing."""
     try:
         return setting(locate(path, runner).common, "remote.origin.url", runner)
     except Unreadable:
         return ""
 
 
-# Where things are
+# Locating
 
 
 def locate(path: str, runner: Runner) -> Places:
-    """Find the git directory of the folder ``path``, which the caller must own."""
+    """Find the git directory of the directory ``path``, which the caller must own."""
     folder = os.path.realpath(path)
     if not os.path.isdir(folder):
-        raise NotThere("there is no such folder")
+        raise NotThere("the directory does not exist")
     entry = os.path.join(folder, ".git")
     kind = _kind(entry)
     if kind == "missing" and not _is_git(folder):
         above = any(os.path.lexists(os.path.join(parent, ".git")) for parent in _parents(folder))
-        inside = "it is a folder inside a repository, not the repository itself"
+        inside = "it is a directory inside a repository, not the repository itself"
         raise NotThere(inside if above else "it is not a git repository")
     if kind not in ("missing", "folder", "file"):
-        raise Unreadable("its .git is a link; give the folder that the link points to")
+        raise Unreadable("its .git is a link; use the directory that the link points to")
     git = {"missing": folder, "folder": entry}.get(kind) or _follow(entry)
     common = _common(git, entry)
     for place in dict.fromkeys((folder, entry if kind == "file" else git, git, common)):
         _check_owner(place, folder, runner)
     if kind == "file" and git == common and setting(git, "core.worktree", runner, git) != folder:
-        raise Unreadable("its .git names a git directory that does not name this folder; give a clone of it")
+        raise Unreadable("its .git names a git directory that does not name this directory; use a clone of it")
     if not _is_git(common):
         raise Unreadable("it is not a git repository")
     return Places(folder, git, common)
@@ -179,7 +182,7 @@ def _is_git(path: str) -> bool:
 
 
 def _follow(entry: str) -> str:
-    """The git directory that a file named ``.git`` points to."""
+    """Return the git directory that a file named ``.git`` points to."""
     text = os.fsdecode(read(entry, SMALL) or b"").rstrip("\r\n")
     if not text.startswith("gitdir: ") or "\0" in text:
         raise Unreadable("its .git is not a git directory")
@@ -187,22 +190,28 @@ def _follow(entry: str) -> str:
 
 
 def _common(git: str, entry: str) -> str:
-    """Where refs and objects of ``git`` are: elsewhere only for a linked worktree, which its repository must name."""
+    """Return the directory with refs and objects of ``git``.
+
+    It differs only for a linked worktree, which its repository must name.
+    """
     text = read(os.path.join(git, "commondir"), SMALL)
     if text is None:
         return git
     common = os.path.realpath(os.path.join(git, os.fsdecode(text.rstrip(b"\r\n").replace(b"\0", b""))))
     back = os.fsdecode((read(os.path.join(git, "gitdir"), SMALL) or b"").rstrip(b"\r\n").replace(b"\0", b""))
-    # Git writes the way back as an absolute path, or one that is relative to the git directory.
+    # Git writes this path either as absolute or as relative to the git directory.
     named = os.path.join(git, back)
     known = os.path.realpath(os.path.dirname(named)) == os.path.dirname(entry) and os.path.basename(named) == ".git"
     if not known or os.path.dirname(git) != os.path.join(common, "worktrees"):
-        raise Unreadable("its .git names a repository that does not know this worktree; run `git worktree repair`")
+        raise Unreadable("its .git names a repository that does not list this worktree; run `git worktree repair`")
     return common
 
 
 def _check_owner(place: str, folder: str, runner: Runner) -> None:
-    """Git's rule: who owns a repository decides what git does there. ``sudo`` counts as the user who called it."""
+    """Check the owner like git, because the owner of a repository decides what git runs there.
+
+    ``sudo`` counts as its caller.
+    """
     caller = os.geteuid()
     owners = {caller}
     if caller == 0 and os.environ.get("SUDO_UID", "").isascii() and os.environ.get("SUDO_UID", "").isdigit():
@@ -219,7 +228,7 @@ def _check_owner(place: str, folder: str, runner: Runner) -> None:
 
 
 def _is_safe(folder: str, runner: Runner) -> bool:
-    """Whether the caller's own configuration of git names ``folder`` as safe."""
+    """Return whether the caller's own git configuration lists ``folder`` as safe."""
     caller = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
     said = runner(["git", "config", "--null", "--type=path", "--get-all", "safe.directory"], caller, 10.0)
     safe = False
@@ -231,7 +240,7 @@ def _is_safe(folder: str, runner: Runner) -> bool:
 
 
 def setting(git: str, name: str, runner: Runner, base: str = "") -> str:
-    """One value of a git directory's configuration, read as data; with ``base`` the real path that it means there."""
+    """Return one value of a git directory's configuration, read as data; with ``base`` the real path relative to it."""
     import tempfile
 
     text = read(os.path.join(git, "config"), SMALL * 16)
@@ -247,17 +256,17 @@ def setting(git: str, name: str, runner: Runner, base: str = "") -> str:
     return os.path.realpath(os.path.join(base, value)) if base and value else value
 
 
-# What is in there
+# Content
 
 
 def read(path: str, limit: int) -> bytes | None:
-    """The content of a regular file, or nothing where there is none."""
+    """Return the content of a regular file, or nothing if it does not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Unreadable(f"{path} is not a file that can be read ({error.strerror})") from None
+        raise Unreadable(f"{path} is not a readable file ({error.strerror})") from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
@@ -266,7 +275,7 @@ def read(path: str, limit: int) -> bytes | None:
 
 
 def read_refs(places: Places) -> tuple[bytes, dict[bytes, bytes]]:
-    """The content of HEAD, and all refs with their commits."""
+    """Return the content of HEAD, and all refs with their commits."""
     head = (read(os.path.join(places.git, "HEAD"), SMALL) or b"").strip()
     branch = head.removeprefix(b"ref:").strip() if head.startswith(b"ref:") else b""
     if not re.fullmatch(_HEX, head) and not _REF_NAME.fullmatch(branch):
@@ -308,7 +317,7 @@ def _loose(common: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
-    """The entries of ``folder``; refuses links, which lead elsewhere, and what is neither file nor folder."""
+    """Return the entries of ``folder``. Raise ``Unreadable`` for links, which lead elsewhere, and special files."""
     try:
         with os.scandir(folder) as entries:
             found = list(entries)
@@ -316,12 +325,12 @@ def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
         raise Unreadable(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from None
     for entry in found:
         if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
-            raise Unreadable(f"{os.fsdecode(entry.path)} is neither a file nor a folder; give a clone of it")
+            raise Unreadable(f"{os.fsdecode(entry.path)} is neither a file nor a directory; use a clone of it")
     return found
 
 
 def check_objects(objects: str) -> None:
-    """Refuse objects that are elsewhere: links and alternates."""
+    """Raise ``Unreadable`` for objects outside the directory: links and alternates."""
     for entry in _entries(os.fsencode(objects)):
         if re.fullmatch(rb"[0-9a-f]{2}|pack|info", entry.name) and entry.is_dir(follow_symlinks=False):
             _entries(entry.path)
@@ -333,7 +342,7 @@ def check_objects(objects: str) -> None:
         )
 
 
-# What git gets to see
+# Our git directory
 
 
 def furnish(ours: str, objects: str, head: bytes, refs: dict[bytes, bytes]) -> None:

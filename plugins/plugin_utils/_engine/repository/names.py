@@ -14,11 +14,11 @@ REF_LIMIT = 250
 _NAME = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _REF = re.compile(r"[\w./+#@=,%!&(){}'-]+")
-_HINT = "Use https://host/owner/name, git@host:owner/name, ssh://git@host/owner/name or the path of a folder."
+_HINT = "Use https://host/owner/name, git@host:owner/name, ssh://git@host/owner/name or the path of a directory."
 
 
 def slugify(text: str, fallback: str = "repository") -> str:
-    """``text`` as a name that Docker and Coder take: at most 32 lower-case letters, digits and single hyphens."""
+    """Return ``text`` as a name for Docker and Coder: at most 32 lower-case letters, digits and single hyphens."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:NAME_LIMIT].strip("-") or fallback
     if slug.endswith("-old"):
         # `restart` renames the replaced container with this suffix (docs/decisions/restart.md).
@@ -27,9 +27,9 @@ def slugify(text: str, fallback: str = "repository") -> str:
 
 
 def validate_name(name: str, what: str = "workspace") -> str:
-    """``name`` if it can be a workspace's or an owner's name."""
+    """Return ``name`` if it can be the name of a workspace or an owner. Raise ``InvalidInput`` otherwise."""
     if not isinstance(name, str) or not name:
-        raise InvalidInput(f"The name of the {what} is empty.", f"Give one: {what}=my-name.")
+        raise InvalidInput(f"The name of the {what} is empty.", f"Set {what}=my-name.")
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
         raise InvalidInput(
             f"The name {shown(name)!r} is not accepted for the {what}.",
@@ -37,13 +37,13 @@ def validate_name(name: str, what: str = "workspace") -> str:
         )
     if name.lower().endswith("-old"):
         raise InvalidInput(
-            f"The name {name!r} ends in -old, which is kept for a workspace that is being replaced.", "Choose another."
+            f"The name {name!r} ends in -old, which is reserved for replaced workspaces.", "Choose another name."
         )
     return name
 
 
 def validate_ref(ref: str) -> str:
-    """``ref`` if it can be a branch, a tag or a commit and is harmless everywhere; empty stands for the default."""
+    """Return ``ref`` if it can be a branch, a tag or a commit and is harmless everywhere; empty means the default."""
     if not isinstance(ref, str):
         raise InvalidInput(f"ref must be text, not {type(ref).__name__}.", "Quote it.")
     if ref == "":
@@ -62,25 +62,26 @@ def validate_ref(ref: str) -> str:
     if not legal:
         raise InvalidInput(
             f"The ref {shown(ref)!r} is not accepted as a branch, tag or commit.",
-            "Letters, digits and ./_+#@=,%!&(){}'- are; no part is empty or starts with . or -, and no '..' or '@{'.",
+            "Use letters, digits and ./_+#@=,%!&(){}'-; without '..', "
+            "'@{', empty parts, and parts that start with . or -.",
         )
     return ref
 
 
 def validate_host(text: str, what: str = "the host") -> tuple[str, int | None]:
-    """Host in lower case and port of ``host``, ``host:port`` or ``[v6]:port``."""
+    """Return host in lower case and port of ``host``, ``host:port`` or ``[v6]:port``."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(?::(\d{1,5}))?", text, re.ASCII)
     host = match[1].lower() if match else ""
     port = int(match[2]) if match and match[2] else None
     if not text.isascii() or any(label.startswith("xn--") for label in host.split(".")):
         raise InvalidInput(
             f"The host's name has characters beyond ASCII, which can look like another host's ({what}).",
-            "Give its plain ASCII name or add an alias for it in ~/.ssh/config.",
+            "Use its plain ASCII name or add an alias for it in ~/.ssh/config.",
         )
     if not match or len(host) > 253 or not _is_host(host) or host == "local":
-        raise InvalidInput(f"The name {shown(text)!r} is no host's ({what}).", _HINT)
+        raise InvalidInput(f"{shown(text)!r} is not a host name ({what}).", _HINT)
     if port is not None and not 1 <= port <= 65535:
-        raise InvalidInput(f"Port {port} of {host} is out of range.", "Ports go from 1 to 65535.")
+        raise InvalidInput(f"Port {port} of {host} is out of range.", "Use a port from 1 to 65535.")
     return host, port
 
 

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking whether a repository can be cloned, and bundling a local one.
+"""Check whether a repository can be cloned, and bundle a local one.
 
-Apart from ``_repository``: only creating needs it. git never prompts here, and every call has a deadline.
+Separate from ``address``, because only creating needs it. git never prompts here, and every call has a deadline.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from .local import LocalGit
 
 BUNDLE_LIMIT = 1024**3
-"""Bytes of a bundle that are held in memory at most."""
+"""Maximum size of a bundle in memory, in bytes."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a server says: ``state`` is open, needs-auth, not-found, host-key-unknown, unreachable or unreadable.
+    """A server's answer. ``state``: open, needs-auth, not-found, host-key-unknown, unreachable or unreadable.
 
-    ``detail`` is a sentence or the server's own words; ``head`` the commit that a clone would start on, where known.
+    ``detail`` is a sentence or the server's message; ``head`` is the first commit of a clone, if known.
     """
 
     state: str
@@ -40,7 +40,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended; ``status`` is ``None`` when its time ran out and it was killed."""
+    """Result of a program; ``status`` is ``None`` if it was killed at its timeout."""
 
     status: int | None
     stdout: str
@@ -51,10 +51,10 @@ Runner = Callable[[Sequence[str], Mapping[str, str], float], Outcome]
 
 
 def run_bounded(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> Outcome:
-    """Run ``argv`` without a terminal; at the end of ``timeout`` seconds it and all its children are killed.
+    """Run ``argv`` without a terminal. After ``timeout`` seconds, kill it and all its children.
 
-    Output goes to files: a daemon that a child leaves behind (a shared SSH connection, a credential cache) would hold a
-    pipe open for ever.
+    Output goes to files, because a daemon left by a child (a shared SSH connection, a credential cache) would keep a
+    pipe open forever.
     """
     import signal
     import subprocess
@@ -94,7 +94,7 @@ _SIGNS = (
         r"|no such file or directory|info/refs not valid",
     ),
 )
-"""How git, OpenSSH and the usual servers word it in the C locale; the first that matches counts."""
+"""Messages of git, OpenSSH and common servers in the C locale; the first match counts."""
 
 
 def _classified(stderr: str) -> str:
@@ -105,7 +105,7 @@ def _classified(stderr: str) -> str:
 
 
 def _last_words(stderr: str) -> str:
-    """The line of ``stderr`` that says most."""
+    """Return the most informative line of ``stderr``."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [
         line
@@ -119,7 +119,7 @@ def _last_words(stderr: str) -> str:
 
 @contextmanager
 def _environment(repository: Repository, known_hosts: str, timeout: float) -> Iterator[dict[str, str]]:
-    """The caller's environment with everything that could ask a question switched off."""
+    """Return the caller's environment with all prompts disabled."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))}
     environ.update(
         LC_ALL="C",
@@ -156,7 +156,7 @@ def _environment(repository: Repository, known_hosts: str, timeout: float) -> It
 def probe(
     repository: Repository, ref: str = "", timeout: float = 10.0, runner: Runner = run_bounded, known_hosts: str = ""
 ) -> Probe:
-    """Ask the server with the caller's own credentials; never prompts, never takes longer than ``timeout`` seconds."""
+    """Query the server with the caller's own credentials. Never prompts and never exceeds ``timeout`` seconds."""
     validate_ref(ref)
     if repository.kind == "local":
         return _probe_local(repository, ref, timeout, runner)
@@ -168,7 +168,7 @@ def probe(
     except FileNotFoundError:
         return Probe("unreachable", "git is not installed on this machine")
     except OSError as error:
-        return Probe("unreachable", f"git cannot be run on this machine: {error.strerror}")
+        return Probe("unreachable", f"cannot run git on this machine: {error.strerror}")
     if outcome.status is None:
         return Probe("unreachable", f"no answer within {timeout:g} s")
     if outcome.status != 0:
@@ -176,7 +176,7 @@ def probe(
     commits = {name: commit for commit, _tab, name in (line.partition("\t") for line in outcome.stdout.splitlines())}
     head = next((commits[name] for name in reversed(names) if name in commits), "")
     if ref and not head and not _COMMIT.fullmatch(ref):
-        return Probe("not-found", f"there is no branch or tag {ref} in it")
+        return Probe("not-found", f"it does not have a branch or tag {ref}")
     return Probe("open", "", head)
 
 
@@ -198,14 +198,16 @@ def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runne
 def _probe_git(git: LocalGit, ref: str, timeout: float) -> Probe:
     if git.shallow:
         return Probe(
-            "unreadable", "it is a shallow clone, which cannot be copied whole; run `git fetch --unshallow` in it"
+            "unreadable", "it is a shallow clone, which cannot be copied completely; run `git fetch --unshallow` in it"
         )
     wanted = ref or "HEAD"
     outcome = git.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"], timeout)
     if outcome.status is None:
         return Probe("unreachable", f"no answer within {timeout:g} s")
     if outcome.status != 0:
-        return Probe("not-found", f"there is no branch, tag or commit {ref} in it" if ref else "it has no commit yet")
+        return Probe(
+            "not-found", f"it does not have a branch, tag or commit {ref}" if ref else "it does not have a commit yet"
+        )
     return Probe("open", "", outcome.stdout.split()[-1])
 
 
@@ -215,7 +217,7 @@ def make_bundle(repository: Repository, ref: str = "", timeout: float = 300.0, r
 
     validate_ref(ref)
     where = f"Cannot copy the repository {repository.path}"
-    hint = "Give the top folder of a complete clone that has a commit."
+    hint = "Use the top directory of a complete clone that has a commit."
     try:
         with reading(repository.path, runner) as git:
             answer = _probe_git(git, ref, timeout)
@@ -236,9 +238,9 @@ def _bundle(git: LocalGit, where: str, timeout: float) -> bytes:
     if outcome.status != 0:
         raise FlowError(
             f"{where}: {_last_words(outcome.stderr)}",
-            "If it is a partial clone or damaged, make a whole clone of it and give that.",
+            "If it is a partial clone or damaged, use a complete clone.",
         )
     if os.path.getsize(file) > BUNDLE_LIMIT:
-        raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and give its address.")
+        raise FlowError(f"{where}: it is larger than 1 GiB.", "Push it to a server and use its address.")
     with open(file, "rb") as bundle:
         return bundle.read()

@@ -23,7 +23,7 @@ def _bundle(repository: Repository, ref: str) -> bytes:
 
 
 def seed_archive(bundle: bytes) -> bytes:
-    """A tar, to be unpacked in the home, with ``bundle`` where the clone step looks for it."""
+    """Return a tar to unpack in the home, with ``bundle`` where the clone step expects it."""
     import io
     import tarfile
 

@@ -11,7 +11,7 @@ from .targets import TARGETS
 
 PREFIX = "SPT_FLOW_"
 TEXT_LIMIT = 1024
-"""Longest text of an option that is not told otherwise, in characters."""
+"""Default limit of an option's text, in characters."""
 MANY_LINES = {
     "known_hosts": 65536,
     "command": 131072,
@@ -20,7 +20,7 @@ MANY_LINES = {
     "env": 4096,
     "git_hooks": 65536,
 }
-"""Options that may hold several lines, with their longest text in characters."""
+"""Options that may have several lines, with their longest text in characters."""
 DAY = 86400
 MEBIBYTE = 1024**2
 GIBIBYTE = 1024**3
@@ -28,12 +28,12 @@ GIBIBYTE = 1024**3
 
 @dataclass(frozen=True)
 class Option:
-    """One value that a user can give.
+    """A value that users can set.
 
-    ``type``: str, bool, int, float, duration (text, seconds once resolved) or size (text, bytes once resolved).
-    ``scope``: ``verb`` (asked of one run), ``workspace`` (fixed when the workspace is created or restarted; part of
-    ``Settings.hash``), ``client`` (how this client works) or ``image``. ``low`` and ``high`` bound numbers; 0 passes
-    where ``zero`` gives it a meaning.
+    ``type``: str, bool, int, float, duration (text; seconds once resolved) or size (text; bytes once resolved).
+    ``scope``: ``verb`` (for one run), ``workspace`` (fixed when the workspace is created or restarted; part of
+    ``Settings.hash``), ``client`` (how this client works) or ``image``. ``low`` and ``high`` bound numbers; 0 is
+    allowed if ``zero`` gives it a meaning.
     """
 
     name: str
@@ -76,9 +76,9 @@ GIT_HOOKS = (
     "pre-rebase",
     "prepare-commit-msg",
 )
-"""What the start contract can install (``hooks.NAMES``); a test compares them."""
+"""Hooks that the workspace agent can install (``hooks.NAMES``); a test compares them."""
 PROFILES = ("slim", "fat", "fat-ubuntu-24.04", "fat-debian-13", "fat-packages")
-"""What image/versions.yml describes; a test compares them."""
+"""Profiles in image/versions.yml; a test compares them."""
 OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (

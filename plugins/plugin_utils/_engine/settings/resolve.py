@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Resolve options from their layers: task, extra variables, environment, settings file, inventory, default."""
+"""Resolve options from their sources: task, extra variables, environment, settings file, inventory, default."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _check_forms(values: dict[str, Any]) -> None:
     for name in (name for name in OPTIONS if name.startswith("mirror_")):
         _check_address(name, values[name])
     if values["ca_bundle"] and not os.path.isabs(os.path.expanduser(values["ca_bundle"])):
-        raise InvalidInput("ca_bundle is not an absolute path.", "Give the file's whole path.")
+        raise InvalidInput("ca_bundle is not an absolute path.", "Use the absolute path of the file.")
     if re.search(r"[<>]", values["git_name"] + values["git_email"]) or re.search(r"\s", values["git_email"]):
-        raise InvalidInput("git_name or git_email holds characters that git does not allow there.")
+        raise InvalidInput("git_name or git_email contains characters that git does not allow there.")
 
 
 def _check_address(name: str, text: str) -> None:
@@ -43,27 +43,28 @@ def _check_address(name: str, text: str) -> None:
         return
     match = re.fullmatch(r"https?://([^/@?#\s]+)(/[A-Za-z0-9._~+%/-]*)?", text)
     if not match or ".." in text:
-        raise InvalidInput(
-            f"{name} is no plain http or https address.", "User names, passwords and queries have no place in it."
-        )
+        raise InvalidInput(f"{name} is not a plain http or https address.", "Remove user names, passwords and queries.")
     from ..repository.names import validate_host
 
     validate_host(match[1], name)
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Values of ``SPT_FLOW_*``; an empty variable counts as absent, so that callers may always set it."""
+    """Return the values of ``SPT_FLOW_*``; empty variables count as unset, so that callers may always set them."""
     return {o.name: environ[o.environment] for o in OPTIONS.values() if environ.get(o.environment)}
 
 
 def user_settings_file() -> str:
-    """Path of the user's settings file, whether it exists or not."""
+    """Return the path of the user's settings file, whether it exists or not."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(base, "spt-flow", "config.yml")
 
 
 def load_user_settings(path: str = "") -> dict[str, Any]:
-    """The user's settings file as written, empty when there is none; ``InvalidInput`` when it cannot be trusted."""
+    """Return the content of the user's settings file, empty if it does not exist.
+
+    Raise ``InvalidInput`` if it cannot be trusted.
+    """
     path = path or user_settings_file()
     try:
         with open(path, "rb") as file:
@@ -74,9 +75,9 @@ def load_user_settings(path: str = "") -> dict[str, Any]:
     except OSError as error:
         raise InvalidInput(f"Cannot read the settings file {path}: {error.strerror}.") from None
     if status.st_mode & 0o022:
-        raise InvalidInput(f"The settings file {path} can be changed by others.", f"chmod go-w {path}")
+        raise InvalidInput(f"The settings file {path} is writable by other users.", f"Run chmod go-w {path}")
     if status.st_uid not in (0, os.geteuid()):
-        raise InvalidInput(f"The settings file {path} belongs to somebody else.", "Make one of your own.")
+        raise InvalidInput(f"The settings file {path} belongs to another user.", "Create your own.")
     if len(raw) > MEBIBYTE:
         raise InvalidInput(f"The settings file {path} is larger than 1 MiB.")
     return _known(_yaml(raw, path), f"the settings file {path}")
@@ -98,23 +99,25 @@ def _yaml(raw: bytes, path: str) -> Any:
 
 
 def _known(values: Any, source: str) -> dict[str, Any]:
-    """``values`` if it is a mapping of known options."""
+    """Return ``values`` if it is a mapping of known options."""
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InvalidInput(f"{source[0].upper()}{source[1:]} holds no options.", "Write one `option: value` a line.")
+        raise InvalidInput(
+            f"{source[0].upper()}{source[1:]} does not contain options.", "Write one `option: value` a line."
+        )
     for name in values:
         if name not in OPTIONS:
             close = nearest(str(name), OPTIONS)
             hint = f"Did you mean {close}?" if close else "The options are: " + ", ".join(sorted(OPTIONS)) + "."
-            raise InvalidInput(f"There is no option {shown(str(name))!r} ({source}).", hint)
+            raise InvalidInput(f"Unknown option {shown(str(name))!r} ({source}).", hint)
     return {str(name): value for name, value in values.items()}
 
 
 def resolve(layers: Mapping[str, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Typed values of all options from ``layers``, the first that has one wins; ``None`` counts as absent.
+    """Return the typed values of all options. The first of ``layers`` that has a value wins; ``None`` counts as absent.
 
-    Everything is checked, also what a higher layer hides, so that a mistake shows when it is made.
+    All values are validated, even overridden ones, so that errors show as soon as they are made.
     """
     if isinstance(layers, Mapping):
         named = [(str(name), dict(layer)) for name, layer in layers.items()]
@@ -133,7 +136,7 @@ def resolve(layers: Mapping[str, Mapping[str, Any]] | Iterable[Mapping[str, Any]
 
 
 def default_owner() -> str:
-    """The login name as an owner's name."""
+    """Return the login name as an owner's name."""
     import getpass
 
     from ..repository.names import slugify

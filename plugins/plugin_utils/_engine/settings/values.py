@@ -20,7 +20,7 @@ _FALSE = frozenset({"0", "false", "no", "off", "n", "f"})
 
 
 def as_bool(value: Any, name: str = "value") -> bool:
-    """A boolean as Ansible, YAML and environments write it; anything else is refused."""
+    """Parse a boolean as written in Ansible, YAML and environments. Raise ``InvalidInput`` otherwise."""
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
@@ -34,24 +34,24 @@ def as_bool(value: Any, name: str = "value") -> bool:
 
 
 def parse_duration(value: Any, name: str = "duration") -> int:
-    """Seconds of ``90``, ``45s``, ``10m``, ``2h``, ``1h30m``, ``1d``."""
+    """Return the seconds of ``90``, ``45s``, ``10m``, ``2h``, ``1h30m``, ``1d``."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
     if match is None or not any(match.groups()):
         raise InvalidInput(
-            f"{name} is {shown(value)!r}, which is no duration.", f"Examples: {name}=45s, 10m, 2h, 1h30m."
+            f"{name} is {shown(value)!r}, which is not a duration.", f"Examples: {name}=45s, 10m, 2h, 1h30m."
         )
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (DAY, 3600, 60, 1), strict=True))
 
 
 def parse_size(value: Any, name: str = "size") -> int:
-    """Bytes of ``512m``, ``8g``, ``1.5GiB``; units are binary, as Docker's are."""
+    """Return the bytes of ``512m``, ``8g``, ``1.5GiB``; units are binary, as in Docker."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise InvalidInput(f"{name} is {shown(value)!r}, which is no size.", f"Examples: {name}=512m, 8g.")
+        raise InvalidInput(f"{name} is {shown(value)!r}, which is not a size.", f"Examples: {name}=512m, 8g.")
     number = float(f"{match[1]}.{match[2] or 0}")
     return int(number * 1024 ** " kmgt".index(match[3].lower() or " "))
 
@@ -61,12 +61,12 @@ def _number(option: Option, value: Any) -> int | float:
     pattern = r"-?\d{1,15}" if option.type == "int" else r"-?\d{1,15}(\.\d{1,9})?"
     if not re.fullmatch(pattern, text.strip(), re.ASCII):
         kind = "whole number" if option.type == "int" else "number"
-        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is no {kind}.", _range(option))
+        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is not a {kind}.", _range(option))
     return int(text) if option.type == "int" else float(text)
 
 
 def _range(option: Option) -> str:
-    """A hint with the allowed range in the option's own unit."""
+    """Return a hint with the allowed range in the option's own unit."""
     if option.low is None or option.high is None:
         return ""
     if option.type == "size":
@@ -87,10 +87,10 @@ def _bounded(option: Option, number: float, value: Any) -> None:
 
 
 def _text(option: Option, value: Any) -> str:
-    """A string without what no option may hold."""
+    """Return a string without characters that are never allowed."""
     name = option.name
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        hint = "Quote it, YAML reads the bare word as a boolean." if isinstance(value, bool) else ""
+        hint = "Quote it: YAML reads the bare word as a boolean." if isinstance(value, bool) else ""
         raise InvalidInput(f"{name} must be a single value as text, not {type(value).__name__}.", hint)
     text = str(value)
     limit = MANY_LINES.get(name, TEXT_LIMIT)
@@ -102,7 +102,7 @@ def _text(option: Option, value: Any) -> str:
         raise InvalidInput(f"{name} is not valid UTF-8.", "Check the terminal's or the file's encoding.") from None
     allowed = "\n\t" if name in MANY_LINES else ""
     if any(not c.isprintable() and c not in allowed for c in text):
-        raise InvalidInput(f"{name} holds control or invisible characters.", "Type it anew rather than pasting it.")
+        raise InvalidInput(f"{name} contains control or invisible characters.", "Retype it instead of pasting.")
     return text
 
 
@@ -110,12 +110,12 @@ def _chosen(option: Option, text: str) -> str:
     if text not in option.choices:
         close = nearest(text, option.choices)
         hint = f"Use one of {', '.join(option.choices)}" + (f"; did you mean {close}?" if close else ".")
-        raise InvalidInput(f"{option.name} is {shown(text)!r}, which is not known.", hint)
+        raise InvalidInput(f"{option.name} is {shown(text)!r}, which is not a known value.", hint)
     return text
 
 
 def convert(option: Option, value: Any) -> Any:
-    """``value`` in the option's resolved type, bounds and choices checked; raises ``InvalidInput``."""
+    """Return ``value`` in the option's resolved type. Raise ``InvalidInput`` if it is outside the bounds or choices."""
     if option.type == "bool":
         return as_bool(value, option.name)
     if option.name == "git_hooks":
@@ -138,7 +138,7 @@ def convert(option: Option, value: Any) -> Any:
 
 
 def _hooks(option: Option, value: Any) -> str:
-    """Scripts by hook as JSON in a fixed order; raises ``InvalidInput``."""
+    """Return the scripts by hook as JSON in a fixed order. Raise ``InvalidInput``."""
     import json
 
     found = value
@@ -152,14 +152,14 @@ def _hooks(option: Option, value: Any) -> str:
             found = None
     if not isinstance(found, Mapping) or not all(isinstance(part, str) for pair in found.items() for part in pair):
         raise InvalidInput(
-            "git_hooks is no mapping of hooks to scripts.",
-            "In YAML, one hook each: `pre-commit: |` and the script below it; elsewhere the same as JSON.",
+            "git_hooks is not a mapping of hooks to scripts.",
+            "In YAML, write each hook as `pre-commit: |` with the script below it; elsewhere use JSON.",
         )
     for name, script in found.items():
         if name not in GIT_HOOKS:
             close = nearest(name, GIT_HOOKS)
             hint = f"Did you mean {close}?" if close else f"Use {', '.join(GIT_HOOKS)}."
-            raise InvalidInput(f"git_hooks names {shown(name)!r}, which git runs on no user's command.", hint)
+            raise InvalidInput(f"git_hooks names {shown(name)!r}, which is not a hook of git clients.", hint)
         if not script.startswith("#!/"):
             raise InvalidInput(f"The script of git_hooks' {name} does not begin with #!.", "For example: #!/bin/sh")
     return _text(option, json.dumps(dict(found), sort_keys=True)) if found else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The settings of a workspace, and how each target spells them."""
+"""The settings of a workspace, and their form on each target."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .options import GIBIBYTE, MANY_LINES, MEBIBYTE, OPTIONS
 
 @dataclass(frozen=True)
 class Settings:
-    """The resolved options of scope ``workspace``, and how long a client waits.
+    """The resolved options of scope ``workspace``, and the client's waiting time.
 
-    ``hash`` stands for what was asked for, so it does not depend on the machine; ``cap`` fits it to one.
+    ``hash`` covers the requested values, so it does not depend on the machine; ``cap`` fits them to one.
     """
 
     profile: str = "auto"
@@ -39,11 +39,11 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
-        """From the values that ``resolve`` returned."""
+        """Create from the values that ``resolve`` returned."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def hash(self) -> str:
-        """64 hex digits of what only a new or restarted workspace gets."""
+        """Return 64 hex digits of the settings that only a new or restarted workspace gets."""
         import hashlib
         import json
 
@@ -51,7 +51,9 @@ class Settings:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
     def cap(self, cpus: float, memory: int, reserve: int | None = None) -> tuple[Settings, list[str]]:
-        """Settings for a machine of ``cpus`` and ``memory`` (bytes) less ``reserve``, and a sentence if they differ."""
+        """Return the settings for a machine of ``cpus`` and ``memory`` (bytes) minus ``reserve``, and a sentence if
+        they differ.
+        """
         reserve = self.host_reserve_memory if reserve is None else reserve
         room = max(memory - reserve, 256 * MEBIBYTE) if memory else self.memory
         fitted = replace(self, cpus=min(self.cpus, cpus or self.cpus), memory=min(self.memory, room))
@@ -77,10 +79,10 @@ class Settings:
             "/run/user/1000": private,
         }
 
-    # What it is rendered to; tests/unit/test_single_source.py holds all of them against each other.
+    # Targets; tests/unit/test_single_source.py compares them.
 
     def environment(self) -> dict[str, str]:
-        """The part of the start contract that settings decide, wherever a workspace runs."""
+        """Return the agent's environment variables that depend on settings, for all targets."""
         return {
             "SPT_FLOW_DEPTH": str(self.depth),
             "SPT_FLOW_SUBMODULES": str(int(self.submodules)),
@@ -93,9 +95,9 @@ class Settings:
         }
 
     def pipeline_environment(self) -> dict[str, str]:
-        """What a pipeline sets so that its CI workspaces are made by these settings; what is the default is left out.
+        """Return the pipeline's variables for CI workspaces with these settings; defaults are omitted.
 
-        Text of several lines has no place in a list of variables, so ``known_hosts`` stays with the inventory.
+        A list of variables cannot have values of several lines, so ``known_hosts`` stays in the inventory.
         """
         named = {name: (value, getattr(Settings, name)) for name, value in asdict(self).items()}
         return {
@@ -105,10 +107,10 @@ class Settings:
         }
 
     def terraform_variables(self) -> dict[str, str]:
-        """The part of the template's variables that settings decide (``templates/coder/spt-flow/variables.tf``).
+        """Return the template's variables that depend on settings (``templates/coder/spt-flow/variables.tf``).
 
-        All are text, as Coder's API takes them. A limit of processes is the runtime's business there: the provider of
-        Terraform has none.
+        All are text, as Coder's API requires. The runtime sets the limit of processes, because Terraform's provider
+        cannot.
         """
         import json
 
@@ -123,9 +125,9 @@ class Settings:
         }
 
     def devcontainer_arguments(self) -> list[str]:
-        """The part of ``devcontainer.json``'s ``runArgs`` that settings decide.
+        """Return the ``runArgs`` of ``devcontainer.json`` that depend on settings.
 
-        A quota of processor time instead of ``--cpus``, which engines with fewer refuse.
+        Uses a quota of processor time, because engines with fewer processors reject ``--cpus``.
         """
         period = 100_000
         return [
@@ -138,7 +140,7 @@ class Settings:
         ]
 
     def docker_arguments(self) -> dict[str, Any]:
-        """The part of Docker's ``HostConfig`` that settings decide."""
+        """Return the part of Docker's ``HostConfig`` that depends on settings."""
         return {
             "NanoCpus": round(self.cpus * 1e9),
             "Memory": self.memory,
