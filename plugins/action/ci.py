@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `ci`: a job in a workspace of its own, which is gone afterwards."""
+"""Action `ci`: run a job in a temporary workspace."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.prepara
 
 NOT_OURS = ("size", "follow", "tail", "hours", "confirm", "connect", "dotfiles", "trust", "workspace", "from_run")
 KEPT = (
-    "ansible-runner has written {} into its folder (artifacts/*/command): "
-    "give secrets by SPT_FLOW_ENV_FILE, and the token of a Coder server in files that CODER_CONFIG_DIR names."
+    "ansible-runner has written {} to its directory (artifacts/*/command). Pass secrets in SPT_FLOW_ENV_FILE, and the "
+    "token of a Coder server in files below CODER_CONFIG_DIR."
 )
 
 
@@ -40,16 +40,17 @@ class ActionModule(ansible_action.FlowAction):
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
 
-        # The callback let the main process, and so this one, end by it; here a lost connection is an error like others.
+        # After a lost connection the callback would end the main process, and so this one; here it is an ordinary
+        # error.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         values = self.values
         job, notes = self._job()
         target = ansible_open.open_target(values)
         spec = replace(ansible_open.make_spec(values), name="")
         if self._task.check_mode:
-            return self.finish({"changed": True, "msg": "Check mode: the job would run in a workspace of its own."}, [])
+            return self.finish({"changed": True, "msg": "Check mode: the job would run in a temporary workspace."}, [])
         if target.client_prepares:
-            # Before the TTL begins: building a missing image may take minutes.
+            # Before the TTL begins, because building a missing image may take minutes.
             spec = Preparation(values)(spec, self.progress)
         runner = "AWX_ISOLATED_DATA_DIR" in os.environ
         lines = Lines(self._show, batch=runner, size=65536, seconds=1.0, keep=0)
@@ -58,14 +59,14 @@ class ActionModule(ansible_action.FlowAction):
         return self._answer(outcome)
 
     def _job(self) -> tuple[Any, list[str]]:
-        """What is to be run; refuses what nothing need be started for."""
+        """Return the job. Raise ``InvalidInput`` before anything is started."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
 
         values = self.values
         if not values["repo"]:
-            raise InvalidInput("There is no repository to run a job for.", "Name one: SPT_FLOW_REPO")
+            raise InvalidInput("The repository is missing.", "Set SPT_FLOW_REPO.")
         if not values["command"].strip():
-            raise InvalidInput("There is no command to run.", "Give it: SPT_FLOW_COMMAND='make test'")
+            raise InvalidInput("The command is missing.", "Set SPT_FLOW_COMMAND='make test'.")
         commit = ci_request.check_commit(values["commit"])
         artifacts, junit = (ci_request.globs(values[name], name) for name in ("artifacts", "junit"))
         if junit:
@@ -75,13 +76,13 @@ class ActionModule(ansible_action.FlowAction):
         env, notes = ci_request.environment(values["env"], values["env_file"], os.environ)
         folder = Path(values["artifacts_dir"]).expanduser()
         if not folder.is_absolute():
-            # Ansible may have changed the folder that it works in.
+            # Ansible may have changed the current directory.
             folder = Path(os.environ.get("PWD") or os.getcwd()) / folder
         ansible_guard.refuse_links_out_of_repository(values["repo"], folder)
         return ci_request.Job(values["command"], commit, values["ttl"], artifacts, junit, env, folder), notes
 
     def _kept(self) -> list[str]:
-        """What is secret and on the disk by now: ansible-runner has written its environment into its folder."""
+        """Return the names of secrets that ansible-runner has written to its directory."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
 
         names = [
@@ -90,7 +91,7 @@ class ActionModule(ansible_action.FlowAction):
         return [KEPT.format(", ".join(names))] if names else []
 
     def say(self, line: str) -> None:
-        """As always, while there is somebody to tell it: the way to a process that was killed takes no more one day."""
+        """Print unless the parent is gone: its pipe would fill up and block us."""
         if os.getppid() == self.parent:
             super().say(line)
 

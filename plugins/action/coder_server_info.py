@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `coder_server_info`: version and health of a Coder server, in its own words."""
+"""Action `coder_server_info`: read the version and health of a Coder server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ActionModule(ansible_coder_action.CoderAction):
             failing = "; ".join(f"{one.name}: {', '.join(one.said)}" for one in found.failing)
             error = Unhealthy(
                 f"The Coder server {url} ({found.version}) is not healthy: {failing}.",
-                "Its codes are explained at https://coder.com/docs/admin/monitoring/health-check",
+                "See the codes at https://coder.com/docs/admin/monitoring/health-check",
             )
             return ansible_results.failed(error, server=server)
         msg = f"The Coder server {url} is healthy, version {found.version}."

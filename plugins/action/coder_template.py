@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `coder_template`: bring the collection's templates to a Coder server."""
+"""Action `coder_template`: upload the collection's templates to a Coder server."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ActionModule(ansible_coder_action.CoderAction):
         "template",
         *(option.name for option in settings_options.OPTIONS.values() if option.scope == "workspace"),
     )
-    DOING = "bring the template to the Coder server"
+    DOING = "upload the template to the Coder server"
 
     def act(self) -> dict[str, Any]:
         path = self.own["token_file"]
         if path and self._task.check_mode and not self.read_secret(path)[0]:
-            # Before a first run there is nobody to ask by.
-            msg = f"Check mode: the templates would be brought to the server once there is a token in {path}."
+            # Before the first run there is no token yet.
+            msg = f"Check mode: the templates would be uploaded once {path} has a token."
             return self.finish({"changed": True, "msg": msg, "templates": [], "diff": []}, ["", msg])
         with self.operator(self.anonymous()) as client:
             return self._rolled_out(client)
@@ -53,19 +53,20 @@ class ActionModule(ansible_coder_action.CoderAction):
         secret, _mode = self.read_secret(self.own["token_file"])
         if not secret:
             raise AuthError(
-                f"There is no token in {self.own['token_file']} on this host.",
-                "Make one: ansible-playbook spt.flow.bootstrap -i <inventory>",
+                f"{self.own['token_file']} on this host does not contain a token.",
+                "Create one: ansible-playbook spt.flow.bootstrap -i <inventory>",
             )
         return nullcontext(CoderAdmin(client.http.signed(secret, self.own["token_file"])))
 
     def _lock(self) -> bytes:
-        """The server's own choice of Terraform providers, with their sums."""
+        """Return the server's own lock file of Terraform providers, with their digests."""
         path = self.own["lock_file"]
         content, _mode = self.read_secret(path) if path else ("", "")
         if path and not content:
             raise NotFound(
-                f"There is no lock file of Terraform's in {path} on this host.",
-                "Make it of the server's mirror: terraform providers lock -fs-mirror=<folder>, where the template is.",
+                f"The Terraform lock file {path} does not exist on this host.",
+                "Create it from the server's mirror: run terraform providers lock -fs-mirror=<directory> in the "
+                "template's directory.",
             )
         return f"{content}\n".encode() if content else b""
 
@@ -98,7 +99,7 @@ class ActionModule(ansible_coder_action.CoderAction):
 
 
 def sentence(name: str, done: Any) -> str:
-    """What happened to a template, and what the server would not take."""
+    """Describe the changes of a template, and the settings that the server ignored."""
     words = {
         "import": f"version {done.version} imported",
         "create": "created",
@@ -107,6 +108,6 @@ def sentence(name: str, done: Any) -> str:
     }
     said = ", ".join(words[action] for action in done.actions) or f"unchanged ({done.version})"
     ignored = (
-        f" Kept as it was, as the server has no licence for it: {', '.join(done.ignored)}." if done.ignored else ""
+        f" Not changed, because the server has no licence for it: {', '.join(done.ignored)}." if done.ignored else ""
     )
     return f"Template {name}: {said}.{ignored}"

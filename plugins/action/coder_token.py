@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `coder_token`: a token of a Coder server in a file of the task's host, replaced before it expires."""
+"""Action `coder_token`: keep a token of a Coder server in a file of the task's host, and rotate it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         "rotate_before": {"type": "str", "default": "10d"},
     }
     VALUES = ("output",)
-    DOING = "look after the token"
+    DOING = "manage the token"
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
@@ -36,7 +36,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         client = self.anonymous()
         check = bool(self._task.check_mode)
         secret, mode = self.read_secret(self.own["dest"])
-        at_hand = coder_tokens.TokenState("there is none")
+        at_hand = coder_tokens.TokenState("it does not exist")
         if secret:
             at_hand = coder_tokens.verify(self._holder(client, secret), wish)
         if at_hand.good:
@@ -44,7 +44,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         if check:
             msg = f"Check mode: token {wish.name}: would be made, as {at_hand.reason}."
             return self._answer(True, msg, {"at hand": at_hand.reason})
-        # One that still works and is the wished user's own makes its successor; nobody has to sign in for that.
+        # A working token of the right user creates its successor, so no login is needed.
         own = self._holder(client, secret) if at_hand.key and wish.ours(at_hand.key["token_name"]) else None
         with self._minter(client, own) as minter:
             return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _of_me(wish), at_hand)
@@ -56,13 +56,14 @@ class ActionModule(ansible_coder_action.CoderAction):
         before = settings_values.parse_duration(self.own["rotate_before"], "rotate_before")
         if lifetime < 3600 or before >= lifetime:
             raise InvalidInput(
-                f"A token that lives {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} before.",
-                "lifetime is at least 1h, and longer than rotate_before.",
+                f"A token with a lifetime of {self.own['lifetime']} cannot be replaced {self.own['rotate_before']} "
+                "before its end.",
+                "Use a lifetime of at least 1h that is longer than rotate_before.",
             )
         return coder_tokens.TokenRequest(self.own["name"], self.own["user"], lifetime, before)
 
     def _holder(self, client: CoderAdmin, secret: str) -> CoderAdmin:
-        """Whoever has the token that lies on the host."""
+        """Return the user of the token on the host."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
         return CoderAdmin(client.http.signed(secret, self.own["dest"]))
@@ -71,13 +72,13 @@ class ActionModule(ansible_coder_action.CoderAction):
         return self.operator(client) if own is None else nullcontext(own)
 
     def _kept(self, at_hand: coder_tokens.TokenState, secret: str, mode: str, check: bool) -> dict[str, Any]:
-        """The token is good; that only its owner reads its file is seen to."""
+        """Return the result for a good token; make its file readable only by its owner."""
         name, ends = at_hand.key["token_name"], at_hand.key["expires_at"]
         if mode == "600":
             return self._answer(False, f"Token {name} is good until {ends[:16]}Z (unchanged).", {}, name, ends)
         if not check:
             self.write_secret(self.own["dest"], secret)
-        msg = f"Token {name}: its file was open to others (mode {mode}); if anybody read it, have it replaced."
+        msg = f"Token {name}: its file was readable by other users (mode {mode}); replace it if it may have been read."
         return self._answer(True, f"Check mode: {msg}" if check else msg, {"mode": mode}, name, ends)
 
     def _replaced(
@@ -87,7 +88,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         wish: coder_tokens.TokenRequest,
         at_hand: coder_tokens.TokenState,
     ) -> dict[str, Any]:
-        """Made, tried, written, and only then the old ones deleted: a run that is killed leaves one that works."""
+        """Create, test and write a token, then delete the old ones. A killed run leaves a working token."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
 
         made = coder_tokens.mint(minter, wish)
@@ -100,12 +101,12 @@ class ActionModule(ansible_coder_action.CoderAction):
         except FlowError:
             minter.delete_token(fresh, wish.user)
             raise
-        # The old ones may include the one that asks, which is then the last to go.
+        # The old tokens may include the one in use, which is then deleted last.
         asking = minter.http.config.token.partition("-")[0]
         coder_tokens.forget(minter, wish.user, sorted(made.stale, key=lambda key: key == asking))
         said = coder_tokens.cap_sentence(tried.username, made.capped, wish.lifetime) if made.capped else ""
         ends = tried.key["expires_at"]
-        msg = f"Token {made.name} of {tried.username} lies in {self.own['dest']}, good until {ends[:16]}Z"
+        msg = f"Token {made.name} of {tried.username} is in {self.own['dest']}, good until {ends[:16]}Z"
         return self._answer(
             True, f"{msg} (as {at_hand.reason}). {said}".rstrip(), {"at hand": at_hand.reason}, made.name, ends
         )
@@ -119,7 +120,7 @@ class ActionModule(ansible_coder_action.CoderAction):
 
 
 def _of_me(wish: coder_tokens.TokenRequest) -> coder_tokens.TokenRequest:
-    """The same wish by the user themselves, who needs no role for it."""
+    """Return the same request for the caller itself, which needs no role."""
     from dataclasses import replace
 
     return replace(wish, user="me")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `coder_user`: who may use a Coder server."""
+"""Action `coder_user`: manage users of a Coder server."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ActionModule(ansible_coder_action.CoderAction):
         "first_name": {"type": "str", "default": ""},
     }
     VALUES = ("output",)
-    DOING = "look after the users of the Coder server"
+    DOING = "manage the users of the Coder server"
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import login as coder_login
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 
-        # Everything that can be refused is refused before the first user is touched.
+        # Validate everything before the first user is changed.
         people = [coder_users.Person.of(values) for values in self.own["users"]]
         client, login = self.anonymous(), self.login()
         check = bool(self._task.check_mode)
@@ -48,8 +48,8 @@ class ActionModule(ansible_coder_action.CoderAction):
         fresh = bool(self.own["first_username"]) and not client.has_first_user()
         if fresh and not login:
             raise InvalidInput(
-                f"The Coder server {client.http.config.url} has no user yet.",
-                "Say who its owner is to be: login_email and login_password (the playbook bootstrap: coder_owner_email "
+                f"The Coder server {client.http.config.url} does not have a user yet.",
+                "Set its owner: login_email and login_password (the playbook bootstrap: coder_owner_email "
                 "and coder_owner_password, in a vault).",
             )
         if self.own["first_username"] and login:
@@ -73,18 +73,18 @@ class ActionModule(ansible_coder_action.CoderAction):
 
     def _answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         shown = [row for row in rows if row["changed"]]
-        msg = " ".join(row["msg"] for row in shown) or "Every user is as wished (unchanged)."
+        msg = " ".join(row["msg"] for row in shown) or "All users are up to date (unchanged)."
         diff = [row.pop("diff") for row in rows if row["changed"]]
         users = [{name: value for name, value in row.items() if name != "diff"} for row in rows]
         for row in shown:
-            # A playbook's end shows the block of its last action only.
+            # The end of a playbook shows only the block of its last action.
             self.progress.note(row["msg"])
         count = f"{len(shown)} user{'s' * (len(shown) != 1)} changed." if shown else msg
         return self.finish({"changed": bool(shown), "msg": msg, "users": users, "diff": diff}, ["", count])
 
 
 def _unmade(person: coder_users.Person) -> coder_users.Plan:
-    """The plan for a server that has no user yet and so answers nothing."""
+    """Return the plan for a server without users, which answers no queries."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 
     if person.state == coder_users.OFFBOARDED:

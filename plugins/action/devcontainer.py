@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `devcontainer`: write the settings down as a dev container."""
+"""Action `devcontainer`: write a dev container configuration from the settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ActionModule(ansible_action.FlowAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 
-        # Ansible may have changed the folder that it works in.
+        # Ansible may have changed the current directory.
         folder = (
             Path(os.environ.get("PWD") or os.getcwd())
             / Path(self.own["path"]).expanduser()
@@ -49,7 +49,7 @@ class ActionModule(ansible_action.FlowAction):
         changes = docker_devcontainer.changes(folder, wanted)
         if changes and not self._task.check_mode:
             docker_devcontainer.write(folder, {name: text for name, (_before, text) in changes.items()})
-        msg = f"The dev container {folder / 'devcontainer.json'} is {'written' if changes else 'as it should be'}."
+        msg = f"The dev container {folder / 'devcontainer.json'} is {'written' if changes else 'up to date'}."
         if self._task.check_mode and changes:
             msg = f"Check mode: {folder / 'devcontainer.json'} would be written ({', '.join(changes)})."
         diff = [
@@ -73,18 +73,18 @@ class ActionModule(ansible_action.FlowAction):
         if repository.kind == "local":
             raise InvalidInput(
                 "repo is a local path, which a dev container cannot clone.",
-                "Leave repo out: the container then works on the folder that holds its file.",
+                "Omit repo: the container then uses the directory with its file.",
             )
         return repository
 
 
 def checked(image: str) -> str:
-    """``image`` if it can be a reference; the file is made of it."""
+    """Return ``image`` if it is a valid reference, because it becomes part of the file."""
     import re
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", image):
         raise InvalidInput(
-            f"The image {common_text.shown(image)!r} is not a reference of an image.",
-            "Use the one of your registry, such as registry.example.org/spt-flow/workspace@sha256:…",
+            f"The image {common_text.redact_value(image)!r} is not an image reference.",
+            "Use one of your registry, such as registry.example.org/spt-flow/workspace@sha256:…",
         )
     return image

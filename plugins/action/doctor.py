@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `doctor`: what is missing on the user's machine and how to get it; `init` keeps the answers as well."""
+"""Action `doctor`: check the user's machine and say how to fix it; `init` also saves answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTIONS = {
     "git_name": "Your name in commits",
     "git_email": "Your e-mail address in commits",
 }
-"""What `init` asks for at a terminal, in this order."""
+"""Questions of `init` at a terminal, in this order."""
 
 
 class ActionModule(ansible_action.FlowAction):
@@ -47,10 +47,10 @@ class ActionModule(ansible_action.FlowAction):
         "answers": {"type": "dict", "default": {}},
     }
     VALUES = ("output", *LASTING)
-    DOING = "look at this machine"
+    DOING = "check this machine"
 
     def given(self) -> dict[str, Any]:
-        """What was answered counts as if the task said it; an empty answer takes what is there."""
+        """Merge answers into the task's options; an empty answer keeps the current value."""
         said = {str(name): str(value).strip() for name, value in (self.own["answers"] or {}).items()}
         self.server = parse_url(said["server"], "The address of the server") if said.get("server") else ""
         return {**super().given(), **{name: text for name, text in said.items() if text and name in LASTING}}
@@ -79,10 +79,10 @@ class ActionModule(ansible_action.FlowAction):
             for line in block:
                 self.say(line)
             return ansible_results.failed(lacking, **answer)
-        return self.finish({**answer, "msg": f"Everything that target {target} needs is there."}, ["", *block])
+        return self.finish({**answer, "msg": f"Target {target} has everything it needs."}, ["", *block])
 
     def _questions(self) -> list[dict[str, str]]:
-        """What nobody has said yet, where there is somebody to ask; never a secret."""
+        """Return questions for missing values if there is a terminal; never for secrets."""
         if self.values["output"] == "json" or not ansible_action.at_terminal():
             return []
         said = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
@@ -94,7 +94,7 @@ class ActionModule(ansible_action.FlowAction):
         return [{"name": name, "prompt": f"{text} [{self.values.get(name, '')}]"} for name, text in asked.items()]
 
     def _keep(self, found: str) -> dict[str, Any]:
-        """Write what the user answered, and a Coder server that was found to work; the rest of the file stays."""
+        """Save the answers, and the target of a working Coder server. The rest of the file does not change."""
         given = {**self.layers["the environment"], **self.layers["extra variables"], **self.layers["the task"]}
         answers = {name: value for name, value in given.items() if name in LASTING}
         if found and kinds.kind(found).has_server:
@@ -106,16 +106,16 @@ class ActionModule(ansible_action.FlowAction):
         changed = after != before
         if changed and not self._task.check_mode:
             ssh_config.write(path, after)
-        what = "would keep" if self._task.check_mode else "keeps"
+        what = "would save" if self._task.check_mode else "keeps"
         names = ", ".join(sorted(answers)) or "nothing new"
-        msg = f"{path} {what} {names}." if changed else f"{path} stays as it is (unchanged)."
+        msg = f"{path} {what} {names}." if changed else f"{path} is up to date (unchanged)."
         header = str(path)
         diff = {"before": before, "after": after, "before_header": header, "after_header": header}
         msg = f"{msg} {server}".rstrip()
         return {"changed": changed or bool(server), "msg": msg, "path": str(path), "diff": diff}
 
     def _keep_server(self) -> str:
-        """Note the server where Coder's own command line notes it, as `coder login` does before it asks for a token."""
+        """Save the server where Coder's own command line saves it, as `coder login` does before it asks for a token."""
         if not self.server:
             return ""
         folder = config_dir(os.environ, sys.platform)
@@ -129,7 +129,7 @@ class ActionModule(ansible_action.FlowAction):
 
 
 def has_server() -> bool:
-    """Whether a Coder server is named already."""
+    """Return whether a Coder server is already configured."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import config as coder_config
 
     try:
@@ -139,7 +139,7 @@ def has_server() -> bool:
 
 
 def merged(text: str, answers: Mapping[str, Any]) -> str:
-    """The settings file ``text`` with ``answers``: a line that gives one is replaced, comments stay."""
+    """Merge ``answers`` into the settings file ``text``: their lines are replaced, comments stay."""
     import yaml
 
     known = yaml.safe_load(text) or {}

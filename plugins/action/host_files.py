@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `host_files`: the module of this name, which is spared where what was seen leaves nothing to do.
+"""Action `host_files`: run the module of this name unless earlier facts show that nothing would change.
 
-For this machine's own user this process writes.
+Files of this machine's own user are written by this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         values = dict(self._task.args)
         seen = values.pop("seen", None)
-        if seen and _as_wished(values.get("files"), seen):
+        if seen and _up_to_date(values.get("files"), seen):
             return {**result, "changed": False, "paths": [], "diff": [], "msg": "already up to date"}
         if self._connection.transport == "local" and not self._connection.become:
             return {**result, **self._here()}
@@ -35,9 +35,9 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": f"{error.message} {error.hint}".strip()}
 
 
-def _as_wished(files: Any, seen: Any) -> bool:
-    """False also for options that the module will refuse with a sentence."""
+def _up_to_date(files: Any, seen: Any) -> bool:
+    """Return whether all files match; also false for options that the module will reject."""
     try:
-        return machine_files.as_wished([machine_files.Entry.of(values) for values in files], seen)
+        return machine_files.up_to_date([machine_files.Entry.of(values) for values in files], seen)
     except (FlowError, AttributeError, KeyError, TypeError):
         return False

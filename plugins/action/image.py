@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `image`: have the workspace image on the engine, release it, or take it away."""
+"""Action `image`: provide the workspace image on the engine, release it, or remove it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE = {
     "archive": "archived",
     "record": "recorded",
 }
-"""What a release's steps are called once they are done."""
+"""Past tense of a release's steps."""
 
 
 class ActionModule(ansible_action.FlowAction):
@@ -38,7 +38,7 @@ class ActionModule(ansible_action.FlowAction):
         "profile",
         *(option.name for option in settings_options.OPTIONS.values() if option.scope == "image"),
     )
-    DOING = "look after the workspace image"
+    DOING = "manage the workspace image"
 
     def act(self) -> dict[str, Any]:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
@@ -71,16 +71,16 @@ class ActionModule(ansible_action.FlowAction):
         )
 
     def _archived(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
-        """An archive for machines that get the image without a registry; changes nothing but the cache."""
+        """Create an archive for machines that load the image without a registry. Changes only the cache."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import build as image_build
 
         path = "" if self._task.check_mode else str(image_build.archived(image, options, self.progress))
-        msg = f"The image {image.tag} lies in {path}." if path else f"Check mode: the image {image.tag} is archived."
+        msg = f"The image {image.tag} is in {path}." if path else f"Check mode: the image {image.tag} is archived."
         about = {"tag": image.tag, "hash": image.hash, "profile": image.profile, "archive": path}
         return self.finish({"changed": False, "msg": msg, "image": about}, ["", msg])
 
     def _released(self, image: Image, options: dict[str, Any]) -> dict[str, Any]:
-        """Verified, described, published and recorded; nodes, templates and `up` read the record."""
+        """Verify, describe, publish and record the image; nodes, templates and `up` read the record."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import release as image_release
 
         file = Path(self.values["image_release"]).expanduser().absolute()
@@ -90,7 +90,8 @@ class ActionModule(ansible_action.FlowAction):
         mode = "Check mode: " if self._task.check_mode and (made.steps or made.removed) else ""
         msg = f"{mode}The image {image.tag} is {f'current: {what}' if what else 'current (unchanged)'}."
         if made.removed:
-            msg += f" {len(made.removed)} of older ones {'would go' if mode else 'went'}: {', '.join(made.removed)}."
+            removed = "would be removed" if mode else "removed"
+            msg += f" {len(made.removed)} of older ones {removed}: {', '.join(made.removed)}."
         about = {"profile": image.profile, **made.after}
         headers = {"before_header": str(file), "after_header": str(file)}
         result = {

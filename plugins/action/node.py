@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `node`: empty a workspace host and keep it so, or open it again."""
+"""Action `node`: drain or undrain a workspace host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import Drainable
 
 ROUNDS = 3
-"""How often what was being started while the host was marked is looked for."""
+"""How often to look for workspaces that were starting while the host was marked."""
 PARALLEL = 8
 AT_REST = ("stopped", "failed")
 
@@ -28,13 +28,13 @@ class ActionModule(ansible_action.FlowAction):
     def act(self) -> dict[str, Any]:
         if not self.values["node"]:
             raise InvalidInput(
-                "There is no workspace host named.",
-                "Say which: ansible-playbook spt.flow.drain -i <inventory> -e node=name",
+                "The name of the workspace host is missing.",
+                "Name it: ansible-playbook spt.flow.drain -i <inventory> -e node=name",
             )
         target = ansible_open.open_target(self.values)
         if not isinstance(target, Drainable):
             raise InvalidInput(
-                f"Cannot drain target {target.name}: it has no machine of its own.",
+                f"Cannot drain target {target.name}: it does not have its own machine.",
                 "Drain a host of the inventory: -e target=docker -e node=name",
             )
         self._target: Any = target
@@ -50,7 +50,7 @@ class ActionModule(ansible_action.FlowAction):
         return self._drained(mark, self._stop(running))
 
     def _running(self) -> list[Workspace]:
-        """Everybody's workspaces that are not at rest."""
+        """Return the workspaces of all owners that are not stopped."""
         found = [workspace for workspace in self._target.list() if workspace.state not in AT_REST]
         return sorted(found, key=lambda workspace: workspace.key)
 
@@ -62,7 +62,7 @@ class ActionModule(ansible_action.FlowAction):
         return self._answer(bool(mark), f"Check mode: {msg}" if check and mark else msg, mark, [])
 
     def _ask(self, mark: str, running: list[Workspace]) -> dict[str, Any]:
-        """What draining would do; outside check mode that it was not confirmed."""
+        """Return what draining would do, or, outside check mode, that it was not confirmed."""
         if not self._task.check_mode:
             raise Cancelled("Nothing was stopped: draining was not confirmed.", "Confirm it with -e confirm=true.")
         rows = [{**_row(n, w), "changed": True, "msg": f"{w.key} would be stopped."} for n, w in enumerate(running, 1)]
@@ -75,7 +75,7 @@ class ActionModule(ansible_action.FlowAction):
         return {**answer, "confirmed": self.values["confirm"], "ask": ask, "question": question}
 
     def _stop(self, running: list[Workspace]) -> list[dict[str, Any]]:
-        """A row for each of ``running`` and of those that were being started meanwhile."""
+        """Stop ``running`` and workspaces started in the meantime. Return a row for each."""
         from concurrent.futures import ThreadPoolExecutor
 
         rows: dict[str, dict[str, Any]] = {}
@@ -94,10 +94,10 @@ class ActionModule(ansible_action.FlowAction):
         try:
             self._target.stop(workspace, self.progress)
         except NotFound:
-            return {**row, "changed": False, "msg": f"{workspace.key} was already gone."}
+            return {**row, "changed": False, "msg": f"{workspace.key} was already deleted."}
         except FlowError as error:
             return {**row, "changed": False, "msg": str(error), "error": error.to_dict()}
-        except Exception as error:  # noqa: BLE001 - no traceback reaches users
+        except Exception as error:  # noqa: BLE001 - users never see a traceback
             found = ansible_results.unexpected(self.DOING, error)
             return {**row, "changed": False, "msg": str(found), "error": found.to_dict()}
         ended = "ended, and is deleted with that as CI workspaces are" if workspace.kind == "ci" else "stopped"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `ssh_config`: one block for plain SSH and one line that includes it."""
+"""Action `ssh_config`: write one block for plain SSH and one line that includes it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ActionModule(ansible_action.FlowAction):
         return self.finish(answer, ["", msg])
 
     def _nodes(self) -> dict[str, str]:
-        """Addresses of the engines of the inventory's other machines; what is not reached by SSH is left out."""
+        """Return the addresses of the engines of the inventory's other machines that are reached by SSH."""
         found = {}
         for node in sorted((self.task_vars.get("groups") or {}).get("flow_nodes") or ()):
             with contextlib.suppress(FlowError):
@@ -56,7 +56,7 @@ class ActionModule(ansible_action.FlowAction):
 
 
 def read(path: Path) -> str:
-    """The file's text; empty when there is none."""
+    """Return the file's text, or nothing if it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def read(path: Path) -> str:
 
 
 def included(text: str, line: str) -> str:
-    """``text`` with ``line`` first: inside a `Host` block an `Include` would count for that host only."""
+    """Return ``text`` with ``line`` first: inside a `Host` block, `Include` would only apply to that host."""
     return text if line in text.splitlines() else f"{line}\n{text}"
 
 
@@ -75,7 +75,7 @@ def excluded(text: str, line: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Put ``text`` there at once, for the user's eyes only; an empty one removes the file. A link is followed."""
+    """Write ``text`` atomically, readable only by the user. Empty text removes the file. Links are followed."""
     path = Path(os.path.realpath(path))
     try:
         if not text:

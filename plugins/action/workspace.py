@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `workspace`: bring a workspace to a state, then say or show how to get in."""
+"""Action `workspace`: apply a workspace's state, then show or open its session."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ActionModule(ansible_action.FlowAction):
         if run:
             result.notes += self._differences(run, spec, result)
         if unconfirmed and result.changed and not check:
-            raise Cancelled("Nothing was deleted: it was not confirmed.", "Confirm it with -e confirm=true.")
+            raise Cancelled("Nothing was deleted: the deletion was not confirmed.", "Confirm it with -e confirm=true.")
         if check or state not in ("started", "restarted") or result.workspace is None:
             return self._answer(result, state, check)
         result, session = self._session(target, spec, result, None if result.actions else ahead)
@@ -76,7 +76,7 @@ class ActionModule(ansible_action.FlowAction):
         return [image_choice.LACKS] if small and made and target.client_prepares else []
 
     def _narrowed(self, session: Session, spec: WorkspaceSpec) -> Session:
-        """Forward only ports that the repository itself asks for, where it is a folder of this machine."""
+        """Forward only ports that the repository requests, if it is a local directory."""
         repository = spec.repository
         if not session.ports or repository is None or repository.kind != "local" or spec.ref:
             return session
@@ -103,10 +103,10 @@ class ActionModule(ansible_action.FlowAction):
     def _session(
         self, target: Target, spec: WorkspaceSpec, result: Result, ahead: ansible_prefetch.SessionPrefetch | None
     ) -> tuple[Result, Session]:
-        """How to enter. What was told to stop just before, and its engine still called running, is started again."""
+        """Return how to enter. A workspace that was just told to stop but still counted as running is started again."""
         workspace = result.workspace
         if workspace is None:
-            raise AssertionError("workspace is set by now")
+            raise AssertionError("workspace must be set here")
         try:
             session = (ahead.session(workspace) if ahead else None) or target.session(workspace)
             if not session.ending:
@@ -119,21 +119,21 @@ class ActionModule(ansible_action.FlowAction):
             self.progress.note(f"{workspace.name} has just ended")
         result = self._ensure(target, spec)
         if result.workspace is None:
-            raise AssertionError("result.workspace is set by now")
+            raise AssertionError("result.workspace must be set here")
         return result, target.session(result.workspace)
 
     def _run_to_repeat(self, state: str) -> dict[str, Any]:
-        """The record of the CI run that the workspace is to be like, whose values count from now on; empty for none."""
+        """Return the record of the CI run given by from_run, whose values apply from now on, or nothing."""
         if not self.values["from_run"]:
             return {}
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
 
         if state != "started" or self.values["ref"]:
             raise InvalidInput(
-                "from_run names commit and settings of a new workspace; ref is not given with it.",
-                "Leave it away: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
+                "from_run names commit and settings of a new workspace; it cannot be combined with ref.",
+                "Omit ref: ansible-playbook spt.flow.up -e from_run=spt-flow-ci/ci-demo-0a1b2c3d",
             )
-        # Ansible may have changed the folder that it works in.
+        # Ansible may have changed the current directory.
         record = ci_record.load(Path(os.environ.get("PWD") or os.getcwd()) / Path(self.values["from_run"]).expanduser())
         directories = kinds.chosen(self.values).clones_directories
         self.values.update(ci_record.values(record, self.values["repo"], directories, self.values["docker"]))
@@ -151,39 +151,39 @@ class ActionModule(ansible_action.FlowAction):
         return [note] if note else []
 
     def _refuse(self, state: str) -> None:
-        """What no engine needs to be asked about."""
+        """Reject invalid requests before any engine is contacted."""
         for source in ("the settings file", "the inventory"):
             if settings_values.as_bool(self.layers[source].get("trust", False), "trust"):
                 raise InvalidInput(
-                    f"trust stands in {source}, where it would hold for every repository.",
-                    "Give it for the one that you mean: ansible-playbook spt.flow.up -e repo=… -e trust=true",
+                    f"trust is set in {source}, where it would apply to every repository.",
+                    "Set it for one repository: ansible-playbook spt.flow.up -e repo=… -e trust=true",
                 )
         if self.values["command"] and self.screen == "json":
             raise InvalidInput(
                 "Cannot run a command and print one JSON object on the same standard output.",
-                "Leave one of command and output=json out; in playbooks use spt.flow.workspace_exec.",
+                "Omit command or output=json; in playbooks use spt.flow.workspace_exec.",
             )
         if self.values["command"] and self.values["connect"] and state in ("started", "restarted"):
             ansible_guard.refuse_unheard_command(C.CALLBACKS_ENABLED)
         if self.values["workspace"] or self.values["repo"]:
             return
         if state == "started" and self.own["create"]:
-            raise InvalidInput("There is no repository to bring up a workspace for.", ansible_open.EXAMPLE_UP)
+            raise InvalidInput("The repository of the workspace is missing.", ansible_open.EXAMPLE_UP)
         if state == "absent":
             raise InvalidInput(
-                "There is no workspace named to delete.",
-                "Say which: ansible-playbook spt.flow.delete -e workspace=name",
+                "The name of the workspace to delete is missing.",
+                "Name it: ansible-playbook spt.flow.delete -e workspace=name",
             )
 
     def _spec(self, target: Any) -> WorkspaceSpec:
-        """What is wanted; a verb that names nothing means the owner's only workspace."""
+        """Return the specification; a run without a name means the owner's only workspace."""
         spec = ansible_open.make_spec(self.values)
         if spec.name or spec.repository:
             return spec
         return replace(spec, name=ansible_open.find_one(target, self.values).name)
 
     def _answer(self, result: Result, state: str, check: bool) -> dict[str, Any]:
-        """The answer when there is nothing to enter."""
+        """Return the result for a workspace that is not running."""
         if check and result.changed:
             result.msg = f"Check mode: {result.msg}"
         answer = self._data(result)
@@ -206,13 +206,13 @@ class ActionModule(ansible_action.FlowAction):
         }
 
     def _enter(self, target: Target, result: Result, session: Session) -> dict[str, Any]:
-        """The answer for a running workspace: how to get in, and what the callback hands the terminal over to."""
+        """Return the result for a running workspace: how to enter it, and the command for the callback."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import clone as workspace_clone
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         if result.workspace is None:
-            raise AssertionError("result.workspace is set by now")
+            raise AssertionError("result.workspace must be set here")
         workspace = result.workspace = with_steps(result.workspace, session)
         connect, shell = self.values["connect"], self._opens_shell()
         result.notes += ensure_client(target, self.progress, bool(connect and self.values["command"]))
@@ -242,13 +242,16 @@ class ActionModule(ansible_action.FlowAction):
         return self.finish(answer, block, self._connect(workspace, session, ports) if connect else None)
 
     def _opens_shell(self) -> bool:
-        """Whether this run ends in a shell, in which a clone can be finished with its user's keys."""
+        """Return whether this run ends in a shell, in which a clone can be finished with the user's keys."""
         heard = ansible_guard.CONNECT in C.CALLBACKS_ENABLED
         asked = self.values["connect"] and not self.values["command"] and self.screen == "text"
         return bool(asked and heard and ansible_action.at_terminal())
 
     def _connect(self, workspace: Workspace, session: Session, ports: list[int]) -> dict[str, Any]:
-        """What the run ends in: the command, else a shell, which first finishes what needs credentials."""
+        """Return the command that ends the run:
+
+        the user's command, or a shell that first finishes steps needing credentials.
+        """
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         command = self.values["command"]
@@ -267,7 +270,7 @@ class ActionModule(ansible_action.FlowAction):
         return {"argv": argv, "env": {}, "always": False}
 
     def _trust(self, result: Result, workspace: Workspace) -> dict[str, Any]:
-        """Consent in the user's name to the repository's commands, and run them; what changes in the answer."""
+        """Give the user's consent to the repository's commands and run them. Return the changes of the result."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
         said: list[str] = []
@@ -280,7 +283,7 @@ class ActionModule(ansible_action.FlowAction):
         """Clone with the caller's SSH agent, where there is one (docs/decisions/entering-by-ssh.md)."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
-        said = ["there is no SSH agent on this machine"]
+        said = ["this machine does not run an SSH agent"]
         state = "needs-auth"
         if os.environ.get("SSH_AUTH_SOCK"):
 
@@ -300,7 +303,7 @@ class ActionModule(ansible_action.FlowAction):
 
 
 def with_steps(workspace: Workspace, session: Session) -> Workspace:
-    """``workspace`` with what ``session`` knows of its steps, also when it ran already and nobody followed its log."""
+    """Add the session's steps to ``workspace``, also if it was already running and its log was not read."""
     known = {name: state for name, state in (("clone", session.clone), ("dotfiles", session.dotfiles)) if state}
     details = {"clone": session.clone_detail}
     steps = [replace(step, state=known.pop(step.name, step.state)) for step in workspace.steps]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `workspace_exec`: a command in a workspace, its output line by line."""
+"""Action `workspace_exec`: run a command in a workspace and show its output line by line."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class ActionModule(ansible_action.FlowAction):
         if status:
             error = FlowError(f"The command in workspace {workspace.name} ended with status {status}.")
             return ansible_results.failed(error, **{**answer, "changed": True})
-        return self.finish({**answer, "msg": f"The command in workspace {workspace.name} ended well."}, [])
+        return self.finish({**answer, "msg": f"The command in workspace {workspace.name} succeeded."}, [])
 
     def _command(self) -> str:
         argv, command = self.own["argv"], self.values["command"]
         given = self._task.args.get("command")
         if argv and given:
-            raise InvalidInput("Only one of argv and command can be given.", "Leave one of them out.")
+            raise InvalidInput("argv and command cannot be combined.", "Omit one of them.")
         if not argv and not command:
-            raise InvalidInput("There is no command to run.", "Give argv or command.")
+            raise InvalidInput("The command is missing.", "Set argv or command.")
         return shlex.join(argv) if argv else str(command)

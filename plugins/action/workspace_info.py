@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `workspace_info`: what an owner's workspaces are like, or what one has written."""
+"""Action `workspace_info`: list an owner's workspaces, or read the log of one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ActionModule(ansible_action.FlowAction):
         return self.finish({"changed": False, "lines": self._show(lines, keep=not follow)}, [])
 
     def _show(self, lines: Iterable[str], keep: bool) -> list[str]:
-        """Each line as it comes; a list of them when they are to be kept."""
+        """Print each line at once; return the lines unless they are followed."""
         kept = []
         for line in lines:
             self.say(line)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Action `workspaces`: bring a whole list of workspaces to their states, some at a time."""
+"""Action `workspaces`: apply a list of workspaces, several at a time."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ class ActionModule(ansible_action.FlowAction):
         return self.finish({**answer, "msg": block[-1]}, ["", *block])
 
     def _given(self) -> Any:
-        """The list of the task, else of the inventory."""
+        """Return the list of the task, otherwise of the inventory."""
         given = self.own["workspaces"]
         if given is None and self.task_vars.get(VARIABLE) is not None:
             if ansible_values.has_template(ansible_values.extra_values(self._loader).get(VARIABLE)):
                 raise InvalidInput(
                     f"The extra variable {VARIABLE} contains {{{{, {{% or {{#, which Ansible would run as a template.",
-                    "Write the list in the inventory, where templates are yours.",
+                    "Set the list in the inventory, where templates are allowed.",
                 )
             given = ansible_values.from_inventory(self._templar, self.task_vars[VARIABLE])
         if given is None:
             raise InvalidInput(
-                f"There is no list of workspaces: {VARIABLE} is not set.",
-                "Write it in your inventory's group_vars/all, as inventories/example shows, and name that with -i.",
+                f"The list of workspaces is missing: {VARIABLE} is not set.",
+                "Set it in your inventory's group_vars/all (see inventories/example), and name the inventory with -i.",
             )
         return given
 
     def _row(self, entry: Any) -> dict[str, Any]:
-        """What became of one entry; an error is data, so that the others go on."""
+        """Return the result of one entry. Errors are data, so that the others continue."""
         row = {
             "index": entry.index,
             "name": entry.title,
@@ -82,7 +82,7 @@ class ActionModule(ansible_action.FlowAction):
             return {**row, **self._ensure(entry)}
         except FlowError as error:
             found = error
-        except Exception as error:  # noqa: BLE001 - no traceback reaches users
+        except Exception as error:  # noqa: BLE001 - users never see a traceback
             found = ansible_results.unexpected(self.DOING, error)
         return {**row, "msg": str(found), "error": found.to_dict()}
 
@@ -103,7 +103,9 @@ class ActionModule(ansible_action.FlowAction):
             prepare=Preparation(entry.values),
         )
         if unconfirmed and result.changed and not check:
-            raise Cancelled(f"Workspace {entry.title} was not deleted: it was not confirmed.", "Use -e confirm=true.")
+            raise Cancelled(
+                f"Workspace {entry.title} was not deleted: the deletion was not confirmed.", "Use -e confirm=true."
+            )
         made = result.workspace
         error = workspace_clone.missing(made) if made and made.step("clone").state == "failed" else None
         return {
@@ -123,5 +125,5 @@ class ActionModule(ansible_action.FlowAction):
 
 
 def place(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """What entries share a target by; ``values`` name their target plainly."""
+    """Return the key by which entries share a target; ``values`` name their target plainly."""
     return values["target"], values["engine"], values["template"]

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The end of a run: hand the terminal over to OpenSSH, or leave with the documented exit status."""
+"""End a run: hand the terminal over to OpenSSH, or exit with the documented status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PASSED_ON = {
     "spt.flow.ci": (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     "spt.flow.workspace": (signal.SIGINT,),
 }
-"""Signals that an action itself answers to. Ansible would end at the first one, and leave its worker without a word."""
+"""Signals that an action handles itself. Ansible would end at the first one and leave its worker running."""
 
 
 class CallbackModule(CallbackBase):
@@ -73,10 +73,10 @@ class CallbackModule(CallbackBase):
             signals = PASSED_ON.get(task.resolved_action, ())
             self._before = {number: signal.signal(number, _pass_on) for number in signals}
         if isinstance(sys.stdout, io.TextIOWrapper) and str(task.resolved_action).startswith("spt.flow."):
-            # Ansible flushes a pipe at the end only; users want to see progress at once.
+            # Ansible flushes a pipe only at its end, but users want to see progress at once.
             sys.stdout.reconfigure(line_buffering=True)
         if main and task.resolved_action == "spt.flow.ci":
-            # With nobody left to read, Ansible would lose the thread that waits for results, and wait for ever.
+            # If the reader is gone, Ansible would lose the thread that receives results, and wait forever.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
@@ -89,7 +89,7 @@ class CallbackModule(CallbackBase):
             if self._status is not None:
                 raise SystemExit(self._status)
             if self._code and ansible_values.screen() == "json":
-                # SystemExit passes Ansible's handlers of errors and runs its own cleaning up.
+                # SystemExit passes Ansible's error handlers and runs its cleanup.
                 raise SystemExit(self._code)
             return
         run = ansible_results.run_data(stats)
@@ -111,14 +111,14 @@ class CallbackModule(CallbackBase):
         for descriptor in (0, 1, 2):
             os.set_inheritable(descriptor, True)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        # Python ignores these two, and what is ignored stays so in the new program.
+        # Python ignores these two signals, and the new program would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        os.execve(program, argv, {**os.environ, **env})  # noqa: S606 - no shell is the point
+        os.execve(program, argv, {**os.environ, **env})  # noqa: S606 - deliberately without a shell
 
 
 def _pass_on(signum: int, _frame: Any) -> None:
-    """Tell the workers; their results end the run. Without any it ends here."""
+    """Pass the signal to the workers; their results end the run. Exit at once without workers."""
     workers = multiprocessing.active_children()
     if not workers:
         signal.signal(signum, signal.SIG_DFL)

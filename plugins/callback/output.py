@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What `ansible-playbook` shows of a run: the usual text with the closing block last, or one JSON object."""
+"""Show a run of `ansible-playbook`: the usual text with the closing block last, or one JSON object."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as
 
 
 class _Screen:
-    """Ansible's display with its ordinary lines sent to standard error, or dropped."""
+    """Ansible's display, with its ordinary lines sent to standard error, or dropped."""
 
     def __init__(self, display: Display, drop: bool) -> None:
         self._inner = display
@@ -62,14 +62,14 @@ class _Screen:
 
 
 def _launcher() -> str:
-    """The word that starts Ansible in the user's shell: a path where ``ansible-playbook`` is not on its PATH."""
+    """Return the command that starts Ansible in the user's shell: a path if ``ansible-playbook`` is not on its PATH."""
     started = sys.argv[0]
     found = shutil.which("ansible-playbook") or os.path.basename(started) != "ansible-playbook"
     return os.environ.get("SPT_FLOW_LAUNCHER") or ("ansible-playbook" if found else started)
 
 
 def _typed(line: str) -> str:
-    """``line`` with its commands as the user's shell takes them."""
+    """Return ``line`` with its commands as the user's shell needs them."""
     return line.replace("ansible-playbook ", f"{_launcher()} ")
 
 
@@ -128,7 +128,7 @@ class CallbackModule(Default):
                 self._display.display(_typed(line))
 
     def _print_object(self, stats: Any, run: dict[str, Any] | None, failed: bool) -> None:
-        """The one object; a run without a spt.flow action gets Ansible's own counts."""
+        """Print the object; a run without a spt.flow action gets Ansible's own counts."""
         if failed:
             result = self._failure or ansible_results.failure({"msg": "The play failed."})
         elif run:

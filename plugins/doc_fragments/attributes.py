@@ -35,7 +35,7 @@ attributes:
     platforms: posix
 """
 
-    # Beside the standard fragment, for what runs as an action.
+    # In addition to the standard fragment, for action plugins.
     ACTION = r"""
 options: {}
 attributes:
@@ -47,7 +47,7 @@ attributes:
       - Runs on the controller; C(delegate_to), C(become) and the connection of the host make no difference.
 """
 
-    # Beside the standard fragment, for what only reads.
+    # In addition to the standard fragment, for read-only actions.
     INFO = r"""
 options: {}
 attributes:

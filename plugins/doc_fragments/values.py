@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options that several modules share, generated from the one table that has them."""
+"""Options that several modules share, generated from the table of options."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.options import OPTIONS, Option
 
 PRECEDENCE = [
-    "An option that the task leaves out is taken from the extra variable of the same name, then from the environment"
+    "Without a value in the task, an option is taken from the extra variable of the same name, then from the "
+    "environment"
     " variable C(SPT_FLOW_<OPTION>), then from C(~/.config/spt-flow/config.yml), then from the inventory variable"
     " C(flow_<option>), then from its default.",
-    "Ansible runs C(-e) text as a template and keeps one word of an unquoted value, so extra variables with a template"
-    " in them and stray words beside them are refused. The environment takes every text literally.",
+    "Ansible runs C(-e) text as a template and keeps one word of an unquoted value, so extra variables that contain a "
+    "template, and stray words between them, are rejected. The environment takes every text literally.",
 ]
 
 
 def _documented(option: Option) -> dict[str, Any]:
-    """One option as ansible-doc wants it."""
+    """Return one option in ansible-doc's format."""
     description = [option.description]
     if option.type == "duration":
         description.append("A number of seconds, or a text such as V(90m) or V(1h30m).")
@@ -37,7 +38,7 @@ def _fragment(options: Iterable[Option], notes: list[str]) -> str:
 
 
 class ModuleDocFragment:
-    # Which workspace is meant, and where values come from.
+    # Which workspace, and where values come from.
     DOCUMENTATION = _fragment(
         (
             OPTIONS[name]
@@ -46,7 +47,7 @@ class ModuleDocFragment:
         PRECEDENCE,
     )
 
-    # What a CI run is told.
+    # CI options.
     CI = _fragment(
         (
             OPTIONS[name]
@@ -58,23 +59,23 @@ class ModuleDocFragment:
         PRECEDENCE,
     )
 
-    # What a workspace is made of, how its image is built, how this client works.
+    # Settings of a workspace, its image and this client.
     SETTINGS = _fragment(
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []
     )
 
-    # How the result is shown.
+    # Output.
     OUTPUT = _fragment((OPTIONS["output"],), [])
 
-    # What a workspace is made of.
+    # Settings of a workspace.
     WORKSPACE = _fragment((o for o in OPTIONS.values() if o.scope == "workspace"), PRECEDENCE)
 
-    # How the image is built.
+    # Building the image.
     IMAGE = _fragment(
         (o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE
     )
 
-    # Who asks a Coder server, for what its operators do.
+    # Access to a Coder server for operators.
     SERVER = r"""
 options:
   url:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filters of verify.yml and preflight.yml: the verdict table, and what is wrong with an inventory."""
+"""Filters of verify.yml and preflight.yml: the table of requirements, and the errors of an inventory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORMS: dict[str, Callable[[acceptance_report_module.Report], Any]] = {
 
 
 def acceptance_report(hosts: Sequence[str], hostvars: Mapping[str, Any], form: str = "lines") -> Any:
-    """The results that acceptance_info registered as ``flow_acceptance`` on ``hosts``, in one of the forms."""
+    """Return the results that acceptance_info registered as ``flow_acceptance`` on ``hosts``, in one of the formats."""
     if form not in FORMS:
-        raise AnsibleFilterError(f"acceptance_report knows no form {form}; it knows {', '.join(FORMS)}.")
+        raise AnsibleFilterError(f"Unknown format {form}; use one of {', '.join(FORMS)}.")
     results = {}
     for host in hosts:
         variables = hostvars[host]
@@ -37,9 +37,9 @@ def acceptance_report(hosts: Sequence[str], hostvars: Mapping[str, Any], form: s
 def inventory_problems(
     groups: Mapping[str, Collection[str]], hostvars: Mapping[str, Any], sources: Sequence[str] = ()
 ) -> list[str]:
-    """Sentences about a missing inventory, wrong groups and unknown variables; empty when all is well."""
+    """Return sentences about a missing inventory, wrong groups and unknown variables, or nothing."""
     example = COLLECTION / "inventories/example"
-    # The checkout's own default serves the verbs; preparing a whole machine takes somebody who names it.
+    # The checkout's default inventory is for developers; preparing a machine needs an inventory named by the user.
     default = [COLLECTION / "inventories/local"]
     if [Path(source).resolve() for source in sources] == default and not _asked_for():
         return [controller_inventory.missing(_short(example))]
@@ -62,7 +62,7 @@ def _asked_for() -> bool:
 
 
 def _short(path: Path) -> str:
-    """``path`` from the current folder where it lies below it."""
+    """Return ``path`` relative to the current directory if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 

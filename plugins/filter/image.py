@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filter `image_identity`: what the workspace image of a profile is called, and where it can be had."""
+"""Filter `image_identity`: names of a profile's workspace image, and where it is published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import iden
 
 
 def image_identity(profile: str, release: str = "") -> dict[str, str]:
-    """``tag``, ``hash`` and ``profile`` of the image that ``release`` records, else of this collection's own."""
+    """Return ``tag``, ``hash`` and ``profile`` of the image that ``release`` records, otherwise of this collection's
+    own.
+    """
     try:
         image = image_identity_module.current(str(profile), str(release))
     except FlowError as error:

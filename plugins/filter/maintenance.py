@@ -19,7 +19,7 @@ def _moment(now: Any) -> datetime:
 
 
 def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool:
-    """Whether a disruptive step may run: outside the business hours, or when asked for."""
+    """Return whether a disruptive step may run: outside business hours, or on request."""
     try:
         return boolean(override) or maintenance.is_open(str(hours), _moment(now))
     except FlowError as error:
@@ -27,7 +27,7 @@ def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool
 
 
 def maintenance_pending(hours: str, step: str, now: Any = None) -> str:
-    """The sentence about a step that waits for the end of the business hours."""
+    """Return the sentence about a step that waits for the end of the business hours."""
     try:
         return maintenance.pending(step, str(hours), _moment(now))
     except FlowError as error:

@@ -26,7 +26,7 @@ EXAMPLES = """
 """
 RETURN = """
 _raw:
-  description: Folders first, then files with their content, then C(VERSION).
+  description: Directories first, then files with their content, then C(VERSION).
   type: list
   elements: dict
 """

@@ -13,7 +13,7 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Reads virtualisation, the Docker engine, the firewall, the audit trail and the snapshots of a host.
-  - What the host cannot have, such as timers without systemd, gets the verdict V(impossible) instead of V(failed).
+  - Requirements that a host cannot meet, such as timers without systemd, are V(impossible) instead of V(failed).
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -21,7 +21,7 @@ extends_documentation_fragment:
   - spt.flow.attributes.info
 options:
   kvm_required:
-    description: A host without KVM has failed; otherwise software emulation is accepted.
+    description: Fail for a host without KVM; by default software emulation is accepted.
     type: bool
     default: false
   firewall:
@@ -35,7 +35,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Measure this host
+- name: Check this host
   spt.flow.acceptance_info:
   become: true
   register: acceptance

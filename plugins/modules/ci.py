@@ -14,21 +14,21 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    Makes a workspace with a generated name, clones exactly one commit, runs one command there with its output shown as
-    it comes, brings artifacts and JUnit reports home and deletes the workspace, whatever happened.
+    Creates a workspace with a generated name, clones exactly one commit, runs one command in it and shows its output,
+    collects artifacts and JUnit reports, and always deletes the workspace.
   - >-
-    The workspace has no volume, and deletes itself when its C(ttl) is over, counted from its creation. Nothing moves
-    that. The last tenth of it, at most 30 seconds, is kept for collecting.
+    The workspace has no volume, and deletes itself when its C(ttl) has passed since its creation. This deadline cannot
+    be extended. The last tenth of it, at most 30 seconds, is reserved for collecting.
   - >-
-    Each run is of one class. C(job) - the command, or what was asked for, decided how it ended; C(environment) -
-    engine, network or workspace failed; C(cancelled) - SIGTERM, SIGINT or SIGHUP came, or what had started it ended.
+    Each run has one class. C(job) - the command or the input decided the result; C(environment) - engine, network or
+    workspace failed; C(cancelled) - SIGTERM, SIGINT or SIGHUP arrived, or the parent process ended.
   - >-
-    The exit status of C(ansible-playbook) is the command's (P(spt.flow.connect#callback) sees to it). V(124) stands
-    for a command that the TTL ended, V(125) for one that did not run or whose outcome is not known, V(130) and V(143)
-    for a run that was cancelled. The command may use these too; RV(ran) tells.
+    The exit status of C(ansible-playbook) is the command's (set by P(spt.flow.connect#callback)). V(124) means that the
+    TTL ended the command, V(125) that it did not run or that its result is unknown, V(130) and V(143) that the run was
+    cancelled. The command may return these too; RV(ran) tells the difference.
   - >-
-    Variables reach the command by standard input only; their values are hidden in what it prints. Under ansible-runner
-    use O(env_file), since the runner writes its whole environment to a file.
+    Variables are passed to the command by standard input only, and their values are masked in its output. Under
+    ansible-runner use O(env_file), because the runner writes its whole environment to a file.
 requirements:
   - python >= 3.11 on the controller
   - docker >= 7.0 (Python package) where an image is built, loaded or pulled
@@ -42,7 +42,7 @@ attributes:
   check_mode:
     support: partial
     details:
-      - Nothing is run, and the task reports that it would change something.
+      - Runs nothing and reports a change.
   diff_mode:
     support: none
   idempotent:
@@ -73,12 +73,12 @@ kind:
   returned: when it was begun
   sample: job
 reason:
-  description: One word about it, such as V(passed), V(failed), V(ttl), V(unhealthy) or V(sigterm).
+  description: A word that describes the result, such as V(passed), V(failed), V(ttl), V(unhealthy) or V(sigterm).
   type: str
   returned: when it was begun
   sample: passed
 exit_status:
-  description: What C(ansible-playbook) ends with.
+  description: Exit status of C(ansible-playbook).
   type: int
   returned: when it was begun
   sample: 0
@@ -96,11 +96,11 @@ commit:
   type: str
   returned: when it was cloned
 folder:
-  description: Folder with C(job.log), C(run.json), C(artifacts) and C(reports).
+  description: Directory with C(job.log), C(run.json), C(artifacts) and C(reports).
   type: str
   returned: when it was begun
 artifacts:
-  description: Files that were brought home, relative to RV(folder).
+  description: Collected files, relative to RV(folder).
   type: list
   elements: str
   returned: when it was begun
@@ -109,7 +109,7 @@ reports:
   type: dict
   returned: when it was begun
 counts:
-  description: How many of the runs recorded in O(artifacts_dir) are of each class.
+  description: Number of runs in O(artifacts_dir) by class.
   type: dict
   returned: when it was begun
 seconds:
@@ -117,16 +117,16 @@ seconds:
   type: float
   returned: when it was begun
 left:
-  description: Name of the workspace where it could not be deleted, else empty.
+  description: Name of the workspace if it could not be deleted, otherwise empty.
   type: str
   returned: when it was begun
 notes:
-  description: Sentences about what is as it should not be, though nothing failed.
+  description: Warnings, as sentences.
   type: list
   elements: str
   returned: when it was begun
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -13,8 +13,8 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Asks the server to look at itself, and tells each section's severity with Coder's own codes.
-  - Fails where a section is in error that no administrator has dismissed. Owners only.
+  - Reads the server's own health check, section by section, with Coder's codes.
+  - Fails if a section has an error that no administrator has dismissed. Only for owners.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -29,7 +29,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Say how the server is
+- name: Report the server's health
   spt.flow.coder_server_info:
     url: https://coder.example.com
     login_email: admin@example.com
@@ -38,11 +38,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: The outcome, in words.
+  description: The result, as a sentence.
   type: str
   returned: always
 server:
-  description: What the server says of itself.
+  description: The server's report.
   type: dict
   returned: when it answers
   contains:
@@ -52,7 +52,7 @@ server:
       returned: always
       sample: v2.35.1+3ebe324
     healthy:
-      description: Whether no section is in error.
+      description: Whether all sections are free of errors.
       type: bool
       returned: always
     sections:
@@ -64,7 +64,7 @@ server:
       elements: dict
       returned: always
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -14,10 +14,10 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Uploads the collection's template with every variable, waits for its import and makes it the active version. The
-    same content and the same values are one version, so a second run changes nothing.
-  - A version becomes active only when its import succeeded. Workspaces keep the version that they were built with until
-    their user restarts them.
-  - Limits, image and nodes come from the inventory; developers choose only what is cloned.
+    same content and values make the same version, so a second run changes nothing.
+  - A version becomes active only after its import has succeeded. Workspaces keep their version until their user
+    restarts them.
+  - Limits, image and nodes come from the inventory; developers only choose the repository.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -30,40 +30,40 @@ extends_documentation_fragment:
 options:
   kinds:
     description:
-      - Which templates; V(ci) has the same source as V(dev) and is called with C(-ci) at the end. A CI workspace is
-        stopped by its time limit whatever it does, and with that deleted.
+      - Which templates. V(ci) has the same source as V(dev) and the name suffix C(-ci). Its workspaces are deleted at
+        their deadline, regardless of activity.
     type: list
     elements: str
     choices: [dev, ci]
     default: [dev, ci]
   template:
-    description: Template of the Coder server that new workspaces are made of.
+    description: Coder template of new workspaces.
     type: str
     default: spt-flow
   token_file:
     description:
-      - File of the task's host with the token to use, such as M(spt.flow.coder_token) keeps it; it is read into memory.
+      - File on the task's host with the token, as written by M(spt.flow.coder_token). It is only read into memory.
     type: str
     default: ''
   lock_file:
     description:
-      - File of the task's host that goes into the templates as C(.terraform.lock.hcl), so that every build takes the
-        providers with these sums. C(terraform providers lock -fs-mirror=) of the server's mirror makes it.
+      - File on the task's host that is added to the templates as C(.terraform.lock.hcl), so that every build uses
+        providers with these digests. Create it from the server's mirror with C(terraform providers lock -fs-mirror=).
     type: str
     default: ''
   deprecated:
     description:
-      - Why no new workspace is to be made of the templates any more; it is put before their descriptions, and C(up)
-        refuses to make a workspace of them. Workspaces that are there start, stop and restart as before. Empty takes
-        it back.
+      - Reason for deprecating the templates. It is shown in their descriptions, and C(up) refuses to create
+        workspaces from them. Existing workspaces start, stop and restart as before. An empty value ends the
+        deprecation.
     type: str
     default: ''
   network:
-    description: The bridge that workspaces are on; by default that of P(spt.flow.host_docker#role).
+    description: Bridge network of workspaces; by default that of P(spt.flow.host_docker#role).
     type: str
     default: ''
   apparmor:
-    description: AppArmor profile of workspaces, C(spt-flow-workspace) where the nodes have AppArmor.
+    description: AppArmor profile of workspaces; C(spt-flow-workspace) if the nodes have AppArmor.
     type: str
     default: ''
   presets:
@@ -78,7 +78,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Bring the templates to the server
+- name: Upload the templates
   spt.flow.coder_template:
     url: https://coder.example.com
     token: "{{ coder_token }}"
@@ -86,7 +86,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 templates:
-  description: What happened to each.
+  description: Result for each template.
   type: list
   elements: dict
   returned: success
@@ -95,18 +95,18 @@ templates:
       description: Its name on the server.
       type: str
     version:
-      description: Name of the version that is active.
+      description: Name of the active version.
       type: str
     actions:
-      description: Those of V(import), V(create), V(activate) and V(change) that were needed.
+      description: Actions that were needed, out of V(import), V(create), V(activate) and V(change).
       type: list
       elements: str
     ignored:
-      description: Settings that the server kept as they were, as it has no licence for them.
+      description: Settings that the server did not change, because they need a licence.
       type: list
       elements: str
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

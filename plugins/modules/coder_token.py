@@ -14,12 +14,11 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    Looks at the token in a file of the task's host, asks the server whether it works, whose it is and how long it
-    lasts, and replaces it where that is not as wished. What still works makes its own successor, so nobody has to sign
-    in for that.
+    Reads the token in a file on the task's host, asks the server whether it works, whose it is and when it expires, and
+    replaces it if needed. A token that still works creates its successor, so no login is needed for that.
   - >-
-    The new token is tried and written before the old one is deleted. It goes from memory to the standard input of
-    a command on the host; it is in no result, in no argument, and on the disk of no other machine.
+    The new token is tested and written before the old one is deleted. It is passed to the host by standard input and
+    never appears in a result, an argument, or on another machine's disk.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -35,20 +34,21 @@ options:
     required: true
   user:
     description:
-      - Whose token it is, by default of whoever asks. For somebody else's an owner has to ask.
+      - User of the token; by default the user who signs in. Only owners can create tokens of other users.
     type: str
     default: me
   dest:
-    description: File on the task's host, readable for its owner alone; its folder is made where it is not there.
+    description: File on the task's host, readable only by its owner. Its directory is created if needed.
     type: str
     required: true
   lifetime:
     description:
-      - How long a new token lives, such as V(30d). A server gives owners 7 days at most, and then the result says so.
+      - Lifetime of a new token, such as V(30d). A server limits owners' tokens to 7 days; the result reports a
+        shorter lifetime.
     type: str
     default: 30d
   rotate_before:
-    description: How long before its end a token is replaced, at the latest after half of its life.
+    description: Time before its end at which a token is replaced; at least half of its lifetime always passes first.
     type: str
     default: 10d
 seealso:
@@ -56,7 +56,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Keep the token of the user for machines
+- name: Keep the token of a service account
   spt.flow.coder_token:
     url: https://coder.example.com
     login_email: admin@example.com
@@ -69,11 +69,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be done in check mode, in words.
+  description: What was done, or would be done in check mode, as a sentence.
   type: str
   returned: always
 token:
-  description: What is known about the token; never the token itself.
+  description: Facts about the token; never the token itself.
   type: dict
   returned: success
   contains:
@@ -83,17 +83,17 @@ token:
       returned: always
       sample: spt-flow-2
     expires_at:
-      description: When it ends; empty in check mode for one that would be made.
+      description: When it expires; empty in check mode for a token that would be created.
       type: str
       returned: always
       sample: "2026-12-24T03:00:00Z"
     dest:
-      description: Where it lies.
+      description: Path of its file.
       type: str
       returned: always
       sample: /etc/spt-flow/coder.token
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

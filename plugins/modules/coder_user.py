@@ -14,12 +14,12 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    Makes the first user of a fresh server, and brings a list of users to its state in one call: there with their
-    roles, or off-boarded.
+    Creates the first user of a new server, and applies a list of users in one call: present with their roles, or
+    offboarded.
   - >-
-    Whoever leaves is suspended, which refuses every session and token of theirs; their roles go, their tokens are
-    revoked and their workspaces stopped. Their homes stay, and so does the user, whose name nobody else gets.
-  - Users who are not in the list are left alone.
+    Offboarded users are suspended, which ends their sessions. Their roles are removed, their tokens are revoked and
+    their workspaces stopped. Their homes and accounts stay, so that their names are not reused.
+  - Users that are not in the list do not change.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -31,8 +31,8 @@ extends_documentation_fragment:
 options:
   first_username:
     description:
-      - User name of the first user, who is made of it, O(login_email) and O(login_password) where a server has no user.
-      - A password needs 52 bits of entropy and has 64 characters at most.
+      - User name of the first user, who is created with O(login_email) and O(login_password) on a server without users.
+      - A password needs 52 bits of entropy and at most 64 characters.
     type: str
     default: ''
   first_name:
@@ -40,17 +40,17 @@ options:
     type: str
     default: ''
   users:
-    description: Users as they are to be.
+    description: The wanted users.
     type: list
     elements: dict
     default: []
     suboptions:
       username:
-        description: Letters, digits and single hyphens, 32 at most.
+        description: At most 32 letters, digits and single hyphens.
         type: str
         required: true
       email:
-        description: E-mail address; a new user needs one. A user of this name with another address is somebody else.
+        description: E-mail address; required for a new user. The task fails if a user of this name has another address.
         type: str
         default: ''
       name:
@@ -63,20 +63,20 @@ options:
         choices: [present, offboarded]
         default: present
       roles:
-        description: All roles on the whole server, such as V(template-admin); left out, they stay as they are.
+        description: All roles on the whole server, such as V(template-admin). Without it, roles do not change.
         type: list
         elements: str
       organization_roles:
-        description: All roles in the organization, such as V(organization-admin); left out, they stay as they are.
+        description: All roles in the organization, such as V(organization-admin). Without it, roles do not change.
         type: list
         elements: str
       login_type:
-        description: How a new user signs in; V(none) is for machines, whose tokens an owner makes.
+        description: How a new user signs in; V(none) is for service accounts, whose tokens an owner creates.
         type: str
         choices: [none, password, oidc, github]
         default: none
       password:
-        description: Of a new user with O(users[].login_type=password).
+        description: Password of a new user with O(users[].login_type=password).
         type: str
         default: ''
 seealso:
@@ -84,7 +84,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Make the first user and one for machines
+- name: Create the first user and a service account
   spt.flow.coder_user:
     url: https://coder.example.com
     first_username: admin
@@ -97,18 +97,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be done in check mode, in words.
+  description: What was done, or would be done in check mode, as a sentence.
   type: str
   returned: always
   sample: "User bob: suspended, 1 token revoked, stopped demo, homes kept."
 users:
-  description: What happened to each.
+  description: Result for each user.
   type: list
   elements: dict
   returned: success
   contains:
     username:
-      description: Who.
+      description: User name.
       type: str
       returned: always
       sample: bob
@@ -124,11 +124,11 @@ users:
       returned: always
       sample: [suspend, tokens, workspaces]
     msg:
-      description: The same in words.
+      description: The same as a sentence.
       type: str
       returned: always
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -14,12 +14,12 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Writes C(.devcontainer/devcontainer.json), which VS Code, DevPod, Codespaces and the program C(devcontainer) read,
-    from the same values that workspaces are made of.
-  - Beside it come C(seccomp.json) where Docker runs inside, and C(ci.env) with what a pipeline sets for the same
-    values, unless all are defaults.
-  - Such a file is read on engines that nobody has looked at. It asks for C(/dev/kvm) with O(kvm=required) only, and for
-    Docker inside with O(docker=required), which needs an engine as the role P(spt.flow.host_docker#role) makes it, or
-    with O(docker=unsafe).
+    with the same settings as workspaces.
+  - Also writes C(seccomp.json) if Docker runs inside, and C(ci.env) with the same values for a pipeline, unless all
+    are defaults.
+  - The file must work on any engine. So it requests C(/dev/kvm) only with O(kvm=required), and Docker inside only
+    with O(docker=required), which needs an engine set up by the role P(spt.flow.host_docker#role), or with
+    O(docker=unsafe).
 requirements:
   - python >= 3.11 on the controller
 extends_documentation_fragment:
@@ -29,33 +29,33 @@ extends_documentation_fragment:
   - spt.flow.values.workspace
 options:
   path:
-    description: Folder that gets the folder C(.devcontainer), the root of a repository; by default where you are.
+    description: Root of the repository, in which C(.devcontainer) is created; by default the current directory.
     type: str
     default: ''
   image:
     description:
-      - The workspace image, best one of a registry by its digest.
-      - By default the reference that the file C(image_release) records, else what M(spt.flow.image) builds here.
+      - The workspace image, preferably by digest from a registry.
+      - By default the reference recorded in the file C(image_release), otherwise the local image of M(spt.flow.image).
     type: str
     default: ''
   apparmor:
     description:
-      - Whether the engines have AppArmor, and the profile of the role P(spt.flow.host_docker#role) that Docker inside
-        needs there.
+      - Whether the engines have AppArmor with the profile of the role P(spt.flow.host_docker#role), which Docker
+        inside needs.
     type: bool
     default: false
   repo:
     description:
-      - Repository that the container clones into a home of its own. By default it works on the folder that holds the
-        file, as dev containers usually do; an engine with user namespaces cannot write to that, so give it there.
+      - Repository that the container clones into its own home. By default the container mounts the directory with the
+        file, as usual for dev containers. An engine with user namespaces cannot write there, so set it for those.
     type: str
     default: ''
   ref:
-    description: Branch, tag or commit that a new clone starts on; by default the repository's own.
+    description: Branch, tag or commit of a new clone; by default the repository's own.
     type: str
     default: ''
   default_host:
-    description: The host that owner/name alone stands for.
+    description: Host of repositories given as owner/name.
     type: str
     default: github.com
 seealso:
@@ -73,21 +73,21 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be done in check mode, in words.
+  description: What was done, or would be done in check mode, as a sentence.
   type: str
   returned: always
 image:
-  description: The image that the container is made of.
+  description: The container's image.
   type: str
   returned: success
   sample: spt-flow/workspace:fat-0123456789ab
 files:
-  description: What belongs to the dev container.
+  description: Files of the dev container.
   type: list
   elements: str
   returned: success
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

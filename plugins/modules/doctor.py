@@ -13,9 +13,9 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Looks at git, SSH and its agent, and at what the target needs. That is Docker's engine and C(/dev/kvm), or the Coder
-    server with its token, our template, the program C(coder) and, for those whom the server tells it, its own health.
-  - Says for each what is missing and how to get it. Fails with exit status 8 when something needed is missing.
+  - Checks git, SSH and its agent, and the target's requirements. These are the Docker engine and C(/dev/kvm), or the
+    Coder server with its token, our template, the program C(coder) and, for owners, the server's own health.
+  - Says what is missing and how to fix it. Fails with exit status 8 if a requirement is missing.
   - Changes nothing unless O(write=true).
 requirements:
   - python >= 3.11 on the controller
@@ -28,25 +28,25 @@ extends_documentation_fragment:
 options:
   write:
     description:
-      - Keep in C(~/.config/spt-flow/config.yml) what the extra variables, the environment and the task say.
-      - Where a Coder server was found to work, V(coder) is kept as O(target), too. Other lines of that file stay.
+      - Save the values of extra variables, the environment and the task in C(~/.config/spt-flow/config.yml).
+      - If a Coder server works, V(coder) is also saved as O(target). Other lines of the file do not change.
       - A token is never written.
     type: bool
     default: false
   questions:
     description:
-      - Look at nothing; return what nobody has said yet, to be asked by the playbook.
-      - That is nothing where standard input or output are no terminal.
+      - Check nothing; return questions for missing values, for the playbook to ask.
+      - Without a terminal the list is empty.
     type: bool
     default: false
   answers:
     description:
-      - What was answered, by the names of the questions; an empty answer takes the value that is there.
-      - C(server) is the address of a Coder server. It is kept where Coder's own command line keeps it.
+      - Answers by the names of the questions; an empty answer keeps the current value.
+      - C(server) is the address of a Coder server. It is saved where Coder's own command line saves it.
     type: dict
     default: {}
   owner:
-    description: Whose workspace it is; by default the login name.
+    description: Owner of the workspace; by default the login name.
     type: str
     default: ''
   target:
@@ -55,19 +55,19 @@ options:
     choices: [auto, docker, coder]
     default: auto
   node:
-    description: Host of the inventory's group flow_nodes that workspaces run on; by default this machine.
+    description: Host of the inventory's group flow_nodes on which workspaces run; by default this machine.
     type: str
     default: ''
   template:
-    description: Template of the Coder server that new workspaces are made of.
+    description: Coder template of new workspaces.
     type: str
     default: spt-flow
   dotfiles:
-    description: Repository with your dotfiles (C(#branch) at its end for one), installed and updated at each start.
+    description: Your dotfiles repository, installed and updated at each start; append C(#branch) for a branch.
     type: str
     default: ''
   default_host:
-    description: The host that owner/name alone stands for.
+    description: Host of repositories given as owner/name.
     type: str
     default: github.com
 seealso:
@@ -75,10 +75,10 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Say what is missing
+- name: Report missing requirements
   spt.flow.doctor:
 
-- name: Keep the answers for later runs
+- name: Save the answers
   spt.flow.doctor:
     write: true
     default_host: git.example.com
@@ -86,26 +86,26 @@ EXAMPLES = r"""
 
 RETURN = r"""
 target:
-  description: The target that was looked at.
+  description: The checked target.
   type: str
   returned: always
 checks:
-  description: What was looked at.
+  description: Results of the checks.
   type: list
   elements: dict
   returned: always
   contains:
     name:
-      description: A word for it.
+      description: Name of the check.
       type: str
     state:
-      description: V(ok), V(missing) (nothing works without) or V(note) (something does not).
+      description: V(ok), V(missing) (required) or V(note) (optional).
       type: str
     message:
       description: A sentence.
       type: str
     hint:
-      description: How to get it.
+      description: How to fix it.
       type: str
 questions:
   description: C(name) and C(prompt) of each question.
@@ -117,7 +117,7 @@ path:
   type: str
   returned: with O(write=true)
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -12,7 +12,7 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - All that the role P(spt.flow.host_docker#role) decides by; a task for each would cost half a second.
+  - Reads all facts for the role P(spt.flow.host_docker#role) at once; a task for each would cost half a second.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -44,7 +44,7 @@ options:
     elements: str
     default: []
   limits:
-    description: Limits of the kernel by their sysctl names, each with its least value; 0 means no limit.
+    description: Limits of the kernel by their sysctl names, each with its minimum value; 0 means no limit.
     type: dict
     default: {}
 """
@@ -95,7 +95,7 @@ engine:
       type: dict
     info:
       description:
-        - What the engine says, empty when it does not answer (version, remapped, security, runtimes, cgroup_driver,
+        - The engine's answer, empty if it does not answer (version, remapped, security, runtimes, cgroup_driver,
           live_restore, running, workspaces, network, content, holes).
       type: dict
     content:
@@ -108,13 +108,13 @@ engine:
       description: Whether the engine was started by C(spt-flow-engine).
       type: bool
     packages:
-      description: Versions of those that are installed.
+      description: Versions of installed packages.
       type: dict
     units:
-      description: Whether each is active and enabled, and whether systemd has to read it anew (reload).
+      description: Whether each is active and enabled, and whether systemd must reload it (reload).
       type: dict
     devices:
-      description: Modes of those that exist, as octal text.
+      description: Modes of existing devices, as octal text.
       type: dict
     ids:
       description: Ranges of the user in C(subuid) and C(subgid), as first and count with a colon between them.
@@ -131,8 +131,8 @@ engine:
       type: bool
     limits:
       description:
-        - What the limits that this kernel knows should be (values), never less than they are, and the names of those
-          that are too low now (low).
+        - Required values of the limits that this kernel has, never below the current ones (values), and the names of
+          limits that are too low (low).
       type: dict
     files:
       description: Digests by path, for O(spt.flow.host_files#module:seen); empty text for what does not exist.

@@ -12,25 +12,25 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Compares content, mode and owner, writes only what differs, each file whole or not at all.
-  - The owner is the user who runs the task. A symbolic link in a file's place is replaced, not followed.
+  - Compares content, mode and owner, and writes only differing files, each atomically.
+  - The owner is the user who runs the task. A symbolic link at a file's path is replaced, not followed.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 options:
   files:
-    description: What there is to be, in this order.
+    description: Entries, applied in order.
     type: list
     elements: dict
     required: true
     suboptions:
       path:
-        description: Where.
+        description: Absolute path.
         type: path
         required: true
       state:
-        description: A V(directory) that is to be V(absent) stays while something is in it.
+        description: With V(absent), a directory stays while it is not empty.
         type: str
         choices: [file, directory, absent]
         default: file
@@ -39,13 +39,12 @@ options:
         type: str
         default: ""
       mode:
-        description: Permission bits as octal text; V(0644), and V(0755) for a directory, where none is named.
+        description: Permission bits as octal text; by default V(0644), and V(0755) for a directory.
         type: str
   seen:
     description:
       - Digests of these paths that M(spt.flow.host_info), M(spt.flow.engine_info) or M(spt.flow.kvm_info) read as root
-        in the same run. Where they leave nothing to be done the host is not asked again, which saves a third of a
-        second.
+        in the same run. If they match, the host is not contacted again, which saves a third of a second.
     type: dict
 """
 
@@ -61,7 +60,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 paths:
-  description: Those that differed, in the order of the list.
+  description: Changed paths, in the order of the list.
   type: list
   elements: str
   returned: always

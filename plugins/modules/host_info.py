@@ -12,7 +12,8 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Release, start system, packages, units and room; gathering facts and a task for each would cost half a second each.
+  - Reads release, init system, packages, units and free space at once; gathering facts and separate tasks would cost
+    half a second each.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -35,7 +36,7 @@ options:
     elements: str
     default: []
   paths:
-    description: Paths that are looked for.
+    description: Paths to look for.
     type: list
     elements: str
     default: []
@@ -89,16 +90,16 @@ host:
       description: Number of processors.
       type: int
     packages:
-      description: Versions of those that are installed.
+      description: Versions of installed packages.
       type: dict
     units:
-      description: Whether each is active and enabled, and whether systemd has to read it anew (reload).
+      description: Whether each is active and enabled, and whether systemd must reload it (reload).
       type: dict
     room:
       description: Free bytes by path.
       type: dict
     paths:
-      description: Those that exist.
+      description: Existing paths.
       type: list
       elements: str
     files:

@@ -13,11 +13,11 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Builds the image that this version of the collection describes unless the engine has it. What is slow is kept in
-    C(~/.cache/spt-flow), the finished image included.
-  - The image's identity is the content of what it is made of; mirrors are no part of it.
+  - Builds the image that this version of the collection describes unless the engine has it. Slow parts and the
+    finished image are cached in C(~/.cache/spt-flow).
+  - The image's identity is the content of its inputs; mirrors do not change it.
   - M(spt.flow.workspace) does the same when it creates a workspace.
-  - A release verifies the image in a container of its own, lists its packages (SPDX), publishes it, and records it in
+  - A release verifies the image in a separate container, lists its packages (SPDX), publishes it, and records it in
     one file that nodes, templates and C(up) read. An image that fails its verification is neither published nor
     recorded.
 requirements:
@@ -31,31 +31,31 @@ options:
   state:
     description:
       - Whether the engine has the image. V(absent) leaves the copy in the cache.
-      - V(archived) makes sure of that copy, an archive as C(docker save) writes it, and tells where it lies.
-      - V(released) is V(present), and where O(image_release) names a file a release as well. What is recorded and
-        published already is not built again.
+      - V(archived) creates that copy, an archive in the format of C(docker save), and returns its path.
+      - V(released) is like V(present), and also makes a release if O(image_release) names a file. A recorded and
+        published image is not built again.
     type: str
     choices: [present, absent, archived, released]
     default: present
   registry:
     description:
-      - Repository of a registry that a release pushes to, without a tag. It gets the image's own tag, and the
-        profile's name as a tag that moves along. Credentials are those of the C(docker) program.
+      - Repository of a registry that a release pushes to, without a tag. The image gets its own tag, and the
+        profile's name as a moving tag. Uses the credentials of the C(docker) program.
     type: str
     default: ""
   archive:
-    description: Whether a release puts an archive beside its file.
+    description: Whether a release writes an archive next to its file.
     type: bool
     default: false
   keep:
     description:
-      - How many older images and their files a release leaves although nothing uses them; the default leaves all.
-      - What is current in any profile and what a container uses, a stopped one included, always stays. In a registry
-        nothing is removed.
+      - How many unused older images and their files a release keeps; by default all.
+      - Current images of all profiles and images used by containers, even stopped ones, always stay. Nothing is
+        removed from registries.
     type: int
     default: -1
   in_use:
-    description: Tags or identities of older images that stay besides.
+    description: Tags or identities of further images to keep.
     type: list
     elements: str
     default: []
@@ -77,7 +77,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: What the image is called and what it is.
+  description: Names and identity of the image.
   type: dict
   returned: success
   contains:
@@ -89,11 +89,11 @@ image:
       description: Identity, 64 hexadecimal digits; also the label C(spt.flow.image).
       type: str
     profile:
-      description: Which of the image's profiles.
+      description: Profile of the image.
       type: str
       sample: slim
     archive:
-      description: Where the archive lies; with O(state=released) beside the file of the release.
+      description: Path of the archive; with O(state=released) next to the file of the release.
       type: str
       returned: with O(state=archived) or O(archive=true)
     reference:
@@ -101,25 +101,25 @@ image:
       type: str
       returned: with O(registry)
     verified:
-      description: When it passed its verification.
+      description: Time at which it passed its verification.
       type: str
       returned: with O(state=released), not in check mode
     sbom:
-      description: Name of the list of its packages (SPDX 2.3, JSON) beside the file of the release.
+      description: Name of the list of its packages (SPDX 2.3, JSON) next to the file of the release.
       type: str
       returned: with O(state=released), not in check mode
 steps:
-  description: What a release did, in check mode what it would do (build, verify, describe, push, archive, record).
+  description: Steps of a release, done or to be done in check mode (build, verify, describe, push, archive, record).
   type: list
   elements: str
   returned: with O(state=released) and O(image_release)
 removed:
-  description: Names and files of older images that went.
+  description: Names and files of removed older images.
   type: list
   elements: str
   returned: with O(state=released) and O(image_release)
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -12,15 +12,15 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - An image counts as there when its tag is and its label C(spt.flow.image) holds the wanted identity.
-  - Without O(archive) and O(reference) it is only looked for.
+  - An image counts as present if its tag exists and its label C(spt.flow.image) has the wanted identity.
+  - Without O(archive) and O(reference) the module only checks whether it is present.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
   - spt.flow.attributes
 options:
   tag:
-    description: What engines call the image; see P(spt.flow.image_identity#filter).
+    description: Tag of the image on engines; see P(spt.flow.image_identity#filter).
     type: str
     required: true
   hash:
@@ -28,20 +28,20 @@ options:
     type: str
     required: true
   archive:
-    description: A file on the host, as C(docker save) writes it.
+    description: A file on the host, in the format of C(docker save).
     type: path
   reference:
-    description: A name in a registry with its digest; credentials are those of the C(docker) program there.
+    description: A name in a registry with its digest. Uses the credentials of the C(docker) program on the host.
     type: str
     default: ""
   keep:
     description:
-      - How many older workspace images stay although no container uses them; the others are removed.
-      - The default removes none. Images that a container uses, stopped ones included, always stay.
+      - How many unused older workspace images are kept; the others are removed.
+      - The default removes none. Images used by containers, even stopped ones, always stay.
     type: int
     default: -1
   in_use:
-    description: Tags or identities of images that stay besides, such as what a template refers to.
+    description: Tags or identities of further images to keep, such as those of a template.
     type: list
     elements: str
     default: []
@@ -62,7 +62,7 @@ present:
   type: bool
   returned: success
 removed:
-  description: Names (tags, and after a pull digests) of the old images that went.
+  description: Names (tags, and after a pull digests) of removed old images.
   type: list
   elements: str
   returned: success

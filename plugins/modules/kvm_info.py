@@ -13,7 +13,7 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Opens the device as the task's user, creates a virtual machine with a processor and runs a few bytes of guest code
-    to their C(HLT). What flags and modules say is reported beside it, but does not decide; a para-virtual KVM has none.
+    to their C(HLT). Flags and modules are reported too, but do not decide the result; a para-virtual KVM has none.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -21,11 +21,11 @@ extends_documentation_fragment:
   - spt.flow.attributes.info
 options:
   device:
-    description: The device to try.
+    description: The device to test.
     type: path
     default: /dev/kvm
   nested:
-    description: The nested flag that is wished for; C(host.reload) tells what that takes.
+    description: The wanted nested flag; C(host.reload) says what is needed to change it.
     type: bool
     default: true
   files:
@@ -36,23 +36,23 @@ options:
 """
 
 EXAMPLES = r"""
-- name: See whether virtual machines run here
+- name: Test KVM
   spt.flow.kvm_info:
   register: kvm
 
-- name: Say so
+- name: Report the result
   ansible.builtin.debug:
     msg: "{{ kvm.kvm.message }}"
 """
 
 RETURN = r"""
 kvm:
-  description: The verdict and what it rests on.
+  description: The result and the facts behind it.
   type: dict
   returned: always
   contains:
     state:
-      description: What can be had.
+      description: State of KVM.
       type: str
     message:
       description: The same as a sentence.
@@ -61,10 +61,10 @@ kvm:
       description: Whether guest code reached its end.
       type: bool
     api_version:
-      description: Version of the kernel's interface, 12 where it works.
+      description: Version of the kernel's interface, 12 if it works.
       type: int
     kvm_ok:
-      description: What the program C(kvm-ok) says, where it is installed.
+      description: Output of the program C(kvm-ok), if installed.
       type: str
     nested:
       description: The nested flag of the loaded module, empty without one.
@@ -80,12 +80,13 @@ kvm:
       description: The processor's architecture.
       type: str
     device:
-      description: The device that was tried.
+      description: The tested device.
       type: str
 host:
   description:
     - What kind of host this is (intel, amd, builtin, paravirtual, arm64, none), the module to load and
-      whether it is, its nested flag, how many machines use it, what a wished flag takes (reload is no, now or reboot).
+      whether it is, its nested flag, how many virtual machines use it, how a changed flag takes effect (reload is no,
+      now or reboot).
     - Its release, whether systemd is process 1, and the device's mode as octal text, empty without one.
     - Digests by path (files), for the option O(spt.flow.host_files#module:seen).
   type: dict

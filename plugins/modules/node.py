@@ -14,9 +14,9 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    With O(state=drained), marks the engine of a workspace host, so that no workspace is placed or started there any
-    more, and stops everybody's workspaces cleanly; their homes stay. CI workspaces are deleted when they stop.
-  - The mark is the empty volume C(spt-flow-drained) of the engine, so it outlives restarts and every client sees it.
+    With O(state=drained), marks the engine of a workspace host, which blocks new starts on it, and stops all workspaces
+    cleanly. Homes stay. CI workspaces are deleted when they stop.
+  - The mark is the empty volume C(spt-flow-drained) of the engine, so it survives restarts and all clients see it.
 requirements:
   - python >= 3.11 on the controller
 extends_documentation_fragment:
@@ -25,7 +25,7 @@ extends_documentation_fragment:
   - spt.flow.values.output
 options:
   state:
-    description: V(drained) empties the host and keeps it empty, V(open) lets workspaces start there again.
+    description: V(drained) stops all workspaces of the host and blocks new starts; V(open) allows starts again.
     type: str
     choices: [drained, open]
     required: true
@@ -34,7 +34,7 @@ options:
     type: str
     default: ''
   owner:
-    description: Who does it; by default the login name. Refusals name them.
+    description: Your name; by default the login name. Error messages about the drained host show it.
     type: str
     default: ''
   target:
@@ -52,13 +52,13 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Empty a host before it is upgraded
+- name: Drain a host before an upgrade
   spt.flow.node:
     node: node1.example.org
     state: drained
     confirm: true
 
-- name: Let workspaces start there again
+- name: Undrain the host
   spt.flow.node:
     node: node1.example.org
     state: open
@@ -66,12 +66,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be done in check mode, in words.
+  description: What was done, or would be done in check mode, as a sentence.
   type: str
   returned: always
   sample: node1.example.org is drained, 2 workspaces stopped.
 workspaces:
-  description: What was stopped, or would be.
+  description: Workspaces that were stopped, or would be in check mode.
   type: list
   elements: dict
   returned: success, or when one could not be stopped
@@ -82,7 +82,7 @@ workspaces:
       returned: always
       sample: demo
     owner:
-      description: Whose it is.
+      description: Owner of the workspace.
       type: str
       returned: always
       sample: alice
@@ -97,30 +97,30 @@ workspaces:
       returned: always
       sample: true
     msg:
-      description: What became of it, in words.
+      description: The result, as a sentence.
       type: str
       returned: always
       sample: alice-demo stopped.
     error:
-      description: What went wrong; see M(spt.flow.workspace).
+      description: The error, if the task failed; see M(spt.flow.workspace).
       type: dict
       returned: when it could not be stopped
 confirmed:
-  description: Whether O(confirm) was V(true), wherever it came from.
+  description: Whether O(confirm) was V(true), from any source.
   type: bool
   returned: with O(state=drained)
   sample: false
 ask:
-  description: Whether a person should be asked before O(state=drained) is done.
+  description: Whether the user should be asked before O(state=drained) is carried out.
   type: bool
   returned: with O(state=drained)
   sample: true
 question:
-  description: What a person is to agree to.
+  description: The question for the user.
   type: str
   returned: with O(state=drained) in check mode
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -13,10 +13,10 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - >-
-    One pass of the role P(spt.flow.workspace_reaper#role) - containers of CI workspaces that have outlived their TTL,
-    and volumes and networks whose workspace has been gone for an hour.
-  - Nothing without the labels of spt.flow goes, nor the home of a person's workspace.
-  - In check mode it only tells what would go.
+    One pass of the role P(spt.flow.workspace_reaper#role) - deletes containers of expired CI workspaces, and volumes
+    and networks whose workspace was deleted at least an hour ago.
+  - Never deletes objects without the labels of spt.flow, or homes of users' workspaces.
+  - In check mode it only reports what it would delete.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -26,13 +26,13 @@ attributes:
     support: none
 options:
   state_file:
-    description: Where passes remember what they have seen; empty takes a file in C(/run/spt-flow).
+    description: File with the memory of earlier passes; by default in C(/run/spt-flow).
     type: path
     default: ""
   coder_url:
     description:
-      - A Coder server; its CI workspaces are deleted through its API then, and the engine is left alone.
-      - Where it cannot be read as a whole nothing is deleted.
+      - A Coder server, whose CI workspaces are deleted through its API. The engine is not used then.
+      - If its lists cannot be read completely, nothing is deleted.
     type: str
     default: ""
   coder_token_file:
@@ -40,14 +40,14 @@ options:
     type: path
     default: /etc/spt-flow/reaper.token
   coder_ca_file:
-    description: Certificate of the authority that vouches for the server, where it is not a public one.
+    description: Certificate of the server's certificate authority, if it is not a public one.
     type: path
     default: ""
   coder_template:
     description:
-      - Name of the template whose workspaces are of CI.
-      - Workspaces of the template that is called so without V(-ci) are people's; their stop, which the dashboard lets
-        them put off for ever, is brought nearer when it is more than 24 hours away.
+      - Name of the template of CI workspaces.
+      - Workspaces of the template with the same name without V(-ci) belong to users. The dashboard lets users extend
+        their stop without limit; stops more than 24 hours away are capped.
     type: str
     default: spt-flow-ci
   coder_workspaces:
@@ -65,7 +65,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Delete what has outlived its time
+- name: Delete expired workspaces
   spt.flow.reap:
   become: true
 
@@ -77,12 +77,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 reaped:
-  description: Names of what was deleted, in check mode of what would be.
+  description: Names of deleted objects, or in check mode of those to be deleted.
   type: list
   elements: str
   returned: success
 capped:
-  description: Names of people's workspaces whose stop was brought nearer, in check mode of those where it would be.
+  description: Names of users' workspaces whose stop was capped, or would be in check mode.
   type: list
   elements: str
   returned: always
@@ -92,7 +92,7 @@ stopped:
   elements: str
   returned: always
 homes:
-  description: Homes on the node of deleted Coder workspaces. Only a person may delete them.
+  description: Homes on the node of deleted Coder workspaces, which are never deleted automatically.
   type: list
   elements: str
   returned: always
@@ -107,11 +107,11 @@ gone:
   elements: str
   returned: on a server
 problems:
-  description: What could not be deleted or brought nearer and why, by name.
+  description: Failed deletions and caps, with the reason by name.
   type: dict
   returned: always
 lines:
-  description: The same in words.
+  description: The same as sentences.
   type: list
   elements: str
   returned: always

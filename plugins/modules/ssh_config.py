@@ -16,7 +16,7 @@ description:
   - >-
     Writes one block that serves every workspace of this machine's engine to C(~/.config/spt-flow/ssh_config) and one
     C(Include) line to the top of C(~/.ssh/config). C(ssh), C(scp), C(rsync) and VS Code Desktop's Remote-SSH use it.
-  - V(absent) removes both again and leaves everything else in C(~/.ssh/config) as it is.
+  - V(absent) removes both and changes nothing else in C(~/.ssh/config).
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -25,7 +25,7 @@ extends_documentation_fragment:
   - spt.flow.attributes.action
 options:
   state:
-    description: Whether the block is there.
+    description: Whether the block exists.
     type: str
     choices: [present, absent]
     default: present
@@ -42,20 +42,20 @@ EXAMPLES = r"""
 - name: Let ssh and VS Code Desktop enter workspaces
   spt.flow.ssh_config:
 
-- name: Take it back
+- name: Remove it
   spt.flow.ssh_config:
     state: absent
 """
 
 RETURN = r"""
 paths:
-  description: The files that were looked at.
+  description: The checked files.
   type: list
   elements: str
   returned: success
   sample: [/home/alice/.config/spt-flow/ssh_config, /home/alice/.ssh/config]
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -13,9 +13,9 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Snapshots a node's home volumes now, or brings back one path or a whole volume.
-  - Settings are those of the role P(spt.flow.host_snapshots#role).
-  - A whole volume is restored under its own name when it is gone, otherwise into a new volume.
+  - Creates snapshots of a node's home volumes now, or restores one path or a whole volume.
+  - Uses the settings of the role P(spt.flow.host_snapshots#role).
+  - A whole volume is restored under its own name if it is missing, otherwise into a new volume.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -27,12 +27,12 @@ attributes:
       - Every call makes a snapshot or restores one.
 options:
   state:
-    description: V(present) makes a snapshot, V(restored) brings one back.
+    description: V(present) creates a snapshot, V(restored) restores one.
     type: str
     choices: [present, restored]
     default: present
   volume:
-    description: The volume, such as C(spt-flow-alice-demo-home); without it V(present) is for all.
+    description: The volume, such as C(spt-flow-alice-demo-home); without it V(present) applies to all.
     type: str
     default: ''
   snapshot:
@@ -40,7 +40,8 @@ options:
     type: str
     default: latest
   path:
-    description: One path, relative to the home, put into C(restored-<id>) there. By default the whole volume.
+    description: One path, relative to the home, restored into C(restored-<id>) in the home. By default the whole
+      volume.
     type: str
     default: ''
   into:
@@ -48,7 +49,7 @@ options:
     type: str
     default: ''
   over:
-    description: Replace the contents of a volume that exists; O(confirm) has to name it too.
+    description: Replace the content of an existing volume; O(confirm) must name it too.
     type: bool
     default: false
   confirm:
@@ -67,7 +68,7 @@ EXAMPLES = r"""
 - name: Snapshot every home volume now
   spt.flow.volume_snapshot:
 
-- name: Bring one directory back
+- name: Restore one directory
   spt.flow.volume_snapshot:
     state: restored
     volume: spt-flow-alice-demo-home
@@ -76,7 +77,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restored:
-  description: What came back, from which snapshot (volume, snapshot, into, path, created).
+  description: The restored data and its snapshot (volume, snapshot, into, path, created).
   type: dict
   returned: with O(state=restored)
 volumes:

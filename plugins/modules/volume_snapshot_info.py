@@ -13,7 +13,7 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Lists snapshots and tells how old each home volume's last good one is.
+  - Lists snapshots and the age of each home volume's last good one.
 requirements:
   - python >= 3.9 on the host
 extends_documentation_fragment:
@@ -55,7 +55,7 @@ volumes:
   type: dict
   returned: success
 problems:
-  description: What is wrong, as sentences; empty when every home volume has a fresh snapshot.
+  description: Problems, as sentences; empty if every home volume has a recent snapshot.
   type: list
   elements: str
   returned: success

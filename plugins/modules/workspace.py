@@ -15,8 +15,8 @@ author:
 description:
   - Creates, starts, stops, restarts or deletes a workspace, a development environment for one repository.
   - >-
-    A workspace of the same owner and repository is found whatever it is called; only O(state=restarted) applies changed
-    settings or a newer image to one that exists.
+    A workspace of the same owner and repository is found under any name. Only O(state=restarted) applies changed
+    settings or a newer image to an existing workspace.
 requirements:
   - python >= 3.11 on the controller
   - docker >= 7.0 (Python package) where an image is built, loaded or pulled
@@ -36,38 +36,39 @@ options:
     description:
       - V(started) creates the workspace if O(create=true), starts it if it is stopped, and waits until its IDE answers.
       - V(stopped) stops it; its home stays.
-      - V(restarted) replaces the running part, so that the settings and the newest image apply; its home stays.
-      - V(kept) holds off the idle stop of a running workspace for O(hours).
-      - V(absent) deletes it with its home, which needs O(confirm=true).
+      - V(restarted) replaces the container with the current settings and the newest image; its home stays.
+      - V(kept) delays the idle stop of a running workspace by O(hours).
+      - V(absent) deletes it with its home. This needs O(confirm=true).
     type: str
     choices: [started, stopped, restarted, kept, absent]
     default: started
   create:
-    description: Whether O(state=started) creates a workspace that is not there; V(false) fails instead.
+    description: Whether O(state=started) creates a missing workspace; V(false) fails instead.
     type: bool
     default: true
   ref:
-    description: Branch, tag or commit that a new clone starts on; by default the repository's own.
+    description: Branch, tag or commit of a new clone; by default the repository's own.
     type: str
     default: ''
   from_run:
     description:
-      - Folder of a CI run here (or its C(run.json)); O(state=started) makes a workspace of its commit and settings.
-      - What differs from the run is said in one line.
+      - Directory of a finished CI run (or its C(run.json)); O(state=started) creates a workspace with its commit and
+        settings.
+      - Differences from the run are reported in one line.
     type: str
     default: ''
   dotfiles:
-    description: Repository with your dotfiles (C(#branch) at its end for one), installed and updated at each start.
+    description: Your dotfiles repository, installed and updated at each start; append C(#branch) for a branch.
     type: str
     default: ''
   trust:
     description:
-      - Whether the postCreateCommand of the repository's C(devcontainer.json) may run. It does so at once; the consent
-        is kept in the workspace's home, for this repository.
+      - Whether the postCreateCommand of the repository's C(devcontainer.json) may run. It runs at once. The consent
+        is stored in the workspace's home, for this repository.
     type: bool
     default: false
   hours:
-    description: For how long O(state=kept) holds off the idle stop, at most 24; 0 takes it back.
+    description: Number of hours by which O(state=kept) delays the idle stop, at most 24; 0 ends the delay.
     type: float
     default: 8
   confirm:
@@ -76,12 +77,12 @@ options:
     default: false
   connect:
     description:
-      - Whether the run ends in a shell of the workspace where there is a terminal; see P(spt.flow.connect#callback).
+      - Whether the run ends in a shell of the workspace if there is a terminal; see P(spt.flow.connect#callback).
       - Without a shell, a clone that needs credentials is tried once with the caller's SSH agent.
     type: bool
     default: true
   command:
-    description: A shell command that the run ends with instead of a shell; see P(spt.flow.connect#callback).
+    description: Shell command to run in the workspace instead of opening a shell; see P(spt.flow.connect#callback).
     type: str
     default: ''
 seealso:
@@ -112,12 +113,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be done in check mode, in words.
+  description: What was done, or would be done in check mode, as a sentence.
   type: str
   returned: always
   sample: Workspace demo is running (unchanged).
 workspace:
-  description: The workspace as it is after the task; V(null) when there is none.
+  description: The workspace after the task; V(null) if it does not exist.
   type: dict
   returned: success
   contains:
@@ -127,7 +128,7 @@ workspace:
       returned: success
       sample: demo
     owner:
-      description: Whose it is.
+      description: Owner of the workspace.
       type: str
       returned: success
       sample: alice
@@ -142,7 +143,7 @@ workspace:
       returned: success
       sample: running
     outdated:
-      description: What differs from what a new workspace would get, V(settings), V(image).
+      description: Differences from what a restart would use, V(settings) and V(image).
       type: list
       elements: str
       returned: success
@@ -158,11 +159,11 @@ workspace:
       elements: dict
       returned: success
     life:
-      description: What keeps it alive (V(reason)) and when it stops (V(stops_at), seconds since the epoch).
+      description: Why it is still running (V(reason)) and when it stops (V(stops_at), seconds since the epoch).
       type: dict
       returned: success
 session:
-  description: What is needed to enter it. The password is made anew at every start.
+  description: How to enter it. Every start generates a new password.
   type: dict
   returned: when the workspace runs
   contains:
@@ -177,7 +178,7 @@ session:
       returned: success
       sample: 4b825dc642cb6eb9
     directory:
-      description: Where the clone is, inside.
+      description: Directory of the clone in the workspace.
       type: str
       returned: success
       sample: /home/coder/demo
@@ -199,17 +200,17 @@ stages:
   returned: success
   sample: [[create, 0.6], [ide, 1.1]]
 notes:
-  description: Sentences about what is as it should not be, though nothing failed.
+  description: Warnings, as sentences.
   type: list
   elements: str
   returned: success
 confirmed:
-  description: Whether O(confirm) was V(true), wherever it came from.
+  description: Whether O(confirm) was V(true), from any source.
   type: bool
   returned: with O(state=absent)
   sample: false
 ask:
-  description: Whether a person should be asked before O(state=absent) is done.
+  description: Whether the user should be asked before O(state=absent) is carried out.
   type: bool
   returned: with O(state=absent)
   sample: true
@@ -229,7 +230,7 @@ error:
       returned: failure
       sample: not_found
     message:
-      description: What was attempted, on what, what happened.
+      description: What failed and why.
       type: str
       returned: failure
       sample: Cannot find workspace demo of alice.
@@ -239,7 +240,7 @@ error:
       returned: failure
       sample: "See what there is: ansible-playbook spt.flow.status"
     details:
-      description: Facts for a program.
+      description: Facts for programs.
       type: dict
       returned: failure
 """

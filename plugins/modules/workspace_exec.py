@@ -14,7 +14,7 @@ author:
   - spt.flow contributors (@spt-flow)
 description:
   - Runs one command in a running workspace, as its user and in its clone, and shows its output line by line.
-  - For people at a terminal there is C(ansible-playbook spt.flow.ssh) with C(command).
+  - At a terminal, use C(ansible-playbook spt.flow.ssh) with C(command) instead.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -26,18 +26,18 @@ attributes:
   check_mode:
     support: partial
     details:
-      - Nothing is run, and the task reports that it would change something.
+      - Runs nothing and reports a change.
   diff_mode:
     support: none
   idempotent:
     support: none
     details:
-      - What a command changes cannot be known.
+      - The effects of a command are unknown.
 options:
   argv:
     description:
       - The program and its arguments, run without a shell.
-      - Exactly one of O(argv) and O(command) is needed.
+      - Exactly one of O(argv) and O(command) is required.
     type: list
     elements: str
   command:
@@ -57,17 +57,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rc:
-  description: The command's exit status; other than 0 fails the task.
+  description: The command's exit status; the task fails unless it is 0.
   type: int
   returned: when it ran
   sample: 0
 stdout_lines:
-  description: Lines that the command wrote, standard error among them.
+  description: Lines of the command's output, including standard error.
   type: list
   elements: str
   returned: when it ran
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

@@ -13,7 +13,7 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Reads one workspace, or all of an owner's when neither O(workspace) nor O(repo) is given, or what one has written.
+  - Reads one workspace, or all workspaces of an owner if neither O(workspace) nor O(repo) is given, or the log of one.
 requirements:
   - python >= 3.11 on the controller
   - urllib3 >= 2.0 (Python package) for Coder servers
@@ -24,19 +24,19 @@ extends_documentation_fragment:
   - spt.flow.values
 options:
   size:
-    description: Also the sizes of the volumes in bytes, which the engine has to count.
+    description: Also measure the sizes of the volumes in bytes.
     type: bool
     default: false
   logs:
-    description: Show what one workspace has written instead.
+    description: Show the log of one workspace instead.
     type: bool
     default: false
   follow:
-    description: With O(logs=true), go on until the workspace stops.
+    description: With O(logs=true), follow the log until the workspace stops.
     type: bool
     default: false
   tail:
-    description: With O(logs=true), start with this many last lines; 0 for all.
+    description: With O(logs=true), number of last lines to start with; 0 for all.
     type: int
     default: 0
 seealso:
@@ -53,7 +53,7 @@ EXAMPLES = r"""
     workspace: demo
     size: true
 
-- name: Show the last lines that one has written
+- name: Show the last lines of a log
   spt.flow.workspace_info:
     workspace: demo
     logs: true
@@ -67,12 +67,12 @@ workspaces:
   elements: dict
   returned: success
 lines:
-  description: Lines of the log; not kept with O(follow=true).
+  description: Lines of the log; empty with O(follow=true).
   type: list
   elements: str
   returned: with O(logs=true)
 error:
-  description: What went wrong; see M(spt.flow.workspace).
+  description: The error, if the task failed; see M(spt.flow.workspace).
   type: dict
   returned: failure
 """

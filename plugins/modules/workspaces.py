@@ -13,10 +13,10 @@ version_added: 0.1.0
 author:
   - spt.flow contributors (@spt-flow)
 description:
-  - Brings every workspace of a list to its state, some at a time, as M(spt.flow.workspace) does one.
+  - Applies M(spt.flow.workspace) to a list of workspaces, several at a time.
   - >-
-    The whole list is checked before anything is done; all mistakes are told at once. A workspace that fails does not
-    keep the others from theirs; the task then fails at its end and names it.
+    The whole list is validated first, and all mistakes are reported at once. If a workspace fails, the others continue,
+    and the task fails at its end with its name.
 requirements:
   - python >= 3.11 on the controller
   - docker >= 7.0 (Python package) where an image is built, loaded or pulled
@@ -28,17 +28,18 @@ extends_documentation_fragment:
 options:
   workspaces:
     description:
-      - The workspaces, from the inventory variable C(flow_workspaces) when the task leaves the option out.
+      - The workspaces, by default from the inventory variable C(flow_workspaces).
       - >-
-        Each entry has C(repo), or C(workspace) for one that is there, and may have C(state) (V(started), V(stopped) or
+        Each entry has C(repo), or C(workspace) for an existing workspace, and may have C(state) (V(started), V(stopped)
+        or
         V(absent)), C(ref) and every option of M(spt.flow.workspace) that is a setting, such as C(owner) or C(memory).
       - >-
-        What an entry leaves out comes from where M(spt.flow.workspace) takes it, but C(repo), C(workspace) and C(ref)
-        only from the entry.
+        Other options default as in M(spt.flow.workspace), but C(repo), C(workspace) and C(ref) come only from the
+        entry.
     type: list
     elements: raw
   parallel:
-    description: How many workspaces are worked on at the same time, 1 to 32.
+    description: Number of workspaces processed at the same time, 1 to 32.
     type: int
     default: 4
   confirm:
@@ -65,18 +66,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: How many workspaces are as they should be, or which failed and why.
+  description: Number of workspaces that are up to date, or which failed and why.
   type: str
   returned: always
   sample: "3 workspaces: 1 ok, 2 changed, 0 failed."
 workspaces:
-  description: What became of each entry, in the order of the list.
+  description: Result for each entry, in the order of the list.
   type: list
   elements: dict
   returned: when the list has no mistakes
   contains:
     index:
-      description: Place in the list, from 1.
+      description: Position in the list, from 1.
       type: int
       returned: always
       sample: 1
@@ -86,17 +87,17 @@ workspaces:
       returned: always
       sample: demo
     owner:
-      description: Whose it is.
+      description: Owner of the workspace.
       type: str
       returned: always
       sample: alice
     node:
-      description: Host of the inventory that it is placed on; empty for this machine's engine.
+      description: Host of the inventory on which it runs; empty for this machine's engine.
       type: str
       returned: always
       sample: node1.example.org
     state:
-      description: The state that was asked for.
+      description: The requested state.
       type: str
       returned: always
       sample: started
@@ -106,7 +107,7 @@ workspaces:
       returned: always
       sample: true
     msg:
-      description: What was done, or what went wrong, in words.
+      description: What was done, or the error, as a sentence.
       type: str
       returned: always
       sample: Workspace demo is running (unchanged).
@@ -121,16 +122,17 @@ workspaces:
       returned: unless the entry failed
       sample: [create, start]
     notes:
-      description: Sentences about what is as it should not be, though nothing failed.
+      description: Warnings, as sentences.
       type: list
       elements: str
       returned: unless the entry failed
     error:
-      description: What went wrong; see M(spt.flow.workspace).
+      description: The error, if the task failed; see M(spt.flow.workspace).
       type: dict
       returned: when the entry failed
 error:
-  description: What went wrong; see M(spt.flow.workspace). C(details.entries) has a sentence for each mistake.
+  description: The error, if the task failed; see M(spt.flow.workspace). C(details.entries) has a sentence for each
+    mistake.
   type: dict
   returned: failure
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options
 from ansible_collections.spt.flow.tests import documents
+from ansible_collections.spt.flow.tests.conventions.language import DIALECT
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
@@ -121,11 +122,6 @@ def test_cited_decisions_exist() -> None:
 
 
 # Language
-
-DIALECT = re.compile(
-    r"\b(anew|in vain|whoever|as wished|thereby|once more|nobody|somebody|beside|way back)\b", re.IGNORECASE
-)
-"""Words that plain English replaces; see CONTRIBUTING.md."""
 
 
 def plain_texts() -> Iterator[tuple[str, str]]:

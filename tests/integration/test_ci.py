@@ -67,7 +67,7 @@ def test_up_reproduces_the_workspace_of_a_run_and_reports_differences(playbooks:
         again = playbooks.json("up", "-e", f"from_run={other}", SPT_FLOW_CONNECT="false")
         assert [note for note in again["notes"] if "differs from the CI run: settings" in note], again["notes"]
         both = playbooks.json("up", "-e", f"from_run={other}", "-e", "ref=main", SPT_FLOW_CONNECT="false")
-        assert both["status"] != 0 and "ref is not given" in both["error"]["message"]
+        assert both["status"] != 0 and "combined with ref" in both["error"]["message"]
     finally:
         playbooks.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
 

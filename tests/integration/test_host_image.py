@@ -150,7 +150,7 @@ def test_used_and_referenced_images_stay_until_unused(registry: Registry, reposi
 
 def test_wrong_digest_is_refused(registry: Registry, repository: str) -> None:
     wanted = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("another"))
-    with pytest.raises(FlowError, match="does not hold the image"):
+    with pytest.raises(FlowError, match="does not contain the image"):
         cache.reconcile(wanted)
     assert not cache.has(connect(), wanted)
 

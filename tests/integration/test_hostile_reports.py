@@ -124,5 +124,5 @@ def test_damaged_session_file_is_reported_with_its_code(playbooks: Playbooks, co
     inside(playbooks, "cat >/run/spt-flow/session.json; echo {} >/run/spt-flow/steps.json", content)
     found = playbooks.json("up", SPT_FLOW_REPO=str(playbooks.repository))
     assert found["status"] == 8 and FORBIDDEN.search(found["error"]["message"]) is None, found
-    assert "fault of spt.flow" not in found["error"]["hint"]
+    assert "bug of spt.flow" not in found["error"]["hint"]
     assert playbooks.run("status").returncode == 0

@@ -73,7 +73,7 @@ def run(playbooks: Playbooks, plays: list[str], cwd: Path, tally: Tally, title: 
     text = (done.stdout + done.stderr).decode(errors="replace")
     tally.started += text.count("COUNTED True")
     title = f"{title} {' '.join(plays)}"
-    if "Traceback" in text or "This is a fault of spt.flow" in text or done.returncode < 0:
+    if "Traceback" in text or "This is a bug of spt.flow" in text or done.returncode < 0:
         tally.wrong.append(f"{title}: traceback or signal ({done.returncode})\n{text}")
     if found := orders_a_terminal(text):
         tally.wrong.append(f"{title}: {', '.join(found)} on the terminal\n{text!r}")

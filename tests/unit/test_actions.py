@@ -490,7 +490,7 @@ def test_stopping_workspace_is_waited_for_and_started(act: Any, monkeypatch: pyt
     act.target.before["logs"] = end
     result = act("workspace", workspace="demo")
     assert (result["changed"], result["actions"]) == (True, ["start"])
-    assert any("is just stopping; waiting for its end" in line for line in act.said)
+    assert any("is stopping; waiting for its end" in line for line in act.said)
 
 
 def test_workspace_that_stops_between_two_requests_is_started(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,9 +135,9 @@ def test_mapping_and_its_json_are_equal():
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("pre-commit", "no mapping"),
+        ("pre-commit", "not a mapping"),
         (["pre-commit"], "single value"),
-        ({"pre-commit": 1}, "no mapping"),
+        ({"pre-commit": 1}, "not a mapping"),
         ({"precommit": "#!/bin/sh"}, "'precommit'"),
         ({"../x": "#!/bin/sh"}, "not a hook of git clients"),
         ({"pre-commit": "make check"}, "does not begin with #!"),

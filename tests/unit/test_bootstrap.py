@@ -119,10 +119,10 @@ def test_departed_users_and_invalid_tokens_are_handled_in_one_run(harness: Harne
     ("more", "said"),
     [
         ({"coder_owner_password": "Kanarie1"}, "password"),
-        ({"coder_owner_password": "", "coder_owner_email": ""}, "has no user yet"),
+        ({"coder_owner_password": "", "coder_owner_email": ""}, "does not have a user yet"),
         ({"coder_users": [{"username": "not_a_name"}]}, "no user name"),
         ({"coder_bot_roles": ["no-such-role"]}, "roles"),
-        ({"coder_token_file": "relative"}, "no absolute path"),
+        ({"coder_token_file": "relative"}, "not an absolute path"),
     ],
 )
 def test_impossible_request_is_reported(harness: Harness, more: dict[str, Any], said: str) -> None:
@@ -149,7 +149,7 @@ def test_result_is_one_json_object(harness: Harness) -> None:
 def test_templates_are_pushed_with_the_token_of_the_server(harness: Harness) -> None:
     harness.fake.state.clock.speed = 40.0
     early = harness.run("--check", "--tags", "coder_template", playbook="servers")
-    assert early.returncode == 0 and "once there is a token" in early.stdout, early.stdout
+    assert early.returncode == 0 and "would be uploaded once" in early.stdout, early.stdout
     early = harness.run("--tags", "coder_template", playbook="servers")
     assert early.returncode == 2 and "spt.flow.bootstrap" in early.stdout
     assert harness.run().returncode == 0

@@ -243,7 +243,7 @@ def test_short_log_is_kept_whole(tmp_path: Path, log: job.Log) -> None:
 
 def said_by(script: str, *secrets: str) -> tuple[int | None, list[str]]:
     told: list[str] = []
-    argv = ["sh", "-c", job.there("/")]
+    argv = ["sh", "-c", job.remote_command("/")]
     stdin = job.payload(script, {})
     status = job.attend(argv, stdin, job.Mask(secrets), told.append, lambda: False).status
     return status, [line for text in told for line in text.split("\n")]

@@ -425,7 +425,7 @@ def test_fields_ignored_without_a_licence_are_shown_in_the_comparison(owner: Cod
     ("files", "code", "words"),
     [
         ({"main.tf": 'variable "must" {\n  type = string\n}\n'}, "REQUIRED_TEMPLATE_VARIABLES", "must"),
-        ({"README.md": "nothing"}, "", "not have a Terraform file"),
+        ({"README.md": "nothing"}, "", "no Terraform file"),
     ],
 )
 def test_failed_import_is_reported(fake: Fake, owner: CoderAdmin, files: dict[str, str], code: str, words: str) -> None:
@@ -492,5 +492,5 @@ def test_download_address_of_the_command_line_is_known() -> None:
 def test_callers_deadline_limits_each_request(fake: Fake, person: CoderAdmin) -> None:
     hurried = coder_client.CoderClient(person.http, left=lambda: 3.0)
     fake.faults.add("503", retry_after=10)
-    with pytest.raises(errors_module.DeadlineExceeded, match="end of the 3 s"):
+    with pytest.raises(errors_module.DeadlineExceeded, match="after the 3 s"):
         hurried.workspace("one")

@@ -38,7 +38,7 @@ def test_empty_variable_counts_as_unset(tmp_path: Path):
 def test_stored_token_is_never_sent_to_another_server(tmp_path: Path):
     found = config.load({"CODER_URL": "https://evil.example", **stored(tmp_path)})
     assert found.token == ""
-    with pytest.raises(AuthError, match="no session token for the Coder server https://evil.example") as caught:
+    with pytest.raises(AuthError, match="session token for the Coder server https://evil.example is missing") as caught:
         config.require_token(found)
     assert "coder login https://evil.example" in caught.value.hint
 

@@ -32,7 +32,7 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.addres
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Life, Result, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Liveness, Result, WorkspaceSpec
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Behaviour, Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
@@ -159,7 +159,7 @@ def test_refusal_of_node_or_quota_is_reported_and_existing_objects_stay(
 def test_failed_start_script_shows_its_log(fake: Fake, target: CoderTarget) -> None:
     script = Script(output=("spt-workspace: The home cannot be written.",), exit_code=8)
     fake.state.next("start", scripts=(script,))
-    with pytest.raises(Unhealthy, match="did not get ready: its start script failed") as failed:
+    with pytest.raises(Unhealthy, match="is not usable: its start script failed") as failed:
         ensure(target)
     assert "The home cannot be written" in failed.value.hint
     assert target.find(NAMED).notes[0].startswith("The start script of workspace demo failed")  # type: ignore[union-attr]
@@ -221,7 +221,7 @@ def test_server_without_security_fixes_is_refused(fake: Fake, target: CoderTarge
     if not refused:
         assert ensure(target).changed
         return
-    with pytest.raises(Unhealthy, match=r"goes together with 2\.34\.8 and newer"):
+    with pytest.raises(Unhealthy, match=r"needs at least 2\.34\.8"):
         ensure(target)
     assert fake.state.workspaces == {}
 
@@ -279,7 +279,7 @@ def test_unsupported_parameter_is_refused_and_creates_nothing(fake: Fake, target
     template = fake.state.template_by_name("spt-flow")
     text = coder_harness.TEMPLATE.replace('"dotfiles"', '"colour"')
     fake.state.promote(template, coder_harness.add_version(fake.state, "v2", template.id, text))
-    with pytest.raises(InvalidInput, match="takes no dotfiles"):
+    with pytest.raises(InvalidInput, match="does not accept dotfiles"):
         ensure(target, replace(SPEC, dotfiles="https://example.com/ada/dotfiles"))
     assert fake.state.workspaces == {}
 
@@ -291,7 +291,7 @@ def test_local_folder_is_refused(fake: Fake, target: CoderTarget) -> None:
 
 
 def test_missing_template_is_reported(fake: Fake) -> None:
-    with pytest.raises(NotFound, match="has no template gone"):
+    with pytest.raises(NotFound, match="does not have the template gone"):
         ensure(CoderTarget(coder_harness.client(fake), "gone"))
 
 
@@ -327,13 +327,13 @@ def test_keepalive_never_shortens_and_says_when_nothing_would_stop_the_workspace
     coder_harness.client(fake).put_ttl(workspace.id, None)
     for hours in (3.0, 0.0):
         manual = ensure(target, NAMED, "kept", hours=hours, by="ada")
-        assert not manual.changed and "is not stopped when idle" in manual.msg
+        assert not manual.changed and "has no idle stop" in manual.msg
 
 
 def test_status_shows_why_it_runs_when_it_stops_and_who_extended_it(fake: Fake, target: CoderTarget) -> None:
     ensure(target)
 
-    def life() -> Life:
+    def life() -> Liveness:
         return target.list()[0].life
 
     (workspace,) = fake.state.workspaces.values()
@@ -372,7 +372,7 @@ def test_restart_applies_given_values_and_refuses_unknown_ones(fake: Fake, targe
     text = coder_harness.TEMPLATE.replace('"dotfiles"', '"colour"')
     fake.state.promote(template, coder_harness.add_version(fake.state, "v2", template.id, text))
     before = builds(fake)
-    with pytest.raises(InvalidInput, match="takes no dotfiles"):
+    with pytest.raises(InvalidInput, match="does not accept dotfiles"):
         ensure(target, given, "restarted")
     assert builds(fake) == before
 
@@ -659,7 +659,7 @@ def test_ci_deadline_uses_the_server_clock(skew: float) -> None:
         assert 80 <= made.deadline - workspace.created <= 95
         assert workspace.ttl_ms == 120_000, "whole minutes, never fewer than asked for"
         assert made.life.stops_at == made.deadline
-        with pytest.raises(Conflict, match="nothing moves"):
+        with pytest.raises(Conflict, match="cannot be changed"):
             ensure(target, CI, "kept", hours=2.0)
 
 

@@ -65,7 +65,7 @@ def test_invalid_settings_are_refused_before_sending(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="not have a Terraform file"):
         roll.pack(tmp_path)
     (tmp_path / "main.tf").write_text("x" * roll.LARGEST)
-    with pytest.raises(InvalidInput, match="the server takes 1024 KiB"):
+    with pytest.raises(InvalidInput, match="the server accepts 1024 KiB"):
         roll.pack(tmp_path)
 
 

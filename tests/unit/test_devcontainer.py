@@ -42,7 +42,7 @@ def test_check_mode_shows_a_run_writes_and_the_next_changes_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "values", "said"),
     [
-        (["-e", "devcontainer_image=--privileged"], {}, "is not a reference of an image"),
+        (["-e", "devcontainer_image=--privileged"], {}, "is not an image reference"),
         ([], {"repo": "/srv/demo"}, "a local path, which a dev container cannot clone"),
         ([], {"memory": "lots"}, "memory is"),
     ],

@@ -116,7 +116,7 @@ def test_profile_is_not_requested_from_an_engine_without_it():
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (replace(FACTS, remapped=False, remap_size=0), "no user-namespace remapping"),
+        (replace(FACTS, remapped=False, remap_size=0), "without user-namespace remapping"),
         (replace(FACTS, remap_size=65536), "65536 ids, 262144 are needed"),
     ],
 )

@@ -276,7 +276,7 @@ def test_image_that_is_missing_is_noted_and_named_as_missing_without_the_package
     assert (found.state, "spt.flow.image -e profile=" in found.hint) == ("note", True)
     monkeypatch.setattr(docker_doctor.importlib.util, "find_spec", lambda name: None)
     found = docker_doctor.image(values)
-    assert (found.state, found.hint) == ("missing", "Install it beside ansible-core: pip install docker")
+    assert (found.state, found.hint) == ("missing", "Install it in the environment of ansible-core: pip install docker")
     far = docker_doctor.image({**values, "engine": "ssh://node1", "node": "node1"})
     assert (far.state, "--limit node1 --tags host_images" in far.hint) == ("missing", True)
 

@@ -51,7 +51,7 @@ def test_all_mistakes_are_reported_at_once_with_their_place() -> None:
 
 @pytest.mark.parametrize("given", ["demo", {"repo": REPO}, 3])
 def test_invalid_list_is_refused(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="no list"):
+    with pytest.raises(InvalidInput, match="not a list"):
         read(given)
 
 

@@ -85,14 +85,14 @@ def test_refusal_names_the_path_and_leaves_nothing(tmp_path: Path) -> None:
 def test_observed_state_tells_whether_changes_are_needed(tmp_path: Path) -> None:
     wished = entries(tmp_path)
     paths = [entry.path for entry in wished]
-    assert not machine_files.as_wished(wished, machine_files.digests(paths))
+    assert not machine_files.up_to_date(wished, machine_files.digests(paths))
     machine_files.apply(wished)
     seen = machine_files.digests(paths)
     mine = os.geteuid() == os.getegid() == 0
-    assert machine_files.as_wished(wished, seen) is mine  # Hosts are written and read by root.
-    assert not machine_files.as_wished([*wished, Entry(f"{tmp_path}/new")], seen)
+    assert machine_files.up_to_date(wished, seen) is mine  # Hosts are written and read by root.
+    assert not machine_files.up_to_date([*wished, Entry(f"{tmp_path}/new")], seen)
     (tmp_path / "etc/ours/run").chmod(0o4755)
-    assert not machine_files.as_wished(wished, machine_files.digests(paths))
+    assert not machine_files.up_to_date(wished, machine_files.digests(paths))
 
 
 PLAY = """

@@ -110,7 +110,7 @@ def test_plan_has_the_expected_steps(actual, state, expected):
 
 @pytest.mark.parametrize("state", ["stopped", "restarted", "kept"])
 def test_missing_workspace_is_an_error_where_one_is_required(state):
-    with pytest.raises(errors.NotFound, match="There is no workspace demo of alice") as caught:
+    with pytest.raises(errors.NotFound, match="Workspace demo of alice does not exist") as caught:
         workspace_plan.plan(None, NAMED, state, hours=1)
     assert "spt.flow.status" in caught.value.hint
 
@@ -129,7 +129,7 @@ def test_name_of_another_repository_is_a_conflict():
 
 
 def test_unknown_state_is_refused():
-    with pytest.raises(errors.InvalidInput, match="no state 'up'"):
+    with pytest.raises(errors.InvalidInput, match="Unknown state 'up'"):
         workspace_plan.plan(None, SPEC, "up")
 
 
@@ -146,7 +146,7 @@ def test_only_running_workspaces_are_kept_alive():
 
 def test_deadline_of_a_ci_workspace_is_never_moved():
     for hours in (0, 2):
-        with pytest.raises(errors.Conflict, match="it is a CI workspace, whose time nothing moves"):
+        with pytest.raises(errors.Conflict, match="the deadline of a CI workspace cannot be changed"):
             workspace_plan.plan(replace(RUNNING, kind="ci"), SPEC, "kept", hours=hours)
 
 
@@ -154,7 +154,7 @@ def test_outdated_workspace_is_reported_and_not_updated():
     planned = workspace_plan.plan(replace(RUNNING, outdated=("settings", "image")), SPEC, "started")
     assert not planned.changed
     assert planned.notes == (
-        "Workspace demo is outdated (settings and image); a restart applies what is new: "
+        "Workspace demo is outdated (settings and image); restart it to update: "
         "ansible-playbook spt.flow.restart -e workspace=demo",
     )
 
@@ -210,7 +210,7 @@ def test_stop_restart_keepalive_and_delete_work():
     gone = ensure(target, NAMED, "absent")
     assert gone.changed and gone.workspace is None and gone.diff["after"] == {"state": "absent"}
     again = ensure(target, NAMED, "absent")
-    assert not again.changed and again.msg == "There is no workspace demo (unchanged)."
+    assert not again.changed and again.msg == "Workspace demo does not exist (unchanged)."
 
 
 def test_home_without_container_is_recreated_without_probing_the_server():
@@ -258,7 +258,7 @@ def test_needs_auth_continues_with_a_note():
 def test_unreachable_repository_is_a_note_for_remote_workspaces():
     target = FakeTarget()
     target.same_network = False
-    assert any("will try by itself" in note for note in ensure(target, probe=says("unreachable")).notes)
+    assert any("will try it" in note for note in ensure(target, probe=says("unreachable")).notes)
 
 
 def test_only_new_workspaces_are_probed():

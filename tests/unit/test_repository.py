@@ -166,7 +166,7 @@ def test_empty_repository_is_open():
 
 def test_missing_branch_is_not_found():
     probe, _seen = answer(Outcome(0, "", ""), ref="feature")
-    assert (probe.state, probe.detail) == ("not-found", "there is no branch or tag feature in it")
+    assert (probe.state, probe.detail) == ("not-found", "it does not have a branch or tag feature")
     assert answer(Outcome(0, "", ""), ref="0a1b2c3d")[0].state == "open"
     assert answer(Outcome(0, "c0ffee\trefs/heads/feature\n", ""), ref="feature")[0].head == "c0ffee"
 
@@ -278,6 +278,6 @@ def test_repository_that_cannot_be_bundled_is_refused_with_a_message(folder, tmp
     commit_two = folder / "sub"
     commit_two.mkdir()
     assert "a directory inside a repository" in refusal(commit_two)
-    assert "no branch, tag or commit nowhere" in refusal(folder, "nowhere")
+    assert "not have a branch, tag or commit nowhere" in refusal(folder, "nowhere")
     git(tmp_path, "clone", "-q", "--depth", "1", f"file://{folder}", "shallow")
     assert "shallow clone" in refusal(tmp_path / "shallow")

@@ -148,7 +148,7 @@ def test_settings_file_writable_by_others_is_refused(settings_file, mode):
     path = settings_file("cpus: 2\n", mode)
     with pytest.raises(errors.InvalidInput, match="writable by other users") as caught:
         settings_resolve.load_user_settings()
-    assert caught.value.hint == f"chmod go-w {path}"
+    assert caught.value.hint == f"Run chmod go-w {path}"
 
 
 def test_settings_file_of_another_user_is_refused(settings_file, monkeypatch):
@@ -164,8 +164,8 @@ def test_settings_file_of_another_user_is_refused(settings_file, monkeypatch):
         ("a: [\n", "not valid YAML in line"),
         ("- cpus\n", "does not contain options"),
         ("just words\n", "does not contain options"),
-        ("memroy: 4g\n", "no option 'memroy'"),
-        ("1: 2\n", "no option '1'"),
+        ("memroy: 4g\n", "Unknown option 'memroy'"),
+        ("1: 2\n", "Unknown option '1'"),
         (b"cpus: \xff\xfe\n", "not valid UTF-8"),
         ("cpus: !!python/object/apply:os.system [id]\n", "not valid YAML"),
         ("x" * (2**20 + 1), "larger than 1 MiB"),

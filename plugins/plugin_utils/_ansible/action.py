@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Base class of the collection's action plugins.
 
-An action resolves its values, calls the engine once and turns the engine's errors into failed results. Everything that
-not every run needs is imported where it is used: a running workspace's `up` has about 100 ms above an empty play.
+An action resolves its values, calls the engine once and turns its errors into failed results. Modules that not every
+run needs are imported late: `up` of a running workspace has about 100 ms on top of an empty play.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
     from .._engine.workspace.target import Target
 
 
-INTERRUPTED = "What was begun stays as it is: the same command goes on with it."
+INTERRUPTED = "Unfinished work stays as it is; the same command continues it."
 
 
 class FlowAction(ActionBase):
-    """An action of spt.flow: user values in, one engine call, what the engine raises turned into failed results.
+    """An action of spt.flow: resolves user values, calls the engine once and turns its errors into failed results.
 
-    ``OWN`` is the argument spec of what only tasks set, ``VALUES`` the options that are user values as well.
+    ``OWN`` is the argument spec of options that only tasks set, ``VALUES`` the options that are user values as well.
     """
 
     OWN: dict[str, Any] = {}
     VALUES: tuple[str, ...] = ()
     DOING = "run the task"
     FAILED: dict[str, Any] = {}
-    """What a failed result has beside the error."""
+    """Keys of a failed result in addition to the error."""
 
     _supports_check_mode = True
     _supports_async = False
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        # The worker was forked from a process full of objects, which it would look through again and again.
+        # The worker was forked from a process full of objects, which the collector would scan again and again.
         gc.freeze()
         super().run(tmp, task_vars)
         spec = {**self.OWN, **{name: {"type": "raw"} for name in self.VALUES}}
@@ -74,12 +74,12 @@ class FlowAction(ActionBase):
             return failed(error, **self.FAILED)
         except AnsibleError:
             raise
-        except Exception as error:  # noqa: BLE001 - no traceback reaches users
+        except Exception as error:  # noqa: BLE001 - users never see a traceback
             display.vvv(redact(traceback.format_exc()))
             return failed(unexpected(self.DOING, error), **self.FAILED)
 
     def act(self) -> dict[str, Any]:
-        """The task's result; raises ``FlowError``."""
+        """Return the task's result. Raise ``FlowError``."""
         raise NotImplementedError
 
     def _resolve(self) -> dict[str, Any]:
@@ -89,13 +89,13 @@ class FlowAction(ActionBase):
         self.complete(values)
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
             raise InvalidInput(
-                "Cannot print one JSON object: Ansible's standard output is not ours.",
-                f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and give SPT_FLOW_OUTPUT=json or -e output=json.",
+                "Cannot print one JSON object: Ansible uses another stdout callback.",
+                f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and use SPT_FLOW_OUTPUT=json or -e output=json.",
             )
         return values
 
     def given(self) -> dict[str, Any]:
-        """The values that the task sets."""
+        """Return the values that the task sets."""
         return {name: value for name, value in self._task.args.items() if name in self.VALUES}
 
     def complete(self, values: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class FlowAction(ActionBase):
         display.display(redact(untrusted.text(line)), stderr=self.screen != "text")
 
     def finish(self, result: dict[str, Any], block: list[str], connect: dict[str, Any] | None = None) -> dict[str, Any]:
-        """``result`` with what the callbacks need at the end of the run; without them the block is shown here."""
+        """Add to ``result`` what the callbacks need at the end of the run; without them, show the block here."""
         block = [untrusted.text(line) for line in block]
         if C.DEFAULT_STDOUT_CALLBACK != OUTPUT_CALLBACK:
             for line in block:
@@ -125,7 +125,7 @@ class FlowAction(ActionBase):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C, which the callback `connect` passes on, be a ``KeyboardInterrupt``; a second one ends the worker."""
+    """Turn Ctrl-C, passed on by the callback `connect`, into a ``KeyboardInterrupt``; a second one ends the worker."""
     import signal
     import threading
 
@@ -146,7 +146,7 @@ def interruptible() -> Iterator[None]:
 
 
 def at_terminal() -> bool:
-    """Whether the parent process has a terminal; a worker has none (docs/decisions/no-terminal-in-actions.md)."""
+    """Return whether the parent has a terminal; workers have none (docs/decisions/no-terminal-in-actions.md)."""
     for descriptor in (0, 1):
         try:
             opened = os.open(f"/proc/{os.getppid()}/fd/{descriptor}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
@@ -161,7 +161,10 @@ def at_terminal() -> bool:
 
 
 def stream(argv: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run ``argv`` without input, tell ``say`` each line as it comes; the exit status (128 + signal when killed)."""
+    """Run ``argv`` without input and pass each line to ``say`` at once.
+
+    Return the exit status (128 + signal if killed).
+    """
     with subprocess.Popen(
         list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
     ) as child:

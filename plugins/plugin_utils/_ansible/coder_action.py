@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 
 class CoderAction(FlowAction):
-    """An action for a Coder server's operators: who asks is told by options, by a file of the task's host, or as for
-    every verb. Secrets are nowhere but in memory, in headers, and on the standard input of one command."""
+    """An action for operators of a Coder server. Credentials come from options, a file of the task's host, or the
+    caller.
+
+    Secrets are only in memory, in headers, and on the standard input of one command.
+    """
 
     SERVER: dict[str, Any] = {
         "url": {"type": "str", "default": ""},
@@ -35,7 +38,7 @@ class CoderAction(FlowAction):
     _requires_connection = True
 
     def anonymous(self) -> CoderAdmin:
-        """A client without a token, of a server that answers: it is waited for as long as the task says."""
+        """Return a client without a token, once the server answers; wait as long as the task says."""
         from .._engine.coder import login as coder_login
         from .._engine.coder.admin import CoderAdmin
 
@@ -64,7 +67,7 @@ class CoderAction(FlowAction):
         return login
 
     def operator(self, client: CoderAdmin) -> AbstractContextManager[CoderAdmin]:
-        """Return a client that may change things: logged in by password where that is given, else by token."""
+        """Return a client with write access: logged in by password if given, otherwise by token."""
         from .._engine.coder import login as coder_login
         from .._engine.coder.admin import CoderAdmin
 
@@ -74,19 +77,22 @@ class CoderAction(FlowAction):
         return contextlib.nullcontext(CoderAdmin(coder_http(self.own["url"], self.own["token"])))
 
     def read_secret(self, path: str) -> tuple[str, str]:
-        """(content, mode in octal) of a file on the task's host; empty when there is none. Raises ``FlowError``."""
+        """Return (content, mode in octal) of a file on the task's host; empty if it does not exist.
+
+        Raise ``FlowError``.
+        """
         quoted = shlex.quote(_absolute(path))
         command = f"if test -e {quoted}; then stat -c %a -- {quoted} && cat -- {quoted}; else exit 44; fi"
         done = self._quietly(command)
         if done["rc"] == 44:
             return "", ""
         if done["rc"] != 0:
-            raise FlowError(f"{path} cannot be read on this host.", "Read it as its owner: become: true")
+            raise FlowError(f"Cannot read {path} on this host.", "Read it as its owner: become: true")
         mode, _newline, content = done["stdout"].partition("\n")
         return content.strip(), mode.strip()
 
     def write_secret(self, path: str, content: str) -> None:
-        """Make a file that only its owner reads, in one step; the content goes by standard input."""
+        """Write a file that only its owner can read, atomically; the content is sent by standard input."""
         quoted, folder = shlex.quote(_absolute(path)), shlex.quote(os.path.dirname(path))
         fresh = shlex.quote(f"{path}.new")
         command = (
@@ -95,12 +101,12 @@ class CoderAction(FlowAction):
         )
         if self._quietly(command, content.encode() + b"\n")["rc"] != 0:
             raise FlowError(
-                f"{path} cannot be written on this host.",
-                "Its folder takes root: become: true. See that its disk has room.",
+                f"Cannot write {path} on this host.",
+                "Its directory may need root: become: true. Check that its disk has free space.",
             )
 
     def _quietly(self, command: str, in_data: bytes | None = None) -> dict[str, Any]:
-        """Run a command of which connections show neither input nor output, at no verbosity."""
+        """Run a command whose input and output connections never show, at any verbosity."""
         kept, self._play_context.no_log = self._play_context.no_log, True
         try:
             done: dict[str, Any] = self._low_level_execute_command(command, in_data=in_data)
@@ -111,5 +117,5 @@ class CoderAction(FlowAction):
 
 def _absolute(path: str) -> str:
     if not os.path.isabs(path) or "\0" in path:
-        raise InvalidInput(f"{common_text.shown(path)!r} is no absolute path.")
+        raise InvalidInput(f"{common_text.redact_value(path)!r} is not an absolute path.")
     return path

@@ -13,19 +13,19 @@ from .._engine.common.version import COLLECTION
 
 CONNECT = "spt.flow.connect"
 CONFIGURATION = Path(os.path.abspath(__file__)).parents[3] / "playbooks" / "ansible.cfg"
-"""The configuration that the collection ships, as the user sees its path."""
+"""The collection's own configuration, as the user sees its path."""
 
 
 def refuse_configuration_of(folder: str, active: str | None) -> None:
-    """Refuse when ``active``, Ansible's configuration file, lies inside ``folder``, which may be somebody else's.
+    """Raise an error if ``active``, Ansible's configuration file, is inside ``folder``, which may be untrusted.
 
-    Programs that such a file names may have run by now. This stops the run and says how to prevent it.
+    Programs that such a file names may already have run. This stops the run and says how to prevent it.
     """
     if not folder or not active:
         return
     file = Path(os.path.realpath(active))
     if not file.is_relative_to(os.path.realpath(folder)) or file.is_relative_to(COLLECTION):
-        # A configuration beside the running collection's code is trusted as that code is.
+        # A configuration next to the running collection's code is as trusted as the code.
         return
     raise InvalidInput(
         f"Ansible is configured by {active}, a file of the repository {folder}: "
@@ -35,7 +35,7 @@ def refuse_configuration_of(folder: str, active: str | None) -> None:
 
 
 def refuse_configuration_of_repository(repo: str, active: str | None) -> None:
-    """The same for a repository as users write it; an address has no folder."""
+    """Do the same for a repository as users write it; an address has no directory."""
     text = repo.strip(" ")
     if not text.startswith(("/", ".", "~")):
         return
@@ -44,14 +44,14 @@ def refuse_configuration_of_repository(repo: str, active: str | None) -> None:
     try:
         repository = Repository.parse(text)
     except InvalidInput:
-        # The action that needs the repository says what is wrong with it.
+        # The action that needs the repository reports its error.
         return
     if repository.kind == "local":
         refuse_configuration_of(repository.path, active)
 
 
 def refuse_unheard_command(callbacks: Sequence[str]) -> None:
-    """Refuse to accept a command when the callback that runs it is not enabled."""
+    """Raise an error for a command if the callback that runs it is not enabled."""
     if CONNECT in callbacks:
         return
     raise InvalidInput(
@@ -61,7 +61,7 @@ def refuse_unheard_command(callbacks: Sequence[str]) -> None:
 
 
 def refuse_links_out_of_repository(repo: str, folder: Path) -> None:
-    """Refuse to write into ``folder`` when it is in the local repository ``repo`` by name only, by way of its links."""
+    """Raise an error if links make ``folder``, inside the local repository ``repo`` by name, lead outside."""
     text = repo.strip(" ")
     root = Path(os.path.abspath(os.path.expanduser(text)))
     if not text.startswith(("/", ".", "~")) or not Path(os.path.abspath(folder)).is_relative_to(root):
@@ -70,5 +70,5 @@ def refuse_links_out_of_repository(repo: str, folder: Path) -> None:
     if not real.is_relative_to(os.path.realpath(root)):
         raise InvalidInput(
             f"The directory for results {folder} leads out of the repository by a link, to {real}.",
-            "Give another one: SPT_FLOW_ARTIFACTS_DIR",
+            "Use another one: SPT_FLOW_ARTIFACTS_DIR",
         )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turn resolved values into engine objects: the specification of a workspace and the target that runs it."""
+"""Turn resolved values into engine objects: the specification of a workspace and its target."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_spec(values: Mapping[str, Any]) -> WorkspaceSpec:
 
 
 def engine_of(node: str, task_vars: Mapping[str, Any]) -> str:
-    """Address of the engine of an inventory's ``node``; empty for the one that is used without a node."""
+    """Return the address of the engine of an inventory's ``node``; empty without a node."""
     if not node:
         return ""
     from .._engine.controller import inventory as controller_inventory
@@ -67,14 +67,14 @@ def open_target(values: dict[str, Any]) -> Target:
 
 
 def coder_http(url: str = "", token: str = "", anonymous: bool = False) -> CoderHttp:
-    """Return the way to a Coder server, as ``connect`` finds it; warnings go to the screen."""
+    """Return the client of a Coder server, as ``connect`` finds it; warnings go to the screen."""
     from .._engine.coder.connection import connect
 
     return connect(display.warning, url, token, anonymous)
 
 
 def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
-    """The workspace that ``values`` name, else all of the owner's, each with what is outdated about it."""
+    """Return the workspace that ``values`` name, otherwise all of the owner's, each with its outdated parts."""
     target = open_target(values)
     spec = make_spec(values)
     found = target.list(spec.owner, details=True, sizes=values["size"])
@@ -82,21 +82,21 @@ def read_workspaces(values: dict[str, Any]) -> list[Workspace]:
         identity = spec.repository.identity if spec.repository else ""
         found = [w for w in found if (w.name.lower() == spec.name if spec.name else w.repo == identity)]
         if not found:
-            raise NotFound(f"There is no workspace {spec.title}{spec.owner_phrase}.", EXAMPLE_UP)
+            raise NotFound(f"Workspace {spec.title}{spec.owner_phrase} does not exist.", EXAMPLE_UP)
     found = sorted(found, key=lambda w: w.name)
-    # Where a server has settings and image, it has said already what is outdated.
+    # A server with its own settings and image has already reported outdated parts.
     return [replace(w, outdated=w.differs_from(spec)) for w in found] if target.client_prepares else found
 
 
 def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
-    """The workspace that ``values`` name, or the owner's only one; raises ``NotFound`` or ``InvalidInput``."""
+    """Return the workspace that ``values`` name, or the owner's only one. Raise ``NotFound`` or ``InvalidInput``."""
     spec = make_spec(values)
     if spec.name or spec.repository:
         found = target.find(spec)
         if found is None:
             raise NotFound(
-                f"There is no workspace {spec.title}{spec.owner_phrase}.",
-                "See what there is: ansible-playbook spt.flow.status",
+                f"Workspace {spec.title}{spec.owner_phrase} does not exist.",
+                "List workspaces: ansible-playbook spt.flow.status",
             )
         return found
     mine = target.list(spec.owner)
@@ -105,6 +105,6 @@ def find_one(target: Target, values: Mapping[str, Any]) -> Workspace:
     if len(mine) > 1:
         names = ", ".join(sorted(w.name for w in mine))
         raise InvalidInput(
-            f"There are {len(mine)} workspaces{spec.owner_phrase}: {names}.", f"Say which: -e workspace={mine[0].name}"
+            f"There are {len(mine)} workspaces{spec.owner_phrase}: {names}.", f"Name one: -e workspace={mine[0].name}"
         )
     return mine[0]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read how to enter a running workspace while Ansible still prepares the run."""
+"""Read how to enter a running workspace while Ansible is still preparing the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SessionPrefetch:
-    """Reads a session in a thread, where the target can tell the workspace's name beforehand.
+    """Read a session in a thread if the target can predict the workspace's name.
 
     Preparing the run takes half of the time of `up` on a running workspace.
     """
@@ -29,7 +29,7 @@ class SessionPrefetch:
             self._begin(self._reader)
 
     def session(self, workspace: Workspace) -> Session | None:
-        """Return the session of ``workspace``; ``None`` when another or none was found, or reading failed."""
+        """Return the session of ``workspace``, or ``None`` if another or none was found, or reading failed."""
         if self._thread:
             self._thread.join()
         return self._reader.session(workspace) if self._reader else None
@@ -38,7 +38,7 @@ class SessionPrefetch:
         import sys
         import threading
 
-        # The thread has little to do, but at once: with the usual 5 ms it waits behind imports for each answer.
+        # The thread does little, but must do it at once: with the default 5 ms it waits behind imports for each answer.
         sys.setswitchinterval(0.0005)
         self._thread = threading.Thread(target=reader.read, name="spt-flow-prefetch", daemon=True)
         self._thread.start()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build and read task results: errors as data, and what a run leaves for its callbacks."""
+"""Build and read task results: errors as data, and data for the callbacks at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 ANSIBLE_KEYS = ("ansible_stats", "exception", "failed", "invocation", "warnings", "deprecations")
-"""Keys of a task's result that are Ansible's own."""
+"""Keys of a task's result that belong to Ansible."""
 
 
 def run_data(stats: Any) -> dict[str, Any] | None:
-    """What the last action of a run left for its end: verb, result, block, connect, output."""
+    """Return the data that the last action left for the end of the run: verb, result, block, connect, output."""
     data = stats.custom.get("_run", {}).get("spt_flow")
     return data if isinstance(data, dict) else None
 
@@ -29,7 +29,7 @@ def has_failed(stats: Any) -> bool:
 
 
 def failure(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A failed task's result as the JSON object shows it; what other modules report gets the general code 1."""
+    """Return a failed task's result for the JSON object; errors of other modules get the general code 1."""
     error = result.get("error")
     if is_ours(result):
         return {name: value for name, value in result.items() if not name.startswith("_") and name not in ANSIBLE_KEYS}
@@ -38,29 +38,29 @@ def failure(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_ours(result: Mapping[str, Any]) -> bool:
-    """Whether a failed result is one of ``failed``'s."""
+    """Return whether a failed result was made by ``failed``."""
     error = result.get("error")
     return isinstance(error, Mapping) and {"code", "kind", "message", "hint"} <= set(error)
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """The lines that tell a person about a failed result of ours."""
+    """Return the lines of a failed result for users."""
     return [line for line in (result["error"]["message"], result["error"]["hint"]) if line]
 
 
 def failed(error: FlowError, **more: Any) -> dict[str, Any]:
-    """A failed task's result."""
+    """Return a failed task's result."""
     error.message, error.hint = untrusted.text(error.message), untrusted.text(error.hint)
     return {"failed": True, "changed": False, "msg": str(error), "error": error.to_dict(), **more}
 
 
 def unexpected(doing: str, error: Exception) -> FlowError:
-    """What nobody foresaw, as a sentence; the traceback is shown at -vvv only."""
+    """Return an unexpected error as a sentence; the traceback is only shown at -vvv."""
     return FlowError(
         f"Cannot {doing}: {type(error).__name__}: {error}".rstrip(": ") + ".",
-        "This is a fault of spt.flow. Run again with -vvv and report what it prints.",
+        "This is a bug of spt.flow. Run it again with -vvv and report the output.",
     )
 
 
 class NotYet(FlowError):
-    """Check mode before a first run: what would be asked is not there."""
+    """Check mode before a first run: the objects to check do not exist yet."""

@@ -31,12 +31,12 @@ display = Display()
 
 
 def extra_values(loader: DataLoader | None = None) -> dict[str, Any]:
-    """Extra variables as typed, not templated (docs/decisions/values-by-environment.md)."""
+    """Return extra variables as typed, not templated (docs/decisions/values-by-environment.md)."""
     return {str(name): _plain(value) for name, value in load_extra_vars(loader or DataLoader()).items()}
 
 
 def _plain(value: Any) -> Any:
-    """``value`` without Ansible's tags, so that nothing of the user's is trusted as a template later."""
+    """Return ``value`` without Ansible's tags, so that user input is never trusted as a template later."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Mapping):
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_templates(values: Mapping[str, Any]) -> None:
-    """Refuse user values that Ansible would run as a template (docs/decisions/values-by-environment.md)."""
+    """Reject user values that Ansible would run as a template (docs/decisions/values-by-environment.md)."""
     for name in settings_options.OPTIONS:
         if has_template(values.get(name)):
             raise InvalidInput(
@@ -57,7 +57,7 @@ def refuse_templates(values: Mapping[str, Any]) -> None:
 
 
 def has_template(value: Any) -> bool:
-    """Whether Ansible would run ``value``, or a text in it however deep, as a template."""
+    """Return whether Ansible would run ``value``, or a text nested in it, as a template."""
     if isinstance(value, str):
         return any(mark in value for mark in TEMPLATE_MARKS)
     if isinstance(value, Mapping):
@@ -66,7 +66,7 @@ def has_template(value: Any) -> bool:
 
 
 def refuse_stray_words(texts: Iterable[Any]) -> None:
-    """Refuse ``-e command=make test``: Ansible keeps only ``make`` (docs/decisions/values-by-environment.md)."""
+    """Reject ``-e command=make test``: Ansible keeps only ``make`` (docs/decisions/values-by-environment.md)."""
     for text in map(str, texts):
         if not text or text[0] in "@[{":
             continue
@@ -93,7 +93,7 @@ def refuse_stray_words(texts: Iterable[Any]) -> None:
 def user_layers(
     args: Mapping[str, Any], task_vars: Mapping[str, Any], templar: Any, loader: Any
 ) -> dict[str, dict[str, Any]]:
-    """Where values come from, strongest first, in the shape that ``settings.resolve`` takes."""
+    """Return the sources of values, strongest first, in the format of ``settings.resolve``."""
     refuse_stray_words(context.CLIARGS.get("extra_vars") or ())
     extra = extra_values(loader)
     refuse_templates(extra)
@@ -111,14 +111,15 @@ def user_layers(
 
 
 def from_inventory(templar: Any, value: Any) -> Any:
-    """An inventory's ``value``, which is trusted to be a template."""
+    """Return an inventory's ``value``, which may be a template."""
     return _plain(templar.template(value))
 
 
 def screen() -> str:
-    """What standard output is for: ``text``, ``json`` (one object) or ``raw`` (the bytes of a command).
+    """Return the use of standard output: ``text``, ``json`` (one object) or ``raw`` (the bytes of a command).
 
-    Callbacks need it before any action looks at the values, so a wrong value means ``text`` here and is refused there.
+    Callbacks need it before an action validates the values. So an invalid value means ``text`` here and is rejected by
+    the action.
     """
     if C.DEFAULT_STDOUT_CALLBACK != OUTPUT_CALLBACK:
         return "text"

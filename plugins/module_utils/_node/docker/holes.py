@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Known holes of Docker engines and runc that let a container reach the host, and whether an engine has them.
+"""Find known vulnerabilities of Docker engines and runc that let a container reach the host.
 
-An engine names its programs in the answer to ``GET /version``, with the version of the distribution's package where
-the distribution repaired an older version. ``HOLES`` was last compared with the advisories of runc and moby on
-2026-11-30.
+An engine names its programs in the answer to ``GET /version``, with the version of the distribution's package if the
+distribution patched an older version. ``HOLES`` was last compared with the advisories of runc and moby on 2026-11-30.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Hole:
-    """A known hole of ``program``.
+    """A known vulnerability of ``program``.
 
-    ``fixed``: the first good version of each branch. ``packages``: patterns of packages that a distribution repaired,
+    ``fixed``: the first good version of each branch. ``packages``: patterns of packages that a distribution patched,
     whose group is the revision, and the first good one. ``contained``: user namespaces keep it from the host.
     """
 
@@ -53,14 +52,14 @@ HOLES = (
 
 
 def number(text: str) -> Version:
-    """The numbers at the start of a version, three at least; nothing for another text."""
+    """Return the numbers at the start of a version, at least three, or nothing for other text."""
     found = re.match(r"v?(\d+(?:\.\d+)+)", text)
     parts = tuple(int(part) for part in found[1].split(".")) if found else ()
     return parts + (0,) * (3 - len(parts)) if parts else ()
 
 
 def repaired(hole: Hole, version: str, package: str) -> bool:
-    """Whether a program of this version, or of this distribution's package, has the fix."""
+    """Return whether a program of this version, or of this distribution's package, has the fix."""
     for pattern, least in hole.packages:
         found = re.match(pattern, package) or re.match(pattern, version)
         if found:
@@ -72,10 +71,10 @@ def repaired(hole: Hole, version: str, package: str) -> bool:
 
 
 def found(answer: Mapping[str, Any], remapped: bool) -> list[dict[str, Any]]:
-    """The known holes of the engine that gave ``answer`` to ``GET /version``, each with a sentence for people.
+    """Return the known vulnerabilities of the engine that gave ``answer`` to ``GET /version``, each with a sentence.
 
-    A hole is ``open`` unless remapped user namespaces keep it from the host. A program that the engine does not name is
-    not judged.
+    A vulnerability is ``open`` unless remapped user namespaces keep it from the host. Programs that the engine does not
+    name are not assessed.
     """
     reports = []
     for part in answer.get("Components") or []:

@@ -1,9 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host and its Docker engine are, read at once for the role host_docker.
+"""Facts of a host and its Docker engine, read at once for the role host_docker. Read-only.
 
-Nothing is changed. Every path lies below a root, so that recorded trees can be read; programs are asked only about
-the real one.
+All paths are below a root, so that tests can read recorded trees. Programs are run only for the real root.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NETWORK = "spt-flow"
 PROGRAMS = ("usr/sbin/dockerd", "usr/bin/dockerd")
 DATA_ROOT = "/var/lib/docker"
 KEPT = ("containers", "image/*/imagedb/content/sha256", "volumes")
-"""Below the data root; their entries are containers, images and volumes (moby 20.10 to 28)."""
+"""Below the data root; the entries are containers, images and volumes (moby 20.10 to 28)."""
 BOOKKEEPING = {"metadata.db", "backingFsBlockDev"}
 
 
@@ -41,8 +40,10 @@ def read(
     limits: Mapping[str, int] | None = None,
     root: str = "/",
 ) -> dict[str, Any]:
-    """Everything that the role decides by; keys as in the module engine_info. Raises FlowError for settings that are
-    not JSON: merging into them would lose what somebody meant."""
+    """Return all facts for the role; the keys are those of the module engine_info.
+
+    Raise ``FlowError`` for settings that are not JSON, because merging would lose them.
+    """
     base, real = Path(root), root == "/"
     settings = _settings(base / "etc/docker/daemon.json")
     info = _info() if real else {}
@@ -66,7 +67,7 @@ def read(
 
 
 def _limits(base: Path, least: Mapping[str, int]) -> dict[str, Any]:
-    """What each limit of the kernel should be: never less than it is. A least value of 0 stands for no limit."""
+    """Return the wanted value of each kernel limit, never below the current one. A minimum of 0 means unlimited."""
     values, low = {}, []
     for name, wanted in ((name, int(value)) for name, value in least.items()):
         text = machine_facts.text(base / "proc/sys" / name.replace(".", "/")).strip()
@@ -86,14 +87,14 @@ def _settings(path: Path) -> dict[str, Any]:
         found = error
     if not isinstance(found, dict):
         raise InvalidInput(
-            f"Cannot merge settings into /{path.relative_to(path.parents[2])}: it holds no JSON object.",
-            "Correct the file, or move it away to begin with our settings alone.",
+            f"Cannot merge settings into /{path.relative_to(path.parents[2])}: it is not a JSON object.",
+            "Correct the file, or move it away to start with our settings alone.",
         )
     return found
 
 
 def _info() -> dict[str, Any]:
-    """What the engine on this host says of itself; empty when none answers."""
+    """Return the engine's own facts, or nothing if it does not answer."""
     engine = Engine("unix:///var/run/docker.sock")
     try:
         info = engine.get_json("/info", timeout=20)
@@ -121,7 +122,7 @@ def _info() -> dict[str, Any]:
 
 
 def _content(base: Path, settings: dict[str, Any], info: dict[str, Any]) -> int:
-    """Containers, images and volumes that an engine without remapping has; it is asked when it runs."""
+    """Return the number of containers, images and volumes of an engine without remapping; ask the engine if it runs."""
     if info:
         return int(info["content"])
     data = base / str(settings.get("data-root") or DATA_ROOT).lstrip("/")
@@ -130,7 +131,10 @@ def _content(base: Path, settings: dict[str, Any], info: dict[str, Any]) -> int:
 
 
 def _newer(base: Path) -> bool:
-    """Whether settings or the program changed after the engine started; dpkg keeps the build's mtime, so its ctime."""
+    """Return whether settings or program changed after the engine started.
+
+    Uses ctime, because dpkg sets mtime to the build's.
+    """
     try:
         started = os.stat(base / "var/run/docker.pid").st_mtime
     except OSError:
@@ -142,7 +146,7 @@ def _newer(base: Path) -> bool:
 
 
 def _ids(path: Path, user: str) -> list[str]:
-    """Ranges of ``user`` as ``first:count``."""
+    """Return the ranges of ``user`` as ``first:count``."""
     return [line.partition(":")[2] for line in machine_facts.lines(path) if line.startswith(f"{user}:")]
 
 

@@ -31,14 +31,14 @@ from .versions import SPOKEN, after_refusal
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 MOST_OUTPUT = 16 << 20
-"""Bytes of output of a command in a container."""
+"""Maximum output of a command in a container, in bytes."""
 NO_SPACE = "no space left on device"
 AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
 
 
 class Ran(NamedTuple):
-    """A command that has ended inside the container with the id ``container``."""
+    """A finished command of the container with the id ``container``."""
 
     status: int
     stdout: bytes
@@ -47,14 +47,14 @@ class Ran(NamedTuple):
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over whatever ``DOCKER_HOST`` names."""
+    """HTTP over the transport that ``DOCKER_HOST`` names."""
 
     def __init__(self, host: str, timeout: float | None) -> None:
         super().__init__("docker", timeout=timeout)
         self._url = urlsplit(host)
         self._child: subprocess.Popen[bytes] | None = None
         self.complaint = ""
-        """Once closed, the last line that ssh, or docker on the other side, has written."""
+        """Last line written by ssh, or by docker on the other side, once closed."""
 
     def connect(self) -> None:
         if self._url.scheme == "unix":
@@ -85,7 +85,7 @@ class _Connection(http.client.HTTPConnection):
 
         ours, theirs = socket.socketpair()
         argv = [*docker_ssh.engine_argv(self._url.geturl()), "docker", "system", "dial-stdio"]
-        # A file, not a pipe: the connection that ssh keeps for the next call would hold a pipe open.
+        # A file, not a pipe: the connection that ssh keeps for the next call would keep a pipe open.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the connection
         with theirs:
             self._child = subprocess.Popen(  # pylint: disable=ansible-bad-function
@@ -107,10 +107,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Engine:
-    """One engine; a connection per request, which on a local socket costs less than a millisecond.
+    """One engine. Uses a connection per request, which takes less than a millisecond on a local socket.
 
-    Over SSH it costs a quarter of a second, so connections are used again there, and only some are made at a time:
-    sshd drops strangers when ten are at its door (``MaxStartups``).
+    Over SSH it takes a quarter of a second, so connections are reused, and only a few are opened at a time: sshd drops
+    new ones when ten are unauthenticated (``MaxStartups``).
     """
 
     def __init__(self, host: str = "") -> None:
@@ -123,7 +123,7 @@ class Engine:
 
     @property
     def clock(self) -> float:
-        """The engine's time (epoch, whole seconds) at its last answer; this machine's own where it has told none."""
+        """The engine's time (epoch, whole seconds) at its last answer, or this machine's if it sent none."""
         moment = clock.from_header(self._date)
         return time.time() if moment is None else moment
 
@@ -132,7 +132,7 @@ class Engine:
         return self.host.startswith("unix://")
 
     def get_json(self, path: str, query: Mapping[str, Any] | None = None, timeout: float = 60.0) -> Any:
-        """The JSON answer to a GET; errors as in ``request``."""
+        """Return the JSON answer to a GET; errors as in ``request``."""
         return self.request_json("GET", path, query, timeout=timeout)
 
     def request_json(
@@ -143,9 +143,9 @@ class Engine:
         body: Any = None,
         timeout: float = 60.0,
     ) -> Any:
-        """The JSON answer, ``None`` when there is none.
+        """Return the JSON answer, or ``None`` if it is empty.
 
-        Raises NotFound, Conflict, DeadlineExceeded, Unhealthy, or FlowError for any other refusal.
+        Raise ``NotFound``, ``Conflict``, ``DeadlineExceeded``, ``Unhealthy``, or ``FlowError`` for other errors.
         """
         connection, answer = self.request(method, path, query, body, timeout)
         try:
@@ -170,13 +170,13 @@ class Engine:
         timeout: float | None = 60.0,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[_Connection, http.client.HTTPResponse]:
-        """Send a request. Return the connection, which the caller closes, and an answer with a good status."""
+        """Send a request. Return the connection, which the caller closes, and a successful answer."""
         while True:
             version = self._version
             connection, answer, refusal = self._send(version, method, path, query, body, timeout, headers)
             if answer.status < 400:
                 return connection, answer
-            # The engine compares versions before it acts, so a request that it refused for that can be sent again.
+            # The engine compares versions before it acts, so a request rejected for its version can be repeated.
             better = after_refusal(version, answer.status, _message(refusal), answer.headers.get("Api-Version", ""))
             if not better:
                 connection.close()
@@ -194,7 +194,7 @@ class Engine:
         timeout: float | None,
         headers: Mapping[str, str] | None,
     ) -> tuple[_Connection, http.client.HTTPResponse, bytes]:
-        """Return connection, answer and, when the engine refused the request, the body of the answer."""
+        """Return connection, answer and, if the engine rejected the request, the body of the answer."""
         connection = self._connection(timeout)
         data, kind = (
             (body, "application/x-tar") if isinstance(body, bytes) else (json.dumps(body).encode(), "application/json")
@@ -211,14 +211,14 @@ class Engine:
             raise self._broken(method, path, error, connection.complaint) from None
 
     def _release(self, connection: _Connection, answer: http.client.HTTPResponse) -> None:
-        """Keep a connection whose answer was read whole for the next request, where a new one is slow."""
+        """Keep a connection for the next request if its answer was read completely and new ones are slow."""
         if self._far and not answer.will_close:
             self._idle.append(connection)
         else:
             connection.close()
 
     def _connection(self, timeout: float | None) -> _Connection:
-        """One that is idle, else a new one, not connected yet."""
+        """Return an idle connection, or a new one that is not connected yet."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -232,7 +232,7 @@ class Engine:
         if NO_SPACE in said:
             return Unhealthy(
                 f"The Docker engine at {self.host} refused {method} {path}: its disk is full ({said}).",
-                "Nothing is lost. See what takes the room (docker system df), make some, and run the command again.",
+                "No data is lost. Free space (docker system df shows the usage), then run the command again.",
                 details,
             )
         kind = {404: NotFound, 409: Conflict}.get(status, FlowError)
@@ -242,7 +242,7 @@ class Engine:
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(
                 f"The Docker engine at {self.host} did not answer {method} {path} in time.",
-                "See whether it is overloaded or hangs: docker info",
+                "Check whether it is overloaded or hangs: docker info",
             )
         if isinstance(error, PermissionError):
             return Unhealthy(
@@ -253,17 +253,17 @@ class Engine:
         if self._far:
             return Unhealthy(
                 f"The Docker engine at {self.host} does not answer ({complaint.rstrip('.') or reason}).",
-                "See whether you get there without a password and may use it: ssh <host> docker version",
+                "Check that you can log in without a password and may use it: ssh <host> docker version",
             )
         return Unhealthy(
             f"The Docker engine at {self.host} does not answer ({reason}).",
-            "Start it (sudo systemctl start docker), or let `make quickstart` set one up.",
+            "Start it (sudo systemctl start docker), or set one up: make quickstart",
         )
 
     # Streams
 
     def frames(self, answer: http.client.HTTPResponse, multiplexed: bool = True) -> Iterator[tuple[int, bytes]]:
-        """(stream, bytes) of logs and attached execs: 1 is stdout, 2 stderr (Docker's "stream format")."""
+        """Yield (stream, bytes) of logs and attached execs: 1 is stdout, 2 stderr (Docker's "stream format")."""
         try:
             while True:
                 if not multiplexed:
@@ -321,13 +321,13 @@ class Engine:
             connection.close()
         ended = self.get_json(f"{path}/json", timeout=timeout)
         if ended["ExitCode"] is None:
-            # The connection was cut while the command ran on: that is no success.
+            # The connection was cut while the command was running, so its status is unknown.
             raise self._broken("POST", f"{path}/start", "its answer ended before the command")
         return Ran(int(ended["ExitCode"]), bytes(output[1]), bytes(output[2]), ended["ContainerID"])
 
 
 def _exactly(source: Any, size: int) -> bytes | None:
-    """``size`` bytes, or ``None`` when the stream ends before."""
+    """Return ``size`` bytes, or ``None`` if the stream ends earlier."""
     parts = b""
     while len(parts) < size:
         block = source.read(size - len(parts))
@@ -338,7 +338,7 @@ def _exactly(source: Any, size: int) -> bytes | None:
 
 
 def _message(body: bytes) -> str:
-    """Return what the engine says in the body of a refusal."""
+    """Return the engine's message in the body of an error."""
     try:
         return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
@@ -358,5 +358,5 @@ def _url(version: str, path: str, query: Mapping[str, Any] | None) -> str:
 
 
 def connect(host: str = "") -> Engine:
-    """The engine that ``host``, ``DOCKER_HOST`` or Docker's default names; nothing is asked yet."""
+    """Return the engine that ``host``, ``DOCKER_HOST`` or Docker's default names, without a request."""
     return Engine(host)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The workspace image on a host's engine: is it there, bring it, and which old ones may go.
+"""Check, load and prune the workspace image on a host's engine.
 
-Presence, tags and users are asked by the small client; what moves gigabytes is the `docker` program's work.
+The small client reads images, tags and users; the `docker` program transfers the image.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..labels import IMAGE
 from .http import Engine, connect
 
 LIMIT = 3600.0
-"""Seconds that loading or pulling may take."""
+"""Maximum duration of loading or pulling in seconds."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The image by its tag and content hash, and where it comes from when the engine lacks it.
+    """The image by tag and content hash, and its source if the engine lacks it.
 
-    ``archive`` is a file on this host, ``reference`` a name in a registry with its digest; without both it is only
-    looked for. ``keep`` is how many older images stay although nothing uses them; -1 leaves all. ``in_use`` are tags or
-    content hashes that something besides this engine's containers refers to, such as a template.
+    ``archive`` is a file on this host, ``reference`` a name in a registry with its digest; without both, the image is
+    only checked. ``keep`` is how many unused older images are kept; -1 keeps all. ``in_use`` are tags or content hashes
+    of further images to keep, such as a template's.
     """
 
     tag: str
@@ -40,7 +40,7 @@ class Wanted:
 
 @dataclass
 class Outcome:
-    """``present`` tells whether the engine has the image (in check mode: would have), ``removed`` which went."""
+    """``present`` tells whether the engine has the image (in check mode: would have), ``removed`` the removed ones."""
 
     present: bool
     brought: bool = False
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def reconcile(wanted: Wanted, check: bool = False, engine: Engine | None = None) -> Outcome:
-    """Bring the image where it is missing, then drop old ones. Raises ``FlowError``."""
+    """Load the image if it is missing, then remove old ones. Raise ``FlowError``."""
     engine = engine or connect()
     outcome = Outcome(present(engine, wanted.tag, wanted.hash))
     if not outcome.present and (wanted.archive or wanted.reference):
@@ -79,22 +79,22 @@ def _bring(engine: Engine, wanted: Wanted) -> None:
         docker("load", "--quiet", "--input", wanted.archive)
     else:
         if "@sha256:" not in wanted.reference:
-            raise InvalidInput(f"{wanted.reference} has no digest.", "Name the image as registry/name@sha256:…")
+            raise InvalidInput(f"{wanted.reference} does not have a digest.", "Use the form registry/name@sha256:…")
         docker("pull", "--quiet", wanted.reference)
         docker("tag", wanted.reference, wanted.tag)
     if present(engine, wanted.tag, wanted.hash):
         return
     source = wanted.archive or wanted.reference
     raise FlowError(
-        f"Cannot use {source}: it does not hold the image {wanted.tag} that this version of spt.flow describes.",
-        "Make it with the same version: ansible-playbook spt.flow.image, then docker save.",
+        f"Cannot use {source}: it does not contain the image {wanted.tag} that this version of spt.flow describes.",
+        "Create it with the same version: ansible-playbook spt.flow.image, then docker save.",
     )
 
 
 def _prune(engine: Engine, wanted: Wanted, check: bool) -> list[str]:
-    """Drop images of ours that nothing uses, but the wanted one and the ``keep`` newest others; their names.
+    """Remove unused images of ours except the wanted one and the ``keep`` newest others. Return their names.
 
-    Used is what a container has, and what ``in_use`` names by tag or content hash.
+    An image is used if a container has it, or if ``in_use`` names its tag or content hash.
     """
     repository = wanted.tag.rpartition(":")[0]
     images = engine.get_json("/images/json", {"filters": {"reference": [repository]}})
@@ -111,7 +111,7 @@ def _prune(engine: Engine, wanted: Wanted, check: bool) -> list[str]:
 
 
 def _names(engine: Engine, identifier: str, repository: str) -> list[str]:
-    """Our tags of the image, and where it has no others its digests first: after a pull these keep it on the disk."""
+    """Return our tags of the image, preceded by its digests if it has no other tags: they would keep it on the disk."""
     try:
         image = engine.get_json(f"/images/{identifier}/json")
     except NotFound:
@@ -126,7 +126,7 @@ def _tags(image: dict[str, Any]) -> list[str]:
 
 
 def _dropped(engine: Engine, name: str) -> bool:
-    """Whether the name went; a container that has come to use the image meanwhile keeps it."""
+    """Return whether the name was removed; an image that a container has just started to use stays."""
     try:
         engine.request_json("DELETE", f"/images/{name}", timeout=120)
     except (Conflict, NotFound):
@@ -135,7 +135,7 @@ def _dropped(engine: Engine, name: str) -> bool:
 
 
 def docker(*words: str) -> str:
-    """What the program prints. Raises ``FlowError`` with its last line where it fails."""
+    """Return the program's output. Raise ``FlowError`` with its last line if it fails."""
     try:
         done = process.run("docker", *words, timeout=LIMIT)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -144,6 +144,6 @@ def docker(*words: str) -> str:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise FlowError(
             f"docker {' '.join(words)} failed: {said[-1] if said else f'status {done.returncode}'}.",
-            "Check the archive or the registry, and the room on the engine's disk.",
+            "Check the archive or the registry, and the free space on the engine's disk.",
         )
     return done.stdout

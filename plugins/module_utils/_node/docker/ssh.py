@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reach a Docker engine on another machine by OpenSSH."""
+"""Reach a Docker engine on another machine with OpenSSH."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from ..errors import FlowError
 
 MOST_SOCKET = 45
-"""Characters of a folder in which SSH can still make a socket: 104 on some systems, less its own 58."""
+"""Longest directory in which SSH can still create a socket: 104 characters on some systems, minus its own 58."""
 
 
 def engine_argv(engine: str) -> list[str]:
-    """The beginning of a command that runs on the machine of ``engine`` (ssh://…), without questions.
+    """Return the start of a command that runs on the machine of ``engine`` (ssh://…), without prompts.
 
-    The first call of several leaves its connection to those that follow within a minute.
+    The first call keeps its connection open for calls within the next minute.
     """
     url = urlsplit(engine)
     settings = {"BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "30"}
@@ -33,7 +33,7 @@ def engine_argv(engine: str) -> list[str]:
 
 
 def runtime_folder() -> Path:
-    """A folder of the user's own that nobody else can enter, in memory where the machine offers that."""
+    """Return a directory that only the user can enter, in memory if the machine offers that."""
     refused = []
     for path in _candidates():
         try:
@@ -45,7 +45,7 @@ def runtime_folder() -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
             return path
         refused.append(f"{path}: not the user's own")
-    raise FlowError("There is no folder for the SSH key.", "Looked at " + "; ".join(refused) + ".")
+    raise FlowError("Cannot find a private directory for the SSH key.", "Checked " + "; ".join(refused) + ".")
 
 
 def _candidates() -> Iterator[Path]:

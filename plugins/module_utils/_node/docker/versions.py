@@ -11,10 +11,10 @@ SPOKEN = ("1.41", "1.44")
 
 
 def after_refusal(spoken: str, status: int, said: str, newest: str) -> str:
-    """Return the version to use after an engine refused ``spoken``; empty when the version was not the reason.
+    """Return the version to use after an engine rejected ``spoken``, or nothing if the version was not the reason.
 
-    ``newest`` is the engine's header ``Api-Version``. An engine that supports no version of ``SPOKEN`` any more gets
-    its own newest one.
+    ``newest`` is the engine's header ``Api-Version``. An engine that supports no version of ``SPOKEN`` gets its own
+    newest one.
     """
     if status != 400 or "is too old" not in said or _number(newest) <= _number(spoken):
         return ""

@@ -95,7 +95,7 @@ def digests(paths: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def as_wished(entries: Sequence[Entry], seen: Mapping[str, str]) -> bool:
+def up_to_date(entries: Sequence[Entry], seen: Mapping[str, str]) -> bool:
     """Return whether ``entries`` match ``digests`` read by root on a host, so that no change is needed."""
     return all(seen.get(entry.path) == _digest(entry.describe(owner="0:0")) for entry in entries)
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Are two trees the same, file by file?"""
+"""Compare two trees, file by file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ BLOCK = 1 << 20
 
 
 def entries(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry below and including ``root`` as (relative path, lstat), links never followed, sockets left out."""
+    """Yield all entries below and including ``root`` as (relative path, lstat), without following links and without
+    sockets.
+    """
     yield ".", os.lstat(root)
     for folder, folders, files in os.walk(root, onerror=_raise):
         for name in sorted(folders + files):
@@ -26,9 +28,8 @@ def entries(root: str) -> Iterator[tuple[str, os.stat_result]]:
 def differences(original: str, copy: str, changed_since: float | None = None, limit: int = 20) -> tuple[int, list[str]]:
     """Compare names, types, owners, modes, times, sizes, link targets, extended attributes and every byte.
 
-    Returns (entries compared, sentences, at most ``limit``). With ``changed_since`` (epoch seconds) entries of
-    ``original`` that were touched
-    after that moment are skipped: a volume in use goes on changing while it is compared.
+    Return (number of entries compared, sentences, at most ``limit``). With ``changed_since`` (epoch seconds), entries
+    of ``original`` that changed later are skipped, because a volume in use keeps changing.
     """
     found, compared = [], 0
     left, right = dict(entries(original)), dict(entries(copy))
@@ -64,7 +65,7 @@ def _entry(original: str, copy: str, path: str, a: os.stat_result, b: os.stat_re
 
 
 def attributes(path: str) -> dict[str, bytes]:
-    """Extended attributes (ACLs are among them) of the entry itself."""
+    """Return the extended attributes (including ACLs) of the entry itself."""
     try:
         return {
             name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)

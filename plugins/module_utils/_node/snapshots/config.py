@@ -45,7 +45,7 @@ class Config:
 
     @classmethod
     def load(cls, path: str = CONFIG) -> Config:
-        """Read ``path``; a missing or unreadable file and unknown keys are errors."""
+        """Load ``path``. Raise ``FlowError`` for an unreadable file and unknown keys."""
         try:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
@@ -69,10 +69,9 @@ class Config:
 
 
 def set_password(config: Config, given: str = "") -> bool:
-    """Make sure that the password file holds ``given``, or a new random one if there is none. Returns whether it
-    changed.
+    """Set the password file to ``given``, or to a new random password if it does not exist. Return whether it changed.
 
-    Another password for a repository that it does not open is refused: the only key to every snapshot would be lost.
+    A password that does not open an existing repository is rejected: the only key to all snapshots would be lost.
     """
     path = Path(config.password_file)
     current = path.read_text().rstrip("\n") if path.exists() else ""
@@ -100,7 +99,7 @@ def set_password(config: Config, given: str = "") -> bool:
 
 
 def init(config: Config) -> bool:
-    """Make the repository if it is not there. Returns whether it was made."""
+    """Create the repository if it does not exist. Return whether it was created."""
     restic = config.restic()
     if restic.exists():
         return False
@@ -110,13 +109,14 @@ def init(config: Config) -> bool:
 
 @contextmanager
 def exclusive(config: Config) -> Iterator[None]:
-    """One run or verification at a time; the lock goes with the process."""
+    """Allow one run or verification at a time. The kernel releases the lock of a killed one."""
     Path(config.lock).parent.mkdir(parents=True, exist_ok=True)
     with Path(config.lock).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Conflict(
-                "Another snapshot run is at work on this node.", "Wait for it: systemctl status spt-flow-snapshots."
+                "Another snapshot run is in progress on this node.",
+                "Wait until it has finished: systemctl status spt-flow-snapshots.",
             ) from None
         yield

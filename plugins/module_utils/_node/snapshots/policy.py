@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which snapshots go: the retention policy as pure functions.
+"""The retention policy of snapshots, as pure functions.
 
-A day is a step of at least ``DAY`` seconds between two snapshots, never a calendar date, so that time zones,
-daylight saving and
-leap days cannot make two nights one or one night two. Age alone never drops anything: an old snapshot goes when enough
-good ones on enough later days exist. So neither a machine that slept for a month nor a clock that jumps loses history.
+A day is a step of at least ``DAY`` seconds between two snapshots, not a calendar date. So time zones, daylight saving
+and leap days do not matter. Age alone never deletes a snapshot: enough good snapshots on enough later days must exist.
+So a machine that was off for a month, or a clock that jumps, does not lose history.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ delay."""
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One snapshot of one volume. ``time`` in epoch seconds; ``good`` when everything readable was stored without an
-    error."""
+    """One snapshot of one volume.
+
+    ``time`` is in epoch seconds; ``good`` means that everything readable was stored without an error.
+    """
 
     id: str
     volume: str
@@ -32,15 +33,17 @@ class Snapshot:
 
 
 def newest_good(snapshots: Iterable[Snapshot], now: float) -> Snapshot | None:
-    """The snapshot to fall back on. One dated after ``now`` was made by a wrong clock and counts only if there is no
-    other."""
+    """Return the newest good snapshot.
+
+    One dated after ``now`` has a wrong clock and only counts if there is no other.
+    """
     good = [s for s in snapshots if s.good]
     past = [s for s in good if s.time <= now]
     return max(past or good, key=lambda s: s.time, default=None)
 
 
 def days(snapshots: Iterable[Snapshot]) -> int:
-    """How many days ``snapshots`` cover, counted back from the newest in steps of at least ``DAY``."""
+    """Return the number of days that ``snapshots`` cover, counted back from the newest in steps of at least ``DAY``."""
     count, last = 0, float("inf")
     for moment in sorted((s.time for s in snapshots), reverse=True):
         if last - moment >= DAY:
@@ -49,11 +52,10 @@ def days(snapshots: Iterable[Snapshot]) -> int:
 
 
 def expired(snapshots: Iterable[Snapshot], now: float, keep_days: int = 7) -> list[Snapshot]:
-    """The snapshots of ONE volume to drop, oldest first.
+    """Return the snapshots of ONE volume to delete, oldest first.
 
-    A snapshot goes when it is older than ``keep_days`` (or dated in the future) and good ones dated up to ``now``
-    that outlive it
-    cover ``keep_days`` days. The newest good one always stays.
+    A snapshot is deleted if it is older than ``keep_days`` (or dated in the future) and if later good ones dated up to
+    ``now`` cover ``keep_days`` days. The newest good one always stays.
     """
     everything = sorted(snapshots, key=lambda s: s.time)
     last = newest_good(everything, now)
@@ -71,8 +73,11 @@ def expired(snapshots: Iterable[Snapshot], now: float, keep_days: int = 7) -> li
 
 
 def orphaned(snapshots: Iterable[Snapshot], now: float, keep_days: int, seen: float = 0.0) -> list[Snapshot]:
-    """The snapshots to drop of a volume that no longer exists: all, ``keep_days`` after the last one or after it was
-    ``seen`` to be unchanged since then; 0 keeps them for ever."""
+    """Return the snapshots of a deleted volume to delete: all, ``keep_days`` after the last one, or after it was last
+    ``seen`` unchanged.
+
+    0 keeps them forever.
+    """
     everything = list(snapshots)
     last = max((seen, *(s.time for s in everything))) if everything else now
     return everything if keep_days > 0 and now - last > keep_days * 86400 else []

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The restic program behind a small seam.
+"""Run the restic program.
 
-The password reaches restic by the name of a root-only file, never by argument or environment.
+The password is passed to restic as the name of a root-only file, never as argument or environment variable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INCOMPLETE = "incomplete"
 
 @dataclass
 class Restic:
-    """A repository. ``environment`` holds credentials of S3 and the like and is merged over the process's own."""
+    """A repository. ``environment`` has credentials of S3 and similar, and is merged over the process's own."""
 
     repository: str
     password_file: str
@@ -37,9 +37,9 @@ class Restic:
     def run(
         self, *args: str, cwd: str | None = None, accept: tuple[int, ...] = (0,)
     ) -> subprocess.CompletedProcess[str]:
-        """Run restic with ``args``; any exit status not in ``accept`` is an error with restic's own last words.
+        """Run restic with ``args``. Raise an error with restic's own message for any exit status not in ``accept``.
 
-        A lock in the way is looked at once: one that a dead process left goes, and restic is run again.
+        If a lock is in the way, locks of dead processes are removed and restic is run again.
         """
         try:
             return self._once(args, cwd, accept)
@@ -65,7 +65,7 @@ class Restic:
         return done
 
     def exists(self) -> bool:
-        """Whether the repository is there and opens with the password."""
+        """Return whether the repository exists and opens with the password."""
         try:
             self.run("cat", "config")
         except AuthError:
@@ -77,24 +77,23 @@ class Restic:
         return True
 
     def init(self) -> None:
-        """Make the repository."""
+        """Create the repository."""
         self.run("init")
 
     def unlock(self) -> None:
-        """Remove locks of processes that no longer live, nothing else."""
+        """Remove locks of dead processes only."""
         self.run("unlock")
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots that we made, oldest first."""
+        """Return all our snapshots, oldest first."""
         raw = json.loads(self.run("snapshots", "--json", "--tag", MARK).stdout or "null") or []
         return sorted((_snapshot(item) for item in raw), key=lambda s: s.time)
 
     def backup(self, source: str, host: str, tags: Iterable[str], options: Iterable[str]) -> dict[str, Any]:
-        """Store directory ``source`` under its own last name. Returns restic's summary plus ``errors`` (sentences)
-        and ``id``.
+        """Store directory ``source`` under its last path component.
 
-        Restic's exit status 3 means that something could not be read; what vanished meanwhile is no error on a
-        running system.
+        Return restic's summary plus ``errors`` (sentences) and ``id``. Restic's exit status 3 means that something
+        could not be read. Files that vanished in the meantime are no error on a running system.
         """
         tagging = [word for tag in (MARK, *tags) for word in ("--tag", tag)]
         parent, name = os.path.split(source.rstrip("/"))
@@ -103,7 +102,8 @@ class Restic:
         summary: dict[str, Any] = next((line for line in lines if line.get("message_type") == "summary"), {})
         if not summary.get("snapshot_id"):
             raise FlowError(
-                f"Cannot snapshot {source}: restic ended without a summary.", "See the journal of spt-flow-snapshots."
+                f"Cannot snapshot {source}: restic ended without a summary.",
+                "Check its journal: journalctl -u spt-flow-snapshots.",
             )
         problems = [line for line in lines if line.get("message_type") == "error" and not _vanished(line)]
         summary["errors"] = [f"{line.get('item', '?')}: {_reason(line)}" for line in problems]
@@ -113,23 +113,22 @@ class Restic:
         return summary
 
     def forget(self, ids: list[str]) -> None:
-        """Drop exactly these snapshots and the data that only they used."""
+        """Delete exactly these snapshots and the data that only they use."""
         if ids:
             self.run("forget", "--prune", "--max-unused", "10%", "--", *ids)
 
     def check(self, part: int, parts: int) -> None:
-        """Read back part ``part`` of ``parts`` of the data and check the structure of all of it."""
+        """Read part ``part`` of ``parts`` of the data and check the whole structure."""
         self.run("check", f"--read-data-subset={part}/{parts}")
 
     def restore(self, snapshot: str, target: str, include: str = "") -> None:
-        """Restore into ``target`` and read back what was written; ``include`` is a path of the snapshot, taken
-        literally."""
+        """Restore into ``target`` and verify the data; ``include`` is a path of the snapshot, taken literally."""
         only = ["--include", "".join(f"\\{c}" if c in "\\[]*?" else c for c in include)] if include else []
         self.run("restore", "--verify", "--target", target, *only, "--", snapshot)
 
 
 def label_tag(name: str, value: str) -> str:
-    """A volume's label as a tag; commas separate tags for restic."""
+    """Return a volume's label as a tag; commas separate tags in restic."""
     return f"label:{quote(name, safe=':/.-_@')}={quote(value, safe=':/.-_@')}"
 
 
@@ -147,7 +146,10 @@ def _snapshot(item: dict[str, Any]) -> Snapshot:
 
 
 def _seconds(text: str) -> float:
-    """Restic's time stamp, nanoseconds and a zone, as epoch seconds (Python 3.9 reads six digits and no ``Z``)."""
+    """Return restic's time stamp (nanoseconds and a zone) as epoch seconds.
+
+    Python 3.9 reads six digits and no ``Z``.
+    """
     text = text.replace("Z", "+00:00")
     head, dot, rest = text.partition(".")
     if not dot:
@@ -168,23 +170,25 @@ def _vanished(line: dict[str, Any]) -> bool:
 
 
 def _failure(verb: str, repository: str, done: subprocess.CompletedProcess[str]) -> FlowError:
-    """Restic's failure as one of ours: its last lines are kept in ``details``, the last one is in the sentence."""
+    """Return restic's failure as one of our errors. Its last lines are in ``details``, the last one in the sentence."""
     words = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
     text = "\n".join(words)
     sentence = f"restic {verb} on {repository} failed ({done.returncode}): {(words or ['no message'])[-1].strip()}"
     details = {"lines": words[-20:]}
     if "wrong password" in text or "no key found" in text:
         return AuthError(
-            f"The password does not open the repository {repository}.", "Put the password that made it back.", details
+            f"The password does not open the repository {repository}.", "Restore the password that created it.", details
         )
     if "unable to create lock" in text or "already locked" in text:
-        return Conflict(sentence, "Another snapshot, check or prune is at work; try again when it has ended.", details)
+        return Conflict(
+            sentence, "Another snapshot, check or prune is in progress; try again when it has finished.", details
+        )
     if "no space left" in text:
         return FlowError(
             sentence, "The repository's disk is full: free space there. Older snapshots are unharmed.", details
         )
     if verb == "check":
         return Unhealthy(
-            sentence, "Data in the repository is damaged: keep it, copy it, and see docs on repairing it.", details
+            sentence, "The repository is damaged: copy it, then follow restic's documentation on repairs.", details
         )
     return FlowError(sentence, "", details)

@@ -23,10 +23,10 @@ from .volumes import SKIP, VOLUME_NAME, Volume, Volumes
 
 @dataclass(frozen=True)
 class Restore:
-    """What to bring back. ``path`` (relative to the home) empty means the whole volume; ``into`` empty means chosen
+    """What to restore. ``path`` (relative to the home) empty means the whole volume; ``into`` empty chooses the target
     here.
 
-    ``over`` and ``confirm`` (the volume's name) together allow to replace the contents of a volume that exists.
+    ``over`` and ``confirm`` (the volume's name) together allow replacing the content of an existing volume.
     """
 
     volume: str
@@ -38,7 +38,7 @@ class Restore:
 
 
 def listing(config: Config, volume: str = "") -> list[dict[str, Any]]:
-    """Snapshots, newest first, as plain data."""
+    """Return snapshots, newest first, as plain data."""
     found = [s for s in config.restic().snapshots() if volume in ("", s.volume)]
     return [
         {"id": s.id, "volume": s.volume, "time": s.time, "good": s.good, "labels": dict(s.labels)}
@@ -47,25 +47,26 @@ def listing(config: Config, volume: str = "") -> list[dict[str, Any]]:
 
 
 def choose(config: Config, volume: str, wanted: str, now: float) -> Snapshot:
-    """The snapshot of ``volume`` called ``wanted``: an id (8 or more characters) or ``latest``, the newest good one."""
+    """Return the snapshot ``wanted`` of ``volume``: an id (8 or more characters) or ``latest``, the newest good one."""
     mine = [s for s in config.restic().snapshots() if s.volume == volume]
     if not mine:
         raise NotFound(
-            f"There is no snapshot of a volume called {volume} in {config.repository}.",
+            f"{config.repository} does not have snapshots of volume {volume}.",
             "List them: spt-flow-snapshots list.",
         )
     found = newest_good(mine, now) if wanted == "latest" else next((s for s in mine if wanted[:8] == s.id), None)
     if found is None:
-        raise NotFound(f"Volume {volume} has no snapshot {wanted}.", f"List them: spt-flow-snapshots list {volume}.")
+        raise NotFound(
+            f"Volume {volume} does not have the snapshot {wanted}.", f"List them: spt-flow-snapshots list {volume}."
+        )
     return found
 
 
 def restore(config: Config, what: Restore, plan_only: bool = False) -> dict[str, Any]:
-    """Bring back one path or a whole volume. Returns ``{"volume", "snapshot", "into", "path", "created"}``.
+    """Restore one path or a whole volume. Return ``{"volume", "snapshot", "into", "path", "created"}``.
 
-    Nothing is ever written through a name that a workspace controls: data goes into a new directory that only root
-    can enter,
-    is checked there, and is then renamed into place.
+    Nothing is written through a name that a workspace controls: data goes into a new directory that only root can
+    enter, is checked there, and is then renamed into place.
     """
     inside = inner_path(what.path) if what.path else ""
     if not VOLUME_NAME.fullmatch(what.volume) or (what.into and not VOLUME_NAME.fullmatch(what.into)):
@@ -80,8 +81,8 @@ def restore(config: Config, what: Restore, plan_only: bool = False) -> dict[str,
     exists = _lookup(volumes, into)
     if exists is not None and not (what.over and what.confirm == into):
         raise Conflict(
-            f"Volume {into} exists; a snapshot is never restored over it unless that is asked for twice.",
-            f"Leave the target out for a new volume, or pass over=true and confirm={into}.",
+            f"Volume {into} exists; replacing its content must be confirmed.",
+            f"Omit the target for a new volume, or pass over=true and confirm={into}.",
         )
     _refuse_running(volumes, into, exists)
     result = {"volume": what.volume, "snapshot": snapshot.id, "into": into, "path": "", "created": exists is None}
@@ -117,7 +118,7 @@ def _restore_volume(config: Config, volumes: Volumes, snapshot: Snapshot, into: 
 
 
 def _swap(config: Config, snapshot: Snapshot, volume: Volume) -> None:
-    """Restore beside the volume's data, then put the new directory in the place of the old one."""
+    """Restore next to the volume's data, then replace the old directory with the new one."""
     home = Path(volume.path)
     fresh, old = home.parent / ".spt-flow-restore", home.parent / ".spt-flow-replaced"
     for left in (fresh, old):
@@ -127,7 +128,7 @@ def _swap(config: Config, snapshot: Snapshot, volume: Volume) -> None:
         config.restic().restore(snapshot.id, str(fresh))
         restored = fresh / home.name
         if restored.is_symlink() or not restored.is_dir():
-            raise Unhealthy(f"Snapshot {snapshot.id} holds no directory {home.name}.")
+            raise Unhealthy(f"Snapshot {snapshot.id} does not contain the directory {home.name}.")
         home.rename(old)
         restored.rename(home)
     except BaseException:
@@ -143,11 +144,14 @@ def _swap(config: Config, snapshot: Snapshot, volume: Volume) -> None:
 def _restore_path(
     config: Config, volumes: Volumes, what: Restore, snapshot: Snapshot, inside: str, plan_only: bool
 ) -> dict[str, Any]:
-    """Put one path of the snapshot into a new directory ``restored-<snapshot>`` of the volume, owned as the home is."""
+    """Restore one path of the snapshot into a new directory ``restored-<snapshot>`` of the volume, with the home's
+    owner.
+    """
     volume = _lookup(volumes, what.into or what.volume)
     if volume is None:
         raise NotFound(
-            f"There is no volume {what.into or what.volume} to put {inside} into.", "Restore the whole volume instead."
+            f"Cannot restore {inside}: volume {what.into or what.volume} does not exist.",
+            "Restore the whole volume instead.",
         )
     name = f"restored-{snapshot.id}"
     result = {
@@ -165,7 +169,7 @@ def _restore_path(
 
 
 def _restore_into(config: Config, volume: Volume, snapshot: Snapshot, inside: str, name: str) -> None:
-    """Restore ``inside`` beside the volume's data, then put it into its directory ``name``."""
+    """Restore ``inside`` next to the volume's data, then move it into its directory ``name``."""
     home = os.open(volume.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     staging = Path(volume.path).parent / ".spt-flow-restore"
     shutil.rmtree(staging, ignore_errors=True)
@@ -175,7 +179,8 @@ def _restore_into(config: Config, volume: Volume, snapshot: Snapshot, inside: st
         found = staging / Path(volume.path).name / inside
         if not os.path.lexists(found):
             raise NotFound(
-                f"Snapshot {snapshot.id} of {snapshot.volume} has no {inside}.", "Paths are relative to the home."
+                f"Snapshot {snapshot.id} of {snapshot.volume} does not contain {inside}.",
+                "Paths are relative to the home.",
             )
         _place(home, name, found)
     finally:
@@ -184,33 +189,32 @@ def _restore_into(config: Config, volume: Volume, snapshot: Snapshot, inside: st
 
 
 def _place(home: int, name: str, found: Path) -> None:
-    """Move ``found`` into the directory ``name`` of the open directory ``home``; names are never followed, nothing
-    is replaced."""
+    """Move ``found`` into the directory ``name`` of the open directory ``home``; never follow or replace names."""
     owner = os.fstat(home)
     try:
         os.mkdir(name, 0o700, dir_fd=home)
     except FileExistsError:
-        raise Conflict(f"The home already has a {name}; nothing was changed.", "Move it away and run again.") from None
+        raise Conflict(f"The home already has {name}. Nothing was changed.", "Move it away and run it again.") from None
     target = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=home)
     try:
         _move(found, target)
         os.fchown(target, owner.st_uid, owner.st_gid)
     except OSError as error:
-        # Nobody but root can be in it: half of what was asked for would look like all of it.
+        # Only root can be in it: a partial restore would look complete.
         shutil.rmtree(f"/proc/self/fd/{target}/{found.name}", ignore_errors=True)
         with suppress(OSError):
             os.unlink(found.name, dir_fd=target)
         with suppress(OSError):
             os.rmdir(name, dir_fd=home)
         raise FlowError(
-            f"Cannot put {found.name} into the home: {error.strerror}. Nothing was changed.", "Make room there."
+            f"Cannot put {found.name} into the home: {error.strerror}. Nothing was changed.", "Free space there."
         ) from error
     finally:
         os.close(target)
 
 
 def _move(found: Path, target: int) -> None:
-    """Move ``found`` into the open directory ``target``, or copy where that has a file system or quota of its own."""
+    """Move ``found`` into the open directory ``target``, or copy it if that has a file system or quota of its own."""
     try:
         os.rename(found, found.name, dst_dir_fd=target)
     except OSError as error:
@@ -220,13 +224,15 @@ def _move(found: Path, target: int) -> None:
 
 
 def inner_path(path: str) -> str:
-    """``path`` relative to the home; absolute paths of the workspace's home are understood, anything that leaves it
-    is refused."""
+    """Return ``path`` relative to the home.
+
+    Absolute paths below the workspace's home are accepted; others are rejected.
+    """
     text = path[len("/home/coder/") :] if path.startswith("/home/coder/") else path
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or ".." in parts or not parts or "\0" in text:
         raise InvalidInput(
-            f"The path {path!r} does not lie in the home.", "Give it relative to /home/coder, without `..`."
+            f"The path {path!r} is not in the home.", "Use a path relative to /home/coder, without `..`."
         )
     return "/".join(parts)
 
@@ -239,7 +245,7 @@ def _lookup(volumes: Volumes, name: str) -> Volume | None:
 
 
 def room(directory: Path, wanted: int, purpose: str) -> None:
-    """Refuse to ``purpose`` when fewer than ``wanted`` bytes and a tenth are free at ``directory``."""
+    """Raise an error about ``purpose`` unless ``wanted`` bytes and a tenth are free at ``directory``."""
     free = shutil.disk_usage(directory).free
     if free < wanted * 1.1:
         raise FlowError(

@@ -21,16 +21,16 @@ from .status import HOUR, read_status, write_status
 from .volumes import Volume, Volumes, fingerprint, frozen
 
 MARKS = "spt-flow-snapshots"
-"""Volume that Coder workspaces of a node see; the template names it as well."""
+"""Volume that Coder workspaces of a node can read; the template names it too."""
 STORE_AFTER = 6.5 * 24 * HOUR
-"""Seconds after which a volume is stored again though nothing in it has changed."""
+"""Seconds after which a volume is stored again even if nothing in it has changed."""
 
 
 def run(config: Config, names: tuple[str, ...] = (), clock: Callable[[], float] = time.time) -> dict[str, Any]:
-    """Snapshot every wanted volume (or those called ``names``), drop what expired, write the status. Returns the
+    """Snapshot every wanted volume (or those in ``names``), delete expired snapshots, write the status. Return the
     status.
 
-    One volume's failure does not stop the others; it is in ``run.errors`` and raises at the end.
+    One volume's failure does not stop the others; it is in ``run.errors`` and raised at the end.
     """
     with exclusive(config):
         status = read_status(config)
@@ -60,7 +60,8 @@ def _run(config: Config, names: tuple[str, ...], status: dict[str, Any], clock: 
     missing = set(names) - {v.name for v in volumes}
     if missing:
         raise NotFound(
-            f"No home volume called {', '.join(sorted(missing))} on {config.node}.", "See spt-flow-snapshots status."
+            f"No home volume called {', '.join(sorted(missing))} on {config.node}.",
+            "List volumes: spt-flow-snapshots status.",
         )
     known, stored = restic.snapshots(), False
     for volume in volumes:
@@ -86,8 +87,8 @@ def _snapshot(
     clock: Callable[[], float],
     asked: bool,
 ) -> bool:
-    """Store ``volume`` unless nothing in it has changed and nobody ``asked`` for it. Returns whether it was stored."""
-    # Before anything is read: what changes from here on changes the next run's fingerprint.
+    """Store ``volume`` if it has changed or was ``asked`` for. Return whether it was stored."""
+    # Read first: later changes then change the next run's fingerprint.
     mark = fingerprint(volume, config.exclude)
     if not asked and unchanged(record, mark, known, volume.name, clock()):
         record.update(error="", last_good=clock(), added=0, seconds=0.0, present=True)
@@ -100,10 +101,10 @@ def _snapshot(
 
 
 def unchanged(record: dict[str, Any], mark: str, known: list[Snapshot], name: str, now: float) -> bool:
-    """Whether the newest good snapshot of volume ``name`` still is what the volume holds.
+    """Return whether the newest good snapshot of volume ``name`` still matches the volume.
 
-    ``mark`` is the volume's fingerprint, ``record`` what its last snapshot left. A snapshot older than
-    ``STORE_AFTER`` is made anew all the same, and so is one dated in the future.
+    ``mark`` is the volume's fingerprint, ``record`` that of its last snapshot. A snapshot older than ``STORE_AFTER`` or
+    dated in the future does not match.
     """
     last = newest_good((s for s in known if s.volume == name), now)
     if last is None or not mark or record.get("error") or record.get("mark") != mark:
@@ -114,7 +115,7 @@ def unchanged(record: dict[str, Any], mark: str, known: list[Snapshot], name: st
 def store(
     config: Config, volume: Volume, source: str, kind: str, known: list[Snapshot], clock: Callable[[], float]
 ) -> dict[str, Any]:
-    """Snapshot ``volume`` as it lies at ``source``. Returns its record for the status."""
+    """Snapshot ``volume`` from ``source``. Return its record for the status."""
     began = time.monotonic()
     labels = [label_tag(name, value) for name, value in sorted(volume.labels.items()) if name.startswith("spt.flow.")]
     options = [f"--exclude={os.path.basename(source)}/{pattern.lstrip('/')}" for pattern in config.exclude]
@@ -136,7 +137,7 @@ def store(
 def _tidy(
     config: Config, volumes: list[Volume], status: dict[str, Any], now: float, known: list[Snapshot], trusted: bool
 ) -> None:
-    """Drop what the policy allows; what belongs to volumes that are gone only when the engine itself said so."""
+    """Delete what the policy allows; snapshots of deleted volumes only if the engine itself confirmed the deletion."""
     present = {v.name for v in volumes}
     grouped: dict[str, list[Snapshot]] = {}
     for snapshot in known:
@@ -158,10 +159,10 @@ def _tidy(
 
 
 def publish(config: Config, status: dict[str, Any]) -> None:
-    """Let the dashboard of a Coder workspace tell when its home was last snapshotted.
+    """Publish the time of the last snapshot for the dashboard of Coder workspaces.
 
-    Such workspaces see a volume of the node, which they cannot write. It holds a time for each home of a Coder
-    workspace, by names that tell nobody whose it is; others' names would.
+    They see a volume of the node, which they cannot write. It has a time for each home of a Coder workspace. Their
+    names do not reveal the owners, unlike those of other homes.
     """
     if not config.engine:
         return

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Record and assess how the last snapshots went."""
+"""Record and assess the results of snapshots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .volumes import Volume
 
 HOUR = 3600
 CLOCK_SLACK = HOUR
-"""Seconds that a snapshot may lie in the future before that counts as a wrong clock."""
+"""Tolerance in seconds for snapshots dated in the future, before that counts as a wrong clock."""
 
 
 def read_status(config: Config) -> dict[str, Any]:
@@ -26,17 +26,19 @@ def read_status(config: Config) -> dict[str, Any]:
 
 
 def assess(config: Config, status: dict[str, Any], volumes: list[Volume], now: float) -> list[str]:
-    """What is wrong, as sentences: a volume without a good snapshot of the last ``max_age_hours``, or one dated in
-    the future."""
+    """Return problems as sentences:
+
+    volumes without a good snapshot in the last ``max_age_hours``, or with one dated in the future.
+    """
     limit, found = config.max_age_hours * HOUR, []
     for volume in volumes:
         record = status["volumes"].get(volume.name, {})
         last = record.get("last_good")
         age = now - (last if last is not None else volume.created)
         if last is not None and age < -CLOCK_SLACK:
-            found.append(f"{volume.name}: its last snapshot is dated in the future; is the clock right?")
+            found.append(f"{volume.name}: its last snapshot is dated in the future; check the clock.")
         elif age > limit:
-            what = "its last good snapshot is" if last is not None else "it has no snapshot and is"
+            what = "its last good snapshot is" if last is not None else "it does not have a snapshot and is"
             found.append(f"{volume.name}: {what} {age / HOUR:.0f} h old, the limit is {config.max_age_hours:g} h.")
     if status["verify"].get("ok") is False:
         found.append(f"The last verification failed: {status['verify'].get('error')}")
@@ -44,7 +46,7 @@ def assess(config: Config, status: dict[str, Any], volumes: list[Volume], now: f
 
 
 def report(config: Config, now: float) -> dict[str, Any]:
-    """The status with ages and with ``problems`` (sentences); empty means that every home volume is safe."""
+    """Return the status with ages and ``problems`` (sentences); without problems, every home volume is safe."""
     status = read_status(config)
     volumes, note = config.volumes()
     status["problems"] = assess(config, status, volumes, now) + ([note] if note else [])
@@ -56,7 +58,7 @@ def report(config: Config, now: float) -> dict[str, Any]:
 
 
 def write_status(config: Config, status: dict[str, Any], now: float) -> None:
-    """Status for people and programs, metrics for Prometheus; each is replaced as a whole."""
+    """Write the status for users and programs, and metrics for Prometheus; each file atomically."""
     Path(config.state).mkdir(parents=True, exist_ok=True)
     text = json.dumps(status, indent=1, sort_keys=True) + "\n"
     atomic.write(Path(config.state) / "status.json", text, 0o644, durable=True)
@@ -65,8 +67,10 @@ def write_status(config: Config, status: dict[str, Any], now: float) -> None:
 
 
 def metrics(status: dict[str, Any], now: float) -> str:
-    """Prometheus text: per volume the last good snapshot's time, its age at the time of writing and whether the last
-    try worked."""
+    """Return Prometheus text:
+
+    per volume the last good snapshot's time, its age now and whether the last attempt succeeded.
+    """
     lines = []
     present = {name: r for name, r in sorted(status["volumes"].items()) if r.get("present", True)}
     for metric, value in (

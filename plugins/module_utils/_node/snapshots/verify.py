@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verify that snapshots can be restored, by comparing them with what was stored."""
+"""Verify that snapshots can be restored, by comparing them with the originals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .volumes import frozen
 def verify(config: Config, clock: Callable[[], float] = time.time) -> dict[str, Any]:
     """Read data back, then restore the volume that waited longest into a scratch directory and compare every file.
 
-    Returns ``{"ok", "started", "part", "volume", "compared", "error"}`` and raises when something differs.
+    Return ``{"ok", "started", "part", "volume", "compared", "error"}``. Raise an error if something differs.
     """
     with exclusive(config):
         status = read_status(config)
@@ -62,7 +62,7 @@ def _compare_one(config: Config, result: dict[str, Any], clock: Callable[[], flo
         with opened(Path(volume.path)), frozen(volume, config.source) as (source, kind):
             record = store(config, volume, source, kind, config.restic().snapshots(), clock)
             if record["error"]:
-                raise Unhealthy(f"Volume {volume.name} could not be read in full: {record['error']}")
+                raise Unhealthy(f"Volume {volume.name} cannot be read completely: {record['error']}")
             room(scratch, record["size"], "verify by a scratch restore")
             config.restic().restore(record["last_id"], str(scratch))
             copy = str(scratch / os.path.basename(source))
@@ -80,6 +80,6 @@ def _compare_one(config: Config, result: dict[str, Any], clock: Callable[[], flo
 
 
 def _stored(source: str, copy: str) -> tuple[int, list[str]]:
-    """``differences`` when patterns are excluded: what is absent from the copy by request is no difference."""
+    """Return ``differences`` without entries that are missing because of excluded patterns."""
     compared, found = differences(source, copy, limit=1_000_000)
     return compared, [line for line in found if not line.endswith((": missing", ": time of change"))]

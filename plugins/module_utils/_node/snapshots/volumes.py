@@ -34,7 +34,7 @@ VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume of the engine: its data directory ``path``, its labels and when it was made (epoch seconds)."""
+    """A volume of the engine: its data directory ``path``, its labels and its creation time (epoch seconds)."""
 
     name: str
     path: str
@@ -43,7 +43,7 @@ class Volume:
 
     @property
     def wanted(self) -> bool:
-        """Whether it is one that is snapshotted every day."""
+        """Whether it is one that is snapshotted daily."""
         return OWNER in self.labels and self.labels.get(SKIP) != "no"
 
 
@@ -75,7 +75,7 @@ class Volumes:
 
 
 def discover(engine: Volumes, data_root: str) -> tuple[list[Volume], str]:
-    """Return the volumes to snapshot; with a note when the engine does not answer and names in its data root decide."""
+    """Return the volumes to snapshot, and a note if the engine does not answer and names in its data root were used."""
     try:
         return [v for v in engine.all() if v.wanted], ""
     except (DeadlineExceeded, Unhealthy) as error:
@@ -86,17 +86,17 @@ def discover(engine: Volumes, data_root: str) -> tuple[list[Volume], str]:
 
 
 def by_name(data_root: str) -> list[Volume]:
-    """Home volumes as they lie on disk; a remapped engine keeps them one directory deeper."""
+    """Return home volumes from the disk; a remapped engine keeps them one directory deeper."""
     root = Path(data_root)
     found = [*root.glob("volumes/spt-flow-*-home/_data"), *root.glob("*.*/volumes/spt-flow-*-home/_data")]
     return [Volume(path.parent.name, str(path)) for path in sorted(found) if path.is_dir() and not path.is_symlink()]
 
 
 def fingerprint(volume: Volume, exclude: Iterable[str] = ()) -> str:
-    """What tells whether ``volume`` has changed: a hash over the inode of every entry; empty when one cannot be read.
+    """Return a hash over the inode of every entry, which changes with ``volume``; empty if an inode cannot be read.
 
-    The time of an inode's last change is the kernel's and nobody can set it, so contents need not be read. ``exclude``
-    is part of what a snapshot holds, and so are the labels.
+    The kernel sets the time of an inode's last change and it cannot be forged, so contents need not be read.
+    ``exclude`` and the labels are included, because they determine a snapshot's content.
     """
     found = hashlib.sha256(json.dumps([sorted(volume.labels.items()), list(exclude)]).encode())
     todo = [os.fsencode(volume.path)]
@@ -118,18 +118,17 @@ def fingerprint(volume: Volume, exclude: Iterable[str] = ()) -> str:
 
 
 def _inode(name: bytes, facts: os.stat_result, device: int) -> bytes:
-    # A loop device has another number each time.
+    # The number of a loop device changes with every mount.
     numbers = (facts.st_dev != device, facts.st_ino, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size)
     return b"%s\0%s\0" % (name, repr((*numbers, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
 
 
 @contextmanager
 def frozen(volume: Volume, wanted: str = "auto") -> Iterator[tuple[str, str]]:
-    """A view of ``volume`` that stands still while it is read: (directory, kind).
+    """Yield an unchanging view of ``volume``: (directory, kind).
 
-    Kind ``btrfs`` is a read-only snapshot of one instant; ``reflink`` is a copy that shares all data, each file of
-    one instant and
-    the tree of a few seconds; ``live`` is the volume itself. ``wanted`` is ``auto`` or ``live``.
+    Kind ``btrfs`` is a read-only snapshot of one instant; ``reflink`` is a copy that shares all data, each file of one
+    instant and the tree of a few seconds; ``live`` is the volume itself. ``wanted`` is ``auto`` or ``live``.
     """
     scratch = Path(volume.path).parent / FROZEN
     discard(scratch)
@@ -156,7 +155,7 @@ def _freeze(volume: Volume, scratch: Path) -> tuple[str, str]:
 
 
 def subvolume(path: str) -> Path | None:
-    """The btrfs subvolume that holds ``path``; ``None`` on another file system."""
+    """Return the btrfs subvolume that contains ``path``, or ``None`` on another file system."""
     if filesystem(path) != "btrfs":
         return None
     here = Path(path)
@@ -166,7 +165,7 @@ def subvolume(path: str) -> Path | None:
 
 
 def filesystem(path: str) -> str:
-    """Type of the file system that holds ``path`` by the mount table."""
+    """Return the type of the file system that contains ``path``, from the mount table."""
     best, kind = "", ""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _dash, right = line.partition(" - ")
@@ -177,7 +176,7 @@ def filesystem(path: str) -> str:
 
 
 def can_reflink(directory: Path) -> bool:
-    """Whether files in ``directory`` can share their data."""
+    """Return whether files in ``directory`` can share their data."""
     with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as copy:
         source.write(b"x" * 4096)
         source.flush()
@@ -189,7 +188,7 @@ def can_reflink(directory: Path) -> bool:
 
 
 def discard(scratch: Path) -> None:
-    """Remove what a run, or one that was killed, left at ``scratch``."""
+    """Delete the leftovers of a run, or of a killed one, at ``scratch``."""
     if not scratch.is_symlink() and not scratch.exists():
         return
     if (

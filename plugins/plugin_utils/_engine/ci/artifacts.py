@@ -97,7 +97,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def there(directory: str, artifacts: Sequence[str], reports: Sequence[str]) -> str:
+def remote_command(directory: str, artifacts: Sequence[str], reports: Sequence[str]) -> str:
     """Return the shell command that packs the files matching the globs, in the workspace."""
     patterns = [f"{ARTIFACTS}:{glob}" for glob in artifacts] + [f"{REPORTS}:{glob}" for glob in reports]
     limits = [str(MOST_FILES), str(MOST_BYTES)]

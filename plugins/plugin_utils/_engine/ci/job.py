@@ -126,7 +126,7 @@ class Log:
                 rest = rest[self._file.write(rest) or 0 :]
 
 
-def there(directory: str) -> str:
+def remote_command(directory: str) -> str:
     """Return the shell command that runs the job read from standard input, in the workspace."""
     return shlex.join(["exec", "bash", "-c", _THERE, "spt-flow-ci", directory])
 

@@ -212,7 +212,7 @@ class _Run:
         until = self.deadline - min(RESERVE, self.job.ttl / 10)
         self.progress.note(f"job: running in {workspace.name}, at most {max(0, until - self.now()):.0f} s")
         begun = self.progress.elapsed
-        argv = self.enter(workspace, ci_job.there(directory))
+        argv = self.enter(workspace, ci_job.remote_command(directory))
         with self.stops.held(), self._log() as (log, tell):
 
             def enough() -> bool:
@@ -274,7 +274,7 @@ class _Run:
             return
         try:
             with self.progress.stage("collect", "artifacts and reports"), self.stops.held():
-                argv = self.enter(workspace, ci_artifacts.there(directory, self.job.artifacts, self.job.junit))
+                argv = self.enter(workspace, ci_artifacts.remote_command(directory, self.job.artifacts, self.job.junit))
                 found = ci_artifacts.fetch(
                     argv, self.folder, max(10.0, self.deadline - self.now()), lambda: bool(self.stops.signum)
                 )

@@ -12,7 +12,7 @@ from ....module_utils._node.errors import (
     InvalidInput,
 )
 from ..common import untrusted
-from ..workspace.models import Life, Step, Workspace
+from ..workspace.models import Liveness, Step, Workspace
 from .client import Json, agents, app_url, moment
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def from_json(found: Json, url: str, now: float, app_host: Callable[[], str] = s
     )
     if state != "running":
         return workspace
-    life = life_of(found, stops)
+    life = liveness_of(found, stops)
     if ci and ends:
-        life = Life("a CI workspace lives until its deadline", workspace.started, ends)
+        life = Liveness("a CI workspace lives until its deadline", workspace.started, ends)
     elif stops and is_extended(found, stops, now):
         life = replace(life, keepalive_until=stops, keepalive_by=f"{found['owner_name']} or an administrator")
     return replace(
@@ -70,15 +70,15 @@ def from_json(found: Json, url: str, now: float, app_host: Callable[[], str] = s
     )
 
 
-def life_of(found: Json, stops: float | None) -> Life:
+def liveness_of(found: Json, stops: float | None) -> Liveness:
     """Return the liveness of a running workspace: the server delays its stop with use."""
     build = found["latest_build"]
     began = seconds(build["job"].get("completed_at")) or seconds(build["created_at"]) or 0.0
     if stops is None:
-        return Life("it has no automatic stop", began)
+        return Liveness("it has no automatic stop", began)
     used = seconds(found.get("last_used_at")) or 0.0
     reason, since = ("it was used", used) if used > began + FLUSH else ("just started", began)
-    return Life(reason, since, stops)
+    return Liveness(reason, since, stops)
 
 
 def is_extended(found: Json, stops: float, now: float) -> bool:

@@ -165,7 +165,7 @@ class CoderReader:
         return {step.name: step for step in found if step}
 
     def _connected(self, workspace: Workspace, agent: Json | None) -> None:
-        """Wait for a disconnected agent, for example after a restart of the server. Nobody can enter without it."""
+        """Wait for a disconnected agent, for example after a restart of the server. Users cannot enter without it."""
         if agent is None or agent["status"] != "disconnected":
             return
         http = self._client.http
@@ -183,7 +183,7 @@ class CoderReader:
                 f"Workspace {workspace.name} cannot be entered: its agent lost the connection to {http.config.url} "
                 f"({agent.get('disconnected_at') or 'time unknown'}) and did not reconnect.",
                 "Its container may have ended, or its node may be down. Restart it: ansible-playbook spt.flow.restart "
-                "-e workspace={workspace.name}",
+                f"-e workspace={workspace.name}",
             ) from None
 
     def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
@@ -217,7 +217,7 @@ class CoderReader:
             raise Unhealthy(
                 f"The agent of workspace {workspace.name} has not connected to {self._client.http.config.url}.",
                 "Its container cannot reach the server, or could not download the agent: check its log on the node "
-                "(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
+                f"(docker logs). {agent.get('troubleshooting_url') or ''}".rstrip(),
             )
         return True
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def shown(value: Any, limit: int = 60) -> str:
+def redact_value(value: Any, limit: int = 60) -> str:
     """Return ``value`` for a message: without credentials and control characters, and shortened."""
     text = value if isinstance(value, str) else repr(value)
     if "@" in text:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....module_utils._node.errors import InvalidInput, NotFound
-from ..common.text import shown
+from ..common.text import redact_value
 from ..settings.options import OPTIONS
 
 GROUPS = ("flow_nodes", "flow_servers", "flow_builders")
@@ -121,14 +121,16 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
     """
     nodes = sorted(found.get("flow_nodes") or ())
     if node not in nodes:
-        raise NotFound(f"Unknown workspace host {shown(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes))
+        raise NotFound(
+            f"Unknown workspace host {redact_value(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes)
+        )
     variables = hostvars[node]
     connection = str(variables.get("ansible_connection", "ssh")).removeprefix("ansible.builtin.")
     if connection == "local":
         return ""
     if connection not in ("ssh", "smart", "paramiko_ssh"):
         raise InvalidInput(
-            f"The workspace host {node} uses the connection {shown(connection)} instead of ssh.",
+            f"The workspace host {node} uses the connection {redact_value(connection)} instead of ssh.",
             "Engines are reached by ssh://. Set ansible_host and remove ansible_connection.",
         )
     user, port = (
@@ -136,9 +138,9 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
     )
     user = login or user
     if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)?", user):
-        raise InvalidInput(f"ansible_user of {node} is {shown(user)!r}, which is not a user name.")
+        raise InvalidInput(f"ansible_user of {node} is {redact_value(user)!r}, which is not a user name.")
     if not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 1) not in range(1, 65536):
-        raise InvalidInput(f"ansible_port of {node} is {shown(port)!r}, which is not a port.")
+        raise InvalidInput(f"ansible_port of {node} is {redact_value(port)!r}, which is not a port.")
     host = _address(node, str(variables.get("ansible_host") or node))
     return f"ssh://{user}{'@' if user else ''}{host}{':' if port else ''}{port}"
 
@@ -191,7 +193,7 @@ def _address(node: str, text: str) -> str:
     except ValueError:
         if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
             return text
-    raise InvalidInput(f"ansible_host of {node} is {shown(text)!r}, which is not a host name.")
+    raise InvalidInput(f"ansible_host of {node} is {redact_value(text)!r}, which is not a host name.")
 
 
 def missing(example: str) -> str:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What target docker asks the engine for: pure, from a spec and the engine's facts.
+"""The container of a workspace, as a pure function of a specification and the engine's facts.
 
-``Plan.of`` decides what this engine can give and says why where it is less than asked for; ``container_body`` renders
-it as the body of ``POST /containers/create`` (Docker Engine API 1.41).
+``Plan.of`` decides what this engine can provide and explains limitations. ``container_body`` renders it as the body of
+``POST /containers/create`` (Docker Engine API 1.41).
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ IDE_PORT = 8080
 KVM = "/dev/kvm"
 GRACE = 30
 DROPPED = ("MKNOD", "NET_RAW", "SETFCAP")
-"""Docker's default capabilities that no workspace has. A file that carries capabilities would give root's powers to
-runs that the audit trail cannot see; raw sockets would let a workspace forge packets of its neighbours."""
+"""Docker's default capabilities that workspaces do not get.
+
+Files with capabilities would allow privileged runs that the audit trail cannot see. Raw sockets would let a workspace
+forge packets of its neighbours.
+"""
 SYSCTLS = {"net.ipv4.ping_group_range": "0 65535"}
-"""Without raw sockets `ping` needs this."""
+"""Allows `ping` without raw sockets."""
 UNLIMITED = "disk is not limited"
 
 
@@ -58,10 +61,10 @@ class Plan:
     def of(
         cls, spec: WorkspaceSpec, facts: EngineFacts, local: bool, exists: Callable[[str], bool] = os.path.exists
     ) -> Plan:
-        """Raises ``FlowError`` where something is required that this engine does not have."""
+        """Plan for this engine. Raise ``FlowError`` if a requirement is not available."""
         settings, notes = spec.settings.cap(facts.cpus, facts.memory)
         if spec.kind == "ci" and settings.clone_cache:
-            # A job may write what it likes there, and the owner's next git would read it; nor has it volumes (A9).
+            # A job could write there, and the owner's next git would read it; CI workspaces have no volumes either.
             settings = replace(settings, clone_cache=False)
         docker, reason = _docker(settings.docker, facts)
         docker_reason = "" if docker else reason
@@ -75,9 +78,9 @@ class Plan:
 
 
 def unprotected(facts: EngineFacts, disk: bool = True) -> str:
-    """The sentence about what an engine lacks that the role host_docker did not set up; nothing for one that it did.
+    """Return a sentence about missing protection by the role host_docker, or nothing.
 
-    ``disk``: whether a limit of disk is asked for.
+    ``disk``: whether a disk limit is requested.
     """
     reasons = []
     if not facts.runtime:
@@ -95,20 +98,20 @@ def unprotected(facts: EngineFacts, disk: bool = True) -> str:
 
 
 def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
-    """Whether Docker works inside, and why not or at what risk (docs/decisions/user-namespaces.md)."""
+    """Return whether Docker works inside, and why not or at what risk (docs/decisions/user-namespaces.md)."""
     if wanted == "disabled":
         return False, ""
     if not facts.remapped:
         if wanted == "unsafe":
             return True, "docker=unsafe: the workspace's root can become root on this machine."
         why = (
-            "Docker inside the workspace is off: this engine has no user-namespace remapping, "
-            "without which a workspace's root could become root on this machine."
+            "Docker inside the workspace is disabled: without user-namespace remapping on this engine, a workspace's "
+            "root could become root on this machine."
         )
     elif 0 <= facts.remap_size < LEAST_RANGE:
         why = (
-            f"Docker inside the workspace is off: the engine's remapped range has {facts.remap_size} ids, "
-            f"{LEAST_RANGE} are needed."
+            f"Docker inside the workspace is disabled: the engine's remapped range has {facts.remap_size} ids, but "
+            f"needs {LEAST_RANGE}."
         )
     else:
         return True, ""
@@ -121,7 +124,10 @@ def _docker(wanted: str, facts: EngineFacts) -> tuple[bool, str]:
 
 
 def _devices(kvm: str, docker: bool, local: bool, exists: Callable[[str], bool]) -> tuple[tuple[str, ...], str]:
-    """Devices to pass on; what a remote engine's machine has cannot be seen from here, so all are asked for there."""
+    """Return the devices to pass on.
+
+    Devices of a remote machine cannot be seen from here, so all are requested there.
+    """
     wanted = [KVM] if kvm != "disabled" else []
     wanted += ["/dev/fuse", "/dev/net/tun"] if docker else []
     found = tuple(device for device in wanted if not local or exists(device))
@@ -129,19 +135,19 @@ def _devices(kvm: str, docker: bool, local: bool, exists: Callable[[str], bool])
 
 
 def _no_kvm(kvm: str, place: str) -> str:
-    """The sentence about a missing device; raises ``FlowError`` where it is required."""
+    """Return the sentence about a missing device. Raise ``FlowError`` if it is required."""
     if kvm == "required":
         raise FlowError(
-            f"Cannot create the workspace with kvm=required: {place} has no {KVM}.",
-            "Switch virtualisation on in the firmware or the outer hypervisor, or use kvm=auto (software emulation).",
+            f"Cannot create the workspace with kvm=required: {place} does not have {KVM}.",
+            "Enable virtualisation in the firmware or the outer hypervisor, or use kvm=auto (software emulation).",
         )
-    return f"There is no {KVM} on {place}: virtual machines in the workspace run in software emulation."
+    return f"{KVM} is missing on {place}: virtual machines in the workspace run in software emulation."
 
 
 def without_kvm(found: Mapping[str, Any], place: str) -> tuple[dict[str, Any], str]:
-    """The body that makes the container ``found`` (an answer to inspect) anew without the device, and why.
+    """Return the body that recreates the container ``found`` (an answer to inspect) without the device, and the reason.
 
-    Raises ``FlowError`` where the container was to have it in any case.
+    Raise ``FlowError`` if the container requires the device.
     """
     environment = dict(word.partition("=")[::2] for word in found["Config"]["Env"])
     note = _no_kvm(environment.get("SPT_FLOW_KVM", "auto"), place)
@@ -155,12 +161,12 @@ def _has_quota(facts: EngineFacts) -> bool:
 
 
 def clone_cache_volume(owner: str) -> str:
-    """The volume that an owner's workspaces share when ``clone_cache`` is on; other owners never see it."""
+    """Return the volume that an owner's workspaces share with ``clone_cache``; other owners never see it."""
     return f"spt-flow-{owner}-clones"
 
 
 def volume_labels(spec: WorkspaceSpec, part: str) -> dict[str, str]:
-    """Labels of a volume; the home's are the record of identity (docs/decisions/identity-and-names.md)."""
+    """Return the labels of a volume; the home's are the record of identity (docs/decisions/identity-and-names.md)."""
     labels = {
         f"{LABEL}owner": spec.owner,
         f"{LABEL}workspace": spec.name,
@@ -177,7 +183,7 @@ def volume_labels(spec: WorkspaceSpec, part: str) -> dict[str, str]:
 
 def _container_labels(spec: WorkspaceSpec) -> dict[str, str]:
     labels = volume_labels(spec, "container")
-    # What was asked for, not what this machine could give: so that `outdated` means the same everywhere.
+    # The requested values, not those fitted to this machine, so that `outdated` means the same on all machines.
     labels |= {f"{LABEL}settings": spec.settings.hash(), f"{LABEL}image": spec.image_hash}
     if spec.deadline is not None:
         labels[f"{LABEL}deadline"] = str(spec.deadline)
@@ -185,7 +191,7 @@ def _container_labels(spec: WorkspaceSpec) -> dict[str, str]:
 
 
 def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
-    """Environment of the workspace agent; the same names on every target."""
+    """Return the environment of the workspace agent; the names are the same on every target."""
     settings, repository = plan.settings, spec.repository
     return {
         "SPT_FLOW_CONTRACT": CONTRACT,
@@ -212,7 +218,7 @@ def environment(spec: WorkspaceSpec, plan: Plan) -> dict[str, str]:
 
 
 def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
-    """Body of ``POST /containers/create``."""
+    """Return the body of ``POST /containers/create``."""
     dev = spec.kind == "dev"
     key = f"spt-flow-{spec.owner}-{spec.name}"
     volumes = {f"{key}-home": HOME, f"{key}-docker": DOCKER_DATA} if dev else {}
@@ -246,20 +252,23 @@ def container_body(spec: WorkspaceSpec, plan: Plan) -> dict[str, Any]:
 
 
 def _security(plan: Plan) -> list[str]:
-    """Seccomp profile, and the AppArmor profile if the engine has it (docs/decisions: seccomp.md, apparmor.md)."""
+    """Return the seccomp profile, and the AppArmor profile if the engine has it (docs/decisions:
+
+    seccomp.md, apparmor.md).
+    """
     options = []
     if plan.facts.seccomp:
         options.append(f"seccomp={json.dumps(json.loads(SECCOMP.read_text(encoding='utf-8')), separators=(',', ':'))}")
-    # The role that installs the runtime loads the profile, too; an engine refuses a profile that it does not know.
+    # The role that installs the runtime also loads the profile; an engine rejects unknown profiles.
     if plan.facts.apparmor and (plan.docker or plan.facts.runtime):
         options.append(f"apparmor={APPARMOR}")
     return options
 
 
 def _masks(plan: Plan) -> dict[str, Any]:
-    """Our runtime where it works: it sets the audit number, and unmasks /proc only where Docker runs inside.
+    """Use our runtime if it works: it sets the audit number, and unmasks /proc only with Docker inside.
 
-    Docker inside mounts its own /proc; the kernel allows that only where nothing of the outer one is hidden (A1).
+    Docker inside mounts its own /proc. The kernel only allows that if nothing of the outer /proc is hidden.
     """
     if plan.facts.runtime and plan.facts.remapped:
         return {"Runtime": RUNTIME}

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 from .reading import EngineReader
 
 DRAINED = "spt-flow-drained"
-"""The volume that marks a drained engine: it outlives restarts, and every client of the engine sees it."""
+"""The volume that marks a drained engine: it survives restarts, and all clients of the engine see it."""
 
 
 class Creator(EngineReader):
-    """Imports what only creating needs where it is used: `up` of a running workspace reads two lists and one file."""
+    """Modules that only creation needs are imported late: `up` of a running workspace reads two lists and one file."""
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
-        """Refuse on a drained engine, and on another machine's that lacks the image (this one's gets it by itself)."""
+        """Raise an error on a drained engine, and on another machine's engine without the image (this machine builds
+        its own).
+        """
         self._refuse_drained(spec.title)
         if not fresh or self._engine.local or self._has_image(spec):
             return
@@ -54,11 +56,11 @@ class Creator(EngineReader):
             node = self._place.get("node", "localhost")
             raise Unhealthy(
                 f"Cannot start workspace {title} on {self.place}: it was drained {mark}.",
-                f"Take another host, or open this one: ansible-playbook spt.flow.undrain -e node={node}",
+                f"Use another host, or undrain this one: ansible-playbook spt.flow.undrain -e node={node}",
             )
 
     def drained(self) -> str:
-        """Since when and by whom the engine is drained, in words; nothing when it is open."""
+        """Return since when and by whom the engine is drained, as text, or nothing."""
         try:
             labels = self._engine.get_json(f"/volumes/{DRAINED}").get("Labels") or {}
         except NotFound:
@@ -66,7 +68,7 @@ class Creator(EngineReader):
         return f"at {labels.get(f'{LABEL}created', '?')} by {labels.get(f'{LABEL}by', '?')}"
 
     def drain(self, by: str) -> None:
-        """Let nothing start here any more; what runs goes on."""
+        """Block new starts; running workspaces continue."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         labels = {f"{LABEL}drained": "1", f"{LABEL}created": now, f"{LABEL}by": by}
         self._engine.request_json(
@@ -74,7 +76,7 @@ class Creator(EngineReader):
         )
 
     def undrain(self) -> None:
-        """Let workspaces start here again."""
+        """Allow new starts again."""
         with contextlib.suppress(NotFound):
             self._engine.request_json("DELETE", f"/volumes/{DRAINED}")
 
@@ -118,12 +120,12 @@ class Creator(EngineReader):
         )
 
     def _volume(self, name: str, labels: Mapping[str, str]) -> dict[str, str]:
-        """Create the volume, or find it as somebody else made it; its labels."""
+        """Create the volume, or find the one that another client created. Return its labels."""
         body = {"Name": name, "Driver": "local", "Labels": dict(labels)}
         made = self._engine.request_json("POST", "/volumes/create", body=body)
         has = made.get("Labels") or {}
         if has.get(f"{LABEL}owner") != labels[f"{LABEL}owner"]:
-            whose = f"belongs to {has[f'{LABEL}owner']}" if f"{LABEL}owner" in has else "was not made by spt.flow"
+            whose = f"belongs to {has[f'{LABEL}owner']}" if f"{LABEL}owner" in has else "was not created by spt.flow"
             raise Conflict(f"The volume {name} exists and {whose}.", "Choose another name: -e workspace=name")
         return dict(has)
 
@@ -151,7 +153,7 @@ class Creator(EngineReader):
             self._engine.request_json("POST", "/networks/create", body=body)
 
     def _create_container(self, name: str, spec: WorkspaceSpec, plan: docker_container.Plan) -> str:
-        """Id of the new container, nothing when there is one of that name already."""
+        """Return the id of the new container, or nothing if the name is already taken."""
         from . import container as docker_container
 
         try:
@@ -170,7 +172,7 @@ class Creator(EngineReader):
             ) from None
 
     def _disk_note(self) -> tuple[str, ...]:
-        """A warning while there is still room (only a local engine's disk can be seen)."""
+        """Return a warning about a nearly full disk (only a local engine's disk is visible)."""
         folder = self.probe_engine().root
         if not (self._engine.local and folder):
             return ()
@@ -186,7 +188,7 @@ class Creator(EngineReader):
 
 
 def _remembered(spec: WorkspaceSpec, labels: Mapping[str, str]) -> WorkspaceSpec:
-    """``spec``, which names only a workspace, with the repository and the reference that its home was made for."""
+    """Add to ``spec``, which only names a workspace, the repository and the ref of its home."""
     from ..repository.address import Repository
 
     url = labels.get(f"{LABEL}url", "")

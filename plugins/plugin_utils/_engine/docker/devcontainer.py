@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``devcontainer.json``: the same workspace for VS Code, DevPod, Codespaces and the CLI.
+"""Write ``devcontainer.json``: the same workspace for VS Code, DevPod, Codespaces and the CLI.
 
-The file is read on engines that nobody has looked at before. What only some have, ``/dev/kvm`` and Docker inside, it
-asks for where a setting requires it, and never where the setting is ``auto``: an engine without it would refuse the
-whole container, and Docker inside on an engine without user namespaces would make its root the machine's
-(docs/decisions/user-namespaces.md).
+The file must work on any engine. ``/dev/kvm`` and Docker inside are not available everywhere, so they are only
+requested with ``required``, never with ``auto``. An engine without ``/dev/kvm`` would reject the container. Docker
+inside on an engine without user namespaces would make its root the machine's (docs/decisions/user-namespaces.md).
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ MARK = "// Written by spt.flow (ansible-playbook spt.flow.devcontainer); changes
 NAMES = ("devcontainer.json", "seccomp.json", "ci.env")
 VOLUME = "spt-flow-${devcontainerId}"
 NAME = "devcontainer"
-"""What a workspace without a repository of its own is called."""
+"""Name of a workspace without a repository of its own."""
 NO_DOCKER = "a dev container has Docker inside where docker=required says so, on an engine with user namespaces"
 
 
 def files(
     settings: Settings, image: str, repository: Repository | None = None, ref: str = "", apparmor: bool = False
 ) -> dict[str, str]:
-    """The files of the folder ``.devcontainer`` by their names.
+    """Return the files of the directory ``.devcontainer`` by name.
 
-    With ``repository`` the container clones it into its home; without one it works on the folder that the file lies in.
+    With ``repository`` the container clones it into its home; without one it uses the directory with the file.
     """
     configuration = _configuration(settings, image, repository, ref, apparmor)
     made = {"devcontainer.json": f"{MARK}{json.dumps(configuration, indent=2)}\n"}
@@ -51,7 +50,7 @@ def files(
 
 
 def template() -> dict[str, str]:
-    """The published template (containers.dev): whoever applies it is asked for the image only."""
+    """Return the published template (containers.dev), whose only option is the image."""
     about = {
         "id": "spt-flow",
         "version": "0.1.0",
@@ -78,7 +77,7 @@ def _configuration(
 ) -> dict[str, Any]:
     volumes = {"home": docker_container.HOME, **({"docker": docker_container.DOCKER_DATA} if _docker(settings) else {})}
     place = {"workspaceMount": "", "workspaceFolder": repository.directory} if repository else {}
-    # Commands run in that folder, also before the clone has taken its place.
+    # Commands run in that directory, even before the clone exists.
     first = [f"--workdir={repository.directory}"] if repository else []
     return {
         "name": f"spt.flow: {repository.slug}" if repository else "spt.flow",
@@ -86,14 +85,14 @@ def _configuration(
         "hostRequirements": {"cpus": math.ceil(settings.cpus), "memory": f"{settings.memory // MEBIBYTE}mb"},
         **place,
         "mounts": [f"source={VOLUME}-{name},target={path},type=volume" for name, path in volumes.items()],
-        # The image's own entry point is the start contract, under its own init and as its own user.
+        # The image's own entry point is the workspace agent, with its own init and user.
         "overrideCommand": False,
         "containerUser": "coder",
         "remoteUser": "coder",
         "updateRemoteUserUID": False,
         "runArgs": [*first, *settings.devcontainer_arguments(), *_arguments(settings, apparmor)],
         "containerEnv": environment(settings, repository, ref),
-        # The IDE for whoever has none; its password: spt-workspace status.
+        # An IDE for clients without one; its password: spt-workspace status.
         "forwardPorts": [docker_container.IDE_PORT],
         "portsAttributes": {str(docker_container.IDE_PORT): {"label": "code-server", "onAutoForward": "silent"}},
         "onCreateCommand": ["spt-workspace", "wait"],
@@ -101,7 +100,7 @@ def _configuration(
 
 
 def _arguments(settings: Settings, apparmor: bool) -> list[str]:
-    """What ``_docker_body`` sends to the engine, as ``docker run`` takes it."""
+    """Return the values of ``container`` for ``docker run``."""
     words = [f"--sysctl={name}={value}" for name, value in docker_container.SYSCTLS.items()]
     words += [*(f"--cap-drop={name}" for name in docker_container.DROPPED), f"--stop-timeout={docker_container.GRACE}"]
     if settings.kvm == "required":
@@ -118,7 +117,7 @@ def _arguments(settings: Settings, apparmor: bool) -> list[str]:
 
 
 def environment(settings: Settings, repository: Repository | None, ref: str) -> dict[str, str]:
-    """The start contract's values. Whose workspace it is, and when it stops, is the business of whoever starts it."""
+    """Return the agent's variables. Owner and stop are up to the program that starts the container."""
     return {
         "SPT_FLOW_CONTRACT": CONTRACT,
         "SPT_FLOW_WORKSPACE": repository.slug if repository else NAME,
@@ -140,12 +139,15 @@ def environment(settings: Settings, repository: Repository | None, ref: str) -> 
 
 
 def changes(folder: Path, wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """What of ``wanted`` is missing or another in ``folder``, and what is wanted no more: (before, after) by name.
+    """Return (before, after) by name for all files of ``folder`` that differ from ``wanted`` or are no longer wanted.
 
-    Raises ``Conflict`` for a ``devcontainer.json`` that somebody else wrote.
+    Raise ``Conflict`` for a ``devcontainer.json`` that spt.flow did not write.
     """
     if folder.is_symlink():
-        raise Conflict(f"{folder} is a link, which may lead anywhere.", "Move it away, or name its folder's parent.")
+        raise Conflict(
+            f"{folder} is a link, which may lead outside the repository.",
+            "Move it away, or name the parent of its directory.",
+        )
     found = {}
     for name, text in {**dict.fromkeys(NAMES, ""), **wanted}.items():
         try:
@@ -156,7 +158,7 @@ def changes(folder: Path, wanted: Mapping[str, str]) -> dict[str, tuple[str, str
             raise FlowError(f"Cannot read {folder / name}: {getattr(error, 'strerror', '') or error}.") from None
         if name == "devcontainer.json" and before and not before.startswith(MARK):
             raise Conflict(
-                f"{folder / name} is there and was not written by spt.flow.",
+                f"{folder / name} exists and was not written by spt.flow.",
                 "Move it away, or leave it: a workspace reads the safe part of a repository's own after the clone.",
             )
         if before != text:
@@ -165,7 +167,7 @@ def changes(folder: Path, wanted: Mapping[str, str]) -> dict[str, tuple[str, str
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Replace each file in one step, ``devcontainer.json`` last: what it names is there already."""
+    """Replace each file atomically, ``devcontainer.json`` last, because it refers to the others."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(texts, key=lambda name: name == "devcontainer.json"):

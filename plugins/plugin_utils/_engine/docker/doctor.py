@@ -73,28 +73,28 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def program() -> Check:
-    """Workspaces of this machine's engine are entered through the program docker."""
+    """Check for the program docker, which enters workspaces of this machine's engine."""
     path = shutil.which("docker")
     if path is None:
-        return Check("docker CLI", "missing", "There is no program docker, which enters workspaces.", PREPARE)
+        return Check("docker CLI", "missing", "The program docker, which enters workspaces, is missing.", PREPARE)
     return Check("docker CLI", "ok", path)
 
 
 def demands(values: Mapping[str, Any]) -> list[Check]:
-    """Whether the engine starts workspaces, and has what the settings require."""
+    """Check that the engine starts workspaces, and has what the settings require."""
     from ..settings.workspace import Settings
     from ..workspace.models import WorkspaceSpec
     from . import container as docker_container
     from .target import DockerTarget
 
     target = DockerTarget(values["engine"], values["node"] if values["engine"] else "")
-    # The device has a check of its own.
+    # The device has its own check.
     settings = replace(Settings.of(values), kvm="disabled")
     try:
         mark = target.drained()
         if mark:
             undrain = f"ansible-playbook spt.flow.undrain -e node={values['node'] or 'localhost'}"
-            return [Check("engine", "missing", f"The engine was drained {mark}.", f"Open it: {undrain}")]
+            return [Check("engine", "missing", f"The engine was drained {mark}.", f"Undrain it: {undrain}")]
         docker_container.Plan.of(WorkspaceSpec("", settings), target.probe_engine(), not values["engine"])
     except FlowError as error:
         return [Check("settings", "missing", error.message, error.hint)]
@@ -102,7 +102,7 @@ def demands(values: Mapping[str, Any]) -> list[Check]:
 
 
 def image(values: Mapping[str, Any]) -> Check:
-    """Whether the engine has the image, and whether this machine can build it where it is missing."""
+    """Check that the engine has the image, or that this machine can build it."""
     from ....module_utils._node.docker import http as docker_http
     from ..image import choice as image_choice
     from ..image import identity as image_identity
@@ -127,14 +127,14 @@ def image(values: Mapping[str, Any]) -> Check:
             "image",
             "missing",
             f"{lacks} The Python package docker, which builds it, is missing.",
-            "Install it beside ansible-core: pip install docker",
+            "Install it in the environment of ansible-core: pip install docker",
         )
     get = f"ansible-playbook spt.flow.image -e profile={wanted.profile}"
     return Check("image", "note", f"{lacks} The next `up` builds it, which takes minutes.", f"Build it now: {get}")
 
 
 def space(engine: str, profile: str) -> Check:
-    """Whether the disk has room for a workspace and, where ``profile`` is to be built, for its image."""
+    """Check the disk space for a workspace and, if ``profile`` must be built, for its image."""
     from .target import DockerTarget
 
     try:
@@ -151,11 +151,11 @@ def space(engine: str, profile: str) -> Check:
                 "disk",
                 "missing",
                 f"{folder} has {free:.1f} GiB left; {needed:g} GiB are needed.",
-                "Remove what is not needed: docker system df shows images and volumes.",
+                "Remove unused images and volumes: docker system df lists them.",
             )
         if free < usage.total / 2**30 / 10:
             return Check("disk", "note", f"{folder} is nearly full: {free:.1f} GiB are left.", "docker system df")
-    return Check("disk", "ok", f"There is room for {needed:g} GiB.")
+    return Check("disk", "ok", f"{needed:g} GiB are available.")
 
 
 def _existing(folder: str) -> Path:

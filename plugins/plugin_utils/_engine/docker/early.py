@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read how to enter a container by its name, before the list of containers was read."""
+"""Read how to enter a container by its name, before the list of containers is read."""
 
 from __future__ import annotations
 

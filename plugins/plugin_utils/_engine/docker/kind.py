@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is known about the target docker before it is opened."""
+"""Capabilities of the target docker before it is opened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DockerKind:
         return ssh.config(common, key, nodes)
 
     def early_reader(self, values: Mapping[str, Any], owner: str) -> EarlyReader | None:
-        """Return a reader on this machine's engine, where connecting costs nothing and names are known."""
+        """Return a reader on this machine's engine, if connecting is cheap and the names are known."""
         if values["engine"] or not (values["workspace"] or values["repo"]):
             return None
         from ..repository.address import Repository

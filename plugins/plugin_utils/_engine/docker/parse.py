@@ -23,7 +23,10 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800,
 
 
 def age(status: str) -> float:
-    """Seconds in the engine's words: ``Up 5 minutes``, ``Up About an hour``, ``Exited (0) Less than a second ago``."""
+    """Return the seconds of the engine's texts:
+
+    ``Up 5 minutes``, ``Up About an hour``, ``Exited (0) Less than a second ago``.
+    """
     match = re.match(r"(?:Up|Exited \(\d+\)) (?:(About|Less than) )?(an?|\d+) (\w+?)s?\b", status)
     if not match or match[3] not in _UNITS:
         return 0.0
@@ -38,7 +41,7 @@ def _labels(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
-    """A workspace from an entry of the engine's list of containers; ``None`` when it is none of ours."""
+    """Return a workspace from an entry of the engine's list of containers, or ``None`` for other containers."""
     labels = _labels(entry)
     owner, name = labels.get(f"{LABEL}owner", ""), labels.get(f"{LABEL}workspace", "")
     if entry["Names"][0].lstrip("/").removesuffix(OLD) != container_name(owner, name):
@@ -63,7 +66,7 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
         settings_hash=labels.get(f"{LABEL}settings", ""),
         image_hash=labels.get(f"{LABEL}image", ""),
         deadline=untrusted.digits(labels.get(f"{LABEL}deadline")),
-        # Since when it is in this state; nothing for a container that was never started.
+        # Time of its last change of state; empty for a container that never started.
         started=now - age(entry.get("Status", "")) if entry["State"] != "created" else None,
         exit_code=exit_code,
         url=f"http://127.0.0.1:{port}/" if port and state == "running" else "",
@@ -71,7 +74,7 @@ def from_container(entry: Mapping[str, Any], now: float) -> Workspace | None:
 
 
 def from_home(entry: Mapping[str, Any]) -> Workspace:
-    """A stopped workspace of which only the home is left."""
+    """Return a stopped workspace of which only the home exists."""
     labels = _labels(entry)
     return Workspace(
         owner=labels.get(f"{LABEL}owner", ""),
@@ -95,7 +98,7 @@ def with_events(workspace: Workspace, lines: Iterable[str]) -> Workspace:
 
 
 def engine_facts(info: Mapping[str, Any], local: bool) -> EngineFacts:
-    """What ``GET /info`` says; the size of the remapped range comes from /etc/subuid where it can be read (A3)."""
+    """Return the facts of ``GET /info``; the size of the remapped range comes from /etc/subuid if it is readable."""
     from ..workspace.target import EngineFacts
 
     options = [word for option in info.get("SecurityOptions") or [] for word in option.split(",")]

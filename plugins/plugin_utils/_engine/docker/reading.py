@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read workspaces from one Docker engine, and reach inside their containers."""
+"""Read workspaces from one Docker engine, and run commands in their containers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EngineReader:
 
     @property
     def place(self) -> str:
-        """The machine, as messages call it."""
+        """The machine's name in messages."""
         return self._place.get("node") or "this machine"
 
     def probe_engine(self) -> EngineFacts:
@@ -79,7 +79,10 @@ class EngineReader:
         return self._with_sizes(found) if sizes else found
 
     def _containers(self, owner: str = "", key: str = "") -> Workspaces:
-        """One list request; a container set aside by ``restart`` counts only when nothing has taken its place."""
+        """Return containers from one list request.
+
+        A container renamed by ``restart`` only counts if nothing has replaced it.
+        """
         label = f"{LABEL}owner={owner}" if owner else f"{LABEL}owner"
         filters = {"label": [label]} | ({"name": [f"^/{PREFIX}{re.escape(key)}({OLD})?$"]} if key else {})
         found: dict[str, Workspace] = {}
@@ -88,13 +91,13 @@ class EngineReader:
             if workspace is not None:
                 workspace = self._placed(workspace)
                 if entry["Names"][0].endswith(OLD):
-                    # Whatever it does, it must get its name back before it can be used: `start` does that.
+                    # In any case it must get its name back before it can be used; `start` does that.
                     workspace = replace(workspace, state="stopped", url="")
                 found.setdefault(workspace.key, workspace)
         return list(found.values())
 
     def _entries(self, filters: Mapping[str, Any]) -> Entries:
-        """Containers as the engine lists them, without those that it is removing: these have no name any more."""
+        """Return the engine's containers, except those being removed, which no longer have a name."""
         entries = self._engine.get_json("/containers/json", {"all": True, "filters": filters})
         return [entry for entry in entries if entry.get("Names")]
 
@@ -105,17 +108,17 @@ class EngineReader:
         return [self._placed(from_home(entry)) for entry in homes]
 
     def _placed(self, workspace: Workspace) -> Workspace:
-        """``workspace`` with where it runs, unless that is this machine."""
+        """Add the location to ``workspace``, unless it is this machine."""
         return replace(workspace, node=self._place["node"], engine=self._place["engine"]) if self._place else workspace
 
     def _read(self, workspace: Workspace) -> Workspace:
         found = self._containers(workspace.owner, workspace.key)
         if not found:
-            raise NotFound(f"Workspace {workspace.name} has no container any more.", "Run the command again.")
+            raise NotFound(f"Workspace {workspace.name} no longer has a container.", "Run the command again.")
         return found[0]
 
     def _with_details(self, workspaces: Workspaces) -> Workspaces:
-        """Steps and life from the end of each running workspace's log, many at once, with one deadline for all."""
+        """Add steps and liveness from the end of each running workspace's log, concurrently, with one deadline."""
         from concurrent.futures import ThreadPoolExecutor, wait
 
         running = [workspace for workspace in workspaces if workspace.state == "running"]
@@ -184,6 +187,6 @@ class EngineReader:
         return labels.get(f"{LABEL}owner") == workspace.owner and labels.get(f"{LABEL}workspace") == workspace.name
 
     def _remove(self, identifier: str) -> None:
-        """Remove a container; that it is gone, or somebody else is removing it, is as good."""
+        """Remove a container. It is no error if it is gone or being removed."""
         with contextlib.suppress(NotFound, Conflict):
             self._engine.request_json("DELETE", f"/containers/{identifier}", {"force": True}, timeout=120)

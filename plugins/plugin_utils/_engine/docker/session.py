@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How to enter a running workspace, read by one command inside it.
+"""Read how to enter a running workspace, with one command inside it.
 
-Apart from ``_docker_target``, because `up` asks this first, by the container's name, and imports the rest meanwhile.
+Separate from ``target``, because `up` does this first, by the container's name, and imports the rest in the meantime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PREFIX = "spt-flow-"
 USER = "1000:1000"
 UNREADABLE = (ValueError,)
 READ = ("cat", "/run/spt-flow/session.json", "/run/spt-flow/steps.json", "/run/spt-flow/life.json")
-"""What the start contract keeps for clients that enter: parts of what its `status` says, without starting a Python."""
+"""Files of the workspace agent for clients: parts of its `status`, readable without starting a Python."""
 
 
 def container_name(owner: str, name: str) -> str:
@@ -25,7 +25,10 @@ def container_name(owner: str, name: str) -> str:
 
 
 def to_session(url: str, text: str) -> Session:
-    """From what `status` prints, or from its parts one after the other. Raises what ``UNREADABLE`` names."""
+    """Return a session from the output of `status`, or from its parts one after the other.
+
+    Raise errors of ``UNREADABLE``.
+    """
     data: dict[str, Any] = {}
     for part in untrusted.objects(text):
         data |= untrusted.record(part)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Enter containers by OpenSSH: `docker exec` carries the connection (docs/decisions/entering-by-ssh.md)."""
+"""Enter containers with OpenSSH: `docker exec` carries the connection (docs/decisions/entering-by-ssh.md)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def host(workspace: Workspace) -> str:
 
 
 def config(common: Mapping[str, str], key: Path, nodes: Mapping[str, str]) -> str:
-    """Return the blocks for workspaces of this machine and of ``nodes``. Evaluating its `Match` makes the key pair.
+    """Return the blocks for workspaces of this machine and of ``nodes``.
 
-    When several clients do so at once, the first to link its private key wins. The public key is derived from that key
-    and appears last.
+    Evaluating its `Match` creates the key pair. If several clients do so at once, the first to link its private key
+    wins. The public key is derived from that key and appears last.
     """
     new = f"{key}.$$"
     keygen = f"ssh-keygen -q -t ed25519 -N '' -C '' -f {new} </dev/null; ln {new} {key} 2>/dev/null; rm -f {new}"
@@ -33,7 +33,7 @@ def config(common: Mapping[str, str], key: Path, nodes: Mapping[str, str]) -> st
         **common,
         "ProxyCommand": f'{execute.format("-i")} session "$(cat {key}.pub)"',
         "KnownHostsCommand": f"/usr/bin/env {execute.format('-i')} hostkey %H",
-        # Naming the one algorithm saves asking for the host key a second time.
+        # Naming the one algorithm avoids a second request for the host key.
         "HostKeyAlgorithms": "ssh-ed25519",
         "StrictHostKeyChecking": "yes",
         "IdentityFile": str(key),
@@ -45,9 +45,9 @@ def config(common: Mapping[str, str], key: Path, nodes: Mapping[str, str]) -> st
 
 
 def _node(node: str, engine: str, public: str) -> str:
-    """Return the two settings that differ for workspaces of another machine; OpenSSH takes the first value it reads.
+    """Return the two settings that differ for workspaces of another machine; OpenSSH uses the first value it reads.
 
-    The key is quoted twice, for the shell here and for the one there. OpenSSH would take ${…} for its own variable.
+    The key is quoted twice, for the local and the remote shell. OpenSSH would expand ${…} itself.
     """
     end = f".{safe(node)}"
     there = shlex.join(engine_argv(engine)).replace("%", "%%")

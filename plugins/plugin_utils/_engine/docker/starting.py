@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start, stop and restart containers, and undo what a killed restart left."""
+"""Start, stop and restart containers, and undo an interrupted restart."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from .creation import Creator
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL (docs/decisions/docker-inside-storage.md)."""
 START = 3600.0
-"""Seconds that a start may take: a home that gets a file system of its own is copied before."""
+"""Maximum duration of a start in seconds: a home may first be copied to a file system of its own."""
 NOT_MODIFIED = 304
 
 
 class Starter(Creator):
-    """A restart sets the old container aside and removes it only once its successor can be used."""
+    """A restart renames the old container and only removes it once its successor is usable."""
 
     def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        # Once more: between being admitted and this the image may have been built, and the engine drained.
+        # Check again: the image may have been built, and the engine drained, since the first check.
         self._refuse_drained(workspace.name)
         return self._start(self._undo_restart(workspace))
 
     def _undo_restart(self, workspace: Workspace) -> Workspace:
-        """Where a killed ``restart`` set the old container aside and never started its successor: the old one again."""
+        """Restore the old container if a killed ``restart`` renamed it and never started its successor."""
         name = container_name(workspace.owner, workspace.name)
         found = self._engine.get_json(f"/containers/{workspace.id}/json")
         old = found["Id"] if found["Name"].endswith(OLD) else ""
@@ -58,19 +58,21 @@ class Starter(Creator):
                 return self._start_without_kvm(workspace)
             raise self._start_error(workspace, error) from None
         if answer.status == NOT_MODIFIED:
-            # Not our start: whoever waits must wait for the start that is in the log already.
-            raise Conflict(f"Somebody else has just started workspace {workspace.name}.", "Run the command again.")
+            # Another client's start, which is already in the log: wait for that one.
+            raise Conflict(f"Another client has just started workspace {workspace.name}.", "Run the command again.")
         return replace(self._read(workspace), notes=workspace.notes)
 
     def _lacks_kvm(self, error: FlowError) -> bool:
-        """Whether a start failed for want of the device, which cannot be looked for on another machine before."""
+        """Return whether a start failed because the device is missing, which is not visible on another machine
+        beforehand.
+        """
         from . import container as docker_container
 
         said = str(error.details.get("said", ""))
         return not self._engine.local and f'"{docker_container.KVM}": no such file' in said
 
     def _start_without_kvm(self, workspace: Workspace) -> Workspace:
-        """The same container made anew without the device."""
+        """Recreate the same container without the device."""
         from . import container as docker_container
 
         found = self._engine.get_json(f"/containers/{workspace.id}/json")
@@ -85,8 +87,8 @@ class Starter(Creator):
         if "address already in use" in said or "port is already allocated" in said:
             port = re.search(r":(\d+)\b", said)
             return Conflict(
-                f"Cannot start workspace {workspace.name}: port {port[1] if port else ''} of this machine is taken.",
-                "Free it, or take another one: -e ide_port=0, then restart.",
+                f"Cannot start workspace {workspace.name}: port {port[1] if port else ''} of this machine is in use.",
+                "Free it, or use another one: -e ide_port=0, then restart.",
             )
         if isinstance(error, NotFound):
             return error
@@ -94,7 +96,7 @@ class Starter(Creator):
             return error
         return Unhealthy(
             f"Cannot start workspace {workspace.name}: {said}.",
-            "Its home is untouched. See `docker info`, or restart it: ansible-playbook spt.flow.restart",
+            "Its home is untouched. Check `docker info`, or restart it: ansible-playbook spt.flow.restart",
         )
 
     def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
@@ -144,7 +146,10 @@ class Starter(Creator):
         return fresh
 
     def _set_aside(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
-        """Stop the container and call it ``-old``; one that is called so already, beside it, is somebody's restart."""
+        """Stop the container and rename it to ``-old``.
+
+        An existing ``-old`` container belongs to another client's restart.
+        """
         name = container_name(workspace.owner, workspace.name)
         if self._is_old(workspace.id):
             self._stop(workspace.id)
@@ -157,7 +162,7 @@ class Starter(Creator):
         self._rename(workspace.id, name + OLD)
 
     def _put_back(self, identifier: str, name: str, made: str) -> None:
-        """Undo a restart, unless somebody else goes on with it: then the container is gone or its name is taken."""
+        """Undo a restart, unless another client continues it: then the container is gone or its name is taken."""
         with contextlib.suppress(NotFound, Conflict):
             old = self._is_old(identifier)
             if made:
@@ -168,7 +173,7 @@ class Starter(Creator):
             self._engine.request_json("POST", f"/containers/{identifier}/start", timeout=START)
 
     def _under_runtime(self, identifier: str, name: str) -> str:
-        """The container, made again where it runs without the runtime ``spt-flow``; its id.
+        """Return the id of the container, recreated if it runs without the runtime ``spt-flow``.
 
         The restart may have moved its home to a file system of its own, which only that runtime mounts.
         """
@@ -189,7 +194,9 @@ class Starter(Creator):
         wait_ready(self, workspace, Progress(), Waiter(spec.settings.wait_timeout, False))
 
     def _completed(self, workspace: Workspace, spec: WorkspaceSpec) -> WorkspaceSpec:
-        """``spec`` with what only the first ``up`` was told (repository, ref, dotfiles, author), from the old one."""
+        """Add to ``spec`` the values that only the first ``up`` received (repository, ref, dotfiles, author), from the
+        old one.
+        """
         from ..repository.address import Repository
 
         known: dict[str, str] = {}
@@ -223,4 +230,4 @@ class Starter(Creator):
 
 
 def _busy(name: str) -> Conflict:
-    return Conflict(f"Somebody else is restarting {name}.", "Wait until that is done.")
+    return Conflict(f"Another client is restarting {name}.", "Wait until that has finished.")

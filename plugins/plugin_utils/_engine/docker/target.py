@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Target docker: workspaces as containers of one Docker engine.
 
-The home volume, created first, is the record of identity; names are the lock. Shapes of requests and answers are those
-of the Docker Engine API.
+The home volume, created first, is the record of identity; names are the lock. Requests and answers are those of the
+Docker Engine API.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .session import PREFIX, container_name
 from .starting import Starter
 
 LEFTOVER_AGE = 600.0
-"""Seconds that a replaced container may stay beside its running successor before it counts as left over."""
+"""Seconds after which a replaced container counts as a leftover although its successor is not ready."""
 
 
 class DockerTarget(Starter):
     """Implements ``Target``, ``Sweeper`` and ``Drainable`` on one engine."""
 
     def delete(self, workspace: Workspace, progress: Progress) -> None:
-        """Container, then inner Docker's volume, then the home, which is the record of identity."""
+        """Delete the container, then inner Docker's volume, then the home, which is the record of identity."""
         name = container_name(workspace.owner, workspace.name)
         for container in (name, name + OLD):
             if self._is_ours(f"/containers/{container}/json", workspace, "Config"):
@@ -47,7 +47,7 @@ class DockerTarget(Starter):
             said = untrusted.line((done.stderr or done.stdout).strip(), 200)
             raise FlowError(
                 f"Cannot keep workspace {workspace.name} alive: {said}",
-                "See ansible-playbook spt.flow.logs",
+                "Check its log: ansible-playbook spt.flow.logs",
             )
         return self._detailed(workspace)
 
@@ -72,14 +72,14 @@ class DockerTarget(Starter):
             if docker_http.NO_SPACE not in error.details.get("said", ""):
                 raise
             raise Unhealthy(
-                f"Cannot copy {len(tar) / 2**20:.0f} MiB into workspace {workspace.name}: there is no space left.",
+                f"Cannot copy {len(tar) / 2**20:.0f} MiB into workspace {workspace.name}: its disk is full.",
                 f"Enter without the repository (ansible-playbook spt.flow.up -e workspace={workspace.name}), "
-                "make room in the home, and run the command again.",
+                "free space in the home, and run the command again.",
                 error.details,
             ) from None
 
     def sweep(self) -> Iterable[str]:
-        """Expired CI workspaces (docs/decisions/ci-self-deletion.md), and leftovers of a killed ``restart``."""
+        """Delete expired CI workspaces (docs/decisions/ci-self-deletion.md), and leftovers of a killed ``restart``."""
         names = {entry["Names"][0].lstrip("/"): entry for entry in self._entries({"label": [f"{LABEL}owner"]})}
         now = self._engine.clock
         gone = []
@@ -94,7 +94,7 @@ class DockerTarget(Starter):
         return gone
 
     def _replaces(self, entry: Mapping[str, Any]) -> bool:
-        """Whether the container beside an ``-old`` one needs it no more: its IDE answers, or it had time enough."""
+        """Return whether the container's ``-old`` predecessor can go: its IDE answers, or it had enough time."""
         if age(entry["Status"]) > LEFTOVER_AGE:
             return True
         lines = self._log_lines(entry["Id"], follow=False, tail=80, timeout=DETAILS_DEADLINE)
@@ -102,7 +102,7 @@ class DockerTarget(Starter):
 
 
 def _expired(entry: Mapping[str, Any], now: float) -> bool:
-    """Whether a CI container has outlived its labels, by its engine's clock alone: clients' clocks may be wrong."""
+    """Return whether a CI container has expired, by its labels and its engine's clock: clients' clocks may be wrong."""
     from ....module_utils._node.reaper.engine import lifetime
 
     return now - float(entry.get("Created") or now) >= lifetime(entry.get("Labels") or {})

@@ -68,7 +68,7 @@ def _held(folder: str) -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Delete the unfinished directories of killed builds. Nobody locks them any more."""
+    """Delete the unfinished directories of killed builds. They are no longer locked."""
     for folder in (path for kind in _KINDS for path in cache(kind).glob(".*.*") if path.is_dir()):
         try:
             if folder.stat().st_mtime < time.time() - _LEFT:

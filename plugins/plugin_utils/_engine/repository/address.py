@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from ....module_utils._node.errors import InvalidInput
-from ..common.text import shown
+from ..common.text import redact_value
 from .names import _HINT, NAME_LIMIT, slugify, validate_host, validate_ref
 
 REPOSITORY_LIMIT = 1024
@@ -224,7 +224,9 @@ def _from_short(text: str, default_host: str, what: str) -> Repository:
     parts = text.rstrip("/").split("/")
     if len(parts) != 2:
         hint = (
-            f"Did you mean https://{shown(text)}?" if len(parts) > 2 and "." in parts[0] and text.isascii() else _HINT
+            f"Did you mean https://{redact_value(text)}?"
+            if len(parts) > 2 and "." in parts[0] and text.isascii()
+            else _HINT
         )
         raise InvalidInput(
             f"{what} is neither an address nor owner/name nor a path.", hint if "@" not in text else _HINT

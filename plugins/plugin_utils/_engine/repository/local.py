@@ -55,7 +55,7 @@ class Unreadable(Exception):
         super().__init__(untrusted.line(sentence))
 
 
-class NotThere(Unreadable):
+class NotARepository(Unreadable):
     """The directory is not a repository."""
 
 
@@ -114,7 +114,7 @@ def reading(path: str, runner: Runner) -> Iterator[LocalGit]:
     check_objects(os.path.join(places.common, "objects"))
     shallow = bool((read(os.path.join(places.common, "shallow"), LARGE) or b"").strip())
     with tempfile.TemporaryDirectory(prefix="spt-flow-git-") as ours:
-        furnish(ours, os.path.join(places.common, "objects"), head, refs)
+        fill(ours, os.path.join(places.common, "objects"), head, refs)
         yield LocalGit(ours, runner, shallow)
 
 
@@ -133,13 +133,13 @@ def locate(path: str, runner: Runner) -> Places:
     """Find the git directory of the directory ``path``, which the caller must own."""
     folder = os.path.realpath(path)
     if not os.path.isdir(folder):
-        raise NotThere("the directory does not exist")
+        raise NotARepository("the directory does not exist")
     entry = os.path.join(folder, ".git")
     kind = _kind(entry)
     if kind == "missing" and not _is_git(folder):
         above = any(os.path.lexists(os.path.join(parent, ".git")) for parent in _parents(folder))
         inside = "it is a directory inside a repository, not the repository itself"
-        raise NotThere(inside if above else "it is not a git repository")
+        raise NotARepository(inside if above else "it is not a git repository")
     if kind not in ("missing", "folder", "file"):
         raise Unreadable("its .git is a link; use the directory that the link points to")
     git = {"missing": folder, "folder": entry}.get(kind) or _follow(entry)
@@ -345,7 +345,7 @@ def check_objects(objects: str) -> None:
 # Our git directory
 
 
-def furnish(ours: str, objects: str, head: bytes, refs: dict[bytes, bytes]) -> None:
+def fill(ours: str, objects: str, head: bytes, refs: dict[bytes, bytes]) -> None:
     """Make ``ours`` a git directory with these refs, which borrows ``objects``."""
     long = any(len(commit) == 64 for commit in (head, *refs.values()))
     configuration = _CONFIGURATION.format(version=int(long))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from ....module_utils._node.errors import InvalidInput
-from ..common.text import shown
+from ..common.text import redact_value
 
 NAME_LIMIT = 32
 REF_LIMIT = 250
@@ -32,7 +32,7 @@ def validate_name(name: str, what: str = "workspace") -> str:
         raise InvalidInput(f"The name of the {what} is empty.", f"Set {what}=my-name.")
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
         raise InvalidInput(
-            f"The name {shown(name)!r} is not accepted for the {what}.",
+            f"The name {redact_value(name)!r} is not accepted for the {what}.",
             f"A name has at most {NAME_LIMIT} letters, digits and single hyphens, none at its ends.",
         )
     if name.lower().endswith("-old"):
@@ -61,7 +61,7 @@ def validate_ref(ref: str) -> str:
     )
     if not legal:
         raise InvalidInput(
-            f"The ref {shown(ref)!r} is not accepted as a branch, tag or commit.",
+            f"The ref {redact_value(ref)!r} is not accepted as a branch, tag or commit.",
             "Use letters, digits and ./_+#@=,%!&(){}'-; without '..', "
             "'@{', empty parts, and parts that start with . or -.",
         )
@@ -79,7 +79,7 @@ def validate_host(text: str, what: str = "the host") -> tuple[str, int | None]:
             "Use its plain ASCII name or add an alias for it in ~/.ssh/config.",
         )
     if not match or len(host) > 253 or not _is_host(host) or host == "local":
-        raise InvalidInput(f"{shown(text)!r} is not a host name ({what}).", _HINT)
+        raise InvalidInput(f"{redact_value(text)!r} is not a host name ({what}).", _HINT)
     if port is not None and not 1 <= port <= 65535:
         raise InvalidInput(f"Port {port} of {host} is out of range.", "Use a port from 1 to 65535.")
     return host, port

@@ -184,13 +184,13 @@ def probe(
 
 
 def _probe_local(repository: Repository, ref: str, timeout: float, runner: Runner) -> Probe:
-    from .local import NotThere, Unreadable, reading
+    from .local import NotARepository, Unreadable, reading
 
     try:
         with reading(repository.path, runner) as git:
             return _probe_git(git, ref, timeout)
     except Unreadable as error:
-        return Probe("not-found" if isinstance(error, NotThere) else "unreadable", str(error))
+        return Probe("not-found" if isinstance(error, NotARepository) else "unreadable", str(error))
     except FileNotFoundError:
         return Probe("unreachable", "git is not installed on this machine")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ....module_utils._node.errors import InvalidInput
-from ..common.text import nearest, shown
+from ..common.text import nearest, redact_value
 from .options import MEBIBYTE, OPTIONS
 from .values import convert
 
@@ -110,7 +110,7 @@ def _known(values: Any, source: str) -> dict[str, Any]:
         if name not in OPTIONS:
             close = nearest(str(name), OPTIONS)
             hint = f"Did you mean {close}?" if close else "The options are: " + ", ".join(sorted(OPTIONS)) + "."
-            raise InvalidInput(f"Unknown option {shown(str(name))!r} ({source}).", hint)
+            raise InvalidInput(f"Unknown option {redact_value(str(name))!r} ({source}).", hint)
     return {str(name): value for name, value in values.items()}
 
 

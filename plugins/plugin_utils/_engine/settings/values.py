@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....module_utils._node.errors import InvalidInput
-from ..common.text import nearest, shown
+from ..common.text import nearest, redact_value
 from .options import DAY, GIBIBYTE, GIT_HOOKS, MANY_LINES, MEBIBYTE, TEXT_LIMIT, Option
 
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?", re.ASCII)
@@ -29,7 +29,7 @@ def as_bool(value: Any, name: str = "value") -> bool:
     if word in _FALSE:
         return False
     raise InvalidInput(
-        f"{name} is {shown(value)!r}, which is neither true nor false.", f"Use {name}=true or {name}=false."
+        f"{name} is {redact_value(value)!r}, which is neither true nor false.", f"Use {name}=true or {name}=false."
     )
 
 
@@ -40,7 +40,7 @@ def parse_duration(value: Any, name: str = "duration") -> int:
     match = _DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
     if match is None or not any(match.groups()):
         raise InvalidInput(
-            f"{name} is {shown(value)!r}, which is not a duration.", f"Examples: {name}=45s, 10m, 2h, 1h30m."
+            f"{name} is {redact_value(value)!r}, which is not a duration.", f"Examples: {name}=45s, 10m, 2h, 1h30m."
         )
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (DAY, 3600, 60, 1), strict=True))
 
@@ -51,7 +51,7 @@ def parse_size(value: Any, name: str = "size") -> int:
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise InvalidInput(f"{name} is {shown(value)!r}, which is not a size.", f"Examples: {name}=512m, 8g.")
+        raise InvalidInput(f"{name} is {redact_value(value)!r}, which is not a size.", f"Examples: {name}=512m, 8g.")
     number = float(f"{match[1]}.{match[2] or 0}")
     return int(number * 1024 ** " kmgt".index(match[3].lower() or " "))
 
@@ -61,7 +61,7 @@ def _number(option: Option, value: Any) -> int | float:
     pattern = r"-?\d{1,15}" if option.type == "int" else r"-?\d{1,15}(\.\d{1,9})?"
     if not re.fullmatch(pattern, text.strip(), re.ASCII):
         kind = "whole number" if option.type == "int" else "number"
-        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is not a {kind}.", _range(option))
+        raise InvalidInput(f"{option.name} is {redact_value(value)!r}, which is not a {kind}.", _range(option))
     return int(text) if option.type == "int" else float(text)
 
 
@@ -83,7 +83,7 @@ def _bounded(option: Option, number: float, value: Any) -> None:
     if option.low is None or option.high is None or (number == 0 and option.zero):
         return
     if not math.isfinite(number) or not option.low <= number <= option.high:
-        raise InvalidInput(f"{option.name} is {shown(value)!r}, which is out of range.", _range(option))
+        raise InvalidInput(f"{option.name} is {redact_value(value)!r}, which is out of range.", _range(option))
 
 
 def _text(option: Option, value: Any) -> str:
@@ -110,7 +110,7 @@ def _chosen(option: Option, text: str) -> str:
     if text not in option.choices:
         close = nearest(text, option.choices)
         hint = f"Use one of {', '.join(option.choices)}" + (f"; did you mean {close}?" if close else ".")
-        raise InvalidInput(f"{option.name} is {shown(text)!r}, which is not a known value.", hint)
+        raise InvalidInput(f"{option.name} is {redact_value(text)!r}, which is not a known value.", hint)
     return text
 
 
@@ -159,7 +159,7 @@ def _hooks(option: Option, value: Any) -> str:
         if name not in GIT_HOOKS:
             close = nearest(name, GIT_HOOKS)
             hint = f"Did you mean {close}?" if close else f"Use {', '.join(GIT_HOOKS)}."
-            raise InvalidInput(f"git_hooks names {shown(name)!r}, which is not a hook of git clients.", hint)
+            raise InvalidInput(f"git_hooks names {redact_value(name)!r}, which is not a hook of git clients.", hint)
         if not script.startswith("#!/"):
             raise InvalidInput(f"The script of git_hooks' {name} does not begin with #!.", "For example: #!/bin/sh")
     return _text(option, json.dumps(dict(found), sort_keys=True)) if found else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One thing that workspaces need, and whether it is there."""
+"""A requirement of workspaces and whether it is met."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ TIMEOUT = 20.0
 
 SKEW = 60.0
 WRONG = 3600.0
-"""Seconds from which on certificates and tokens are refused."""
+"""Seconds of clock difference from which certificates and tokens are rejected."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """``state``: ok, missing (workspaces cannot be used without it) or note (a feature is missing). ``hint``: how to
-    get it.
-    """
+    """``state``: ok, missing (required) or note (a feature is missing). ``hint``: how to fix it."""
 
     name: str
     state: str
@@ -30,7 +28,7 @@ class Check:
 
 
 def clock_skew(ahead: float, whose: str) -> list[Check]:
-    """Return a check where another clock is ``ahead`` of this machine's by too many seconds."""
+    """Return a check if another clock is ``ahead`` of this machine's by too many seconds."""
     if abs(ahead) <= SKEW:
         return []
     words = f"This machine's clock is {abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} {whose}."

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Say why a running workspace has no clone of its repository."""
+"""Explain why a running workspace does not have a clone of its repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCAL = "local/"
 
 
 def missing(workspace: Workspace) -> FlowError | None:
-    """Return the error of a clone that failed or needs credentials; ``None`` when there is no such problem."""
+    """Return the error of a clone that failed or needs credentials, or ``None``."""
     step = workspace.step("clone")
     what = f"{workspace.repo or 'the repository'} into workspace {workspace.name}"
     reason = f": {step.detail.rstrip('.')}" if step.detail else ""

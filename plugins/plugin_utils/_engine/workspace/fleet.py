@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Many workspaces in one call: read a list, check all of it, work on some at a time."""
+"""Manage many workspaces in one call: read and validate a list, then process several at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..settings import resolve as settings_resolve
 
 STATES = ("started", "stopped", "absent")
 OF_A_RUN = ("trust", "connect", "output", "command", "confirm", "hours", "size", "follow", "tail")
-"""Options that mean nothing for one workspace of a list."""
+"""Options without a meaning for single workspaces of a list."""
 OF_AN_ENTRY = ("repo", "workspace", "ref")
-"""Options that only an entry itself can give: what the run was told elsewhere would mean every entry."""
+"""Options that only an entry can set: a value for the whole run would apply to every entry."""
 ENTRY = tuple(name for name in settings_options.OPTIONS if name not in OF_A_RUN)
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One workspace of a list: its place (from 1), the wanted state, the resolved values of all options."""
+    """One workspace of a list: its position (from 1), the wanted state, the resolved values of all options."""
 
     index: int
     state: str
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """The workspace's name, as far as it is known before anybody is asked."""
+        """The workspace's name, as far as it is known without a request."""
         return str(self.values["workspace"]) or (self.repository.slug if self.repository else "")
 
     @property
-    def whose(self) -> tuple[str, ...]:
-        """Equal for entries that might want the same name, which therefore are worked on one after the other."""
+    def conflict_key(self) -> tuple[str, ...]:
+        """Equal for entries that might get the same name. They are processed one after the other."""
         return (*self._place, self.title)
 
     @property
@@ -66,14 +66,14 @@ def read(
     layers: Mapping[str, Mapping[str, Any]],
     complete: Callable[[dict[str, Any]], None] = lambda values: None,
 ) -> list[Entry]:
-    """The list ``given``, all of it checked; what an entry leaves out comes from ``layers``.
+    """Return the entries of ``given``, all validated; missing options come from ``layers``.
 
-    ``complete`` may add to an entry's resolved values and refuse them. Raises one ``InvalidInput`` with a sentence for
+    ``complete`` may add to an entry's resolved values and reject them. Raise one ``InvalidInput`` with a sentence for
     every mistake in the list.
     """
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         raise InvalidInput(
-            "The workspaces are no list.", "Write one entry for each: `- repo: https://host/owner/name.git`."
+            "The workspaces are not a list.", "Write one entry per workspace: `- repo: https://host/owner/name.git`."
         )
     general = {
         source: {name: value for name, value in layer.items() if name not in OF_AN_ENTRY}
@@ -87,13 +87,15 @@ def read(
             entry = _entry(index, words, general, complete)
             first = seen.setdefault(entry.identity, index)
             if first != index:
-                raise InvalidInput(f"It means the same workspace as entry {first}.", "Give one of them another name.")
+                raise InvalidInput(
+                    f"It means the same workspace as entry {first}.", "Set another name for one of them."
+                )
             entries.append(entry)
         except FlowError as error:
             mistakes.append(f"Entry {index}{_hint_at(words)}: {error}")
     if mistakes:
         raise InvalidInput(
-            f"{len(mistakes)} of {len(given)} entries in the list of workspaces cannot be meant; nothing was done.",
+            f"{len(mistakes)} of {len(given)} workspace entries are invalid. Nothing was changed.",
             "\n".join(mistakes),
             {"entries": mistakes},
         )
@@ -104,42 +106,43 @@ def _entry(
     index: int, words: Any, general: Mapping[str, Mapping[str, Any]], complete: Callable[[dict[str, Any]], None]
 ) -> Entry:
     if not isinstance(words, Mapping):
-        raise InvalidInput("It is no mapping of options.", "Write `repo: https://host/owner/name.git`.")
+        raise InvalidInput("It is not a mapping of options.", "Write `repo: https://host/owner/name.git`.")
     own = dict(words)
     state = own.pop("state", "started")
     if state not in STATES:
         close = common_text.nearest(str(state), STATES)
         hint = f"Use one of {', '.join(STATES)}" + (f"; did you mean {close}?" if close else ".")
-        raise InvalidInput(f"state is {common_text.shown(state)!r}, which is not known.", hint)
+        raise InvalidInput(f"state is {common_text.redact_value(state)!r}, which is not a known state.", hint)
     for name in own:
         if name not in ENTRY:
             close = common_text.nearest(str(name), ENTRY)
-            reason = "is asked of a whole run" if name in OF_A_RUN else "is no option of a workspace"
-            raise InvalidInput(f"{common_text.shown(str(name))} {reason}.", f"Did you mean {close}?" if close else "")
+            reason = "is an option of the whole run" if name in OF_A_RUN else "is not an option of a workspace"
+            raise InvalidInput(
+                f"{common_text.redact_value(str(name))} {reason}.", f"Did you mean {close}?" if close else ""
+            )
     values = settings_resolve.resolve({"the entry": own, **general})
     if not (values["repo"] or values["workspace"]):
-        raise InvalidInput("It names no workspace.", "Give repo, or the name of one that is there.")
+        raise InvalidInput("It does not name a workspace.", "Set repo, or the name of an existing workspace.")
     complete(values)
     return Entry(index, state, values)
 
 
 def _hint_at(words: Any) -> str:
-    """What a person recognises an entry by."""
+    """Return the part of an entry that identifies it for users."""
     name = (words.get("workspace") or words.get("repo")) if isinstance(words, Mapping) else ""
-    return f" ({common_text.shown(str(name))})" if name else ""
+    return f" ({common_text.redact_value(str(name))})" if name else ""
 
 
 def each(entries: Iterable[Entry], work: Callable[[Entry], Row], parallel: int) -> list[Row]:
-    """The row that ``work`` makes of every entry, in their order; at most ``parallel`` at a time.
+    """Return the rows that ``work`` returns for all entries, in order; at most ``parallel`` at a time.
 
-    Entries that might want the same name follow each other, so that the first of the list gets it. ``work`` raises
-    nothing.
+    Entries that might get the same name are processed in order, so that the first gets it. ``work`` must not raise.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(entry.whose, []).append(entry)
+        groups.setdefault(entry.conflict_key, []).append(entry)
     with ThreadPoolExecutor(max(1, min(parallel, len(groups) or 1)), "spt-flow-fleet") as pool:
         rows = [
             row for made in pool.map(lambda group: [work(entry) for entry in group], groups.values()) for row in made
@@ -148,7 +151,7 @@ def each(entries: Iterable[Entry], work: Callable[[Entry], Row], parallel: int) 
 
 
 def failure(rows: Sequence[Row], what: str = "workspaces") -> FlowError | None:
-    """The error that names every row that failed with its sentence; ``None`` when none did."""
+    """Return the error that names every failed row with its sentence, or ``None``."""
     failed = [row for row in rows if "error" in row]
     if not failed:
         return None
@@ -158,7 +161,7 @@ def failure(rows: Sequence[Row], what: str = "workspaces") -> FlowError | None:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """One line for each row and one that counts them."""
+    """Return one line for each row and a summary."""
     words = {row["index"]: "failed" if "error" in row else "changed" if row["changed"] else "ok" for row in rows}
     counts = ", ".join(f"{list(words.values()).count(word)} {word}" for word in ("ok", "changed", "failed"))
     return [*(f"  {words[row['index']]:<8}{row['msg']}" for row in rows), f"{len(rows)} workspaces: {counts}."]

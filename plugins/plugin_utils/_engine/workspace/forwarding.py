@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which ports of a workspace may be opened on the user's own loopback.
+"""Decide which ports of a workspace may be forwarded to the user's own loopback.
 
-A workspace names the ports itself, so a hostile one may name a port on which a program of the user expects its own
-database or Docker engine, and read what that program sends. Ports of well-known services are therefore never taken.
-Ports that web applications commonly use (3000, 5000, 8000, 8080 …) are not in the list.
+A workspace names the ports itself. A malicious one may name a port on which a program of the user expects its own
+database or Docker engine, and read what that program sends. So ports of well-known services are never forwarded. Ports
+that web applications commonly use (3000, 5000, 8000, 8080 …) are not in the list.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..common import untrusted
 
 FIRST, LAST = 1024, 65535
 MOST_PORTS = 32
-"""Ports that one workspace may have here."""
+"""Maximum number of forwarded ports of a workspace."""
 MOST_TOLD = 10
-"""Refused ports that are named."""
+"""Number of rejected ports that are named."""
 
 PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
 LARGEST = 262_144
@@ -80,15 +80,15 @@ WELL_KNOWN: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def service(port: int) -> str:
-    """Return the well-known service of ``port``; nothing for other ports."""
+    """Return the well-known service of ``port``, or nothing."""
     found = (name for name, spans in WELL_KNOWN.items() for first, last in spans if first <= port <= last)
     return next(found, "")
 
 
 def chosen(reported: object, asked: Iterable[int] | None = None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the ports of ``reported`` that may be forwarded, and why others are not.
+    """Return the ports of ``reported`` that may be forwarded, and the reasons against the others.
 
-    ``asked`` are the ports of the repository's devcontainer.json, where the client can read it.
+    ``asked`` are the ports of the repository's devcontainer.json, if the client can read it.
     """
     wanted = None if asked is None else set(asked)
     found: list[int] = []
@@ -104,7 +104,7 @@ def chosen(reported: object, asked: Iterable[int] | None = None) -> tuple[tuple[
 
 
 def asked_in(folder: Path) -> set[int] | None:
-    """Return the ports of the devcontainer.json in a clone; ``None`` when there is no clone or the file is damaged."""
+    """Return the ports of the devcontainer.json in a clone, or ``None`` without a clone or if the file is damaged."""
     if not (folder / ".git").exists():
         return None
     for name in PLACES:
@@ -133,7 +133,7 @@ def _why_not(port: int, wanted: set[int] | None, taken: int) -> str:
     if port < FIRST:
         return f"below {FIRST}"
     if wanted is not None and port not in wanted:
-        return "devcontainer.json does not ask for it"
+        return "devcontainer.json does not request it"
     if name := service(port):
         return f"the port of {name}"
     return f"more than {MOST_PORTS}" if taken >= MOST_PORTS else ""

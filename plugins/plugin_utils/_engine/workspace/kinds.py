@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is known about each target before it is opened. Other code learns here how targets differ, never by a name."""
+"""Capabilities of each target before it is opened. Other code uses these instead of a target's name."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class EarlyReader(Protocol):
     """Reads how to enter a workspace before the workspace itself was looked up."""
 
     def read(self) -> None:
-        """Read; called in a thread. Errors are left to the regular way."""
+        """Read; called in a thread. Errors are ignored, because the regular code path reports them."""
 
     def session(self, workspace: Workspace) -> Session | None:
-        """Return the session of ``workspace``; ``None`` when another one, or nothing usable, was read."""
+        """Return the session of ``workspace``, or ``None`` if another one, or nothing usable, was read."""
 
 
 @runtime_checkable
@@ -62,7 +62,7 @@ class ReadsEarly(Protocol):
     """A kind of target that can tell a workspace's name from the user's values."""
 
     def early_reader(self, values: Mapping[str, Any], owner: str) -> EarlyReader | None:
-        """Return a reader for the workspace that ``values`` name; ``None`` when they do not name it plainly."""
+        """Return a reader for the workspace that ``values`` name, or ``None`` if they do not name it plainly."""
 
 
 def kind(name: str) -> TargetKind:
@@ -77,12 +77,12 @@ def kinds() -> Iterator[TargetKind]:
 
 
 def chosen(values: Mapping[str, Any], server: str = "") -> TargetKind:
-    """Return the kind that ``values`` name; `auto` means the first available one."""
+    """Return the kind that ``values`` name. `auto` means the first available one."""
     if values["target"] in TARGETS:
         return kind(values["target"])
     return next(found for found in kinds() if found.available(values, server))
 
 
 def owner_of(values: Mapping[str, Any]) -> str:
-    """Return the owner that ``values`` name, else the target's default (docs/decisions/identity-and-names.md)."""
+    """Return the owner that ``values`` name, otherwise the target's default (docs/decisions/identity-and-names.md)."""
     return str(values["owner"]) or chosen(values).default_owner or default_owner()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring a workspace to a state: read, plan, act, wait."""
+"""Apply a workspace's state: read, plan, act, wait."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .target import Target
 
 TRIES = 5
-"""How often a run reads again after somebody else was faster."""
+"""How often a run starts over after another client was faster."""
 YOUNG = 30.0
-"""Seconds after its start in which a running workspace may still be somebody else's that is not ready yet."""
+"""Seconds after its start in which a running workspace may still be starting for another client."""
 ProbeFunction = Callable[[Repository, str], "Probe"]
 Prepare = Callable[[WorkspaceSpec, Progress], WorkspaceSpec]
-"""Adds to a specification what only a new or replaced workspace needs (``preparation``)."""
+"""Adds the values to a specification that only a new or replaced workspace needs (``preparation``)."""
 
 
 def ensure(
@@ -47,11 +47,12 @@ def ensure(
     waiter: Waiter | None = None,
     prepare: Prepare | None = None,
 ) -> Result:
-    """Take the owner's workspace to ``state`` and wait until it can be used; in check mode only say what would happen.
+    """Apply ``state`` to the owner's workspace and wait until it is usable. In check mode only return what would
+    happen.
 
     ``wait_timeout`` is in seconds (default: the spec's), ``hours`` and ``by`` belong to ``state="kept"``. A running
-    workspace costs one read, unless it was started a moment ago: then it is waited for as well. Raises children of
-    ``FlowError``; what was created until then stays and is taken up by the next run.
+    workspace costs one read, unless it was just started: then it is waited for too. Raise children of ``FlowError``;
+    objects created until then stay, and the next run uses them.
     """
     waiter = waiter or Waiter(spec.settings.wait_timeout if wait_timeout is None else wait_timeout, check)
     run = _Run(target, spec, progress or Progress(), waiter, probe or _default_probe(spec), prepare)
@@ -70,7 +71,7 @@ def ensure(
             run.joined = run.joined or (actual is not None and _unready(actual, now()))
             workspace = run.act(planned, actual, hours, by)
             if run.joined:
-                # Somebody was faster, or was killed: what that left can only be told once the workspace is ready.
+                # Another client was faster, or was killed; its result is only known once the workspace is ready.
                 run.sweep()
             return run.result(planned, workspace)
         except (Conflict, NotFound) as error:
@@ -83,7 +84,7 @@ def ensure(
 
 
 def _unready(workspace: Workspace, now: float) -> bool:
-    """Whether a workspace that runs may still be starting: for it is young, or its target says so."""
+    """Return whether a running workspace may still be starting, by its age or its target's answer."""
     return abs(now - (workspace.started or 0)) < YOUNG or any(step.state == "running" for step in workspace.steps)
 
 
@@ -97,7 +98,10 @@ def _default_probe(spec: WorkspaceSpec) -> ProbeFunction:
 
 
 def _new_name(target: Target, spec: WorkspaceSpec) -> str:
-    """Name of a new workspace: the slug, unless another repository has it (docs/decisions/identity-and-names.md)."""
+    """Return the name of a new workspace:
+
+    the slug, unless another repository has it (docs/decisions/identity-and-names.md).
+    """
     if spec.name or spec.repository is None:
         return spec.name
     slug = spec.repository.slug
@@ -106,7 +110,7 @@ def _new_name(target: Target, spec: WorkspaceSpec) -> str:
 
 
 class _Run:
-    """One call of ``ensure``: what was learnt and done so far."""
+    """State of one call of ``ensure``."""
 
     def __init__(
         self,
@@ -136,13 +140,13 @@ class _Run:
         try:
             gone = sorted(self.target.sweep())
         except FlowError as error:
-            self.notes.append(f"Expired CI workspaces could not be deleted: {error.message}")
+            self.notes.append(f"Cannot delete expired CI workspaces: {error.message}")
             return
         if gone:
             self.notes.append(f"Deleted expired CI workspaces: {', '.join(gone)}.")
 
     def admit(self, planned: Plan) -> None:
-        """Before anything is started, ask the target; before it is created, whether the repository can be had."""
+        """Check with the target before anything is started, and probe the repository before a workspace is created."""
         verbs = {"create", "start", "restart"} & set(planned.verbs)
         if verbs or planned.clone:
             self.target.admit(self.spec, verbs != {"start"} or planned.clone)
@@ -152,7 +156,7 @@ class _Run:
             return
         if new and self.spec.name:
             self._name_others(repository)
-        self.progress.note(f"repository: asking {repository.host if repository.kind != 'local' else 'the folder'}")
+        self.progress.note(f"repository: checking {repository.host if repository.kind != 'local' else 'the directory'}")
         note = judge(self.probe(repository, self.spec.ref), repository, self.target.same_network)
         if note:
             self.notes.append(note)
@@ -168,7 +172,7 @@ class _Run:
             self.notes.append(f"{repository.identity} already has workspace {', '.join(names)}.")
 
     def act(self, planned: Plan, actual: Workspace | None, hours: float, by: str) -> Workspace | None:
-        """Carry out ``planned``; the workspace afterwards."""
+        """Carry out ``planned``. Return the workspace afterwards."""
         awaited = self.joined and actual is not None and actual.state == "running"
         if not planned.actions and not awaited:
             return actual
@@ -180,7 +184,7 @@ class _Run:
             if action.verb == "create":
                 workspace = self._create()
             elif workspace is None:
-                raise NotFound("The workspace vanished while it was being changed.", "Run the command again.")
+                raise NotFound("The workspace was deleted while it was being changed.", "Run the command again.")
             elif action.verb == "start":
                 boots = readiness.boots(self.target, workspace) if "create" not in planned.verbs else boots
                 workspace = self._start(workspace, "create" in planned.verbs)
@@ -200,7 +204,7 @@ class _Run:
         return None if workspace is None else self._awaited(planned, workspace, boots)
 
     def _awaited(self, planned: Plan, workspace: Workspace, boots: frozenset[str]) -> Workspace:
-        """Wait for a workspace that this run, or another one a moment ago, has started."""
+        """Wait for a workspace that was just started by this run or another one."""
         from . import readiness
 
         if not planned.actions:
@@ -240,10 +244,10 @@ class _Run:
             try:
                 self.target.delete(workspace, self.progress)
             except NotFound:
-                self.progress.note(f"{workspace.name} was already gone")
+                self.progress.note(f"{workspace.name} was already deleted")
 
     def _create(self) -> Workspace:
-        """Create, and time what the target did not time itself."""
+        """Create the workspace, and time the steps that the target does not time itself."""
         repository = self.spec.repository
         if repository is not None and repository.kind == "local" and not self._bundle:
             with self.progress.stage("bundle", f"copying {repository.path}"):
@@ -259,7 +263,7 @@ class _Run:
         return workspace
 
     def _seed(self, workspace: Workspace, fresh: bool) -> None:
-        """Where the repository is a folder here: give the workspace what it is to clone from, unless it has cloned."""
+        """Upload the seed bundle of a local repository, unless the workspace already has a clone."""
         repository = self.spec.repository
         if repository is None or repository.kind != "local":
             return
@@ -270,16 +274,19 @@ class _Run:
             self.target.put(workspace, HOME, seed_archive(self._bundle))
 
     def _delivered(self, workspace: Workspace) -> Workspace:
-        """Where a workspace runs as soon as it is made, a repository that is a folder here follows, and is cloned."""
-        with self.progress.stage("clone", "bringing the repository"):
+        """Upload and clone a local repository on targets that start workspaces when creating them."""
+        with self.progress.stage("clone", "uploading the repository"):
             self._seed(workspace, fresh=True)
             return self._finish_clone(workspace)
 
     def _clone(self, workspace: Workspace) -> Workspace:
-        """Clone into a running workspace that has no repository, unless an earlier run has done so."""
+        """Clone into a running workspace that does not have a repository yet."""
         repository = self.spec.repository
         if repository is None or not repository.url:
-            raise InvalidInput(f"Workspace {workspace.name} cannot clone a folder of this machine.", "Push it first.")
+            raise InvalidInput(
+                f"Workspace {workspace.name} cannot clone a directory of this machine.",
+                "Push it to a server and use its address.",
+            )
         workspace = replace(workspace, repo=repository.identity)
         there = f"{HOME}/{workspace.name}/.git"
         if self.target.exec(workspace, ["test", "-e", there]).status == 0:
@@ -314,7 +321,7 @@ class _Run:
 
 
 def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
-    """A note, or nothing, where a workspace may be created after ``answer``; raises where it may not."""
+    """Return a note, or nothing, if a workspace may be created after ``answer``. Raise an error otherwise."""
     where = f"Cannot create a workspace for {repository.identity}"
     detail = f" ({answer.detail})" if answer.detail else ""
     if answer.state == "open":
@@ -325,17 +332,17 @@ def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
             "with your SSH agent or git credential helper."
         )
     if answer.state == "unreachable" and not same_network:
-        return f"{repository.host} could not be asked from here{detail}; the workspace will try by itself."
+        return f"{repository.host} cannot be reached from here{detail}; the workspace will try it."
     if answer.state == "not-found":
         raise NotFound(
             f"{where}: it was not found{detail}.", "Check the address and the branch, and that you may read it."
         )
     if answer.state == "unreadable":
-        raise InvalidInput(f"{where}: {answer.detail}.", "Give the top folder of a complete clone that has a commit.")
+        raise InvalidInput(f"{where}: {answer.detail}.", "Use the top directory of a complete clone that has a commit.")
     if answer.state == "host-key-unknown":
         raise AuthError(
             f"{where}: the SSH host key of {repository.host} is not known or has changed{detail}.",
-            f"Compare it with what the server's operator publishes, then add it to ~/.ssh/known_hosts "
+            f"Compare it with the key that the server's operator publishes, then add it to ~/.ssh/known_hosts "
             f"(ssh-keyscan {'-p ' + str(repository.port) + ' ' if repository.port else ''}{repository.host}) "
             "and to the option known_hosts.",
         )
@@ -345,7 +352,7 @@ def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
 
 
 def _step_notes(workspace: Workspace) -> list[str]:
-    """Sentences about steps that are not as they should be though the workspace can be used."""
+    """Return sentences about failed or unfinished steps of a usable workspace."""
     notes = []
     for step in workspace.steps:
         detail = f": {step.detail.rstrip('.')}" if step.detail else ""
@@ -358,5 +365,5 @@ def _step_notes(workspace: Workspace) -> list[str]:
                 "The dotfiles need your credentials; they are installed in your session: spt-workspace dotfiles"
             )
         elif step.name == "clone" and step.state in ("pending", "running"):
-            notes.append("The clone is not finished yet; it goes on in the workspace.")
+            notes.append("The clone is not finished yet; it continues in the workspace.")
     return notes

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The nouns of the engine: what is wanted, what is there, what was done."""
+"""Data types of the engine: specifications, workspaces, sessions and results."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ..repository.address import Repository
 from ..settings.workspace import Settings
 
 CONTRACT = "1"
-"""Version of the start contract (``image/rootfs``) that this engine speaks."""
+"""Version of the interface with the workspace agent (``image/rootfs``)."""
 STATES = ("pending", "running", "ok", "failed", "skipped", "needs-auth")
 """States of a step."""
 
 STEPS = ("home", "clone", "docker", "ide", "devcontainer", "dotfiles")
 """Steps of a start in display order (docs/architecture.md)."""
 ENDING = frozenset({"was told to stop", "idle for too long", "the deadline has come"})
-"""Reasons in the start contract's life record of a workspace that runs, but not for long any more."""
+"""Reasons in the agent's liveness record of a workspace that runs but is about to stop."""
 
 
 @dataclass(frozen=True)
 class WorkspaceSpec:
-    """A workspace as its user wants it.
+    """The workspace that a user requests. ``name`` is empty if it comes from the repository.
 
-    ``name`` is empty when the name comes from the repository. ``repository`` is ``None`` for verbs that only
-    name an existing workspace. ``deadline`` (seconds since the epoch) is set for ``kind="ci"`` only.
-    ``image`` and ``image_hash`` are the tag and the 64-hex content hash of docs/decisions/image-identity.md.
+    ``repository`` is ``None`` if only an existing workspace is named. ``deadline`` (seconds since the epoch) is only
+    set for ``kind="ci"``. ``image`` and ``image_hash`` are the tag and the 64-hex content hash of
+    docs/decisions/image-identity.md.
     """
 
     owner: str
@@ -45,21 +45,18 @@ class WorkspaceSpec:
 
     @property
     def title(self) -> str:
-        """The words that messages use for the workspace."""
+        """The workspace's name in messages."""
         return self.name or (self.repository.identity if self.repository else "")
 
     @property
     def owner_phrase(self) -> str:
-        """`` of`` the owner, for sentences; nothing when the caller is meant (a Coder server knows who asks)."""
+        """Return `` of`` the owner for messages, or nothing for the caller (a Coder server knows the caller)."""
         return f" of {self.owner}" if self.owner != "me" else ""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the start contract, times in epoch seconds.
-
-    ``state``: pending, running, ok, failed, skipped or needs-auth.
-    """
+    """One step of the agent, times in epoch seconds. ``state``: pending, running, ok, failed, skipped or needs-auth."""
 
     name: str
     state: str = "pending"
@@ -69,8 +66,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Life:
-    """What keeps a workspace alive (``reason``), since when, when it will stop (epoch seconds), who extended it."""
+class Liveness:
+    """Liveness:
+
+    why a workspace is still running (``reason``), since when, when it stops (epoch seconds), who extended it.
+    """
 
     reason: str = ""
     since: float | None = None
@@ -81,12 +81,13 @@ class Life:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A workspace as it is.
+    """An existing workspace. ``id`` is the target's own (container id, Coder workspace id; empty if only the home
+    exists).
 
-    ``id`` is the target's own (container id, Coder workspace id; empty when only the home is left).
-    ``state``: running, stopped, failed, building or unknown. ``outdated`` lists what differs from what a new one would
-    get (``settings``, ``image``). ``started`` in epoch seconds. ``url`` is the IDE's address when running, on the
-    workspace's machine: ``node`` is its name in the inventory, ``engine`` its engine's address; empty for this one.
+    ``state``: running, stopped, failed, building or unknown. ``outdated`` lists the differences from a new one
+    (``settings``, ``image``). ``started`` is in epoch seconds. ``url`` is the IDE's address on the workspace's machine,
+    if it runs: ``node`` is the machine's name in the inventory, ``engine`` its engine's address; both are empty for
+    this machine.
     """
 
     owner: str
@@ -108,7 +109,7 @@ class Workspace:
     url: str = ""
     outdated: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
-    life: Life = field(default_factory=Life)
+    life: Liveness = field(default_factory=Liveness)
     size: dict[str, int] | None = None
     last_snapshot: float | None = None
     notes: tuple[str, ...] = ()
@@ -118,28 +119,27 @@ class Workspace:
         return f"{self.owner}-{self.name}"
 
     def differs_from(self, spec: WorkspaceSpec) -> tuple[str, ...]:
-        """Return what a workspace of ``spec`` would get in another version: settings, image."""
+        """Return which parts differ from ``spec``: settings, image."""
         wanted = {"settings": spec.settings.hash(), "image": spec.image_hash}
         has = {"settings": self.settings_hash, "image": self.image_hash}
         return tuple(name for name, value in wanted.items() if value and has[name] and has[name] != value)
 
     def step(self, name: str) -> Step:
-        """The step called ``name``; a pending one when it has not been reported."""
+        """Return the step called ``name``, or a pending one if it has not been reported."""
         return next((s for s in self.steps if s.name == name), Step(name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for results and JSON (no secret is ever part of a ``Workspace``)."""
+        """Return plain data for results and JSON. A ``Workspace`` never contains secrets."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a client needs to enter a running workspace; read by exec, kept in memory only.
+    """How to enter a running workspace; only kept in memory.
 
-    ``clone`` and ``dotfiles`` are the states of the steps of these names; empty when they are not known, and
-    ``clone_detail`` is what the clone's step reports. ``ports`` are
-    those that the repository's devcontainer.json wants here, ``refused_ports`` those that are not forwarded, each with
-    the reason. ``ending``: the workspace is about to stop.
+    ``clone`` and ``dotfiles`` are the states of these steps, empty if unknown; ``clone_detail`` is the clone's report.
+    ``ports`` are those that the repository's devcontainer.json requests, ``refused_ports`` those that are not
+    forwarded, with reasons. ``ending``: the workspace is about to stop.
     """
 
     url: str

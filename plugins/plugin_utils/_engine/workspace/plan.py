@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plan how a workspace reaches a state, as a pure function of what is there."""
+"""Plan the change of a workspace to a state, as a pure function of its current state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 SLACK = 60.0
-"""Seconds by which a stop may be earlier than asked for, as two clocks differ."""
+"""Tolerance in seconds for an earlier stop, because clocks differ."""
 STATES = ("started", "stopped", "restarted", "kept", "absent")
 
 
 @dataclass(frozen=True)
 class Action:
-    """One verb of the target and why it is needed."""
+    """One method of the target and the reason for it."""
 
     verb: str
     reason: str
@@ -30,9 +30,9 @@ class Action:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done. ``before`` and ``after`` are what ``diff`` shows; equal when there is nothing to do.
+    """The planned actions. ``before`` and ``after`` make the diff; they are equal if nothing changes.
 
-    ``clone``: the workspace exists without a repository and gets the one of the specification.
+    ``clone``: the workspace exists without a repository and gets the specification's.
     """
 
     actions: tuple[Action, ...]
@@ -64,23 +64,23 @@ def plan(
     name: str = "",
     now: float = 0.0,
 ) -> Plan:
-    """What takes ``actual`` to ``state``; ``name`` is what a new workspace will be called.
+    """Return the plan from ``actual`` to ``state``; ``name`` is the name of a new workspace.
 
-    Raises ``InvalidInput`` (unknown state, hours), ``NotFound`` (nothing there that could be changed) and ``Conflict``
-    (the name belongs to another repository, or the workspace is in no state for it).
+    Raise ``InvalidInput`` (unknown state, hours), ``NotFound`` (nothing to change) and ``Conflict`` (the name belongs
+    to another repository, or the workspace's state does not allow it).
     """
     if state not in STATES:
-        raise InvalidInput(f"There is no state {state!r}.", f"Use one of {', '.join(STATES)}.")
+        raise InvalidInput(f"Unknown state {state!r}.", f"Use one of {', '.join(STATES)}.")
     if state == "kept" and not (math.isfinite(hours) and 0 <= hours <= 24):
         raise InvalidInput(
-            f"Cannot keep a workspace alive for {hours:g} hours.", "Use hours from 0 (take it back) to 24."
+            f"Cannot keep a workspace alive for {hours:g} hours.", "Use hours from 0 (end the delay) to 24."
         )
     if actual is None:
         return _plan_nothing(spec, state, create, name)
     if spec.repository and actual.repo and spec.repository.identity != actual.repo:
         raise Conflict(
             f"Workspace {actual.name} belongs to {actual.repo}, not to {spec.repository.identity}.",
-            "Choose another name, or leave the name out.",
+            "Choose another name, or omit the name.",
         )
     planners = {
         "started": _plan_started,
@@ -97,7 +97,8 @@ def plan(
         return _with_clone(planned, actual, spec.repository.identity)
     if spec.ref and actual.kind == "dev":
         note = (
-            f"ref={spec.ref} is for a new clone; workspace {actual.name} exists already. Inside: git switch {spec.ref}"
+            f"ref={spec.ref} only applies to a new clone, but workspace {actual.name} already exists. Run inside: git "
+            f"switch {spec.ref}"
         )
         return replace(planned, notes=(*planned.notes, note))
     return planned
@@ -116,15 +117,15 @@ def _plan_nothing(spec: WorkspaceSpec, state: str, create: bool, name: str) -> P
     title = spec.title or "for this repository"
     gone = {"state": "absent"}
     if state == "absent":
-        return Plan((), gone, gone, f"There is no workspace {title} (unchanged).")
+        return Plan((), gone, gone, f"Workspace {title} does not exist (unchanged).")
     if state == "started" and create and spec.repository is not None:
         name = name or spec.name or spec.repository.slug
         after = {"name": name, "repo": spec.repository.identity, "state": "running", "outdated": []}
-        actions = (Action("create", "there is none for the repository"), Action("start", "it is new"))
+        actions = (Action("create", "the repository does not have one"), Action("start", "it is new"))
         return Plan(actions, gone, after, f"Workspace {name} created for {spec.repository.identity} and started.")
     raise NotFound(
-        f"There is no workspace {title}{spec.owner_phrase}.",
-        "See what there is: ansible-playbook spt.flow.status. "
+        f"Workspace {title}{spec.owner_phrase} does not exist.",
+        "List workspaces: ansible-playbook spt.flow.status. "
         "Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git",
         {"owner": spec.owner, "workspace": spec.name},
     )
@@ -137,14 +138,14 @@ def _plan_started(actual: Workspace) -> Plan:
         return Plan((), before, before, f"Workspace {actual.name} is running (unchanged).", notes)
     actions = [Action("start", f"it is {actual.state}")]
     if not actual.id:
-        actions.insert(0, Action("create", "only its home is left"))
+        actions.insert(0, Action("create", "only its home exists"))
     after = {**before, "state": "running"}
     return Plan(tuple(actions), before, after, f"Workspace {actual.name} started.", notes)
 
 
 def _with_clone(planned: Plan, actual: Workspace, identity: str) -> Plan:
     """Add the clone of a first repository; a start or restart includes it."""
-    actions = planned.actions or (Action("clone", "it has no repository"),)
+    actions = planned.actions or (Action("clone", "it does not have a repository"),)
     msg = planned.msg.removesuffix(".") if planned.actions else f"Workspace {actual.name} is running"
     return replace(
         planned,
@@ -157,7 +158,7 @@ def _with_clone(planned: Plan, actual: Workspace, identity: str) -> Plan:
 
 def _outdated(actual: Workspace) -> str:
     return (
-        f"Workspace {actual.name} is outdated ({' and '.join(actual.outdated)}); a restart applies what is new: "
+        f"Workspace {actual.name} is outdated ({' and '.join(actual.outdated)}); restart it to update: "
         f"ansible-playbook spt.flow.restart -e workspace={actual.name}"
     )
 
@@ -171,7 +172,7 @@ def _plan_stopped(actual: Workspace) -> Plan:
             (Action("stop", f"it is {actual.state}"),),
             before,
             {"state": "absent"},
-            f"Workspace {actual.name} stopped and with that deleted, as CI workspaces are.",
+            f"Workspace {actual.name} stopped and deleted, like all CI workspaces.",
         )
     after = {**before, "state": "stopped"}
     return Plan((Action("stop", f"it is {actual.state}"),), before, after, f"Workspace {actual.name} stopped.")
@@ -179,14 +180,14 @@ def _plan_stopped(actual: Workspace) -> Plan:
 
 def _plan_restarted(actual: Workspace) -> Plan:
     before = _seen(actual)
-    reason = f"its {' and '.join(actual.outdated)} changed" if actual.outdated else "a restart was asked for"
+    reason = f"its {' and '.join(actual.outdated)} changed" if actual.outdated else "a restart was requested"
     after = {**before, "state": "running", "outdated": []}
     return Plan((Action("restart", reason),), before, after, f"Workspace {actual.name} restarted.")
 
 
 def _plan_absent(actual: Workspace) -> Plan:
     return Plan(
-        (Action("delete", "it is to be absent"),),
+        (Action("delete", "its state should be absent"),),
         _seen(actual),
         {"state": "absent"},
         f"Workspace {actual.name} deleted.",
@@ -194,11 +195,11 @@ def _plan_absent(actual: Workspace) -> Plan:
 
 
 def _plan_kept(actual: Workspace, hours: float, now: float) -> Plan:
-    """Move the stop, but never to an earlier time: only ``hours=0`` does that."""
+    """Move the stop, but never to an earlier time, except with ``hours=0``."""
     if actual.kind == "ci":
         raise Conflict(
-            f"Cannot keep workspace {actual.name} alive: it is a CI workspace, whose time nothing moves.",
-            "Give the next run more time: ansible-playbook spt.flow.ci -e ttl=1h",
+            f"Cannot keep workspace {actual.name} alive: the deadline of a CI workspace cannot be changed.",
+            "Raise the TTL of the next run: ansible-playbook spt.flow.ci -e ttl=1h",
         )
     if actual.state != "running":
         raise Conflict(
@@ -208,7 +209,7 @@ def _plan_kept(actual: Workspace, hours: float, now: float) -> Plan:
     before = _seen(actual)
     life = actual.life
     if life.reason and life.stops_at is None:
-        msg = f"Workspace {actual.name} is not stopped when idle, so there is nothing to move (unchanged)."
+        msg = f"Workspace {actual.name} has no idle stop to delay (unchanged)."
         return Plan((), before, before, msg)
     left = (life.stops_at or 0) - now
     if hours and now and left >= hours * 3600 - SLACK:
@@ -219,6 +220,6 @@ def _plan_kept(actual: Workspace, hours: float, now: float) -> Plan:
     msg = (
         f"Workspace {actual.name} kept alive for {hours:g} hours."
         if hours
-        else (f"Workspace {actual.name} is not kept alive any longer.")
+        else (f"Workspace {actual.name} is no longer kept alive.")
     )
-    return Plan((Action("keepalive", "it was asked for"),), before, {**before, "keepalive_hours": hours}, msg)
+    return Plan((Action("keepalive", "it was requested"),), before, {**before, "keepalive_hours": hours}, msg)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the client contributes to a new or replaced workspace: its image, and the author of its commits."""
+"""The client's part of a new or replaced workspace: its image, and the author of its commits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Prepares workspaces by ``values``, resolved ones. Only targets that say ``client_prepares`` need it."""
+    """Prepare workspaces with the resolved ``values``. Only targets with ``client_prepares`` need it."""
 
     values: Mapping[str, Any]
 
     def __call__(self, spec: WorkspaceSpec, progress: Progress) -> WorkspaceSpec:
-        """Build the image where it is missing. Return ``spec`` with the author."""
+        """Build the image if it is missing. Return ``spec`` with the author."""
         from ..repository.author import git_identity
 
         self._image(spec.settings.profile, progress)
@@ -46,5 +46,5 @@ class Preparation:
 
 
 def image_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that say how an image is built."""
+    """Return the options for building an image."""
     return {option.name: values[option.name] for option in OPTIONS.values() if option.scope == "image"}

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""When a started workspace can be used, read from what the start contract logs.
+"""Read from the workspace agent's log when a started workspace is usable.
 
-Apart from ``lifecycle``, because `up` on what runs follows no log.
+Separate from ``lifecycle``, because `up` on a running workspace does not read a log.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ....module_utils._node.errors import Conflict, DeadlineExceeded, FlowError,
 from ..common import untrusted
 from ..common.progress import Progress
 from ..common.wait import Waiter
-from .models import ENDING, STATES, STEPS, Life, Step, Workspace
+from .models import ENDING, STATES, STEPS, Liveness, Step, Workspace
 
 if TYPE_CHECKING:
     from .target import Readable
 
 FINAL = ("ok", "failed", "skipped", "needs-auth")
 SILENCE = 45.0
-"""Seconds without a line of the log after which a person is told where to look, and told again."""
+"""Seconds without a log line after which the user is told where to look, and told again."""
 LAST_LINES = 5
 """Lines of a log that an error shows."""
 LONGEST_EVENT = 65536
@@ -35,7 +35,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 
 def event(line: str) -> dict[str, Any] | None:
-    """The start contract's event in a log line; ``None`` for every other line."""
+    """Return the agent's event in a log line, or ``None``."""
     if not line.startswith("{") or '"spt_flow"' not in line:
         return None
     try:
@@ -54,13 +54,13 @@ def event(line: str) -> dict[str, Any] | None:
 
 
 def boots(target: Readable, workspace: Workspace) -> frozenset[str]:
-    """Ids of the starts that the log already holds."""
+    """Return the ids of the starts in the log."""
     events = (event(line) for line in target.logs(workspace))
     return frozenset(e["boot"] for e in events if e and e["event"] == "start")
 
 
 def clone_failed(target: Readable, workspace: Workspace) -> bool:
-    """Whether the newest start could not clone."""
+    """Return whether the clone of the newest start failed."""
     watch = Watch(Progress())
     for line in target.logs(workspace):
         watch.feed(line)
@@ -68,15 +68,15 @@ def clone_failed(target: Readable, workspace: Workspace) -> bool:
 
 
 class Watch:
-    """What the log of the newest start says so far. ``old`` are ids of starts that do not count.
+    """State of the newest start, from its log. ``old`` are ids of earlier starts.
 
-    With ``ci`` nobody waits for the IDE, nor minds how it fares.
+    With ``ci``, the IDE is ignored.
     """
 
     def __init__(self, progress: Progress, old: frozenset[str] = frozenset(), ci: bool = False) -> None:
         self._ci = ci
         self.steps: dict[str, Step] = {}
-        self.life = Life()
+        self.life = Liveness()
         self.notes: list[str] = []
         self.tail: deque[str] = deque(maxlen=LAST_LINES)
         self._progress = progress
@@ -84,7 +84,7 @@ class Watch:
         self._current = False
 
     def feed(self, line: str) -> None:
-        """Take in one line of the log."""
+        """Process one line of the log."""
         data = event(line)
         if data is None:
             if self._current or not self._old:
@@ -92,11 +92,11 @@ class Watch:
             return
         if data["event"] == "start":
             self._current = data["boot"] not in self._old
-            self.steps, self.life = {}, Life()
+            self.steps, self.life = {}, Liveness()
         elif self._current and data["event"] == "step":
             self._step(data)
         elif self._current and data["event"] == "life":
-            self.life = life_of(data)
+            self.life = liveness_of(data)
         elif data["event"] == "note":
             self.notes = [*self.notes, untrusted.line(data.get("text"), 400)][-MOST_NOTES:]
 
@@ -119,17 +119,17 @@ class Watch:
 
     @property
     def usable(self) -> bool:
-        """Whether the IDE answers; a CI job needs none."""
+        """Return whether the IDE answers; a CI job does not need it."""
         return self._ci or self.state("ide") in ("ok", "skipped")
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left that a client waits for."""
+        """Return whether everything that clients wait for is done."""
         return self.usable and self.state("clone") in FINAL
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left that a session could finish later."""
+        """Return whether a session has nothing left to finish."""
         return all(self.state(name) not in ("failed", "needs-auth") for name in ("clone", "dotfiles"))
 
     def apply(self, workspace: Workspace) -> Workspace:
@@ -141,18 +141,18 @@ class Watch:
         return replace(workspace, steps=steps, life=life, notes=(*workspace.notes, *notes))
 
 
-def life_of(data: dict[str, Any]) -> Life:
-    """Return what keeps a workspace alive; nothing is known when any value has the wrong type."""
+def liveness_of(data: dict[str, Any]) -> Liveness:
+    """Return the liveness from the agent's record; empty if any value has the wrong type."""
     given = {name: data[name] for name in (*MOMENTS, *WORDS) if data.get(name) is not None}
     moments = {name: untrusted.moment(value) for name, value in given.items() if name in MOMENTS}
     words = {name: untrusted.line(value, 200) for name, value in given.items() if name in WORDS}
     if None in moments.values() or any(not isinstance(given[name], str) for name in words):
-        return Life()
-    return Life(**words, **moments)  # type: ignore[arg-type]
+        return Liveness()
+    return Liveness(**words, **moments)  # type: ignore[arg-type]
 
 
 def step_of(data: dict[str, Any]) -> Step | None:
-    """Return the step of an event; ``None`` when its name or its state is not one."""
+    """Return the step of an event, or ``None`` if its name or state is invalid."""
     name, state = untrusted.word(data.get("step"), _NAME), untrusted.word(data.get("state"), STATES)
     if not name or not state:
         return None
@@ -163,12 +163,12 @@ def step_of(data: dict[str, Any]) -> Step | None:
 def wait_ready(
     target: Readable, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
 ) -> Workspace:
-    """Follow the log until the IDE answers and the clone is done or given up; the workspace with its steps and life.
+    """Follow the log until the IDE answers and the clone is done or has failed. Return the workspace with its steps and
+    liveness.
 
-    ``old`` are ids of starts before the one that counts; ``None`` when it was started by somebody else: then the last
-    one in the log counts, and one that is about to end is waited for and is a ``Conflict``. Raises ``Unhealthy`` when
-    the workspace or its IDE ends, ``DeadlineExceeded`` when the IDE is not there in time. A clone that takes longer is
-    no error.
+    ``old`` are ids of earlier starts. ``None`` means that another client started it: then the last start in the log
+    counts; if it is about to end, wait for that and raise ``Conflict``. Raise ``Unhealthy`` if the workspace or its IDE
+    ends, ``DeadlineExceeded`` if the IDE does not answer in time. A clone may take longer.
     """
     if waiter.check:
         return workspace
@@ -176,7 +176,7 @@ def wait_ready(
         events = [e for e in map(event, target.logs(workspace)) if e]
         if ending(events):
             outlast(target, workspace, progress, waiter, events)
-            raise Conflict(f"Workspace {workspace.name} was just being stopped.", "Run the command again.")
+            raise Conflict(f"Workspace {workspace.name} is being stopped.", "Run the command again.")
         old = frozenset([e["boot"] for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
     for line in _followed(target, workspace, waiter, progress):
@@ -196,7 +196,7 @@ def wait_ready(
         what = (
             "ended while it was starting"
             if target.log_ends_with_workspace
-            else "did not get ready: its start script failed"
+            else "is not usable: its start script failed"
         )
         raise Unhealthy(f"Workspace {workspace.name} {what}.{failed}", _log_hint(watch, workspace), _log(watch))
     if not watch.usable:
@@ -209,7 +209,7 @@ def wait_ready(
 
 
 def ending(events: Sequence[dict[str, Any]]) -> bool:
-    """Whether the newest start is about to end, though its container still runs."""
+    """Return whether the newest start is about to end, though its container still runs."""
     newest = next((e for e in reversed(events) if e["event"] in ("start", "life")), None)
     return newest is not None and newest.get("reason") in ENDING
 
@@ -223,12 +223,12 @@ def outlast(
 ) -> None:
     """Wait until a workspace that is about to end has ended, which ends its log, or has been started again.
 
-    ``events`` are those that its log holds, where they are known.
+    ``events`` are the events of its log, if known.
     """
     if events is None:
         events = [e for e in map(event, target.logs(workspace)) if e]
     known = sum(e["event"] == "start" for e in events)
-    progress.note(f"{workspace.name} is just stopping; waiting for its end")
+    progress.note(f"{workspace.name} is stopping; waiting for its end")
     for line in _followed(target, workspace, waiter, progress):
         if line is None:
             break
@@ -238,7 +238,7 @@ def outlast(
             return
     if waiter.expired:
         raise DeadlineExceeded(
-            f"Workspace {workspace.name} was told to stop and did not end within {waiter.timeout:g} s.",
+            f"Workspace {workspace.name} did not stop within {waiter.timeout:g} s.",
             f"Restart it: ansible-playbook spt.flow.restart -e workspace={workspace.name}",
         )
 
@@ -255,9 +255,9 @@ def _log_hint(watch: Watch, workspace: Workspace) -> str:
 
 
 def _followed(target: Readable, workspace: Workspace, waiter: Waiter, progress: Progress) -> Iterator[str | None]:
-    """Lines of the log as they come; ``None`` once, at the end of the log or of the time.
+    """Yield the log's lines as they arrive, then ``None`` once, at the end of the log or of the time.
 
-    Reading blocks, so a thread does it; it ends with the log or with the next line after nobody listens any more.
+    Reading blocks, so a thread does it. It ends with the log or with the next line after the reader has left.
     """
     import queue
     import threading
@@ -290,8 +290,8 @@ def _followed(target: Readable, workspace: Workspace, waiter: Waiter, progress: 
                     return
                 silent += pause
                 progress.note(
-                    f"{workspace.name}: no news for {silent:.0f} s. Its log:"
-                    f" ansible-playbook spt.flow.logs -e workspace={workspace.name}"
+                    f"{workspace.name}: no output for {silent:.0f} s. See its log: ansible-playbook spt.flow.logs -e "
+                    f"workspace={workspace.name}"
                 )
                 continue
             silent = 0.0

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What people read at the end of a verb: plain lines, nothing animated, no colour."""
+"""The text at the end of a playbook: plain lines without animation and colour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NONE = "-"
 
 
 def span(seconds: float) -> str:
-    """``seconds`` in at most two units: ``45s``, ``12m``, ``2h 5m``, ``3d 4h``."""
+    """Return ``seconds`` in at most two units: ``45s``, ``12m``, ``2h 5m``, ``3d 4h``."""
     whole = max(0, int(seconds))
     for limit, unit, name, part, part_name in ((86400, 86400, "d", 3600, "h"), (3600, 3600, "h", 60, "m")):
         if whole >= limit:
@@ -25,13 +25,13 @@ def span(seconds: float) -> str:
 
 
 def clock(moment: float, now: float) -> str:
-    """Local time of ``moment`` (epoch seconds); with the date when it is not within a day of ``now``."""
+    """Return the local time of ``moment`` (epoch seconds), with the date unless it is within a day of ``now``."""
     pattern = "%H:%M" if abs(moment - now) < 86400 else "%Y-%m-%d %H:%M"
     return time.strftime(pattern, time.localtime(moment))
 
 
 def size(count: float) -> str:
-    """``count`` bytes in binary units."""
+    """Return ``count`` bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -40,7 +40,7 @@ def size(count: float) -> str:
 
 
 def stops(workspace: Workspace, now: float) -> str:
-    """When the workspace will stop, in words."""
+    """Return when the workspace will stop, as text."""
     life = workspace.life
     if workspace.state != "running":
         return NONE
@@ -52,7 +52,7 @@ def stops(workspace: Workspace, now: float) -> str:
 
 
 def kept_alive(workspace: Workspace, now: float) -> str:
-    """What keeps the workspace alive, in words."""
+    """Return why the workspace keeps running, as text."""
     life = workspace.life
     if workspace.state != "running":
         return NONE
@@ -80,7 +80,7 @@ def _sizes(workspace: Workspace) -> str:
 
 
 def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool = False) -> list[str]:
-    """A table when ``width`` columns hold it, else two lines per workspace; below it what did not go well inside."""
+    """Return a table if it fits into ``width`` columns, otherwise two lines per workspace, and problems inside."""
     if not workspaces:
         return ["No workspaces. Create one: ansible-playbook spt.flow.up -e repo=https://host/owner/name.git"]
     head = [*COLUMNS, *(["size"] if sizes else [])]
@@ -97,7 +97,7 @@ def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool 
 
 
 def _troubles(workspace: Workspace) -> list[str]:
-    """A line for each step that failed or waits for keys; the start contract names the log where there is one."""
+    """Return a line for each step that failed or waits for keys; the agent names the log if there is one."""
     return [
         f"  note: {workspace.name}: {step.name} {step.state}: {step.detail}"
         for step in workspace.steps
@@ -118,10 +118,10 @@ def closing(
     now: float,
     ports: Sequence[int] = (),
 ) -> list[str]:
-    """The block at the end of ``up``, ``restart`` and their like.
+    """Return the block at the end of ``up``, ``restart`` and similar playbooks.
 
-    ``enter`` is the command that opens a shell, ``host`` the name for VS Code's Remote-SSH (both empty when there is
-    nothing to enter), ``elapsed`` the seconds that the action took. ``ports`` are forwarded while the shell is open.
+    ``enter`` is the command that opens a shell, ``host`` the name for VS Code's Remote-SSH (both empty if the workspace
+    cannot be entered), ``elapsed`` the action's duration in seconds. ``ports`` are forwarded while the shell is open.
     """
     lines = ["", result.msg]
     workspace = result.workspace
@@ -149,12 +149,12 @@ def closing(
 
 
 def _ports(ports: Sequence[int]) -> str:
-    """The ports of this machine that belong to the workspace as long as the shell is open."""
+    """Return the local ports that are forwarded to the workspace while the shell is open."""
     return f"{', '.join(map(str, ports))} of 127.0.0.1, while the shell is open" if ports else ""
 
 
 def _tunnel(workspace: Workspace, session: Session, enter: str) -> str:
-    """The command that brings the IDE of another machine to this one's loopback."""
+    """Return the command that forwards the IDE of another machine to this one's loopback."""
     port = session.url.rstrip("/").rpartition(":")[2]
     return f"{enter} -N -L {port}:127.0.0.1:8080 (the IDE is on {workspace.node})" if workspace.node else ""
 

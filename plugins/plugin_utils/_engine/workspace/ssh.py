@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Enter workspaces by OpenSSH: arguments, configuration file and unused ports."""
+"""Enter workspaces with OpenSSH: arguments, configuration file and unused ports."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def alias(workspace: Workspace) -> str:
 
 
 def argv(workspace: Workspace, command: str = "", terminal: bool = False, ports: Iterable[int] = ()) -> list[str]:
-    """The command that enters, or that runs ``command`` inside by the user's shell there.
+    """Return the command that enters, or runs ``command`` inside with the user's shell.
 
-    ``ports`` of the workspace are reached on this machine's loopback as long as it runs.
+    ``ports`` of the workspace are forwarded to this machine's loopback while it runs.
     """
     nodes = {workspace.node: workspace.engine} if workspace.node else {}
     forwards = [word for port in ports for word in ("-L", f"127.0.0.1:{port}:127.0.0.1:{port}")]
@@ -36,7 +36,9 @@ def argv(workspace: Workspace, command: str = "", terminal: bool = False, ports:
 
 
 def unused_ports(ports: Iterable[int]) -> list[int]:
-    """Those of ``ports`` that nobody listens on here; an earlier session of the same workspace has them already."""
+    """Return those of ``ports`` that no program listens on here; an earlier session of the same workspace may have
+    them.
+    """
     import socket
 
     found = []
@@ -50,19 +52,17 @@ def unused_ports(ports: Iterable[int]) -> list[int]:
 
 
 def safe(node: str) -> str:
-    """Return the name of a node as it is part of file and host names."""
+    """Return the name of a node in the form used in file and host names."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", node)
 
 
 def inside(directory: str, command: str) -> str:
-    """``command`` run in ``directory``, in the home while that is not there yet."""
+    """Return ``command`` run in ``directory``, or in the home if that does not exist yet."""
     return f"cd -- {shlex.quote(directory)} 2>/dev/null; {command}" if directory else command
 
 
 def prepare(nodes: Mapping[str, str] | None = None) -> Path:
-    """Path of the configuration for `ssh -F`, written when it is missing or another one; ``nodes`` as in
-    ``config_text``.
-    """
+    """Return the path of the configuration for `ssh -F`, written if it differs; ``nodes`` as in ``config_text``."""
     folder = runtime_folder()
     path = folder / "".join(["ssh_config", *(f".{safe(node)}" for node in nodes or {})])
     text = f"{config_text(nodes)}Host *\n    Include ~/.ssh/config\n"

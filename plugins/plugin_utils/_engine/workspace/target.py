@@ -1,9 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a target must be able to do.
-
-``kinds`` says how targets differ before they are opened.
-"""
+"""The interface of a target. ``kinds`` says how targets differ before they are opened."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class EngineFacts:
     """Capabilities of an engine, probed once per process (docs/decisions/user-namespaces.md).
 
     ``remap_size`` is the number of ids of the user-namespace range (0: no remapping, -1: remapped, size unknown).
-    ``cpus`` and ``memory`` (bytes) are the machine's, ``root`` is the engine's folder there.
+    ``cpus`` and ``memory`` (bytes) are the machine's, ``root`` is the engine's directory there.
     """
 
     version: str
@@ -41,7 +38,7 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """Outcome of a command inside a workspace; ``stdout`` and ``stderr`` are decoded with replacement."""
+    """Result of a command inside a workspace; ``stdout`` and ``stderr`` are decoded with replacement."""
 
     status: int
     stdout: str
@@ -49,48 +46,50 @@ class ExecResult:
 
 
 class Readable(Protocol):
-    """What waiting for a workspace needs of a target: its log."""
+    """The part of a target that waiting for a workspace needs: its log."""
 
     log_ends_with_workspace: bool
-    """Whether the log goes on until the workspace stops; else it is that of the start script alone."""
+    """Whether the log continues until the workspace stops; otherwise it is only that of the start script."""
 
     def logs(self, workspace: Workspace, follow: bool = False, tail: int = 0) -> Iterator[str]:
-        """Lines of the workspace's log; with ``follow`` until it stops or the caller closes the iterator."""
+        """Yield the log's lines; with ``follow`` until it stops or the caller closes the iterator."""
 
 
 class Target(Readable, Protocol):
-    """The verbs of a target. All raise children of ``FlowError``; none prints.
+    """The methods of a target. All raise children of ``FlowError``; none prints.
 
-    The attributes are its capabilities. What only some targets do are protocols of their own, below.
+    The attributes are its capabilities. Methods of some targets only are in protocols of their own, below.
     """
 
     name: str
     client_prepares: bool
-    """Whether settings, image and author of commits are the client's (``Preparation``); else a server has them."""
+    """Whether the client provides settings, image and author of commits (``Preparation``); otherwise a server does."""
     same_network: bool
-    """Whether workspaces can reach only the repositories that this machine can reach."""
+    """Whether workspaces can only reach the repositories that this machine can reach."""
     seed_follows: bool
-    """Whether a local repository can be copied only once the workspace runs."""
+    """Whether a local repository can only be copied once the workspace runs."""
     clone_path_known: bool
-    """Whether the directory of a clone follows from its repository, without asking the workspace."""
+    """Whether the directory of a clone follows from its repository, without a request."""
 
     def ignored(self, names: Iterable[str]) -> str:
-        """Return a sentence about the options of these names that have no effect here; nothing when all have one."""
+        """Return a sentence about the options of these names that have no effect on this target, or nothing."""
 
     def find(self, spec: WorkspaceSpec) -> Workspace | None:
-        """The owner's workspace by name, else by repository identity; one read. ``None`` when there is none."""
+        """Return the owner's workspace by name, otherwise by repository identity, or ``None``; one read."""
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> list[Workspace]:
-        """Workspaces by label; ``details`` adds steps and life (total deadline 1 s), ``sizes`` the volumes' sizes."""
+        """Return workspaces by label; ``details`` adds steps and liveness (total deadline 1 s), ``sizes`` the volumes'
+        sizes.
+        """
 
     def admit(self, spec: WorkspaceSpec, fresh: bool) -> None:
-        """Raise where nothing may be started or, with ``fresh``, made; not with an error that is worth a second try."""
+        """Raise if nothing may be started or, with ``fresh``, created; never raise errors that a retry could fix."""
 
     def create(self, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Claim the identity and create what is missing, not started. Safe to repeat and to run concurrently."""
+        """Claim the identity and create missing objects, without starting. Idempotent and safe to run concurrently."""
 
     def start(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
-        """Start what exists; an already running one is left alone. ``spec`` names a repository if it has none yet."""
+        """Start an existing workspace unless it runs. ``spec`` names a repository if it does not have one yet."""
 
     def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
         """Stop cleanly within the grace time; home and volumes stay."""
@@ -99,18 +98,18 @@ class Target(Readable, Protocol):
         """Replace the container so that ``spec`` and the current image apply (docs/decisions/restart.md)."""
 
     def delete(self, workspace: Workspace, progress: Progress) -> None:
-        """Remove everything that belongs to the workspace, and nothing else."""
+        """Delete all objects of the workspace, and nothing else."""
 
     def keepalive(self, workspace: Workspace, hours: float, by: str) -> Workspace:
-        """Hold off the idle stop for ``hours`` (at most 24) from now; 0 takes it back."""
+        """Delay the idle stop until ``hours`` (at most 24) from now; 0 ends the delay."""
 
     def session(self, workspace: Workspace) -> Session:
-        """IDE address and password, host key, directory of the clone."""
+        """Return IDE address and password, host key and the directory of the clone."""
 
     def exec(
         self, workspace: Workspace, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
     ) -> ExecResult:
-        """Run ``argv`` inside, as the workspace's user unless told otherwise."""
+        """Run ``argv`` inside, by default as the workspace's user."""
 
     def put(self, workspace: Workspace, directory: str, tar: bytes) -> None:
         """Unpack ``tar`` below ``directory``; works on a created, not yet started workspace."""
@@ -126,10 +125,10 @@ class Sweeper(Protocol):
 
 @runtime_checkable
 class NeedsClient(Protocol):
-    """A target whose workspaces are entered through a program of its own."""
+    """A target whose workspaces are entered with a program of its own."""
 
     def ensure_client(self, progress: Progress, needed: bool) -> Sequence[str]:
-        """Install the program where it is missing. Return notes; raise when it is missing and ``needed``."""
+        """Install the program if it is missing. Return notes. Raise an error if it is unavailable and ``needed``."""
 
 
 def ensure_client(target: Target, progress: Progress, needed: bool = False) -> Sequence[str]:
@@ -142,10 +141,10 @@ class Drainable(Protocol):
     """A target whose machine can be drained."""
 
     def drained(self) -> str:
-        """Since when and by whom nothing may start here, in words; nothing when it may."""
+        """Return since when and by whom the machine is drained, as text, or nothing."""
 
     def drain(self, by: str) -> None:
-        """Let nothing start here any more; what runs goes on."""
+        """Block new starts; running workspaces continue."""
 
     def undrain(self) -> None:
-        """Let workspaces start here again."""
+        """Allow new starts again."""
