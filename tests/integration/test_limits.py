@@ -100,7 +100,7 @@ def test_limits_above_the_machine_are_explained(shared_harness: Harness) -> None
 def test_required_but_missing_device_is_refused(shared_harness: Harness) -> None:
     spec = shared_harness.spec(name="any", kvm="required")
     facts = shared_harness.target.probe_engine()
-    with pytest.raises(errors.FlowError, match="no /dev/kvm"):
+    with pytest.raises(errors.FlowError, match="does not have /dev/kvm"):
         docker_container.Plan.of(spec, facts, True, lambda path: False)
     plan = docker_container.Plan.of(shared_harness.spec(name="any", kvm="auto"), facts, True, lambda path: False)
     assert any("software emulation" in note for note in plan.notes)
