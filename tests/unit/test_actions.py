@@ -393,7 +393,7 @@ def test_clone_without_access_or_agent_ends_with_code_4(act: Any, monkeypatch: p
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
     assert result["failed"] and result["changed"] and result["error"]["code"] == 4
-    assert "without your credentials: there is no SSH agent on this machine" in result["msg"]
+    assert "without your credentials: this machine does not run an SSH agent" in result["msg"]
     assert "spt.flow.ssh -e workspace=demo" in result["error"]["hint"]
     assert result["workspace"]["state"] == "running" and act.target.workspaces
     assert any("IDE" in line for line in act.said)

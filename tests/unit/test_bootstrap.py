@@ -120,7 +120,7 @@ def test_departed_users_and_invalid_tokens_are_handled_in_one_run(harness: Harne
     [
         ({"coder_owner_password": "Kanarie1"}, "password"),
         ({"coder_owner_password": "", "coder_owner_email": ""}, "does not have a user yet"),
-        ({"coder_users": [{"username": "not_a_name"}]}, "no user name"),
+        ({"coder_users": [{"username": "not_a_name"}]}, "not a user name"),
         ({"coder_bot_roles": ["no-such-role"]}, "roles"),
         ({"coder_token_file": "relative"}, "not an absolute path"),
     ],
@@ -135,7 +135,7 @@ def test_impossible_request_is_reported(harness: Harness, more: dict[str, Any], 
 def test_failed_write_leaves_no_token(harness: Harness) -> None:
     (harness.folder / "etc").write_text("a file where a folder should be")
     done = harness.run()
-    assert done.returncode == 2 and "cannot be written" in done.stdout
+    assert done.returncode == 2 and "Cannot write" in done.stdout
     assert harness.fake.state.keys == {}
 
 

@@ -238,7 +238,7 @@ def test_token_creates_its_successor_and_is_removed(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
-        ("", "there is none"),
+        ("", "it does not exist"),
         ("e123456789-f123456789012345678901", "does not know"),
         (ADMIN, "belongs to admin"),
         (coder_harness.TOKEN, "is called given"),

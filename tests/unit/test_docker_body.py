@@ -117,7 +117,7 @@ def test_profile_is_not_requested_from_an_engine_without_it():
     ("facts", "words"),
     [
         (replace(FACTS, remapped=False, remap_size=0), "without user-namespace remapping"),
-        (replace(FACTS, remap_size=65536), "65536 ids, 262144 are needed"),
+        (replace(FACTS, remap_size=65536), "65536 ids, but needs 262144"),
     ],
 )
 def test_docker_auto_is_disabled_with_a_note(facts, words):
@@ -238,7 +238,7 @@ def test_container_recreated_without_kvm_is_otherwise_identical() -> None:
     made = body()
     found = {"Name": "/spt-flow-ada-demo", "Config": {**made, "HostConfig": None}, "HostConfig": made["HostConfig"]}
     again, note = docker_container.without_kvm(found, "node1")
-    assert note == "There is no /dev/kvm on node1: virtual machines in the workspace run in software emulation."
+    assert note == "/dev/kvm is missing on node1: virtual machines in the workspace run in software emulation."
     left = [device for device in made["HostConfig"]["Devices"] if device["PathOnHost"] != "/dev/kvm"]
     assert len(left) == len(made["HostConfig"]["Devices"]) - 1
     assert again == {**made, "HostConfig": {**made["HostConfig"], "Devices": left}}
@@ -246,5 +246,5 @@ def test_container_recreated_without_kvm_is_otherwise_identical() -> None:
 
 def test_container_that_requires_kvm_is_not_created_without() -> None:
     made = body(replace(SPEC, settings=Settings(kvm="required")))
-    with pytest.raises(FlowError, match="kvm=required: node1 has no /dev/kvm"):
+    with pytest.raises(FlowError, match="kvm=required: node1 does not have /dev/kvm"):
         docker_container.without_kvm({"Config": made, "HostConfig": made["HostConfig"]}, "node1")

@@ -43,7 +43,15 @@ def test_all_mistakes_are_reported_at_once_with_their_place() -> None:
     assert [sentence.partition(":")[0].partition(" (")[0] for sentence in told] == [f"Entry {n}" for n in range(2, 9)]
     for sentence, words in zip(
         told,
-        ["Did you mean memory?", "mapping", "did you mean stopped?", "names no", "memory is", "whole run", "entry 1"],
+        [
+            "Did you mean memory?",
+            "mapping",
+            "did you mean stopped?",
+            "not name a workspace",
+            "memory is",
+            "whole run",
+            "entry 1",
+        ],
         strict=True,
     ):
         assert words in sentence, sentence

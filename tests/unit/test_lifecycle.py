@@ -426,7 +426,7 @@ def test_workspace_that_does_not_stop_in_time_is_reported():
         json.dumps({"spt_flow": 1, "event": "life", "reason": "was told to stop"}),
     ]
     target.hang.clear()
-    with pytest.raises(errors.DeadlineExceeded, match="did not end within 0.3 s"):
+    with pytest.raises(errors.DeadlineExceeded, match="did not stop within 0.3 s"):
         ensure(target, now=lambda: 1005.0, wait_timeout=0.3)
 
 
@@ -465,7 +465,7 @@ def test_expired_ci_workspaces_are_swept_first_and_a_failure_is_a_note():
         raise errors.Unhealthy("The engine is slow.")
 
     target.before["sweep"] = broken
-    assert any("could not be deleted: The engine is slow." in note for note in ensure(target).notes)
+    assert any("Cannot delete expired CI workspaces: The engine is slow." in note for note in ensure(target).notes)
 
 
 def test_next_run_completes_what_any_single_fault_left():
@@ -538,10 +538,12 @@ def test_silent_log_is_reported_with_the_place_to_look(monkeypatch):
     with pytest.raises(errors.DeadlineExceeded):
         ensure(target, wait_timeout=0.4, progress=common_progress.Progress(lines.append))
     target.hang.set()
-    assert any("demo: no news for " in line and "spt.flow.logs -e workspace=demo" in line for line in lines)
+    assert any("demo: no output for " in line and "spt.flow.logs -e workspace=demo" in line for line in lines)
 
 
 def test_ref_for_an_existing_clone_is_noted():
     planned = workspace_plan.plan(RUNNING, replace(SPEC, ref="topic"), "started")
     assert not planned.changed
-    assert planned.notes == ("ref=topic is for a new clone; workspace demo exists already. Inside: git switch topic",)
+    assert planned.notes == (
+        "ref=topic only applies to a new clone, but workspace demo already exists. Run inside: git switch topic",
+    )

@@ -175,7 +175,7 @@ def config(**changes: object) -> snapshots_config.Config:
         (1000 * 3600, 0, ""),
         (973 * 3600, 0, "27 h old, the limit is 26 h"),
         (None, 999 * 3600, ""),
-        (None, 900 * 3600, "it has no snapshot and is 100 h old"),
+        (None, 900 * 3600, "it does not have a snapshot and is 100 h old"),
         (1002 * 3600, 0, "dated in the future"),
     ],
 )

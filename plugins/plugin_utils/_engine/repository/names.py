@@ -79,7 +79,7 @@ def validate_host(text: str, what: str = "the host") -> tuple[str, int | None]:
             "Use its plain ASCII name or add an alias for it in ~/.ssh/config.",
         )
     if not match or len(host) > 253 or not _is_host(host) or host == "local":
-        raise InvalidInput(f"{redact_value(text)!r} is not a host name ({what}).", _HINT)
+        raise InvalidInput(f"The name {redact_value(text)!r} is not a host name ({what}).", _HINT)
     if port is not None and not 1 <= port <= 65535:
         raise InvalidInput(f"Port {port} of {host} is out of range.", "Use a port from 1 to 65535.")
     return host, port
