@@ -18,9 +18,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.docker import http as docker_http
-from ansible_collections.spt.flow.plugins.module_utils._node.reaper import engine as reaper_engine
-from ansible_collections.spt.flow.plugins.module_utils._node.reaper import orphans
-from ansible_collections.spt.flow.plugins.module_utils._node.reaper.coder import Api
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.target import CoderTarget
@@ -193,7 +190,7 @@ def test_server_killed_during_a_build_is_repaired_by_the_next_command(site: Site
         assert objects(identifier) == []
 
 
-@pytest.mark.parametrize("verb", ["started", "restarted", "absent"])
+@pytest.mark.parametrize("verb", ["started", "restarted"])
 def test_lost_terraform_state_is_repaired_and_the_home_is_kept(site: Site, verb: str) -> None:
     identifier = site.create()
     site.ensure()
@@ -203,27 +200,4 @@ def test_lost_terraform_state_is_repaired_and_the_home_is_kept(site: Site, verb:
     site.ensure("stopped")
     assert running(identifier)
     site.ensure(verb)
-    if verb == "absent":
-        assert objects(identifier) == []
-    else:
-        assert kept(identifier) == "precious"
-
-
-def test_reap_lists_what_a_deletion_without_state_leaves(site: Site) -> None:
-    """The dashboard can delete a workspace whose state is lost; only the node knows then what it has left."""
-    identifier = site.create()
-    site.ensure()
-    site.lose_state()
-    site.ensure("absent")
-    left = objects(identifier)
-    assert len(left) == 3
-    token = (site.server.folder / "etc/reaper.token").read_text().strip()
-    listed = reaper_engine.read(docker_http.connect())
-    assert identifier in orphans.workspaces(listed)
-    gone = orphans.deleted(Api(site.server.url, token), orphans.workspaces(listed))
-    assert identifier in gone
-    report = orphans.sweep([identifier], dry=True)
-    assert sorted([*(entry.name for entry in report.doomed), *report.homes]) == left
-    done = orphans.sweep([identifier])
-    assert done.failed == {} and objects(identifier) == [f"spt-flow-{identifier}-home"]
-    subprocess.run(["docker", "volume", "rm", f"spt-flow-{identifier}-home"], check=True, capture_output=True)
+    assert kept(identifier) == "precious"
