@@ -24,7 +24,10 @@ def redact(text: str) -> str:
 
 
 class FlowError(Exception):
-    """Base class of all errors. ``code`` is the exit status that plugins report (docs/decisions/exit-status.md)."""
+    """A failure without a more specific kind.
+
+    ``code`` is the exit status that plugins report (docs/decisions/exit-status.md).
+    """
 
     code = 1
     kind = "failed"
@@ -91,7 +94,7 @@ class Conflict(FlowError):
 
 
 class Unhealthy(FlowError):
-    """A required service (engine, server, workspace) returns errors or does not answer."""
+    """The engine, the server or the workspace returns errors or does not answer."""
 
     code = 8
     kind = "unhealthy"
