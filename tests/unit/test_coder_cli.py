@@ -88,7 +88,7 @@ def test_unavailable_program_is_reported_in_one_line(fake: Fake, http: CoderHttp
     (note,) = coder_cli.ready(http, Progress())
     assert "is missing" in note
     assert "\n" not in note
-    with pytest.raises(NotFound, match="there is none"):
+    with pytest.raises(NotFound, match="is missing"):
         coder_cli.ready(http, Progress(), needed=True)
     install(tmp_path, "v2.20.1")
     (note,) = coder_cli.ready(http, Progress(), needed=True)
@@ -98,7 +98,7 @@ def test_unavailable_program_is_reported_in_one_line(fake: Fake, http: CoderHttp
 def test_invalid_program_is_not_kept(fake: Fake, http: CoderHttp) -> None:
     fake.state.cli = b"<html>"
     (note,) = coder_cli.ready(http, Progress())
-    assert "no coder v2" in note
+    assert "not a working coder v2" in note
     assert not list(coder_cli.folder().rglob("coder"))
 
 

@@ -68,10 +68,7 @@ def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str
 
 
 def goes_with(version: str, server: str) -> bool:
-    """Return whether a client of ``version`` is compatible with ``server``:
-
-    same major and minor version, or a development build.
-    """
+    """Return whether a client of ``version`` is compatible: same major and minor version, or a development build."""
     if "devel" in version + server:
         return bool(version)
     here, there = _VERSION.fullmatch(version), _VERSION.fullmatch(server)
