@@ -127,7 +127,7 @@ def test_archive_is_loaded_and_checked(tmp_path: Path, monkeypatch: pytest.Monke
     engine = FakeEngine({})
     program(tmp_path, monkeypatch, f'echo "$*" > {tmp_path}/said')
     wanted = cache.Wanted(TAG, "hash", archive="/srv/image.tar")
-    with pytest.raises(FlowError, match="/srv/image.tar: it does not hold the image"):
+    with pytest.raises(FlowError, match="/srv/image.tar: it does not contain the image"):
         cache.reconcile(wanted, engine=engine)  # type: ignore[arg-type]
     assert (tmp_path / "said").read_text() == "load --quiet --input /srv/image.tar\n"
     outcome = cache.reconcile(wanted, check=True, engine=engine)  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def test_messages_of_docker_reach_the_operator(tmp_path: Path, monkeypatch: pyte
 
 def test_registry_reference_without_digest_is_refused_before_anything_runs() -> None:
     wanted = cache.Wanted(TAG, "hash", reference="registry.example.com/spt-flow/workspace:latest")
-    with pytest.raises(InvalidInput, match="has no digest"):
+    with pytest.raises(InvalidInput, match="does not have a digest"):
         cache.reconcile(wanted, engine=FakeEngine({}))  # type: ignore[arg-type]
 
 
