@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_the_build_running_and_explains_how_to_resume(harness: Har
     assert run.returncode == 2, said
     assert "Traceback" not in said
     assert "The run was interrupted while Coder was to start workspace demo." in said
-    assert "Come back to it: ansible-playbook spt.flow.up -e workspace=demo" in said
+    assert "Continue waiting: ansible-playbook spt.flow.up -e workspace=demo" in said
     (workspace,) = harness.fake.state.workspaces.values()
     assert workspace.latest.status(harness.fake.state.now) == "starting"
 
