@@ -267,7 +267,7 @@ class Cloner:
                     f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace and create it again."
                 )
             if outcome.status:
-                raise self._refusal(outcome)
+                raise _refusal(outcome, self._name, self.contract)
             origin = self.contract.repo
             where = ("-C", str(temporary), "remote")
             self._must(*where, *(("set-url", "--", "origin", origin) if origin else ("remove", "origin")))
@@ -283,7 +283,7 @@ class Cloner:
                 outcome = self._fetch(temporary)
                 if not outcome.status:
                     return self._finish(temporary)
-                refusal = self._refusal(outcome)
+                refusal = _refusal(outcome, self._name, self.contract)
                 if classify(outcome.text) != "network" or attempt == TRIES or self.children.stopping.is_set():
                     raise refusal
             wait = backoff(attempt) * 2
@@ -420,27 +420,26 @@ class Cloner:
     def _must(self, *argv: str) -> None:
         outcome = self._git(*argv)
         if outcome.status:
-            raise self._refusal(outcome)
+            raise _refusal(outcome, self._name, self.contract)
 
-    def _refusal(self, outcome: Outcome) -> Failure:
-        """Return the failure for an error of git."""
-        name, kind = self._name, classify(outcome.text)
-        words = _words(outcome)
-        playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
-        command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
-        if kind == "auth":
-            return Failure(
-                f"No access to {name} without your keys. Run on your own machine: {command}", 4, "needs-auth"
-            )
-        sentence = {
-            "disk": f"There is no space left for {name}. Make room in the home and start again.",
-            "host-key": f"The server of {name} could not be verified: {words} "
-            "Add its key with known_hosts (SPT_FLOW_KNOWN_HOSTS).",
-            "missing-ref": f"{name} has no branch, tag or commit {printable(self.contract.ref)!r}.",
-            "missing": f"The server has no repository {name}, or hides it from you: {words}",
-            "network": f"The server of {name} cannot be reached from the workspace, {TRIES} attempts: {words}",
-        }.get(kind, f"git could not clone {name}: {words or f'exit status {outcome.status}'}")
-        return Failure(sentence, 1)
+
+def _refusal(outcome: Outcome, name: str, contract: Contract) -> Failure:
+    """Return the failure for an error of git while it cloned ``name``."""
+    kind = classify(outcome.text)
+    words = _words(outcome)
+    playbook = f"ansible-playbook spt.flow.ssh -e workspace={contract.workspace}"
+    command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
+    if kind == "auth":
+        return Failure(f"No access to {name} without your keys. Run on your own machine: {command}", 4, "needs-auth")
+    sentence = {
+        "disk": f"There is no space left for {name}. Make room in the home and start again.",
+        "host-key": f"The server of {name} could not be verified: {words} "
+        "Add its key with known_hosts (SPT_FLOW_KNOWN_HOSTS).",
+        "missing-ref": f"{name} has no branch, tag or commit {printable(contract.ref)!r}.",
+        "missing": f"The server has no repository {name}, or hides it from you: {words}",
+        "network": f"The server of {name} cannot be reached from the workspace, {TRIES} attempts: {words}",
+    }.get(kind, f"git could not clone {name}: {words or f'exit status {outcome.status}'}")
+    return Failure(sentence, 1)
 
 
 def _words(outcome: Outcome) -> str:
