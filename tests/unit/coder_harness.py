@@ -13,7 +13,7 @@ from typing import Any
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.client import CoderClient
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.config import CoderConfig
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import CoderHttp
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.http import OUTAGE, CoderHttp
 from ansible_collections.spt.flow.tests.fake_coder import samples
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Behaviour, Clock, Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
@@ -91,5 +91,6 @@ def server(speed: float = 40.0, skew: float = 0.0) -> Iterator[Fake]:
         yield fake
 
 
-def client(fake: Fake, token: str = TOKEN) -> CoderClient:
-    return CoderClient(CoderHttp(CoderConfig(fake.url, token, "the test")))
+def client(fake: Fake, token: str = TOKEN, outage: float = OUTAGE) -> CoderClient:
+    """Return a client that waits ``outage`` real seconds for a server that does not answer."""
+    return CoderClient(CoderHttp(CoderConfig(fake.url, token, "the test"), outage=outage))

@@ -34,14 +34,16 @@ def open_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repository_probe, "probe", lambda *_a, **_n: repository_probe.Probe("open"))
 
 
-def run(fake: Fake, folder: Path, command: str = "true", wrap: Any = None, **job: Any) -> ci_run.Outcome:
+def run(
+    fake: Fake, folder: Path, command: str = "true", wrap: Any = None, outage: float = 30.0, **job: Any
+) -> ci_run.Outcome:
     clone = folder / "clone"
     clone.mkdir(parents=True, exist_ok=True)
 
     def enter(_workspace: Workspace, words: str) -> list[str]:
         return (wrap or (lambda text: ["sh", "-c", text]))(words.replace(REPO.directory, str(clone)))
 
-    target = Bench(coder_harness.client(fake))
+    target = Bench(coder_harness.client(fake, outage=outage))
     return ci_run.run(target, SPEC, ci_request.Job(command, folder=folder / "runs", **job), enter=enter)
 
 
@@ -82,7 +84,7 @@ def test_lost_server_leaves_deletion_to_the_deadline(
         away.touch()
         return ["sh", "-c", text]
 
-    outcome = run(fake, tmp_path, wrap=wrap)
+    outcome = run(fake, tmp_path, wrap=wrap, outage=1.0)
     assert away.exists()
     assert (outcome.kind, outcome.status) == ("job", 0)
     assert outcome.left.startswith("ci-") and "its TTL ends at" in outcome.notes[-1]

@@ -47,8 +47,8 @@ def fake() -> Iterator[Fake]:
         yield made
 
 
-def client(fake: Fake, token: str = ADMIN) -> CoderAdmin:
-    return CoderAdmin(coder_harness.client(fake, token).http)
+def client(fake: Fake, token: str = ADMIN, outage: float = 5.0) -> CoderAdmin:
+    return CoderAdmin(coder_harness.client(fake, token, outage).http)
 
 
 def now(fake: Fake) -> datetime:
@@ -280,5 +280,5 @@ def test_only_owners_create_tokens_for_others(fake: Fake) -> None:
 def test_unreachable_server_does_not_replace_a_token(fake: Fake) -> None:
     fake.faults.share = 1.0
     with pytest.raises((Unhealthy, DeadlineExceeded)):
-        coder_tokens.verify(client(fake, coder_harness.TOKEN), WISH, now(fake))
+        coder_tokens.verify(client(fake, coder_harness.TOKEN, outage=0.5), WISH, now(fake))
     fake.faults.share = 0

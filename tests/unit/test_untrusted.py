@@ -336,7 +336,7 @@ def test_port_of_a_well_known_service_is_refused(port: int) -> None:
 def test_only_ports_of_devcontainer_json_are_forwarded() -> None:
     assert forwarding.chosen([3000, 3001], asked=[3000]) == (
         (3000,),
-        ("3001 (devcontainer.json does not ask for it)",),
+        ("3001 (devcontainer.json does not request it)",),
     )
 
 
