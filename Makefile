@@ -26,7 +26,7 @@ lint: ## Run static checks and convention tests
 	@$(MAX) tools/lint
 
 unit: ## Run unit tests on both ends of ansible-core
-	@status=0; for end in max min; do tools/venv --dev --end $$end -- pytest -q -n 2 tests/unit || status=1; done; exit $$status
+	@status=0; for end in max min; do tools/venv --dev --end $$end -- pytest -q -n 3 -m "not full" tests/unit || status=1; done; exit $$status
 
 integration: ## Run tests on the real Docker engine; TESTS=<path or -k …> selects some
 	@tools/quickstart --engine-only && $(MAX) pytest -q -n 2 --dist loadfile $(or $(TESTS),tests/integration) -m "not full"
