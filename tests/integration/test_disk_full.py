@@ -91,7 +91,7 @@ def test_repository_larger_than_the_disk_is_reported(harness: Harness, small_hom
     source = harness.repository(files=60, size=2**20)
     with pytest.raises(Unhealthy) as caught:
         harness.ensure(harness.spec(source))
-    assert "workspace demo: there is no space left" in caught.value.message and "make room" in caught.value.hint
+    assert "workspace demo: its disk is full" in caught.value.message and "free space" in caught.value.hint
     workspace = harness.up(harness.spec(name="demo"))
     assert "filler" in harness.inside(workspace, "ls ~")
     made_good(harness, source, workspace)

@@ -116,7 +116,7 @@ def test_local_repository_gets_only_the_ports_of_its_own_file(playbooks: Playboo
     done = playbooks.run("up", SPT_FLOW_REPO=str(playbooks.repository))
     text = clean(done)
     assert done.returncode == 0 and "ports  " not in text, text
-    assert "20000 (devcontainer.json does not ask for it)" in text
+    assert "20000 (devcontainer.json does not request it)" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": ' * 100_000, "[]", "\0", "x" * (17 << 20)])

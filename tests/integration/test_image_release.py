@@ -211,7 +211,7 @@ def test_unreachable_registry_is_reported_and_nothing_is_recorded(
         extra = json.dumps({"image_build_registry": f"127.0.0.1:{port}/team/workspace"})
         done = playbooks.run("image", "-i", str(inventory), "-e", extra)
     assert done.returncode != 0
-    assert f"See that 127.0.0.1:{port} answers" in done.stdout + done.stderr
+    assert f"Check that 127.0.0.1:{port} answers" in done.stdout + done.stderr
     assert not file.exists()
 
 

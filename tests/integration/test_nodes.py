@@ -151,15 +151,15 @@ def test_node_without_kvm_gets_the_workspace_and_a_note(
     source = harness.repository()
     result = harness.ensure(harness.spec(source))
     assert result.workspace and result.workspace.state == "running"
-    assert any(note.startswith("There is no /dev/spt-flow-no-kvm on loop") for note in result.notes), result.notes
+    assert any(note.startswith("/dev/spt-flow-no-kvm is missing on loop") for note in result.notes), result.notes
     assert harness.inside(result.workspace, "ls ~/demo/file0")
     assert harness.inspect(result.workspace.id)["HostConfig"]["Devices"] == []
     assert harness.inspect(result.workspace.id)["HostConfig"]["Memory"] == 1 << 30
     again = harness.ensure(harness.spec(source), "restarted")
-    assert again.workspace and any("There is no" in note for note in again.notes)
+    assert again.workspace and any("is missing on loop" in note for note in again.notes)
     harness.is_exactly("demo")
     harness.ensure(harness.spec(source), "absent")
-    with pytest.raises(FlowError, match="kvm=required: loop has no"):
+    with pytest.raises(FlowError, match="kvm=required: loop does not have"):
         harness.ensure(harness.spec(source, kvm="required"))
 
 
