@@ -99,7 +99,11 @@ def container(cli: list[str], tmp_path: Path, image: image_identity.Image) -> It
 
 def write(container: Container, **values: str) -> str:
     """Run ``make devcontainer`` in the container's folder."""
-    env = {**container.env, **{f"SPT_FLOW_{name.upper()}": value for name, value in values.items()}}
+    env = {
+        **container.env,
+        "SPT_FLOW_PROFILE": "slim",
+        **{f"SPT_FLOW_{name.upper()}": value for name, value in values.items()},
+    }
     repo = values.get("repo", "")
     argv = ["make", "--no-print-directory", "devcontainer", f"DIR={container.folder}", f"REPO={repo}"]
     done = subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300, check=False)

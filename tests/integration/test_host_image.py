@@ -120,9 +120,9 @@ def ids(word: str) -> list[str]:
 def test_image_is_pulled_by_digest_and_replaced_completely(registry: Registry, repository: str) -> None:
     first = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("one"), keep=0)
     assert cache.reconcile(first, check=True).changed
-    assert not cache.has(connect(), first)
+    assert not cache.present(connect(), first.tag, first.hash)
     assert cache.reconcile(first).changed
-    assert cache.has(connect(), first)
+    assert cache.present(connect(), first.tag, first.hash)
     assert not cache.reconcile(first).changed
 
     second = replace(first, tag=f"{repository}:slim-2", hash="two", reference=registry.offer("two"))
@@ -141,7 +141,7 @@ def test_used_and_referenced_images_stay_until_unused(registry: Registry, reposi
         newest = replace(made[2], keep=0, in_use=["two"])
         assert not cache.reconcile(newest).changed
         assert cache.reconcile(replace(newest, in_use=())).removed == [made[1].reference, made[1].tag]
-        assert cache.has(connect(), made[0])
+        assert cache.present(connect(), made[0].tag, made[0].hash)
     finally:
         docker("rm", container)
     assert cache.reconcile(newest).removed == [made[0].reference, made[0].tag]
@@ -152,7 +152,7 @@ def test_wrong_digest_is_refused(registry: Registry, repository: str) -> None:
     wanted = cache.Wanted(f"{repository}:slim-1", "one", reference=registry.offer("another"))
     with pytest.raises(FlowError, match="does not contain the image"):
         cache.reconcile(wanted)
-    assert not cache.has(connect(), wanted)
+    assert not cache.present(connect(), wanted.tag, wanted.hash)
 
 
 def test_missing_image_in_the_registry_is_reported(registry: Registry, repository: str) -> None:

@@ -203,7 +203,7 @@ def test_drained_engine_stops_all_keeps_homes_and_starts_nothing(
         lambda: harness.ensure(harness.spec(one)),
         lambda: harness.ensure(harness.spec(one), "restarted"),
         lambda: harness.ensure(harness.spec(harness.repository("three"))),
-        lambda: alone.start(alone.list()[0]),
+        lambda: alone.start(alone.list()[0], harness.spec(one), Progress()),
     ):
         with pytest.raises(Unhealthy) as refused:
             act()

@@ -255,8 +255,8 @@ def test_private_repository_is_cloned_with_the_callers_agent(
 ) -> None:
     name = git_server.pop("name")
     result = playbooks.json("up", SPT_FLOW_CONNECT="false", **git_server)
-    assert result["ok"] and result["error"]["code"] == 4, result
-    assert any("spt.flow.ssh" in note for note in result["notes"])
+    assert not result["ok"] and result["error"]["code"] == 4, result
+    assert "spt.flow.ssh" in result["error"]["hint"] + " ".join(result["notes"]), result
     result = playbooks.json("up", SPT_FLOW_CONNECT="false", SSH_AUTH_SOCK=agent[0], **git_server)
     assert result["ok"] and result["changed"] and "error" not in result, result
     done = playbooks.run("ssh", SPT_FLOW_WORKSPACE=name, SPT_FLOW_COMMAND="cat hello.txt", **git_server)

@@ -63,6 +63,7 @@ def write_status(config: Config, status: dict[str, Any], now: float) -> None:
     text = json.dumps(status, indent=1, sort_keys=True) + "\n"
     atomic.write(Path(config.state) / "status.json", text, 0o644, durable=True)
     if config.textfile:
+        Path(config.textfile).mkdir(parents=True, exist_ok=True)
         atomic.write(Path(config.textfile) / "spt_flow_snapshots.prom", metrics(status, now), 0o644)
 
 
