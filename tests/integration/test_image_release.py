@@ -230,7 +230,7 @@ def test_archive_works_without_a_registry(playbooks: Playbooks, inventory: Path,
 def test_release_without_a_record_file_is_refused(playbooks: Playbooks) -> None:
     done = playbooks.run("release")
     assert done.returncode != 0
-    assert "set flow_image_release in group_vars/all of the inventory" in done.stdout + done.stderr
+    assert "Set it in group_vars/all of the inventory" in done.stdout + done.stderr
 
 
 def test_image_alone_builds_and_records_nothing(playbooks: Playbooks, tmp_path: Path) -> None:
