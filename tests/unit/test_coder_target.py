@@ -31,8 +31,13 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.wait impor
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.probe import Probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Liveness, Result, WorkspaceSpec
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle, report
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import (
+    Liveness,
+    Result,
+    Workspace,
+    WorkspaceSpec,
+)
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.fake_coder.jobs import Behaviour, Script
 from ansible_collections.spt.flow.tests.fake_coder.server import Fake
@@ -561,6 +566,31 @@ def test_state_of_a_clone_is_reread_from_the_workspace(
     assert target.session(made).clone == "ok"
     monkeypatch.setattr(target, "exec", lambda *words, **more: ExecResult(255, "", "away"))
     assert target.session(made).clone == "needs-auth"
+
+
+def test_status_lists_state_of_clones(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the log; a clone that a session has finished from the workspace; without either the workspace is listed."""
+    failed = coder_harness.EVENTS[2].replace('"ok"', '"failed", "detail": "host unknown"')
+    output = (*coder_harness.EVENTS[:2], failed, coder_harness.EVENTS[3])
+    fake.state.behaviour = Behaviour(scripts=(Script(output=output),))
+    ensure(target)
+    monkeypatch.setattr(target, "exec", lambda *words, **more: ExecResult(255, "", "away"))
+
+    def listed() -> Workspace:
+        (one,) = target.list("me", details=True)
+        return one
+
+    assert (listed().step("clone").state, listed().step("clone").detail) == ("failed", "host unknown")
+    assert any("clone failed: host unknown" in line for line in report.status([listed()], 80, time.time()))
+    done = ExecResult(0, '{"steps": {"clone": {"state": "ok", "detail": "cloned"}}}', "")
+    monkeypatch.setattr(target, "exec", lambda *words, **more: done)
+    assert listed().step("clone").state == "ok"
+
+    def away(*_words: object) -> list[Any]:
+        raise Unhealthy("away")
+
+    monkeypatch.setattr(target._client, "agent_logs", away)
+    assert listed().state == "running"
 
 
 def test_somebody_elses_build_is_waited_for_with_progress_and_named_when_it_hangs(

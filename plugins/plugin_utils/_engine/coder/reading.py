@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 import time
@@ -106,15 +107,30 @@ class CoderReader:
         return replace(workspace, notes=(*workspace.notes, *filter(None, notes)))
 
     def list(self, owner: str = "", kind: str = "", details: bool = False, sizes: bool = False) -> Workspaces:
-        """List workspaces of our templates.
-
-        ``details`` and ``sizes`` are ignored: the list contains all the server knows.
-        """
+        """List workspaces of our templates; ``details`` adds the steps of running ones. ``sizes`` is ignored."""
         templates = {self._template, self._template + CI_SUFFIX}
         query = search_query(owner=owner) if owner else ""
         pages = self._client.workspaces(query)
         found = [self._shown(one) for page in pages for one in page if one.get("template_name") in templates]
-        return [workspace for workspace in found if not kind or workspace.kind == kind]
+        wanted = [workspace for workspace in found if not kind or workspace.kind == kind]
+        return [self._with_steps(workspace) if details else workspace for workspace in wanted]
+
+    def _with_steps(self, workspace: Workspace) -> Workspace:
+        """Add the steps of a running workspace; a workspace that cannot be read is listed without them."""
+        if workspace.state != "running":
+            return workspace
+        with contextlib.suppress(FlowError):
+            return replace(workspace, steps=tuple(self._steps(workspace).values()) or workspace.steps)
+        return workspace
+
+    def _steps(self, workspace: Workspace, reread: bool = False) -> dict[str, Step]:
+        """Return the steps of the newest start by name; ``reread`` ignores the log where the workspace answers."""
+        from ..workspace.readiness import Watch
+
+        watch = Watch(Progress())
+        for line in self.logs(workspace):
+            watch.feed(line)
+        return watch.steps if watch.settled and not reread else self._steps_now(workspace) or watch.steps
 
     def _shown(self, found: Json) -> Workspace:
         """Return the workspace, in an unknown state if its report is invalid, so that the others are still listed."""
@@ -141,12 +157,7 @@ class CoderReader:
             return Session(workspace.url, "", "", directory)
         refuse_other_release(found, release())
         self._connected(workspace, next(iter(agents(found)), None))
-        from ..workspace.readiness import Watch
-
-        watch = Watch(Progress())
-        for line in self.logs(workspace):
-            watch.feed(line)
-        steps = watch.steps if watch.settled and not late else self._steps_now(workspace) or watch.steps
+        steps = self._steps(workspace, reread=late)
         clone, dotfiles = (steps.get(name, Step(name)) for name in ("clone", "dotfiles"))
         return Session(
             workspace.url, "", "", directory, clone.state, dotfiles=dotfiles.state, clone_detail=clone.detail
