@@ -13,7 +13,11 @@ from dataclasses import replace
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError, NotFound, Unhealthy
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import progress as common_progress
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import lifecycle
 from ansible_collections.spt.flow.tests.integration.harness import Harness, git
+
+WATCHED = ("restart: replacing demo", "stop: stopping demo", "stop: done", "ide: ok", "restart: done")
+"""Beginnings of a restart's lines, in this order."""
 
 
 def test_second_up_changes_nothing(harness: Harness) -> None:
@@ -114,6 +118,18 @@ def test_changed_settings_are_shown_and_applied_by_a_restart_only(harness: Harne
         git(source, "rev-parse", "HEAD"),
     ]
     harness.is_exactly("demo")
+
+
+def test_restart_shows_each_step_once_and_while_it_waits(harness: Harness) -> None:
+    spec = harness.spec(harness.repository())
+    harness.up(spec)
+    lines: list[str] = []
+    result = lifecycle.ensure(harness.target, spec, "restarted", progress=common_progress.Progress(lines.append))
+    said = [line.partition("] ")[2] for line in lines]
+    shown = [next(number for number, line in enumerate(said) if line.startswith(start)) for start in WATCHED]
+    assert shown == sorted(shown), said
+    assert sum(line.startswith("ide: ok") for line in said) == 1, said
+    assert result.workspace and result.workspace.step("ide").state == "ok"
 
 
 def test_restart_by_name_keeps_repository_reference_and_dotfiles(harness: Harness) -> None:

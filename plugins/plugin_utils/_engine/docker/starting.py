@@ -129,7 +129,8 @@ class Starter(Creator):
         if not workspace.id:
             return self.start(self.create(spec, progress), spec, progress)
         plan = docker_container.Plan.of(spec, self.probe_engine(), self._engine.local)
-        self._set_aside(workspace, spec)
+        with progress.stage("stop", f"stopping {workspace.name}"):
+            self._set_aside(workspace, spec)
         made = ""
         try:
             self._ensure_network()
@@ -138,7 +139,7 @@ class Starter(Creator):
                 raise _busy(name)
             fresh = self._start(replace(workspace, id=made, notes=plan.notes))
             made = fresh.id
-            self._until_usable(fresh, spec)
+            fresh = self._until_usable(fresh, spec, progress)
         except BaseException:
             self._put_back(workspace.id, name, made)
             raise
@@ -156,7 +157,7 @@ class Starter(Creator):
             return
         if self._is_ours(f"/containers/{name}{OLD}/json", workspace, "Config"):
             with contextlib.suppress(FlowError):
-                self._until_usable(workspace, spec)
+                self._until_usable(workspace, spec, Progress())
             self._remove(name + OLD)
         self._stop(workspace.id)
         self._rename(workspace.id, name + OLD)
@@ -187,11 +188,11 @@ class Starter(Creator):
         self._remove(identifier)
         return str(self._engine.request_json("POST", "/containers/create", {"name": name}, body)["Id"])
 
-    def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec) -> None:
+    def _until_usable(self, workspace: Workspace, spec: WorkspaceSpec, progress: Progress) -> Workspace:
         from ..common.wait import Waiter
         from ..workspace.readiness import wait_ready
 
-        wait_ready(self, workspace, Progress(), Waiter(spec.settings.wait_timeout, False))
+        return wait_ready(self, workspace, progress, Waiter(spec.settings.wait_timeout, False))
 
     def _completed(self, workspace: Workspace, spec: WorkspaceSpec) -> WorkspaceSpec:
         """Add to ``spec`` the values that only the first ``up`` received (repository, ref, dotfiles, author), from the

@@ -211,7 +211,8 @@ class _Run:
             return readiness.wait_ready(self.target, workspace, self.progress, self.waiter, None)
         if not {"start", "restart"} & set(planned.verbs):
             return workspace
-        workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
+        if not readiness.complete(workspace):
+            workspace = readiness.wait_ready(self.target, workspace, self.progress, self.waiter, boots)
         return self._delivered(workspace) if self.target.seed_follows and self._bundle else workspace
 
     def _timed(

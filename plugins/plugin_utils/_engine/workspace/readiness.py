@@ -160,6 +160,11 @@ def step_of(data: dict[str, Any]) -> Step | None:
     return Step(name, state, started, ended, redact(untrusted.line(data.get("detail"))))
 
 
+def complete(workspace: Workspace) -> bool:
+    """Return whether a target that waits itself, such as for a rollback, already found the workspace ready."""
+    return workspace.step("ide").state in ("ok", "skipped") and workspace.step("clone").state in FINAL
+
+
 def wait_ready(
     target: Readable, workspace: Workspace, progress: Progress, waiter: Waiter, old: frozenset[str] | None = frozenset()
 ) -> Workspace:
