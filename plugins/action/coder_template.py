@@ -27,6 +27,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         "network": {"type": "str", "default": ""},
         "apparmor": {"type": "str", "default": ""},
         "presets": {"type": "list", "elements": "dict", "default": []},
+        "external_auth": {"type": "list", "elements": "str", "default": []},
     }
     VALUES = (
         "image_release",
@@ -71,6 +72,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         return f"{content}\n".encode() if content else b""
 
     def _rolled_out(self, client: CoderAdmin) -> dict[str, Any]:
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import external_auth as coder_external_auth
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import parse as coder_parse
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import template as coder_template
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
@@ -83,6 +85,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         more = {name: self.own[name] for name in ("network", "apparmor") if self.own[name]}
         more |= {"image": image.tag, "image_hash": image.hash, "subdomain": str(bool(client.app_host())).lower()}
         more["presets"] = coder_template.presets(self.own["presets"])
+        more["external_auth"] = coder_external_auth.variable(self.own["external_auth"])
         lock = self._lock()
         rows = []
         for kind in self.own["kinds"]:
@@ -95,7 +98,8 @@ class ActionModule(ansible_coder_action.CoderAction):
         mode = "Check mode: " if self._task.check_mode else ""
         diff = [{**row["diff"], "before_header": row["name"], "after_header": row["name"]} for row in rows]
         result = {"changed": changed, "msg": " ".join(row["msg"] for row in rows), "templates": rows, "diff": diff}
-        return self.finish(result, ["", *(mode + row["msg"] for row in rows)])
+        refused = coder_external_auth.refusals(client.entitlements()) if len(self.own["external_auth"]) > 1 else []
+        return self.finish(result, ["", *(mode + row["msg"] for row in rows), *refused])
 
 
 def sentence(name: str, done: Any) -> str:

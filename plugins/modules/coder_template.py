@@ -73,6 +73,13 @@ options:
     type: list
     elements: dict
     default: []
+  external_auth:
+    description:
+      - Ids of the server's providers of external authentication. Users may log in at each in the dashboard, and their
+        workspaces then clone private repositories with that login.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: spt.flow.workspace
 """

@@ -412,6 +412,12 @@ def presets(call: Call) -> Any:
     return call.state.version(call.parts[0]).source.presets
 
 
+@route("GET", "/templateversions/{id}/external-auth")
+def external_auth(call: Call) -> Any:
+    call.state.version(call.parts[0])
+    return call.state.external_auth
+
+
 @route("GET", "/organizations/{organization}/templates")
 def templates(call: Call) -> Any:
     _organization(call)

@@ -161,6 +161,7 @@ class State(Accounts):
         self.versions: dict[str, Version] = {}
         self.templates: dict[str, Template] = {}
         self.workspaces: dict[str, Workspace] = {}
+        self.external_auth: list[dict[str, Any]] = []
 
     def next(self, kind: str, **changes: Any) -> None:
         """Change the next job of ``kind`` (import, start, stop, delete): ``next("start", error="no space left")``."""

@@ -161,6 +161,13 @@ data "coder_parameter" "seed" {
   order        = 7
 }
 
+# Logins at Git hosts that the server keeps for its users. Each is optional, because a public repository needs none, and a client brings its own.
+data "coder_external_auth" "git" {
+  for_each = toset(jsondecode(var.external_auth))
+  id       = each.key
+  optional = true
+}
+
 # Repositories of the team to choose from; a preset fills in the parameters that it names.
 data "coder_workspace_preset" "repository" {
   for_each    = local.presets

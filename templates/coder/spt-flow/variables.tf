@@ -94,3 +94,9 @@ variable "presets" {
   description = "JSON list of presets that users can choose: name, repo, ref, description and icon."
   default     = "[]"
 }
+
+variable "external_auth" {
+  type        = string
+  description = "JSON list of ids of the server's providers of external authentication."
+  default     = "[]"
+}

@@ -230,6 +230,12 @@ class CoderClient:
         """
         return self._list(f"{API}/templateversions/{_part(version_id)}/rich-parameters")
 
+    def version_external_auth(self, version_id: str) -> list[Json]:
+        """Return the caller's logins that the version can use: ``id``, ``display_name``, ``authenticate_url``,
+        ``authenticated``, ``optional``, …
+        """
+        return self._list(f"{API}/templateversions/{_part(version_id)}/external-auth")
+
     # Requests
 
     def _request(self, method: str, path: str, **more: Any) -> Answer:

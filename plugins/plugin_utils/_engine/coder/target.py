@@ -20,6 +20,7 @@ from ..common import untrusted
 from ..common.progress import Progress
 from ..common.version import release
 from ..workspace.models import Workspace, WorkspaceSpec
+from ..workspace.target import Login
 from .builds import Builder
 from .client import Json, is_deprecated
 from .compatibility import refuse_old_server, refuse_other_release, refuse_other_template
@@ -115,6 +116,18 @@ class CoderTarget(Builder):
                 f"The template {template} does not accept {' or '.join(unknown)}.",
                 "Omit it, or ask the server's administrator to update the template: ansible-playbook site.yml",
             )
+
+    def git_login(self, spec: WorkspaceSpec) -> Login | None:
+        """Return the user's login by external authentication; its providers are named after their hosts."""
+        repository = spec.repository
+        if repository is None or repository.kind != "https":
+            return None
+        host = f"{repository.host}:{repository.port}" if repository.port else repository.host
+        version = self._open_template(spec.kind)["active_version_id"]
+        for provider in self._client.version_external_auth(version):
+            if str(provider.get("display_name", "")).lower() == host:
+                return Login(untrusted.line(provider["authenticate_url"]), provider["authenticated"] is True)
+        return None
 
     def _free_name(self, spec: WorkspaceSpec) -> str:
         if spec.name or spec.repository is None:

@@ -109,6 +109,7 @@ def ours(settings: Settings, kind: str, name: str, nodes: Mapping[str, str], loc
         "network": docker_container.NETWORK,
         "ttl": str(CI_TTL),
         "presets": "[]",
+        "external_auth": "[]",
         **more,
     }
     ci = kind == "ci"

@@ -157,7 +157,13 @@ class _Run:
         if new and self.spec.name:
             self._name_others(repository)
         self.progress.note(f"repository: checking {repository.host if repository.kind != 'local' else 'the directory'}")
-        note = judge(self.probe(repository, self.spec.ref), repository, self.target.same_network)
+        answer = self.probe(repository, self.spec.ref)
+        note = judge(answer, repository, self.target.same_network)
+        if answer.state == "needs-auth":
+            from .login import logged_in
+
+            if logged_in(self.target, self.spec, self.progress, self.waiter):
+                note = f"{repository.host} asks for credentials; the workspace clones with your login on the server."
         if note:
             self.notes.append(note)
         self._admitted = True

@@ -136,6 +136,22 @@ def ensure_client(target: Target, progress: Progress, needed: bool = False) -> S
     return target.ensure_client(progress, needed) if isinstance(target, NeedsClient) else ()
 
 
+@dataclass(frozen=True)
+class Login:
+    """A login at a Git host that a server keeps for its user. ``url`` is the page on which the user logs in."""
+
+    url: str
+    done: bool
+
+
+@runtime_checkable
+class KeepsLogins(Protocol):
+    """A target whose server can keep a user's login at a Git host."""
+
+    def git_login(self, spec: WorkspaceSpec) -> Login | None:
+        """Return the login at the host of the repository; ``None`` if the server is not set up for the host."""
+
+
 @runtime_checkable
 class Drainable(Protocol):
     """A target whose machine can be drained."""
