@@ -49,6 +49,21 @@ def test_auto_is_slim_when_the_engine_does_not_answer(monkeypatch: pytest.Monkey
     assert choice.image_for("auto", "").profile == "slim"
 
 
+def test_auto_reads_each_file_of_the_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [identity.identity(profile) for profile in ("fat", "slim")]
+    read: list[Path] = []
+    original = Path.read_bytes
+
+    def count(path: Path) -> bytes:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    assert choice.image_for("auto", "") == alone[1]
+    assert len(read) == len(set(read)) > 0
+    assert identity.identities("fat", "slim") == alone
+
+
 @pytest.mark.parametrize("profile", ["slim", "fat", "fat-packages"])
 def test_named_profile_is_used_as_it_is(profile: str) -> None:
     assert choice.image_for(profile, "").profile == profile

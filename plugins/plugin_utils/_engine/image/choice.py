@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ....module_utils._node.errors import FlowError
-from .identity import AUTO, TEAM, Image, current
+from .identity import AUTO, TEAM, Image, current, identities
 
 SMALL = "slim"
 LACKS = (
@@ -21,13 +21,13 @@ def image_for(profile: str, release: str) -> Image:
     if profile != AUTO:
         return current(profile, release)
     try:
-        image = current(TEAM, release)
-        if release or _at_hand(image):
-            return image
+        if release:
+            return current(TEAM, release)
+        team, small = identities(TEAM, SMALL)
+        return team if _at_hand(team) else small
     except FlowError:
         # Without the engine or the record the small image is the one that is asked for.
-        pass
-    return current(SMALL, release)
+        return current(SMALL, release)
 
 
 def _at_hand(image: Image) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,12 @@ def versions(folder: Path = FOLDER) -> dict[str, Any]:
         return dict(yaml.load(handle, loader))  # noqa: S506 - both are safe loaders
 
 
-def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
-    """Return the recipe of ``profile``. Raise ``InvalidInput`` for an unknown one."""
+def recipe(profile: str = "slim", folder: Path = FOLDER, known: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe of ``profile``. ``known`` are the ``versions``, if already read. Raise ``InvalidInput`` for an
+    unknown profile.
+    """
     profile = TEAM if profile == AUTO else profile
-    known = versions(folder)
+    known = known or versions(folder)
     if profile not in known["profiles"]:
         raise InvalidInput(f"Unknown image profile {profile!r}.", f"Use one of: {', '.join(known['profiles'])}.")
     about = known["profiles"][profile]
@@ -125,9 +128,19 @@ def recipe(profile: str = "slim", folder: Path = FOLDER) -> Recipe:
 
 def identity(profile: str = "slim", folder: Path = FOLDER) -> Image:
     """Return the image that this collection's ``image/`` describes. Reads only its files."""
-    made = recipe(profile, folder)
-    inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
-    return Image(made.profile, content_hash([made.profile, made.content], *(folder / name for name in inputs)))
+    return identities(profile, folder=folder)[0]
+
+
+def identities(*profiles: str, folder: Path = FOLDER) -> list[Image]:
+    """Return the images of ``profiles``. Read each file once, because every `up` does this."""
+    known, read = versions(folder), cache(_content)
+    found = []
+    for profile in profiles:
+        made = recipe(profile, folder, known)
+        inputs = [*_INPUTS, *([_COMPILED] if any(tool.get("crate") for tool in made.tools.values()) else [])]
+        words = [made.profile, made.content]
+        found.append(Image(made.profile, content_hash(words, *(folder / name for name in inputs), read=read)))
+    return found
 
 
 def current(profile: str = "slim", release: str = "") -> Image:
@@ -181,15 +194,22 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def content_hash(words: Iterable[str], *paths: Path) -> str:
+def _content(root: Path) -> bytes:
+    """Return the name, executable bit and content of each file below ``root``."""
+    parts = []
+    for path in _files(root):
+        name = path.relative_to(root.parent).as_posix()
+        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        mode = "x" if os.access(path, os.X_OK) else "-"
+        parts.append(f"{name}\0{mode}\0{len(content)}\0".encode() + content)
+    return b"".join(parts)
+
+
+def content_hash(words: Iterable[str], *paths: Path, read: Callable[[Path], bytes] = _content) -> str:
     """Return the SHA-256 of ``words`` and, for each file below ``paths``, its name, executable bit and content."""
     digest = hashlib.sha256()
     for word in words:
         digest.update(f"{word}\0".encode())
     for root in paths:
-        for path in _files(root):
-            name = path.relative_to(root.parent).as_posix()
-            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-            mode = "x" if os.access(path, os.X_OK) else "-"
-            digest.update(f"{name}\0{mode}\0{len(content)}\0".encode() + content)
+        digest.update(read(root))
     return digest.hexdigest()
