@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible import constants as C
-from ansible_collections.spt.flow.plugins.module_utils._node.errors import InvalidInput
+from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowError, InvalidInput
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import guard as ansible_guard
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import text as common_text
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import workspace as settings_workspace
+
+if TYPE_CHECKING:
+    from ansible_collections.spt.flow.plugins.plugin_utils._engine.image.identity import Image
 
 
 class ActionModule(ansible_action.FlowAction):
@@ -56,13 +59,37 @@ class ActionModule(ansible_action.FlowAction):
             {"before": before, "after": after, "before_header": str(folder / name), "after_header": str(folder / name)}
             for name, (before, after) in changes.items()
         ]
+        notes = self._notes(folder.parent, None if self.own["image"] or current.reference else current)
         result = {
             "changed": bool(changes),
             "msg": msg,
+            "notes": notes,
             "files": [str(folder / name) for name in wanted],
             "image": image,
         }
-        return self.finish({**result, "diff": diff}, ["", msg, f"  image       {image}"])
+        lines = ["", msg, f"  image       {image}", *(f"  note: {note}" for note in notes)]
+        return self.finish({**result, "diff": diff}, lines)
+
+    def _notes(self, folder: Path, local: Image | None) -> list[str]:
+        """Return what the container lacks on this machine's engine; without an engine, it is for another machine.
+
+        ``local`` is the image if no registry has it.
+        """
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+
+        try:
+            facts = DockerTarget().probe_engine()
+            absent = local is not None and not image_engine.present(local)
+        except FlowError:
+            return []
+        notes = [] if self.values["repo"] else [docker_devcontainer.missing_access(folder, facts)]
+        if local and absent:
+            build = f"Build it: ansible-playbook spt.flow.image -e profile={local.profile}"
+            notes.append(f"{image_identity.lacks('The engine of this machine', local.tag)} {build}")
+        return [note for note in notes if note]
 
     def _repository(self) -> Any:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository

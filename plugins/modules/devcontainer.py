@@ -47,7 +47,8 @@ options:
   repo:
     description:
       - Repository that the container clones into its own home. By default the container mounts the directory with the
-        file, as usual for dev containers. An engine with user namespaces cannot write there, so set it for those.
+        file, as usual for dev containers. On an engine with user namespaces, the container cannot write there; a note
+        of the run names the command that allows it.
     type: str
     default: ''
   ref:
@@ -81,6 +82,11 @@ image:
   type: str
   returned: success
   sample: spt-flow/workspace:fat-0123456789ab
+notes:
+  description: What the container lacks on this machine's engine, such as its image or write access to the directory.
+  type: list
+  elements: str
+  returned: success
 files:
   description: Files of the dev container.
   type: list

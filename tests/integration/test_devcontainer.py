@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -146,6 +147,20 @@ def test_auto_runs_anywhere_and_explains_missing_docker_inside(container: Contai
     assert host["MaskedPaths"] and host["ReadonlyPaths"] and not host["Devices"]
     assert answer["remoteWorkspaceFolder"] == "/workspaces/demo"
     assert container.exec("pwd") == "/workspaces/demo"
+
+
+@pytest.mark.skipif(not shutil.which("setfacl"), reason="setfacl is not installed")
+def test_directory_is_writable_after_the_command_that_is_named(container: Container) -> None:
+    git(container.folder, "init", "-q")
+    said = write(container, memory="2g")
+    (command,) = [line.partition("allow it: ")[2] for line in said.splitlines() if "cannot write to" in line]
+    assert command.startswith("setfacl -R ") and command.endswith(str(container.folder))
+    subprocess.run(shlex.split(command), check=True)
+    assert "cannot write to" not in write(container, memory="2g")
+    container.up()
+    container.exec("echo inside > new && git add new && git status --short")
+    assert (container.folder / "new").read_text() == "inside\n"
+    assert os.access(container.folder / "new", os.W_OK)
 
 
 @pytest.fixture

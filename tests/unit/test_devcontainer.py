@@ -6,16 +6,24 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.plugins.module_utils._node.errors import Conflict, FlowError
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import devcontainer as docker_devcontainer
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.parse import engine_facts
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+FACTS = engine_facts(
+    {"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/1000000.1000000"}, local=False
+)
+ACL = struct.Struct("<HHI")
+"""An entry of an access list: tag, rights, id."""
 
 
 def play(folder: Path, *words: str, **values: str) -> subprocess.CompletedProcess[str]:
@@ -86,3 +94,26 @@ def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowError, match="Cannot write to"):
         docker_devcontainer.write(tmp_path / "file/.devcontainer", {"devcontainer.json": "{}"})
+
+
+def test_directory_that_the_container_cannot_write_is_named_with_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "my code"
+    folder.mkdir(mode=0o755)
+    assert docker_devcontainer.missing_access(folder, replace(FACTS, remapped=False, remap_base=0)) == ""
+    said = docker_devcontainer.missing_access(folder, FACTS)
+    assert f"cannot write to {folder}" in said and said.endswith(f"d:u:{os.getuid()}:rwX '{folder}'")
+    assert f"setfacl -R -m u:{FACTS.remap_base + 1000}:rwX" in said
+    folder.chmod(0o777)
+    assert docker_devcontainer.missing_access(folder, FACTS) == ""
+
+
+@pytest.mark.parametrize(("entry", "writable"), [("user:7", True), ("user:5", False), ("other", False)])
+def test_access_list_of_a_directory_counts(tmp_path: Path, entry: str, writable: bool) -> None:
+    user = FACTS.remap_base + 1000
+    tag, who, rights = {"user:7": (2, user, 7), "user:5": (2, user, 5), "other": (2, user + 1, 7)}[entry]
+    entries = [(1, 7, 2**32 - 1), (tag, rights, who), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1), (32, 5, 2**32 - 1)]
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(ACL.pack(*e) for e in entries))
+    except OSError:
+        pytest.skip("this file system has no access lists")
+    assert (docker_devcontainer.missing_access(tmp_path, FACTS) == "") is writable

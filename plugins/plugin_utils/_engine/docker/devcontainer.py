@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
+import stat
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....module_utils._node import atomic
 from ....module_utils._node.errors import Conflict, FlowError
@@ -23,12 +27,19 @@ from ..settings.workspace import Settings
 from ..workspace.models import CONTRACT
 from . import container as docker_container
 
+if TYPE_CHECKING:
+    from ..workspace.target import EngineFacts
+
 FOLDER = ".devcontainer"
 MARK = "// Written by spt.flow (ansible-playbook spt.flow.devcontainer); changes are lost.\n"
 NAMES = ("devcontainer.json", "seccomp.json", "ci.env")
 VOLUME = "spt-flow-${devcontainerId}"
 NAME = "devcontainer"
 """Name of a workspace without a repository of its own."""
+USER_ID = 1000
+"""The user of the image in the container."""
+ACL_USER = 2
+"""Tag of an access list's entry for one user."""
 NO_DOCKER = "a dev container has Docker inside where docker=required says so, on an engine with user namespaces"
 
 
@@ -133,6 +144,34 @@ def environment(settings: Settings, repository: Repository | None, ref: str) -> 
         "SPT_FLOW_DOCKER": "on" if _docker(settings) else "off",
         "SPT_FLOW_DOCKER_REASON": "" if _docker(settings) or settings.docker == "disabled" else NO_DOCKER,
     }
+
+
+# What this machine's engine lacks
+
+
+def missing_access(folder: Path, facts: EngineFacts) -> str:
+    """Return a sentence if containers of an engine with user namespaces cannot write to ``folder``."""
+    user = facts.remap_base + USER_ID
+    if not facts.remap_base or _may_write(folder, user):
+        return ""
+    rights = f"-m u:{user}:rwX -m d:u:{user}:rwX,d:u:{os.getuid()}:rwX"
+    return (
+        f"The engine of this machine has user namespaces, so the container cannot write to {folder}. Clone the"
+        f" repository inside the container (repo=<url>), or allow it: setfacl -R {rights} {shlex.quote(str(folder))}"
+    )
+
+
+def _may_write(folder: Path, user: int) -> bool:
+    """Return whether ``user``, who is in no group of this machine, may write by owner, mode or access list."""
+    found = folder.stat()
+    if found.st_uid == user:
+        return bool(found.st_mode & stat.S_IWUSR)
+    try:
+        entries = [*struct.iter_unpack("<HHI", os.getxattr(folder, "system.posix_acl_access")[4:])]
+    except OSError:
+        entries = []
+    named = [rights for tag, rights, who in entries if (tag, who) == (ACL_USER, user)]
+    return bool(named[0] & os.W_OK if named else found.st_mode & stat.S_IWOTH)
 
 
 # On disk
