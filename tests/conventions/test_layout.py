@@ -27,6 +27,7 @@ FLOORS = (
     ("common",),
     ("repository", "image"),
     ("settings",),
+    ("identity",),
     ("workspace",),
     ("docker",),
     ("coder", "ci"),

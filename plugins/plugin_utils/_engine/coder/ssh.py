@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..workspace.models import Workspace
-from ..workspace.ssh import match
+from ..workspace.ssh import match, owned
 
 SUFFIX = ".spt-coder"
 """Ends the names of workspaces, which begin with owner--name."""
@@ -21,4 +21,6 @@ def config(common: Mapping[str, str]) -> str:
     """Return the block for workspaces. A `coder` that was downloaded from the server is preferred (``cli``)."""
     found = 'PATH="${XDG_CACHE_HOME:-$HOME/.cache}/spt-flow/coder:$PATH"'
     command = f"""/bin/sh -c '{found}; exec coder ssh --stdio --wait=no "$(basename "$0" {SUFFIX})"' %n"""
-    return match(f"originalhost *--*{SUFFIX}", {**common, "ProxyCommand": command, "StrictHostKeyChecking": "no"})
+    hosts = f"*--*{SUFFIX}"
+    settings = {**common, "ProxyCommand": command, "StrictHostKeyChecking": "no"}
+    return owned(hosts, command) + match(f"originalhost {hosts}", settings)

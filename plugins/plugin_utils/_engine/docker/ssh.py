@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ....module_utils._node.docker.ssh import engine_argv
 from ..workspace.models import Workspace
-from ..workspace.ssh import match, safe
+from ..workspace.ssh import match, owned, safe
 from .session import PREFIX
 
 
@@ -29,9 +29,10 @@ def config(common: Mapping[str, str], key: Path, nodes: Mapping[str, str]) -> st
     public = f"ssh-keygen -y -f {key} </dev/null >{new}.pub && mv {new}.pub {key}.pub"
     folder = f"mkdir -p -m 0700 {key.parent}"
     execute = "docker exec {} -u 1000:1000 %n spt-workspace"
+    proxy = f'{execute.format("-i")} session "$(cat {key}.pub)"'
     settings = {
         **common,
-        "ProxyCommand": f'{execute.format("-i")} session "$(cat {key}.pub)"',
+        "ProxyCommand": proxy,
         "KnownHostsCommand": f"/usr/bin/env {execute.format('-i')} hostkey %H",
         # Naming the one algorithm avoids a second request for the host key.
         "HostKeyAlgorithms": "ssh-ed25519",
@@ -41,7 +42,8 @@ def config(common: Mapping[str, str], key: Path, nodes: Mapping[str, str]) -> st
         "PreferredAuthentications": "publickey",
     }
     condition = f'originalhost {PREFIX}* exec "test -e {key}.pub || {{ {folder} && {keygen}; {public}; }}"'
-    return "".join(_node(node, engine, f"{key}.pub") for node, engine in nodes.items()) + match(condition, settings)
+    there = "".join(_node(node, engine, f"{key}.pub") for node, engine in nodes.items())
+    return there + owned(f"{PREFIX}*", proxy) + match(condition, settings)
 
 
 def _node(node: str, engine: str, public: str) -> str:
@@ -52,8 +54,9 @@ def _node(node: str, engine: str, public: str) -> str:
     end = f".{safe(node)}"
     there = shlex.join(engine_argv(engine)).replace("%", "%%")
     execute = f'exec {there} docker exec -i -u 1000:1000 "$(basename "$0" {end})" spt-workspace'
+    proxy = f"""/bin/sh -c '{execute} session "\\"$(cat {public})\\""' %n"""
     settings = {
-        "ProxyCommand": f"""/bin/sh -c '{execute} session "\\"$(cat {public})\\""' %n""",
+        "ProxyCommand": proxy,
         "KnownHostsCommand": f"""/bin/sh -c '{execute} hostkey "$1"' %n %H""",
     }
-    return match(f"originalhost {PREFIX}*{end}", settings)
+    return owned(f"{PREFIX}*{end}", proxy) + match(f"originalhost {PREFIX}*{end}", settings)

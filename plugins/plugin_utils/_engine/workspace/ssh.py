@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from ....module_utils._node.errors import FlowError
 from . import kinds
 from .models import Workspace
 
+LONGEST_SOCKET = 103
+"""Longest path of a Unix socket on every system, in characters."""
+OWNER = Path(__file__).parents[1] / "identity" / "owner.py"
 SHELL = 'exec "${SHELL:-/bin/bash}" -l'
 
 
@@ -95,6 +99,25 @@ def config_text(nodes: Mapping[str, str] | None = None) -> str:
     key = runtime_folder() / "id_ed25519"
     blocks = [kind.ssh_config(common, key, nodes or {}) for kind in kinds.kinds()]
     return "# Written by spt.flow; changes are lost.\n" + "".join(blocks)
+
+
+def owned(hosts: str, command: str) -> str:
+    """Return the block that has a session owner start ``command``, the `ProxyCommand` of ``hosts``.
+
+    It does not apply if Python or the owner's file has disappeared, nor to a name that is too long for the path of a
+    socket: such sessions forward the user's agent and nothing else.
+    """
+    sockets = runtime_folder() / "s"
+    longest = LONGEST_SOCKET - len(f"{sockets}/")
+    program = f"{shlex.quote(sys.executable)} -IS {shlex.quote(str(OWNER))}"
+    if longest < 1 or re.search(r"[\"'\\\n]", f"{sys.executable}{OWNER}"):
+        return ""
+    there = f"test -x {shlex.quote(sys.executable)} && test -r {shlex.quote(str(OWNER))}".replace("%", "%%")
+    settings = {
+        "IdentityAgent": f"{sockets}/%n",
+        "ProxyCommand": f"{program.replace('%', '%%')} {sockets}/%n {command}",
+    }
+    return match(f'originalhost {hosts},!{"?" * longest}?* exec "{there}"', settings)
 
 
 def match(condition: str, settings: Mapping[str, str]) -> str:
