@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.spt.flow.tests.integration.agent_harness import docker, wait_for
 
 SEPARATION = Path("/run/sshd")
 """The empty directory that sshd requires."""
@@ -87,3 +88,26 @@ def hang_up(folder: Path) -> None:
             for process in (*Path(f"/proc/{child}/task/{child}/children").read_text().split(), child):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(process), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def open_git_server(image: str) -> Iterator[dict[str, str]]:
+    """Serve one repository without access control, with sshd in a container of ``image`` on the default bridge."""
+    name = f"spt-flow-test-open-git-server-{os.getpid()}"
+    script = (
+        "set -e; umask 077; mkdir ~/r; cd ~/r; git init -q -b main; "
+        "git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one; cd; git clone -q --bare r r.git; "
+        "ssh-keygen -q -t ed25519 -N '' -f ~/host; sudo passwd -d coder; sudo mkdir -p /run/sshd; "
+        "exec sudo /usr/sbin/sshd -D -e -p 2222 -o UsePAM=no -o StrictModes=no -o HostKey=/home/coder/host "
+        "-o PermitEmptyPasswords=yes -o PasswordAuthentication=yes"
+    )
+    docker("run", "-d", "--name", name, "--user", "1000:1000", "--entrypoint", "/bin/sh", image, "-c", script)
+    try:
+        wait_for(lambda: "Server listening" in docker("logs", name).stderr, 60, lambda: docker("logs", name).stderr)
+        address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).stdout.strip()
+        public = docker("exec", name, "cat", "/home/coder/host.pub").stdout
+        head = docker("exec", name, "git", "-C", "/home/coder/r.git", "rev-parse", "HEAD").stdout.strip()
+        known = f"[{address}]:2222 {' '.join(public.split()[:2])}\n"
+        yield {"url": f"ssh://coder@{address}:2222/home/coder/r.git", "known": known, "head": head}
+    finally:
+        docker("rm", "-f", name, check=False)

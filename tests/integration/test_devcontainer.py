@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker import container as docker_container
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
+from ansible_collections.spt.flow.tests.integration import sshd_harness
 from ansible_collections.spt.flow.tests.integration.agent_harness import docker, unavailable, wait_for
 from ansible_collections.spt.flow.tests.integration.harness import Harness, git
 
@@ -165,25 +166,8 @@ def test_directory_is_writable_after_the_command_that_is_named(container: Contai
 
 @pytest.fixture
 def git_server(image: image_identity.Image) -> Iterator[dict[str, str]]:
-    """A git server without access control on the engine's default bridge: a real sshd in its own container."""
-    name = f"spt-flow-test-open-git-server-{os.getpid()}"
-    script = (
-        "set -e; umask 077; mkdir ~/r; cd ~/r; git init -q -b main; "
-        "git -c user.name=a -c user.email=a@b commit -q --allow-empty -m one; cd; git clone -q --bare r r.git; "
-        "ssh-keygen -q -t ed25519 -N '' -f ~/host; sudo passwd -d coder; sudo mkdir -p /run/sshd; "
-        "exec sudo /usr/sbin/sshd -D -e -p 2222 -o UsePAM=no -o StrictModes=no -o HostKey=/home/coder/host "
-        "-o PermitEmptyPasswords=yes -o PasswordAuthentication=yes"
-    )
-    docker("run", "-d", "--name", name, "--user", "1000:1000", "--entrypoint", "/bin/sh", image.tag, "-c", script)
-    try:
-        wait_for(lambda: "Server listening" in docker("logs", name).stderr, 60, lambda: docker("logs", name).stderr)
-        address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).stdout.strip()
-        public = docker("exec", name, "cat", "/home/coder/host.pub").stdout
-        head = docker("exec", name, "git", "-C", "/home/coder/r.git", "rev-parse", "HEAD").stdout.strip()
-        known = f"[{address}]:2222 {' '.join(public.split()[:2])}\n"
-        yield {"url": f"ssh://coder@{address}:2222/home/coder/r.git", "known": known, "head": head}
-    finally:
-        docker("rm", "-f", name, check=False)
+    with sshd_harness.open_git_server(image.tag) as served:
+        yield served
 
 
 def test_repository_is_cloned_before_up_ends(container: Container, git_server: dict[str, str]) -> None:

@@ -36,6 +36,8 @@ NAMES = ("devcontainer.json", "seccomp.json", "ci.env")
 VOLUME = "spt-flow-${devcontainerId}"
 NAME = "devcontainer"
 """Name of a workspace without a repository of its own."""
+NOTHING = "type=tmpfs,target=/workspaces,tmpfs-size=4096"
+"""Mounts no directory of the client. DevPod reads an empty ``workspaceMount`` as the default, the file's directory."""
 USER_ID = 1000
 """The user of the image in the container."""
 ACL_USER = 2
@@ -87,7 +89,7 @@ def _configuration(
     settings: Settings, image: str, repository: Repository | None, ref: str, apparmor: bool
 ) -> dict[str, Any]:
     volumes = {"home": docker_container.HOME, **({"docker": docker_container.DOCKER_DATA} if _docker(settings) else {})}
-    place = {"workspaceMount": "", "workspaceFolder": repository.directory} if repository else {}
+    place = {"workspaceMount": NOTHING, "workspaceFolder": repository.directory} if repository else {}
     # Commands run in that directory, even before the clone exists.
     first = [f"--workdir={repository.directory}"] if repository else []
     return {
