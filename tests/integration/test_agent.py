@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ from ansible_collections.spt.flow.tests.integration.agent_harness import (
     wait_for,
     workspace,
 )
+from ansible_collections.spt.flow.tests.unit import user_side
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "runs")
 
@@ -207,27 +208,91 @@ def test_killed_client_ends_the_session_and_its_programs(demo):
     demo.exec("tmux", "-L", "left", "kill-server")
 
 
-def test_git_asks_the_clients_helper_and_stores_nothing(demo, tmp_path):
-    place = tmp_path / "helper.sock"
-    with socket.socket(socket.AF_UNIX) as helper:
-        helper.bind(str(place))
-        helper.listen()
+FILL = "printf 'protocol=https\\nhost=git.example.org\\n\\n' | GIT_TERMINAL_PROMPT=0 git credential fill"
 
-        def answer() -> None:
-            peer, _ = helper.accept()
-            assert b"host=git.example.org" in peer.recv(4096)
-            peer.sendall(b"username=u\npassword=canary-4711\n")
-            peer.close()
 
-        threading.Thread(target=answer, daemon=True).start()
-        far = "/run/spt-flow/sessions/helper-1.sock"
-        fill = "printf 'protocol=https\\nhost=git.example.org\\n\\n' | git credential fill"
-        done = demo.ssh(fill, options=("-R", f"{far}:{place}"))
-        assert "password=canary-4711" in done.stdout, done.stderr
-    again = demo.ssh('GIT_TERMINAL_PROMPT=0 sh -c "' + fill.replace('"', '\\"') + '"')
-    assert again.returncode and "canary" not in again.stdout
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A folder with a short name, because names of sockets are limited to 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="spt-") as made:
+        yield Path(made)
+
+
+def forwarding(user: user_side.UserSide) -> dict[str, object]:
+    return {"env": {**os.environ, "SSH_AUTH_SOCK": str(user.place)}}
+
+
+def test_git_asks_the_clients_helper_and_stores_nothing(demo, root):
+    with user_side.session(root, user_side.credentials(password="canary-4711")) as user:
+        done = demo.ssh(FILL, options=FORWARD, **forwarding(user))
+    assert "password=canary-4711" in done.stdout, done.stderr
+    asked = [request["input"] for request in user.asked if request["kind"] == "git"]
+    assert len(asked) == 1 and "host=git.example.org" in asked[0]
+    again = demo.ssh(FILL, options=FORWARD)
+    assert again.returncode and "canary" not in again.stdout and "Nobody is connected" in again.stderr
     assert "canary-4711" not in demo.log()
     assert demo.exec("sh", "-c", "grep -rl canary-4711 /home /run/spt-flow /tmp 2>/dev/null; true") == ""
+
+
+def test_processes_outside_of_the_session_use_its_agent_until_it_ends(demo, agent):
+    """The IDE's terminals and tmux have the stable path, as this command of the engine has it."""
+    keys = ("env", "SSH_AUTH_SOCK=/run/spt-flow/agent.sock", "ssh-add", "-l")
+    assert demo.exec(*keys, check=False).strip() in ("The agent has no identities.", "")
+    client = subprocess.Popen(demo.ssh_argv("cat", options=FORWARD), stdin=subprocess.PIPE, **with_agent(agent))
+    try:
+        wait_for(lambda: "callers-key" in demo.exec(*keys, check=False), 20)
+        assert demo.ssh("echo $SSH_AUTH_SOCK").stdout.strip() == "/run/spt-flow/agent.sock"
+    finally:
+        client.communicate(b"", timeout=20)
+    assert "callers-key" not in demo.exec(*keys, check=False)
+
+
+def sign(demo: Inside, name: str) -> str:
+    """Return what git says about a commit that is signed without an option."""
+    author = "git config user.name Ada && git config user.email ada@example.com"
+    make = f"rm -rf /tmp/{name} && git init -q /tmp/{name} && cd /tmp/{name} && {author}"
+    return f"{make} && git commit -q --allow-empty -m first && git verify-commit HEAD"
+
+
+def test_commits_are_signed_with_the_callers_ssh_key(demo, agent, root):
+    """The user's side is a real agent and, beside it, what the owner of the session says about git."""
+    key = agent["public"].strip()
+    signing = {"ok": True, "format": "ssh", "key": key, "commits": True, "tags": True}
+    signing["allowed_signers"] = f"ada@example.com {key}\n"
+    with user_side.session(root, lambda request: signing, upstream=agent["SSH_AUTH_SOCK"]) as user:
+        client = subprocess.Popen(demo.ssh_argv("cat", options=FORWARD), stdin=subprocess.PIPE, **forwarding(user))
+        wait_for(lambda: demo.exec("cat", "/run/spt-flow/gitconfig.signing", check=False), 20)
+        done = demo.ssh(sign(demo, "by-ssh"), options=FORWARD, **forwarding(user))
+        client.communicate(b"", timeout=20)
+    assert done.returncode == 0 and 'Good "git" signature for ada@example.com' in done.stdout + done.stderr, done
+    unsigned = demo.ssh("cd /tmp/by-ssh && git commit -q --allow-empty -m second")
+    assert unsigned.returncode, "a commit without a session is not made instead of being unsigned"
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="gpg is not installed")
+def test_commits_are_signed_with_the_callers_gpg_key(demo, root):
+    home = root / "gnupg"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet"]
+    make = ["--passphrase", "", "--quick-generate-key", "Ada <ada@example.com>", "ed25519", "sign"]
+    subprocess.run([*gpg, *make], check=True, capture_output=True, timeout=60)
+    shown = subprocess.run([*gpg, "--armor", "--export"], check=True, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run([*gpg, "--with-colons", "-K"], check=True, capture_output=True, text=True, timeout=60)
+    key = next(line.split(":")[9] for line in listed.stdout.splitlines() if line.startswith("fpr"))
+    extra = ["gpgconf", "--homedir", str(home), "--list-dirs", "agent-extra-socket"]
+    far = subprocess.run(extra, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    signing = {"ok": True, "format": "openpgp", "key": key, "commits": True, "tags": True}
+    signing |= {"public_keys": shown.stdout, "ownertrust": f"{key}:6:\n"}
+    try:
+        with user_side.session(root, lambda request: signing, stream=far) as user:
+            client = subprocess.Popen(demo.ssh_argv("cat", options=FORWARD), stdin=subprocess.PIPE, **forwarding(user))
+            wait_for(lambda: "openpgp" in demo.exec("cat", "/run/spt-flow/gitconfig.signing", check=False), 20)
+            done = demo.ssh(sign(demo, "by-gpg"), options=FORWARD, **forwarding(user))
+            client.communicate(b"", timeout=20)
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, timeout=60)
+    assert done.returncode == 0 and 'Good signature from "Ada <ada@example.com>"' in done.stderr, done
+    assert demo.exec("sh", "-c", "find /home/coder /run/spt-flow -path '*private-keys*' -type f") == ""
 
 
 def test_stop_is_clean_and_quick_and_images_inside_survive(folder):

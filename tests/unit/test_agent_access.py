@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -179,28 +177,3 @@ def test_session_is_private_counts_as_activity_and_is_removed(machine, monkeypat
     client.kill()
     client.wait()
     harness.wait_for(lambda: not list(machine.paths.sessions.iterdir()), 5)
-
-
-def test_credential_is_requested_from_the_newest_session_and_not_stored(machine):
-    for name in ("old", "new"):
-        (machine.paths.sessions / name).mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(machine.paths.sessions / "old/git.sock"))
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(machine.paths.sessions / "new/git.sock"))
-    server.listen()
-    asked = []
-
-    def answer() -> None:
-        peer, _ = server.accept()
-        asked.append(peer.recv(4096))
-        peer.sendall(b"username=u\npassword=p\n")
-        peer.close()
-
-    threading.Thread(target=answer, daemon=True).start()
-    done = machine.command("credential", "get", stdin="protocol=https\nhost=h\n\n")
-    assert done.stdout == "username=u\npassword=p\n" and asked == [b"protocol=https\nhost=h\n\n"]
-    server.close()
-    for action in ("get", "store", "erase"):
-        done = machine.command("credential", action, stdin="protocol=https\nhost=h\npassword=canary\n")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from ansible_collections.spt.flow.tests.unit import agent_harness as harness
+from ansible_collections.spt.flow.tests.unit import user_side
 from spt_workspace import clone, contract, processes
 
 
@@ -161,33 +161,17 @@ def test_https_without_login_needs_auth_and_other_steps_continue(machine, served
 
 
 def test_waiting_clone_is_finished_with_the_session_credentials(machine, served):
-    """The client's side: answer git's question once, from memory."""
-    import socket
-
     machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git")
     machine.wait("clone", "needs-auth")
     assert machine.command("clone").returncode == 4
-    place = machine.paths.sessions / "abc"
-    place.mkdir()
-    with socket.socket(socket.AF_UNIX) as helper:
-        helper.bind(str(place / "git.sock"))
-        helper.listen()
-
-        def answer() -> None:
-            peer, _ = helper.accept()
-            asked = peer.recv(4096).decode()
-            assert "protocol=https" in asked and asked.endswith("\n\n")
-            peer.sendall(b"username=u\npassword=p\n\n")
-            peer.close()
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        # The credential helper of gitconfig, with the root of this test.
-        program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
-        machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+    # The credential helper of gitconfig, with the root of this test.
+    program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
+    machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+    with user_side.session(machine.root, user_side.credentials()) as user:
         done = machine.command("clone")
-        thread.join(5)
     assert done.returncode == 0, done.stderr
+    asked = [request for request in user.asked if request["kind"] == "git"]
+    assert asked[0]["input"].startswith("protocol=https\nhost=localhost:")
     harness.wait_for(lambda: machine.step("clone")["state"] == "ok", 5)
     assert harness.git("rev-parse", "HEAD", cwd=here(machine)) == served[3]
     assert "password" not in (here(machine) / ".git/config").read_text()

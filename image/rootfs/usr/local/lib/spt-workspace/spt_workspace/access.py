@@ -12,10 +12,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +59,7 @@ def user_environment(environ: Mapping[str, str], contract: Contract, paths: Path
     env.setdefault("LANG", "C.UTF-8")
     env = {**CACHES, **env}
     env["XDG_RUNTIME_DIR"] = str(paths.runtime)
+    env["SSH_AUTH_SOCK"] = str(paths.agent)
     if contract.docker:
         env["DOCKER_HOST"] = f"unix://{paths.docker_socket}"
     return env
@@ -83,12 +82,13 @@ def gitconfig(contract: Contract, paths: Paths) -> str:
             if value
         ]
     command = _quoted(f"ssh -o 'GlobalKnownHostsFile={known}'")
-    lines += ["[credential]", 'helper = "!spt-workspace credential"', "[core]", f"sshCommand = {command}"]
+    # The empty helper removes those that packages may have configured for the whole system.
+    lines += ["[credential]", "helper =", 'helper = "!spt-workspace credential"', "[core]", f"sshCommand = {command}"]
     if contract.git_hooks:
         lines.append(f"hooksPath = {_quoted(str(hooks.folder(paths)))}")
     if contract.directory:
         lines += ["[safe]", f"directory = {_quoted(contract.directory)}"]
-    lines += ['[protocol "ext"]', "allow = never"]
+    lines += ['[protocol "ext"]', "allow = never", "[include]", f"path = {paths.signing}"]
     return "\n".join(lines) + "\n"
 
 
@@ -257,49 +257,3 @@ def _was_left(entry: Path) -> bool:
     except (OSError, ValueError):
         return False
     return parent == os.getpid() and leads and any(name.startswith(("pipe:", "socket:")) for name in held)
-
-
-def credential(action: str, paths: Paths) -> int:
-    """Answer as git's credential helper: ask the client of the newest session, store nothing."""
-    request = sys.stdin.read(16384)
-    if action != "get":
-        return 0
-    sockets = [*paths.sessions.glob("*/git.sock"), *paths.sessions.glob("*.sock")]
-    for place in sorted(sockets, key=_made, reverse=True):
-        answer = _ask(place, request)
-        if answer:
-            sys.stdout.write(answer)
-            return 0
-    return 0
-
-
-def _made(place: Path) -> float:
-    try:
-        return place.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _ask(place: Path, request: str) -> str:
-    """Return the answer of the client behind ``place``; empty if it has disconnected or has no answer."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
-        answer = b""
-        try:
-            client.connect(str(place))
-        except ConnectionRefusedError:
-            place.unlink(missing_ok=True)  # its session has ended
-            return ""
-        except OSError:
-            return ""
-        try:
-            client.sendall(request.rstrip("\n").encode() + b"\n\n")
-            client.shutdown(socket.SHUT_WR)
-            while len(answer) < 65536:
-                part = client.recv(4096)
-                if not part:
-                    break
-                answer += part
-        except OSError:
-            return ""
-    return answer.decode(errors="replace")

@@ -111,7 +111,11 @@ def _identity(address: str) -> str:
 def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "https:ssh") -> dict[str, str]:
     """Return the environment for a git that never prompts, trusts no new host key and uses only ``protocols``."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
-    kept = ("GIT_CONFIG_SYSTEM",)
+    kept = {"GIT_CONFIG_SYSTEM"}
+    theirs = _coders(environ)
+    if theirs:
+        # Asked by git after our credential helper.
+        kept.add("GIT_ASKPASS")
     env = {
         name: value
         for name, value in environ.items()
@@ -124,12 +128,20 @@ def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "
         GIT_TERMINAL_PROMPT="0",
         GIT_LFS_SKIP_SMUDGE="1",
         GIT_SSH_VARIANT="ssh",
+        SSH_AUTH_SOCK=environ.get("SSH_AUTH_SOCK") or str(paths.agent),
         GIT_SSH_COMMAND=(
-            f"ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o 'GlobalKnownHostsFile={known}' -o UpdateHostKeys=no "
-            "-o ConnectTimeout=20 -o ServerAliveInterval=20 -o ServerAliveCountMax=3 -o LogLevel=ERROR"
+            f"{theirs or 'ssh'} -o BatchMode=yes -o StrictHostKeyChecking=yes -o 'GlobalKnownHostsFile={known}' "
+            "-o UpdateHostKeys=no -o ConnectTimeout=20 -o ServerAliveInterval=20 -o ServerAliveCountMax=3 "
+            "-o LogLevel=ERROR"
         ),
     )
     return env
+
+
+def _coders(environ: Mapping[str, str]) -> str:
+    """Return the command with which Coder's agent adds the key of its user to ssh; empty elsewhere."""
+    command = environ.get("GIT_SSH_COMMAND", "")
+    return command if re.fullmatch(r"/[A-Za-z0-9._/-]*/coder gitssh --", command) else ""
 
 
 class Killed(Failure):

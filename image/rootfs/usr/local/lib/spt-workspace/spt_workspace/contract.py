@@ -54,6 +54,16 @@ class Paths:
         return self.home / ".local/state/spt-flow"
 
     @property
+    def agent(self) -> Path:
+        """The SSH agent of the newest live session."""
+        return self.run / "agent.sock"
+
+    @property
+    def signing(self) -> Path:
+        """Git's configuration for signatures, as the newest session wants them."""
+        return self.run / "gitconfig.signing"
+
+    @property
     def sessions(self) -> Path:
         return self.run / "sessions"
 

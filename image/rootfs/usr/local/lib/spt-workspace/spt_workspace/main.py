@@ -35,7 +35,7 @@ USAGE = """usage: spt-workspace COMMAND
   keepalive HOURS [BY]    delay the idle stop for at most 24 hours; 0 withdraws it
   session PUBLIC_KEY      serve one SSH session on stdin and stdout for the holder of the key
   hostkey NAME            print the host key as a known_hosts line for NAME
-  credential ACTION       git's credential helper: asks the client of the newest session
+  credential OPERATION    git's credential helper: asks the user's side of a live session
   verify [--help]         test the image and the workspace; --format table, json or junit; exits with 1 if a check fails
 """
 
@@ -217,6 +217,12 @@ def keepalive(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]
     return 0
 
 
+def credential(operation: str, paths: Paths) -> int:
+    from .identity import credentials
+
+    return credentials.git(operation, paths)
+
+
 def verify(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str]) -> int:
     from .verify import command
 
@@ -238,7 +244,7 @@ def main(arguments: Sequence[str], paths: Paths = Paths()) -> int:  # noqa: B008
         "keepalive": (range(1, 3), lambda *words: keepalive(words, paths, environ)),
         "session": (range(1, 2), lambda key: access.session(key, paths)),
         "hostkey": (range(1, 2), lambda name: print(access.known_hosts_line(name, paths)) or 0),
-        "credential": (range(1, 2), lambda action: access.credential(action, paths)),
+        "credential": (range(1, 2), lambda operation: credential(operation, paths)),
         "verify": (range(100), lambda *words: verify(words, paths, environ)),
     }
     if arguments and arguments[0] in ("-h", "--help", "help"):

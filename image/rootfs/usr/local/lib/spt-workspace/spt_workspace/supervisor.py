@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import access, background, devcontainer, home, hooks, liveness, services
 from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason, write_file
 from .dotfiles import Dotfiles
 from .granting import Granting
+from .identity import relay, signing
 from .processes import Children, Service
 from .record import Journal, hear
 
@@ -51,6 +53,7 @@ class Supervisor:
         self._services: dict[str, Service] = {}
         self._cloned = threading.Event()
         self._unread = ""
+        self._gpg: relay.Relay | None = None
 
     def run(self) -> int:
         wake, wakes = os.pipe()
@@ -64,6 +67,7 @@ class Supervisor:
             sentence = error.sentence if isinstance(error, Failure) else f"The workspace cannot start: {reason(error)}."
             self.journal.step("home", "failed", sentence)
             return 8
+        self._relay_identity()
         self._announce()
         self._begin("clone", self._clone, self._cloned.set)
         self._begin("docker", self._docker)
@@ -100,6 +104,26 @@ class Supervisor:
             access.prepare(self.contract, self.paths, self._env)
         except (Failure, OSError) as error:
             self.journal.note(error.sentence if isinstance(error, Failure) else f"Cannot prepare SSH: {reason(error)}.")
+
+    def _relay_identity(self) -> None:
+        """Give every process the SSH agent and the gpg-agent of the newest session at stable paths."""
+        directory = relay.Directory(self.paths, self._sign)
+        try:
+            relay.agent(self.paths, directory).start()
+        except OSError as error:
+            self.journal.note(f"Processes outside of sessions have no SSH agent: {reason(error)}.")
+        relay.watch(directory, self.children.stopping)
+
+    def _sign(self, answer: dict[str, Any]) -> None:
+        """Configure git for a new session; start the relay of the gpg-agent when it is first needed."""
+        try:
+            signing.apply(answer, self.paths)
+            if answer.get("format") == "openpgp" and self._gpg is None:
+                self._gpg = signing.gpg_relay(self.paths)
+                if self._gpg is not None:
+                    self._gpg.start()
+        except OSError as error:
+            self.journal.note(f"Git does not sign as on your machine: {reason(error)}.")
 
     def _home(self) -> None:
         self.journal.step("home", "running")

@@ -1,0 +1,243 @@
+# SPDX-FileCopyrightText: spt.flow contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The user's identity inside a workspace: credentials, the SSH agent and signing, by live sessions and in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.spt.flow.tests.unit import agent_harness as harness
+from ansible_collections.spt.flow.tests.unit import user_side
+from spt_workspace import access, clone, contract
+from spt_workspace.identity import relay, sessions, signing
+
+REQUEST = "capability[]=authtype\nprotocol=https\nhost=git.example.com\n\n"
+KEYS = b"\x0c\x00\x00\x00\x01key"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ada"
+
+
+@pytest.fixture
+def machine() -> Iterator[harness.Machine]:
+    # Names of sockets are limited to 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="spt-") as folder:
+        made = harness.Machine(Path(folder) / "m")
+        made.paths.run.mkdir(parents=True, exist_ok=True)
+        yield made
+        made.kill_rest()
+
+
+def helper(machine: harness.Machine, operation: str = "get", text: str = REQUEST) -> subprocess.CompletedProcess[str]:
+    return machine.command("credential", operation, stdin=text)
+
+
+# Credentials for git
+
+
+def test_every_field_reaches_the_user_and_comes_back_unchanged(machine: harness.Machine) -> None:
+    output = (
+        "capability[]=authtype\nauthtype=Bearer\ncredential=canary\nephemeral=1\nstate[]=a\npassword_expiry_utc=9\n"
+    )
+    with user_side.session(machine.root, lambda request: {"ok": True, "output": output}) as user:
+        done = helper(machine)
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
+    assert user.asked == [{"kind": "git", "operation": "get", "input": REQUEST}]
+    assert not [path for path in machine.root.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("operation", ["store", "erase"])
+def test_result_of_a_login_reaches_the_user(machine: harness.Machine, operation: str) -> None:
+    with user_side.session(machine.root, lambda request: {"ok": True, "output": "not printed"}) as user:
+        done = helper(machine, operation, REQUEST + "password=p\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert user.asked[0]["operation"] == operation
+
+
+def test_the_newest_session_is_asked_and_another_when_it_has_ended(machine: harness.Machine) -> None:
+    with user_side.session(machine.root, user_side.credentials("old"), "ssh-old", age=60) as old:
+        with user_side.session(machine.root, user_side.credentials("new"), "ssh-new"):
+            assert "username=new" in helper(machine).stdout
+        assert "username=old" in helper(machine).stdout
+        with user_side.session(machine.root, lambda request: None, "ssh-dies"):
+            assert "username=old" in helper(machine).stdout
+        dead = machine.root / "tmp/auth-agent1/listener.sock"
+        dead.parent.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as closed:
+            closed.bind(str(dead))
+        assert "username=old" in helper(machine).stdout
+    assert len(old.asked) == 3
+
+
+def test_an_agent_that_knows_nothing_of_us_is_skipped(machine: harness.Machine) -> None:
+    with user_side.session(machine.root, user_side.credentials(), "ssh-ours", age=60):
+        for failure in (b"\x00\x00\x00\x01\x05", b"\x00\x00\x00\x01\x1c"):
+            with user_side.session(machine.root, lambda request, said=failure: said, "ssh-other"):
+                assert "username=u" in helper(machine).stdout
+
+
+def test_without_a_session_git_learns_what_to_do(machine: harness.Machine) -> None:
+    done = helper(machine)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"spt-workspace: {sessions.NOBODY}\n"
+
+
+def test_a_refusal_is_repeated_in_the_users_words(machine: harness.Machine) -> None:
+    refused = {"ok": False, "error": "evil.example may not be asked.", "hint": "See credential_hosts.\x1b[31m"}
+    with user_side.session(machine.root, lambda request: refused):
+        done = helper(machine)
+    assert done.stdout == "" and done.stderr == (
+        "spt-workspace: evil.example may not be asked. See credential_hosts.[31m\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        struct.pack(">I", sessions.LARGEST + 1),
+        struct.pack(">I", 0),
+        b"\x00\x00\x00\x05\x06\xff\xff\xff\xff",
+        b"\x00\x00\x00\x09\x06\x00\x00\x00\x04null",
+        b"\x00\x00\x00\x07\x06\x00\x00\x00\x02[]",
+        b"\x00\x00\x01",
+    ],
+)
+def test_a_broken_answer_is_no_answer(machine: harness.Machine, answer: bytes) -> None:
+    made: list[user_side.UserSide] = []
+
+    def broken(request: dict[str, Any]) -> bytes:
+        threading.Timer(0.5, made[0].end).start()
+        return answer
+
+    with user_side.session(machine.root, broken) as user:
+        made.append(user)
+        done = helper(machine)
+    assert (done.returncode, done.stdout) == (0, "") and done.stderr.startswith("spt-workspace: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_session_that_ends_while_it_is_asked_is_reported_at_once(machine: harness.Machine) -> None:
+    made: list[user_side.UserSide] = []
+
+    def end(request: dict[str, Any]) -> None:
+        made[0].end()
+        time.sleep(60)
+
+    with user_side.session(machine.root, end) as user:
+        made.append(user)
+        begun = time.monotonic()
+        done = helper(machine)
+    assert time.monotonic() - begun < sessions.PATIENCE / 2 and done.stderr == f"spt-workspace: {sessions.ENDED}\n"
+
+
+def test_an_answer_is_waited_for_with_a_limit(machine: harness.Machine) -> None:
+    with user_side.session(machine.root, lambda request: time.sleep(60)):
+        begun = time.monotonic()
+        with pytest.raises(contract.Failure, match="has ended"):
+            sessions.ask(machine.paths, {"kind": "git"}, patience=0.5)
+    assert time.monotonic() - begun < 5
+
+
+# The SSH agent
+
+
+def test_every_process_reaches_the_agent_of_the_newest_session(machine: harness.Machine) -> None:
+    relay.agent(machine.paths, relay.Directory(machine.paths)).start()
+    place = machine.paths.agent
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert user_side.ask_agent(place) == b"\x0c\x00\x00\x00\x00"
+    assert user_side.ask_agent(place, b"\x0d" + b"sign") == b"\x05"
+    answer = lambda request: {"ok": True, "format": ""}  # noqa: E731
+    with user_side.session(machine.root, answer, "ssh-old", age=60, keys=KEYS) as old:
+        assert user_side.ask_agent(place) == KEYS
+        with user_side.session(machine.root, answer, "ssh-new", keys=KEYS + b"2"):
+            assert user_side.ask_agent(place) == KEYS + b"2"
+        assert user_side.ask_agent(place) == KEYS
+        with user_side.session(machine.root, lambda request: b"\x00\x00\x00\x01\x05", "ssh-other", keys=b"\x05"):
+            assert user_side.ask_agent(place) == KEYS, "another agent has no precedence over the user's side"
+        assert [request["kind"] for request in old.asked] == ["signing"], "a session is asked once"
+    assert user_side.ask_agent(place) == b"\x0c\x00\x00\x00\x00"
+
+
+def test_broken_clients_of_the_relay_block_nobody(machine: harness.Machine) -> None:
+    relay.agent(machine.paths, relay.Directory(machine.paths)).start()
+    with contextlib.ExitStack() as stack:
+        for _number in range(relay.MOST_CONNECTIONS - 1):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(machine.paths.agent))
+            client.sendall(b"\x00\x00")
+        assert user_side.ask_agent(machine.paths.agent) == b"\x0c\x00\x00\x00\x00"
+
+
+def test_processes_of_ide_and_sessions_have_the_stable_path(machine: harness.Machine) -> None:
+    env = access.user_environment({"SSH_AUTH_SOCK": "/tmp/other"}, contract.Contract(), machine.paths)
+    assert env["SSH_AUTH_SOCK"] == str(machine.paths.agent)
+    assert f'"SSH_AUTH_SOCK={machine.paths.agent}"' in access.sshd_config(env, machine.paths)
+    assert clone.git_environment({}, machine.paths)["SSH_AUTH_SOCK"] == str(machine.paths.agent)
+
+
+# Git
+
+
+def test_no_other_helper_of_the_system_is_asked(machine: harness.Machine) -> None:
+    text = access.gitconfig(contract.Contract(), machine.paths)
+    assert text.index("helper =\n") < text.index('helper = "!spt-workspace credential"')
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("/tmp/coder.a1/coder gitssh --", True),
+        ("sh -c evil", False),
+        ("/tmp/coder gitssh -- ; evil", False),
+    ],
+)
+def test_credentials_of_coders_agent_are_used_with_our_host_keys(
+    machine: harness.Machine, command: str, kept: bool
+) -> None:
+    env = clone.git_environment({"GIT_SSH_COMMAND": command, "GIT_ASKPASS": "/tmp/coder"}, machine.paths)
+    assert env["GIT_SSH_COMMAND"].startswith(f"{command} -o BatchMode=yes" if kept else "ssh -o BatchMode=yes")
+    assert f"{machine.paths.run}/known_hosts" in env["GIT_SSH_COMMAND"]
+    assert ("GIT_ASKPASS" in env) == kept
+
+
+# Signing
+
+
+def config(machine: harness.Machine, name: str) -> str:
+    argv = ["git", "config", "--file", str(machine.paths.signing), "--get", name]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
+
+
+def test_git_signs_with_the_users_ssh_key(machine: harness.Machine) -> None:
+    signers = "ada@example.com ssh-ed25519 AAAA\n"
+    answer = {"ok": True, "format": "ssh", "key": KEY, "commits": True, "tags": False, "allowed_signers": signers}
+    signing.apply(answer, machine.paths)
+    assert config(machine, "gpg.format") == "ssh"
+    assert (config(machine, "commit.gpgSign"), config(machine, "tag.gpgSign")) == ("true", "false")
+    assert Path(config(machine, "user.signingKey")).read_text() == f"{KEY}\n"
+    assert Path(config(machine, "gpg.ssh.allowedSignersFile")).read_text() == signers
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ok": True, "format": ""},
+        {"ok": False, "format": "ssh", "key": KEY},
+        {"ok": True, "format": "ssh", "key": f"{KEY}\n[core]\nsshCommand = evil"},
+        {"ok": True, "format": "openpgp", "key": 'ab"\n[core]'},
+        {"ok": True, "format": "x509", "key": "a"},
+        {"ok": True, "format": "ssh", "key": 7},
+    ],
+)
+def test_unusable_answer_about_signing_changes_nothing(machine: harness.Machine, answer: dict[str, Any]) -> None:
+    signing.apply(answer, machine.paths)
+    assert not (machine.paths.signing).exists()
