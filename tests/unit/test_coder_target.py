@@ -701,8 +701,14 @@ def test_workspace_from_the_dashboard_has_the_ttl_of_the_template(fake: Fake, ta
     assert 1795 <= made.deadline - next(iter(fake.state.workspaces.values())).created <= 1805
 
 
-def test_delete_after_a_failed_start_first_stops_so_that_nothing_is_left(fake: Fake, target: CoderTarget) -> None:
-    """A start whose state was lost in an outage leaves volumes that only another build can find."""
+def test_delete_first_stops_so_that_nothing_is_left(fake: Fake, target: CoderTarget) -> None:
+    """A build whose state was lost in an outage leaves volumes that only another build can find."""
+    ensure(target)
+    assert ensure(target, NAMED, "absent").changed
+    assert builds(fake) == ["start", "stop", "delete"]
+
+
+def test_delete_goes_on_after_a_failed_stop(fake: Fake, target: CoderTarget) -> None:
     hung = "Coder: Build has been detected as hung for 5 minutes and has been terminated by the reaper."
     fake.state.next("start", error=hung)
     with pytest.raises(Unhealthy) as failed:
@@ -756,7 +762,7 @@ def test_deletion_cancels_a_running_build_if_permitted(
     assert found and found.state == "building"
     target.delete(found, Progress())
     assert target.find(CI) is None
-    assert builds(fake) == ["start", "delete"]
+    assert builds(fake) == (["start", "delete"] if kind == "ci" else ["start", "stop", "delete"])
     assert (fake.state.now - begun < 120) is cancelled
 
 

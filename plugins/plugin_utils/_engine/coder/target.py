@@ -175,11 +175,10 @@ class CoderTarget(Builder):
                 # Without the template's permission, only pending builds can be cancelled; others are waited for.
                 self._client.cancel_build(build["id"])
         found = self._settled(workspace, progress, timeout)
-        latest = found["latest_build"]
-        if workspace.kind != "ci" and latest["transition"] == "start" and latest["job"]["status"] != "succeeded":
-            # What a failed start made may be missing from Terraform's state; a stop brings the volumes back into it.
+        if workspace.kind != "ci":
+            # Terraform deletes only what its state knows; after an outage, a stop brings volumes back into the state.
             with contextlib.suppress(Unhealthy):
-                found = self._change(found, "stop", progress)
+                self._change(found, "stop", progress)
             found = self._fresh(workspace)
         self._built(found, self._client.create_build(found, "delete"), progress, timeout)
 
