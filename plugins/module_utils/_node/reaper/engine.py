@@ -42,7 +42,10 @@ _WARN = 'for t in /dev/pts/[0-9]*; do test -w "$t" && printf "\\r\\n%s\\r\\n" "$
 
 @dataclass(frozen=True)
 class Expired:
-    """One object to delete. ``part``: container, volume or network; ``overdue`` is in seconds."""
+    """One object to delete. ``part``: container, volume or network; ``overdue`` is in seconds.
+
+    ``created``: a volume of this name with another time is a newer one, and stays.
+    """
 
     part: str
     id: str
@@ -282,7 +285,7 @@ def _delete(engine: Engine, entry: Expired) -> str:
             engine.request_json("DELETE", f"/networks/{entry.id}", timeout=60)
         else:
             found = engine.get_json(f"/volumes/{entry.name}")
-            if str(found.get("CreatedAt", "")) != entry.created:
+            if entry.created and str(found.get("CreatedAt", "")) != entry.created:
                 return ""
             engine.request_json("DELETE", f"/volumes/{entry.name}", timeout=600)
     except NotFound:

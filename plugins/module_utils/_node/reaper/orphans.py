@@ -52,9 +52,10 @@ def plan(listed: Listed, gone: Collection[str]) -> tuple[list[Expired], list[str
     for entry in listed.volumes:
         if reaper._labelled(entry) not in gone:
             continue
-        name, created = str(entry["Name"]), str(entry.get("CreatedAt", ""))
+        name = str(entry["Name"])
         if reaper._is_part(entry, "docker"):
-            doomed.append(Expired("volume", f"volume {name} {created}", name, WHY, 0.0, created=created))
+            # Without its time: the end of the container changes it, and no other volume ever has this name.
+            doomed.append(Expired("volume", f"volume {name}", name, WHY, 0.0))
         elif reaper._is_part(entry, "home"):
             homes.append(name)
     return doomed, homes
