@@ -117,6 +117,10 @@ def test_leftover_container_is_replaced_and_the_workspace_fits_the_node(socket: 
         assert made["HostConfig"]["NanoCpus"] == info["NCPU"] * 10**9
         assert made["HostConfig"]["Memory"] == info["MemTotal"] - (1 << 30)
         assert any("instead of 512 CPUs" in word for word in made["Config"]["Env"])
+        # A stop that knows of neither container nor home creates the home again.
+        behind.request_json("POST", "/volumes/create", body={"Name": f"{name}-home", "Labels": labels})
+        assert engine.get_json("/containers/json", {"all": True, "filters": {"name": [name]}}) == []
+        behind.request_json("POST", "/containers/create", {"name": name}, body)
         behind.request_json("DELETE", f"/volumes/{name}-home")
         assert engine.get_json("/containers/json", {"all": True, "filters": {"name": [name]}}) == []
     finally:

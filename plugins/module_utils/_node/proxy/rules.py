@@ -102,8 +102,9 @@ class Rules:
     def leftover(self, name: str) -> str:
         """Return the id of the container of this name, empty where there is none.
 
-        Terraform removes its own container before it creates the next one or deletes a volume. One that is still there
-        comes from a build whose state was lost, as in an outage of the server's database.
+        Terraform removes its own container before it creates the next one or deletes a volume, and creates a home
+        before its container. One that is still there comes from a build whose state was lost, as in an outage of the
+        server's database.
         """
         found = self.container(name)
         return str(found["Id"]) if found else ""
@@ -163,10 +164,13 @@ def _start(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:
     return _of_container("/start")(rules, request, parts)
 
 
-def _create_volume(_rules: Rules, request: Request, _parts: Mapping[str, str]) -> Call:
+def _create_volume(rules: Rules, request: Request, _parts: Mapping[str, str]) -> Call:
     body = strict_json(request.body)
     bodies.volume(body)
-    return Call("POST", "/volumes/create", body=canonical(body))
+    owner, _dash, part = body["Name"].rpartition("-")
+    # Terraform creates a home only while it knows of no container, so that a stop also ends a forgotten one.
+    leftover = rules.leftover(owner) if part == "home" else ""
+    return Call("POST", "/volumes/create", body=canonical(body), leftover=leftover)
 
 
 def _volume(rules: Rules, request: Request, parts: Mapping[str, str]) -> Call:
