@@ -73,7 +73,7 @@ locals {
 data "coder_parameter" "repo" {
   name         = "repo"
   display_name = "Repository"
-  description  = "The Git repository to clone, such as https://host/team/project.git or git@host:team/project.git. Leave it empty to start without one. [Help](${local.docs})"
+  description  = "The Git repository to clone, such as `https://host/team/project.git` or `git@host:team/project.git`. Leave it empty to start without one. [Help](${local.docs})"
   icon         = "/icon/git.svg"
   type         = "string"
   default      = ""

@@ -21,8 +21,8 @@ LAST_LINES = 5
 ADVICE = {
     "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status lists yours), or request more.",
     "detected as hung": "The server or its provisioner stopped during the build: run the command again.",
-    "no space left on device": "The node's disk is full: ask its administrator to free space, then run the command "
-    "again.",
+    "no space left on device": "The disk is full, either the node's or the server's: ask the administrator to free "
+    "space, then run the command again.",
 }
 """Hints by text of a failed build."""
 
