@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,9 +250,9 @@ def settle(live_server: LiveServer) -> None:
 
 
 def bootstrap(
-    live_server: LiveServer, *argv: str, playbook: str = "bootstrap", **more: object
+    live_server: LiveServer, *argv: str, playbook: str = "bootstrap", nodes: Sequence[str] = (), **more: object
 ) -> subprocess.CompletedProcess[str]:
-    """Run a playbook for servers against this server, on this machine."""
+    """Run a playbook for servers against this server, on this machine, which can also be ``nodes``."""
     variables = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
@@ -267,9 +267,11 @@ def bootstrap(
     }
     inventory = live_server.folder / "hosts.yml"
     inventory.touch(0o600)
-    inventory.write_text(
-        json.dumps({"all": {"children": {"flow_servers": {"hosts": {"server1": variables}}}}}), encoding="utf-8"
-    )
+    connection = {name: value for name, value in variables.items() if name.startswith("ansible_")}
+    groups: dict[str, object] = {"flow_servers": {"hosts": {"server1": variables}}}
+    if nodes:
+        groups["flow_nodes"] = {"hosts": dict.fromkeys(nodes, connection)}
+    inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SPT_FLOW_", "ANSIBLE_", "CODER_"))}
     env["ANSIBLE_COLLECTIONS_PATH"] = str(CHECKOUT / ".ansible/collections")
     program = Path(sys.executable).parent / "ansible-playbook"
