@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.spt.flow.plugins.module_utils._node.kvm import probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.target import DockerTarget
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import engine as image_engine
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.image import identity as image_identity
 from ansible_collections.spt.flow.tests.integration import ci_harness, playbook_harness
 from ansible_collections.spt.flow.tests.integration.ci_harness import record, start, values
 from ansible_collections.spt.flow.tests.integration.playbook_harness import CHECKOUT, Playbooks, git
@@ -70,6 +73,31 @@ def test_up_reproduces_the_workspace_of_a_run_and_reports_differences(playbooks:
         assert both["status"] != 0 and "combined with ref" in both["error"]["message"]
     finally:
         playbooks.json("delete", "-e", f"workspace={made['workspace']['name']}", "-e", "confirm=true")
+
+
+TOOLS = """set -e
+docker version --format 'docker {{.Server.Version}}'
+kvm-ok >/dev/null && echo kvm
+printf 'all:\n\tcc -x c -o hello hello.c && ./hello\n' >Makefile
+printf '#include <stdio.h>\nint main(void) { puts("compiled"); }\n' >hello.c
+make -s
+if test "$SPT_FLOW_PROFILE" = fat; then go version && rustc --version && node --version && gh --version; fi
+"""
+
+
+@pytest.mark.parametrize("profile", ["slim", pytest.param("fat", marks=pytest.mark.full)])
+def test_job_has_docker_kvm_make_and_compilers(playbooks: Playbooks, tmp_path: Path, profile: str) -> None:
+    if not image_engine.present(image_identity.identity(profile)):
+        pytest.skip(f"the image {profile} is not on this engine")
+    if not probe.verdict().works:
+        pytest.skip("guest code does not run on this machine")
+    command = f"SPT_FLOW_PROFILE={profile}\n{TOOLS}"
+    wanted = values(playbooks, tmp_path, command, docker="required", kvm="required", profile=profile)
+    done = playbooks.run("ci", **wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.split()
+    assert said[0] == "docker" and {"kvm", "compiled"} <= set(said), done.stdout
+    assert profile == "slim" or {"go", "rustc", "gh"} <= set(said), done.stdout
 
 
 def test_output_is_one_json_object(playbooks: Playbooks, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ EVENTS = (
     '{"spt_flow": 1, "event": "step", "step": "home", "state": "ok", "started": 1, "ended": 1.1}',
     '{"spt_flow": 1, "event": "step", "step": "clone", "state": "ok", "started": 1.1, "ended": 1.5}',
     '{"spt_flow": 1, "event": "step", "step": "ide", "state": "ok", "started": 1.1, "ended": 2}',
+    '{"spt_flow": 1, "event": "step", "step": "docker", "state": "skipped", "started": 1.1, "ended": 1.1}',
 )
 """What the workspace agent prints into the log of Coder's agent."""
 

@@ -34,6 +34,7 @@ def ready_lines(boot: str, clone: str = "ok") -> list[str]:
         step_event("clone", "running", 1.1),
         "Cloning into 'x'...",
         step_event("ide", "ok", 1.1, 2.1),
+        step_event("docker", "skipped", 1.1, 1.1),
         step_event("clone", clone, 1.1, 1.6),
         json.dumps({"spt_flow": 1, "event": "life", "reason": "just started", "since": 1.0, "stops_at": 7201.0}),
     ]

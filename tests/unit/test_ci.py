@@ -24,10 +24,11 @@ from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import job as 
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import record as ci_record
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import request as ci_request
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.ci import run as ci_run
-from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.common.progress import Lines, Progress
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.address import Repository, ci_name
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository.names import NAME_LIMIT, validate_name
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings.workspace import Settings
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import readiness
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace, WorkspaceSpec
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.target import ExecResult
 from ansible_collections.spt.flow.tests.unit.fake_target import FakeTarget, ready_lines, start_event, step_event
@@ -217,6 +218,16 @@ def test_clone_without_credentials_suggests_the_checkout_of_the_pipeline(tmp_pat
 def test_other_commit_than_requested_never_runs(tmp_path: Path) -> None:
     outcome, shown, target = run(tmp_path, "echo ran", commit="f" * 40)
     assert outcome.kind == "environment" and shown == [] and COMMIT in outcome.msg and target.workspaces == {}
+
+
+@pytest.mark.parametrize(("state", "waits"), [("running", True), ("ok", False), ("failed", False), ("skipped", False)])
+def test_run_waits_for_docker_inside(state: str, waits: bool) -> None:
+    watch = readiness.Watch(Progress(), ci=True)
+    lines = [line for line in ready_lines("b") if '"docker"' not in line]
+    for line in [*lines, step_event("docker", state, 1.1)]:
+        assert not watch.complete
+        watch.feed(line)
+    assert watch.complete is not waits
 
 
 def test_run_does_not_wait_for_the_ide(tmp_path: Path) -> None:

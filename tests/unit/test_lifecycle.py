@@ -167,8 +167,9 @@ def test_new_workspace_is_created_started_and_waited_for():
     result = ensure(target, progress=common_progress.Progress(lines.append))
     assert result.changed and result.actions == ["create", "start"]
     assert result.msg == "Workspace demo created for host.example/o/demo and started."
-    assert [(s.name, s.state) for s in result.workspace.steps] == [("home", "ok"), ("clone", "ok"), ("ide", "ok")]
-    assert [name for name, _seconds in result.stages] == ["create", "start", "home", "ide", "clone"]
+    steps = [("home", "ok"), ("clone", "ok"), ("docker", "skipped"), ("ide", "ok")]
+    assert [(s.name, s.state) for s in result.workspace.steps] == steps
+    assert [name for name, _seconds in result.stages] == ["create", "start", "home", "ide", "docker", "clone"]
     assert dict(result.stages)["ide"] == pytest.approx(1.0)
     assert any("clone: running" in line for line in lines)
     assert result.diff["before"] == {"state": "absent"}

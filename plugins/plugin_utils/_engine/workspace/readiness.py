@@ -124,8 +124,13 @@ class Watch:
 
     @property
     def complete(self) -> bool:
-        """Return whether everything that clients wait for is done."""
-        return self.usable and self.state("clone") in FINAL
+        """Return whether everything that clients wait for is done.
+
+        A job waits for Docker inside too, because its first command may need it.
+        """
+        if not self.usable or self.state("clone") not in FINAL:
+            return False
+        return not self._ci or self.state("clone") != "ok" or self.state("docker") in FINAL
 
     @property
     def settled(self) -> bool:
