@@ -234,6 +234,19 @@ def test_git_asks_the_clients_helper_and_stores_nothing(demo, root):
     assert demo.exec("sh", "-c", "grep -rl canary-4711 /home /run/spt-flow /tmp 2>/dev/null; true") == ""
 
 
+def test_docker_asks_the_clients_logins_and_stores_nothing(demo, root):
+    demo.wait("docker", "ok")
+    assert json.loads(demo.exec("cat", "/home/coder/.docker/config.json")) == {"credsStore": "spt-flow"}
+    answer = {"ok": True, "username": "ada", "secret": "canary-4712"}
+    fill = "echo registry.example.com | docker-credential-spt-flow get"
+    with user_side.session(root, lambda request: answer) as user:
+        done = demo.ssh(fill, options=FORWARD, **forwarding(user))
+    assert json.loads(done.stdout)["Secret"] == "canary-4712", done
+    assert {"kind": "docker", "operation": "get", "server": "registry.example.com"} in user.asked
+    assert "not found" in demo.ssh(fill).stdout
+    assert demo.exec("sh", "-c", "grep -rl canary-4712 /home /run/spt-flow /tmp 2>/dev/null; true") == ""
+
+
 def test_processes_outside_of_the_session_use_its_agent_until_it_ends(demo, agent):
     """The IDE's terminals and tmux have the stable path, as this command of the engine has it."""
     keys = ("env", "SSH_AUTH_SOCK=/run/spt-flow/agent.sock", "ssh-add", "-l")

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +21,7 @@ import pytest
 from ansible_collections.spt.flow.tests.unit import agent_harness as harness
 from ansible_collections.spt.flow.tests.unit import user_side
 from spt_workspace import access, clone, contract
-from spt_workspace.identity import relay, sessions, signing
+from spt_workspace.identity import github, registries, relay, sessions, signing
 
 REQUEST = "capability[]=authtype\nprotocol=https\nhost=git.example.com\n\n"
 KEYS = b"\x0c\x00\x00\x00\x01key"
@@ -241,3 +243,93 @@ def test_git_signs_with_the_users_ssh_key(machine: harness.Machine) -> None:
 def test_unusable_answer_about_signing_changes_nothing(machine: harness.Machine, answer: dict[str, Any]) -> None:
     signing.apply(answer, machine.paths)
     assert not (machine.paths.signing).exists()
+
+
+# gh
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "wanted"),
+    [
+        (["pr", "list"], {}, "git.example.com"),
+        (["pr", "list", "-R", "owner/name"], {}, "git.example.com"),
+        (["pr", "list", "-R", "github.com/owner/name"], {}, "github.com"),
+        (["api", "--hostname=Work.example", "user"], {}, "work.example"),
+        (["pr", "list"], {"GH_HOST": "named.example"}, "named.example"),
+        (["pr", "list"], {"GH_HOST": "a\nhost=b"}, "git.example.com"),
+    ],
+)
+def test_gh_gets_the_token_of_the_host_that_it_talks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], environ: dict[str, str], wanted: str
+) -> None:
+    for words in (["init", "-q"], ["remote", "add", "origin", "git@git.example.com:team/demo.git"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, timeout=30)
+    monkeypatch.chdir(tmp_path)
+    assert github.host(arguments, environ) == wanted
+
+
+def gh(machine: harness.Machine, host: str = "github.com", **more: str) -> str:
+    """Return the tokens that a stand-in for gh has in its environment."""
+    program = machine.bin / "gh-itself"
+    machine.stub("gh-itself", "#!/bin/sh\nenv | grep -E '^(GH|GITHUB)_' | sort; echo \"$@\"\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(harness.LIBRARY)!r})\n"
+        "from pathlib import Path\nfrom spt_workspace.contract import Paths\n"
+        "from spt_workspace.identity import github\nimport os\n"
+        f"github.run(['api', '--hostname', {host!r}], Paths(Path({str(machine.root)!r})), os.environ, {str(program)!r})"
+    )
+    env = {"PATH": "/usr/bin:/bin", **more}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout + done.stderr
+
+
+def test_gh_has_a_token_for_one_command(machine: harness.Machine) -> None:
+    machine.bin.mkdir(parents=True, exist_ok=True)
+    assert gh(machine) == "api --hostname github.com\n"
+    with user_side.session(machine.root, lambda request: {"ok": True, "token": "canary"}) as user:
+        assert gh(machine) == "GH_TOKEN=canary\napi --hostname github.com\n"
+        assert "GH_ENTERPRISE_TOKEN=canary\nGH_HOST=git.example.com\n" in gh(machine, "git.example.com")
+        assert gh(machine, GH_TOKEN="own").startswith("GH_TOKEN=own\n")
+        assert [request["host"] for request in user.asked] == ["github.com", "git.example.com"]
+        hosts = machine.paths.home / ".config/gh/hosts.yml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text("github.com:\n    user: ada\n")
+        assert "canary" not in gh(machine)
+    with user_side.session(machine.root, lambda request: {"ok": False, "error": "Not this host."}):
+        assert "spt-workspace: Not this host.\n" in gh(machine, "other.example")
+
+
+# Docker
+
+
+def test_docker_gets_the_logins_of_the_user(machine: harness.Machine) -> None:
+    server = "registry.example.com:5000"
+    assert registries.run("get", server, machine.paths) == (1, registries.NOT_FOUND)
+    answer = {"ok": True, "username": "ada", "secret": "canary"}
+    with user_side.session(machine.root, lambda request: answer) as user:
+        status, output = registries.run("get", f"{server}\n", machine.paths)
+    assert (status, json.loads(output)) == (0, {"ServerURL": server, "Username": "ada", "Secret": "canary"})
+    assert user.asked == [{"kind": "docker", "operation": "get", "server": server}]
+    assert not list(machine.paths.run.rglob("registries.json"))
+
+
+def test_a_login_inside_is_kept_in_memory_and_comes_first(machine: harness.Machine) -> None:
+    login = {"ServerURL": "https://r.example", "Username": "own", "Secret": "canary"}
+    assert registries.run("store", json.dumps(login), machine.paths) == (0, "")
+    with user_side.session(machine.root, lambda request: {"ok": True, "username": "other", "secret": "x"}):
+        assert json.loads(registries.run("get", "https://r.example", machine.paths)[1]) == login
+    assert registries.run("list", "", machine.paths) == (0, '{"https://r.example": "own"}')
+    (place,) = machine.paths.run.glob("registries.json")
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert registries.run("erase", "https://r.example", machine.paths) == (0, "")
+    assert registries.run("get", "https://r.example", machine.paths)[0] == 1
+
+
+def test_own_configuration_of_docker_is_left_alone(machine: harness.Machine) -> None:
+    machine.paths.home.mkdir(parents=True, exist_ok=True)
+    registries.configure(machine.paths)
+    place = machine.paths.home / ".docker/config.json"
+    assert json.loads(place.read_text()) == {"credsStore": "spt-flow"}
+    place.write_text("{}")
+    registries.configure(machine.paths)
+    assert place.read_text() == "{}"

@@ -20,7 +20,7 @@ from .clone import Cloner
 from .contract import Contract, Failure, Paths, reason, write_file
 from .dotfiles import Dotfiles
 from .granting import Granting
-from .identity import relay, signing
+from .identity import registries, relay, signing
 from .processes import Children, Service
 from .record import Journal, hear
 
@@ -176,6 +176,10 @@ class Supervisor:
             return "skipped", self.contract.docker_reason or "switched off"
         if not self._docker_argv:
             services.check_docker(self.paths)
+        try:
+            registries.configure(self.paths)
+        except OSError as error:
+            self.journal.note(f"Docker does not get your logins: {reason(error)}.")
         return self._serve(
             services.docker(self.contract, self.paths, self._env, self.children, self.journal, self._docker_argv)
         )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Credentials of the user for git, gh and Docker; nothing is stored here."""
+"""Git's credential helper: nothing is stored here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import sessions
 
 
 def git(operation: str, paths: Paths) -> int:
-    """Answer as git's credential helper: pass the request on and the answer back, unchanged (gitcredentials(7)).
+    """Pass the request on and the answer back, unchanged (gitcredentials(7)).
 
     Return 0 in any case, because git then tries its next helper.
     """
