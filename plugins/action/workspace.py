@@ -215,6 +215,7 @@ class ActionModule(ansible_action.FlowAction):
             raise AssertionError("result.workspace must be set here")
         workspace = result.workspace = with_steps(result.workspace, session)
         connect, shell = self.values["connect"], self._opens_shell()
+        self._remember(workspace)
         result.notes += ensure_client(target, self.progress, bool(connect and self.values["command"]))
         if not shell and workspace.step("clone").state == "needs-auth" and (self.own["create"] or not connect):
             workspace = self._finish_clone(result, workspace)
@@ -258,7 +259,7 @@ class ActionModule(ansible_action.FlowAction):
         if command:
             return {
                 "argv": workspace_ssh.argv(workspace, workspace_ssh.inside(session.directory, command)),
-                "env": {},
+                "env": self.session_environment(self.values),
                 "always": True,
             }
         shell = workspace_ssh.inside(session.directory, workspace_ssh.SHELL)
@@ -267,7 +268,18 @@ class ActionModule(ansible_action.FlowAction):
         if workspace.step("clone").state == "needs-auth":
             shell = f"spt-workspace clone; {shell}"
         argv = workspace_ssh.argv(workspace, shell, terminal=True, ports=ports)
-        return {"argv": argv, "env": {}, "always": False}
+        return {"argv": argv, "env": self.session_environment(self.values), "always": False}
+
+    def _remember(self, workspace: Workspace) -> None:
+        """Record what the owners of this workspace's sessions may answer (docs/identity.md)."""
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.identity import record as identity_record
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import identity as workspace_identity
+        from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+
+        named = any(self.layers[name].get("owner") for name in ("the task", "extra variables"))
+        inventory = {name: self.layers["the inventory"].get(name) for name in identity_record.OPTIONS}
+        record = workspace_identity.record(workspace, self.values, not named, inventory)
+        identity_record.remember(workspace_ssh.alias(workspace), record)
 
     def _trust(self, result: Result, workspace: Workspace) -> dict[str, Any]:
         """Give the user's consent to the repository's commands and run them. Return the changes of the result."""
@@ -280,21 +292,19 @@ class ActionModule(ansible_action.FlowAction):
         return {"changed": result.changed or any("ran; log:" in line for line in said), "notes": result.notes}
 
     def _finish_clone(self, result: Result, workspace: Workspace) -> Workspace:
-        """Clone with the caller's SSH agent, where there is one (docs/decisions/entering-by-ssh.md)."""
+        """Clone in a session, which has the caller's SSH agent and credentials (docs/identity.md)."""
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 
-        said = ["this machine does not run an SSH agent"]
-        state = "needs-auth"
-        if os.environ.get("SSH_AUTH_SOCK"):
+        said: list[str] = []
 
-            def tell(line: str) -> None:
-                said.append(line)
-                self.say(line)
+        def tell(line: str) -> None:
+            said.append(line)
+            self.say(line)
 
-            with self.progress.stage("clone", "with your SSH agent"):
-                status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace clone"), tell)
-            state = "needs-auth" if status else "ok"
-        step = replace(workspace.step("clone"), state=state, detail="" if state == "ok" else said[-1])
+        with self.progress.stage("clone", "with your credentials"):
+            status = ansible_action.stream(workspace_ssh.argv(workspace, "spt-workspace clone"), tell)
+        state = "needs-auth" if status else "ok"
+        step = replace(workspace.step("clone"), state=state, detail="".join(said[-1:]) if status else "")
         workspace = replace(workspace, steps=(*(s for s in workspace.steps if s.name != "clone"), step))
         result.notes = [note for note in result.notes if "spt-workspace clone" not in note]
         result.changed = result.changed or state == "ok"

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,13 @@ def keys(path: Path) -> str:
     return (done.stdout + done.stderr).strip()
 
 
+def sign(path: Path, public: Path, file: Path) -> subprocess.CompletedProcess[bytes]:
+    """Sign ``file`` with a key of the agent at ``path``."""
+    argv = ["ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", str(public), str(file)]
+    environment = {**os.environ, "SSH_AUTH_SOCK": str(path)}
+    return subprocess.run(argv, env=environment, capture_output=True, timeout=30, check=False)
+
+
 class Inside:
     """A workspace's end of the forwarded agent connection."""
 
@@ -93,8 +102,18 @@ class Inside:
 
     def ask(self, message: bytes) -> bytes:
         """Send a message and return the answer; empty if the connection was closed."""
-        self.socket.sendall(struct.pack(">I", len(message)) + message)
+        self.socket.sendall(framed(message))
         return self.read()
+
+    def query(self, **query: Any) -> dict[str, Any]:
+        """Send a query. Return its answer; empty if the connection was closed."""
+        reply = self.ask(extension("query@spt.flow", query))
+        assert reply[:1] in (b"", b"\x06"), reply[:1]
+        answer: dict[str, Any] = json.loads(reply[5:]) if reply else {}
+        return answer
+
+    def git(self, text: str, operation: str = "get") -> dict[str, Any]:
+        return self.query(kind="git", operation=operation, input=text)
 
     def read(self) -> bytes:
         head = self._exactly(4)
@@ -108,6 +127,68 @@ class Inside:
                 return b""
             found += block
         return found
+
+
+def framed(message: bytes) -> bytes:
+    return struct.pack(">I", len(message)) + message
+
+
+def string(value: bytes) -> bytes:
+    return struct.pack(">I", len(value)) + value
+
+
+def extension(name: str, content: dict[str, Any]) -> bytes:
+    return b"\x1b" + string(name.encode()) + string(json.dumps(content).encode())
+
+
+@dataclass
+class User:
+    """A user's machine: a home of its own, and programs that only this user has."""
+
+    home: Path
+    socket: Path
+    workspace: str = "demo"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.home),
+            "PATH": f"{self.home}/bin:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(self.home / "state"),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "GIT_CONFIG_NOSYSTEM": "1",
+        }
+
+    def program(self, name: str, script: str) -> Path:
+        path = self.home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def helper(self, script: str) -> None:
+        """Make ``script`` git's credential helper; ``$1`` is the operation."""
+        (self.home / ".gitconfig").write_text(f"[credential]\n\thelper = {self.program('helper', script)}\n")
+
+    def settings(self, **values: str) -> None:
+        path = self.home / "config/spt-flow/config.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
+        path.chmod(0o600)
+
+    def record(self, *hosts: str, own: bool = True, **inventory: Any) -> None:
+        path = self.home / "state/spt-flow/workspaces" / f"{self.workspace}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"own": own, "hosts": hosts, "inventory": inventory}))
+
+    def log(self) -> list[dict[str, Any]]:
+        path = self.home / "state/spt-flow/credentials.log"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @contextlib.contextmanager
+    def session(self, **environment: str) -> Iterator[Inside]:
+        with owner(self.socket, **{**self.environment, **environment}), Inside(self.socket) as inside:
+            yield inside
 
 
 def private(folder: Path) -> Path:

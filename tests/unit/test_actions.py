@@ -50,6 +50,7 @@ class Templar:
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for option in settings_options.OPTIONS.values():
         monkeypatch.delenv(option.environment, raising=False)
 
@@ -388,22 +389,23 @@ def test_delete_requires_a_name_and_confirmation(act: Any) -> None:
     assert act("workspace", {"state": "absent"})["changed"] is False
 
 
-def test_clone_without_access_or_agent_ends_with_code_4(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clone_without_access_ends_with_code_4(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(workspace_ssh, "argv", lambda *args: ["sh", "-c", "echo no credentials; exit 4"])
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     result = act("workspace", repo="git@example.com:o/demo", connect="false")
     assert result["failed"] and result["changed"] and result["error"]["code"] == 4
-    assert "without your credentials: this machine does not run an SSH agent" in result["msg"]
+    assert "without your credentials: no credentials." in result["msg"]
     assert "spt.flow.ssh -e workspace=demo" in result["error"]["hint"]
     assert result["workspace"]["state"] == "running" and act.target.workspaces
     assert any("IDE" in line for line in act.said)
 
 
 @pytest.mark.parametrize(("program", "state"), [("true", "ok"), ("false", "needs-auth")])
-def test_clone_without_access_is_retried_with_the_agent(
+def test_clone_without_access_is_retried_in_a_session(
     act: Any, monkeypatch: pytest.MonkeyPatch, program: str, state: str
 ) -> None:
-    monkeypatch.setenv("SSH_AUTH_SOCK", "/somewhere")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     act.target._script = lambda workspace, boot: ready_lines(boot, clone="needs-auth")
     monkeypatch.setattr(workspace_ssh, "argv", lambda *args: [program])
     result = act("workspace", repo="git@example.com:o/demo", connect="false")

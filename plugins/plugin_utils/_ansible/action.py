@@ -13,7 +13,7 @@ import gc
 import os
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible import constants as C
@@ -23,7 +23,9 @@ from ansible.plugins.action import ActionBase
 from ...module_utils._node.errors import Cancelled, FlowError, InvalidInput, redact
 from .._engine.common import untrusted
 from .._engine.common.progress import Progress
+from .._engine.identity import record as identity_record
 from .._engine.settings import resolve as settings_resolve
+from .._engine.settings.options import OPTIONS
 from . import guard as ansible_guard
 from .open import engine_of
 from .results import NotYet, failed, unexpected
@@ -87,12 +89,22 @@ class FlowAction(ActionBase):
         values = settings_resolve.resolve(self.layers)
         ansible_guard.refuse_configuration_of_repository(values["repo"], C.CONFIG_FILE)
         self.complete(values)
+        os.environ.update(self.session_environment(values))
         if values["output"] == "json" and self.screen != "json" and C.DEFAULT_STDOUT_CALLBACK != RUNNER_CALLBACK:
             raise InvalidInput(
                 "Cannot print one JSON object: Ansible uses another stdout callback.",
                 f"Set ANSIBLE_STDOUT_CALLBACK={OUTPUT_CALLBACK}, and use SPT_FLOW_OUTPUT=json or -e output=json.",
             )
         return values
+
+    def session_environment(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Return the values of this run that the owner of a session obeys but cannot read itself."""
+        sources = [self.layers[name] for name in ("the task", "extra variables", "the inventory")]
+        return {
+            OPTIONS[name].environment: str(values[name]).lower()
+            for name in identity_record.OPTIONS
+            if any(source.get(name) is not None for source in sources)
+        }
 
     def given(self) -> dict[str, Any]:
         """Return the values that the task sets."""

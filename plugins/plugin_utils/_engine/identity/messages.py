@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 
@@ -71,3 +72,19 @@ def strings(data: bytes, count: int) -> list[bytes]:
         found.append(data[4:end])
         data = data[end:]
     return found
+
+
+def join(one: socket.socket, other: socket.socket) -> None:
+    """Copy bytes in both directions until either end closes. Raise ``Broken``."""
+    pairs = {one: other, other: one}
+    try:
+        for connection in pairs:
+            connection.settimeout(PATIENCE)
+        while True:
+            for ready in select.select(list(pairs), [], [])[0]:
+                block = ready.recv(65536)
+                if not block:
+                    return
+                pairs[ready].sendall(block)
+    except (OSError, ValueError) as error:
+        raise Broken(str(error)) from None

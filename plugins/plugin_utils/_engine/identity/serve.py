@@ -16,7 +16,9 @@ import socket
 import stat
 import threading
 
-from . import messages
+from ....module_utils._node.errors import FlowError
+from ..common import child
+from . import confirm, journal, messages, policy, queries
 from .agent import UsersAgent
 
 MOST_CONNECTIONS = 64
@@ -29,6 +31,7 @@ class Server:
     def __init__(self, path: str) -> None:
         self._path = path
         self._agent = UsersAgent(path)
+        self._queries = queries.Queries(os.path.basename(path))
         self._serving = False
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
 
@@ -54,7 +57,8 @@ class Server:
             self._accept(listener)
 
     def close(self) -> None:
-        """Remove the socket if this owner serves it."""
+        """Remove the socket if this owner serves it, and end programs that still work for a request."""
+        child.end_all()
         self._agent.withdraw()
         if self._serving:
             with contextlib.suppress(OSError):
@@ -70,7 +74,9 @@ class Server:
 
     def _converse(self, connection: socket.socket) -> None:
         try:
-            with connection, contextlib.suppress(messages.Broken), Conversation(connection, self._agent) as talk:
+            workspace = os.path.basename(self._path)
+            talk = Conversation(connection, workspace, self._agent, self._queries)
+            with connection, contextlib.suppress(messages.Broken), talk:
                 talk.run()
         finally:
             self._room.release()
@@ -88,9 +94,11 @@ def _make_private(folder: str) -> None:
 class Conversation:
     """Answers the requests of one connection, one after the other."""
 
-    def __init__(self, connection: socket.socket, agent: UsersAgent) -> None:
+    def __init__(self, connection: socket.socket, workspace: str, agent: UsersAgent, answers: queries.Queries) -> None:
         self._connection = connection
+        self._workspace = workspace
         self._agent = agent
+        self._queries = answers
         self._upstream: socket.socket | None = None
 
     def __enter__(self) -> Conversation:
@@ -103,24 +111,54 @@ class Conversation:
     def run(self) -> None:
         """Raise ``Broken`` if the workspace breaks the protocol."""
         while request := messages.read(self._connection):
-            messages.write(self._connection, self._answer(request))
+            name = messages.strings(request[1:], 1)[0] if request[0] == messages.EXTENSION else b""
+            content = request[5 + len(name) :]
+            if name == queries.STREAM:
+                self._stream(content)
+                return
+            reply = self._queries.answer(content) if name == queries.QUERY else self._ask_agent(request)
+            messages.write(self._connection, reply)
 
-    def _answer(self, request: bytes) -> bytes:
-        return self._ask_agent(request)
+    def _stream(self, content: bytes) -> None:
+        reply, other = self._queries.stream(content)
+        messages.write(self._connection, reply)
+        if other:
+            with other:
+                messages.join(self._connection, other)
 
     def _ask_agent(self, request: bytes) -> bytes:
-        """Return the answer of the user's agent. Without one, answer like an agent that has no keys."""
-        self._upstream = self._upstream or self._agent.connect()
-        if self._upstream:
-            try:
-                messages.write(self._upstream, request)
-                reply = messages.read(self._upstream)
-            except messages.Broken:
-                reply = b""
-            if reply:
-                return reply
-            self._upstream.close()
-            self._upstream = None
+        """Return the answer of the user's agent, or, without permission or agent, that of one that has no keys."""
+        reply = self._forwarded(request) if self._allowed(request) else b""
+        if reply:
+            return reply
         if request[0] == messages.REQUEST_IDENTITIES:
             return bytes([messages.IDENTITIES_ANSWER]) + (0).to_bytes(4, "big")
         return bytes([messages.FAILURE])
+
+    def _allowed(self, request: bytes) -> bool:
+        try:
+            mode = policy.read(self._workspace).ssh_agent
+        except FlowError:
+            mode = "off"
+        if request[0] != messages.SIGN_REQUEST:
+            return mode != "off"
+        key = messages.strings(request[1:], 1)[0]
+        good = mode == "on" or (mode == "ask" and confirm.confirmed(self._workspace, key))
+        verdict = journal.GIVEN if good else journal.REFUSED
+        journal.write(self._workspace, "ssh", confirm.fingerprint(key), verdict)
+        return good
+
+    def _forwarded(self, request: bytes) -> bytes:
+        """Return the answer of the user's agent; empty without one."""
+        self._upstream = self._upstream or self._agent.connect()
+        if not self._upstream:
+            return b""
+        try:
+            messages.write(self._upstream, request)
+            reply = messages.read(self._upstream)
+        except messages.Broken:
+            reply = b""
+        if not reply:
+            self._upstream.close()
+            self._upstream = None
+        return reply

@@ -241,6 +241,29 @@ OPTIONS: dict[str, Option] = {
         Option(
             "git_email", "str", "", "Your e-mail address in commits; by default from your git configuration.", "client"
         ),
+        Option(
+            "credentials",
+            "bool",
+            True,
+            "Let your workspaces use your git, gh and Docker credentials while you are connected.",
+            "client",
+        ),
+        Option(
+            "credential_hosts",
+            "str",
+            "",
+            "Further hosts whose credentials workspaces may use, separated by commas; * means every host. The host of a"
+            " workspace's repository is always included.",
+            "client",
+        ),
+        Option(
+            "ssh_agent",
+            "str",
+            "on",
+            "Whether workspaces may use your SSH agent while you are connected; ask confirms each use.",
+            "client",
+            choices=("on", "off", "ask"),
+        ),
         Option("default_host", "str", "github.com", "Host of repositories given as owner/name.", "client"),
         Option("wait_timeout", "duration", "10m", "Maximum time to wait for the IDE.", "client", low=1, high=DAY),
         Option(

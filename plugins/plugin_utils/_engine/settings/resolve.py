@@ -26,6 +26,7 @@ def _check_forms(values: dict[str, Any]) -> None:
             values[name] = validate_name(values[name], name).lower()
     validate_ref(values["ref"])
     validate_host(values["default_host"], "default_host")
+    parse_hosts(values["credential_hosts"])
     if values["repo"]:
         Repository.parse(values["repo"], values["default_host"])
     if values["dotfiles"]:
@@ -36,6 +37,20 @@ def _check_forms(values: dict[str, Any]) -> None:
         raise InvalidInput("ca_bundle is not an absolute path.", "Use the absolute path of the file.")
     if re.search(r"[<>]", values["git_name"] + values["git_email"]) or re.search(r"\s", values["git_email"]):
         raise InvalidInput("git_name or git_email contains characters that git does not allow there.")
+
+
+def parse_hosts(text: str) -> frozenset[str]:
+    """Return the hosts of the option credential_hosts, each as ``host`` or ``host:port``, or ``*`` for every host."""
+    from ..repository.names import validate_host
+
+    found = set()
+    for word in filter(None, re.split(r"[,\s]+", text)):
+        if word == "*":
+            found.add(word)
+            continue
+        host, port = validate_host(word, "credential_hosts")
+        found.add(host if port in (None, 443) else f"{host}:{port}")
+    return frozenset(found)
 
 
 def _check_address(name: str, text: str) -> None:

@@ -120,6 +120,9 @@ def convert(option: Option, value: Any) -> Any:
         return as_bool(value, option.name)
     if option.name == "git_hooks":
         return _hooks(option, value)
+    if isinstance(value, bool) and "off" in option.choices:
+        # YAML reads the bare words on and off as booleans.
+        return "on" if value else "off"
     if isinstance(value, str) or not isinstance(value, (int, float)):
         value = _text(option, value)
         if value == "" and option.default == "":

@@ -31,6 +31,7 @@ def missing(workspace: Workspace) -> FlowError | None:
     if step.state == "needs-auth":
         return AuthError(
             f"Cannot clone {what} without your credentials{reason}. The workspace is kept and runs.",
-            f"Load your key into an SSH agent (ssh-add), then finish the clone in a session: {enter}",
+            "Load your key into an SSH agent (ssh-add), or for https log in on your machine (gh auth login). "
+            f"Then finish the clone in a session: {enter}",
         )
     return None

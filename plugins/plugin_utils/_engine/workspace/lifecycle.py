@@ -252,6 +252,10 @@ class _Run:
                 self.target.delete(workspace, self.progress)
             except NotFound:
                 self.progress.note(f"{workspace.name} was already deleted")
+        from ..identity import record
+        from . import ssh
+
+        record.forget(ssh.alias(workspace))
 
     def _create(self) -> Workspace:
         """Create the workspace, and time the steps that the target does not time itself."""
@@ -335,8 +339,8 @@ def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
         return ""
     if answer.state == "needs-auth":
         return (
-            f"{repository.host} asks for credentials{detail}; the clone is finished in your session, "
-            "with your SSH agent or git credential helper."
+            f"{repository.host} asks for credentials{detail}; the clone is finished in your session. "
+            f"{_login(repository)}"
         )
     if answer.state == "unreachable" and not same_network:
         return f"{repository.host} cannot be reached from here{detail}; the workspace will try it."
@@ -356,6 +360,15 @@ def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
     raise Unhealthy(
         f"{where}: {repository.host} does not answer{detail}.", "Check the network, the proxy and the address."
     )
+
+
+def _login(repository: Repository) -> str:
+    """Return the one command that gives this machine access."""
+    if repository.kind == "ssh":
+        return "Load your key into your SSH agent: ssh-add"
+    from ..identity.git import login_hint
+
+    return login_hint(f"{repository.host}:{repository.port}" if repository.port else repository.host)
 
 
 def _step_notes(workspace: Workspace) -> list[str]:
