@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Words that plain English replaces, and the prose of a Python file in which they are looked for."""
+"""Words and names that plain English replaces, and the text of a file in which they are searched."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from collections.abc import Iterator
 
 DIALECT = re.compile(
     r"\b("
-    r"anew|in vain|whoever|whomever|as wished|wished for|of whom|thereby|once more|nobody|somebody|beside|way back"
+    r"anew|in vain|whoever|whomever|as wished|wished for|of whom|thereby|once more|somebody|beside|way back"
+    r"|(?<!-u )nobody"
     r"|is no (?:size|dump|duration|port|mapping|address|option)|ended well|start contract"
     r")\b",
     re.IGNORECASE,
 )
-"""Words of the style that plain English replaces; see CONTRIBUTING.md."""
+"""Words of the style that plain English replaces; see CONTRIBUTING.md. ``sudo -u nobody`` names a user."""
+
+NAME = re.compile(r"_*(bring|doomed|gone|judged?|attend|outlast|deafen|alone|wish|unmade|door|house|kit|lab)")
+"""Whole names of functions, classes and files that do not say what the thing does."""
 
 SENTENCE = re.compile(r"[A-Za-z]{2,} \S+ \S+")
 """What makes a string a message: three words at least."""
@@ -42,10 +46,21 @@ def prose(source: str, messages: bool = True) -> Iterator[tuple[int, str]]:
 
 
 def found(source: str, messages: bool = True) -> list[str]:
-    """Return ``line: word`` for each word of the dialect, in the order of the lines."""
+    """Return ``line: word`` for each word of the dialect in a Python file, in the order of the lines."""
     hits = {
         (line, match[0].lower())
         for line, text in prose(source, messages)
         for match in DIALECT.finditer(" ".join(text.split()))
     }
+    hits |= {
+        (node.lineno, node.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and NAME.fullmatch(node.name.lower())
+    }
     return [f"{line}: {word}" for line, word in sorted(hits)]
+
+
+def found_in_text(text: str) -> list[str]:
+    """Return ``line: word`` for each word of the dialect in a file that is not Python."""
+    lines = enumerate(text.splitlines(), 1)
+    return [f"{number}: {match[0].lower()}" for number, line in lines for match in DIALECT.finditer(line)]
