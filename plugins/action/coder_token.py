@@ -32,7 +32,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder.admin import CoderAdmin
 
-        wish = self._wish()
+        wish = self._token_request()
         client = self.anonymous()
         check = bool(self._task.check_mode)
         secret, mode = self.read_secret(self.own["dest"])
@@ -47,9 +47,9 @@ class ActionModule(ansible_coder_action.CoderAction):
         # A working token of the right user creates its successor, so no login is needed.
         own = self._holder(client, secret) if at_hand.key and wish.ours(at_hand.key["token_name"]) else None
         with self._minter(client, own) as minter:
-            return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _of_me(wish), at_hand)
+            return self._replaced(minter, CoderAdmin(client.http), wish if own is None else _for_caller(wish), at_hand)
 
-    def _wish(self) -> coder_tokens.TokenRequest:
+    def _token_request(self) -> coder_tokens.TokenRequest:
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import tokens as coder_tokens
 
         lifetime = settings_values.parse_duration(self.own["lifetime"], "lifetime")
@@ -119,7 +119,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         return self.finish({"changed": changed, "msg": msg, "token": about, "diff": diff}, ["", msg])
 
 
-def _of_me(wish: coder_tokens.TokenRequest) -> coder_tokens.TokenRequest:
+def _for_caller(wish: coder_tokens.TokenRequest) -> coder_tokens.TokenRequest:
     """Return the same request for the caller itself, which needs no role."""
     from dataclasses import replace
 

@@ -55,7 +55,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         if self.own["first_username"] and login:
             rows.append(_first(login, fresh, check))
             if fresh and check:
-                return self._answer(rows + [_row(_unmade(person), check) for person in people])
+                return self._answer(rows + [_row(_plan_for_new_server(person), check) for person in people])
             if fresh:
                 coder_login.make_first(client, login)
         with self.operator(client) as signed:
@@ -83,7 +83,7 @@ class ActionModule(ansible_coder_action.CoderAction):
         return self.finish({"changed": bool(shown), "msg": msg, "users": users, "diff": diff}, ["", count])
 
 
-def _unmade(person: coder_users.Person) -> coder_users.Plan:
+def _plan_for_new_server(person: coder_users.Person) -> coder_users.Plan:
     """Return the plan for a server without users, which answers no queries."""
     from ansible_collections.spt.flow.plugins.plugin_utils._engine.coder import users as coder_users
 

@@ -88,7 +88,7 @@ class ActionModule(ansible_action.FlowAction):
         notes = [] if self.values["repo"] else [docker_devcontainer.missing_access(folder, facts)]
         if local and absent:
             build = f"Build it: ansible-playbook spt.flow.image -e profile={local.profile}"
-            notes.append(f"{image_identity.lacks('The engine of this machine', local.tag)} {build}")
+            notes.append(f"{image_identity.missing('The engine of this machine', local.tag)} {build}")
         return [note for note in notes if note]
 
     def _repository(self) -> Any:

@@ -82,7 +82,7 @@ class ActionModule(ansible_action.FlowAction):
             return session
         from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import forwarding
 
-        ports, refused = forwarding.chosen(list(session.ports), forwarding.asked_in(Path(repository.path)))
+        ports, refused = forwarding.chosen(list(session.ports), forwarding.requested_ports(Path(repository.path)))
         return replace(session, ports=ports, refused_ports=(*session.refused_ports, *refused))
 
     def _ensure(self, target: Target, spec: WorkspaceSpec, check: bool = False) -> Result:
@@ -114,7 +114,8 @@ class ActionModule(ansible_action.FlowAction):
             from ansible_collections.spt.flow.plugins.plugin_utils._engine.common import wait as common_wait
             from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import readiness
 
-            readiness.outlast(target, workspace, self.progress, common_wait.Waiter(self.values["wait_timeout"]))
+            waiter = common_wait.Waiter(self.values["wait_timeout"])
+            readiness.wait_until_ended(target, workspace, self.progress, waiter)
         except Conflict:
             self.progress.note(f"{workspace.name} has just ended")
         result = self._ensure(target, spec)

@@ -31,7 +31,7 @@ class ActionModule(ansible_action.FlowAction):
 
         if not 1 <= self.own["parallel"] <= MOST:
             raise InvalidInput(f"parallel is {self.own['parallel']}, which is out of range.", f"Use 1 to {MOST}.")
-        entries = fleet.read(self._given(), self.layers, self.complete)
+        entries = fleet.read(self._entries(), self.layers, self.complete)
         self._lock = threading.Lock()
         self._targets: dict[tuple[str, ...], Any] = {}
         for entry in entries:
@@ -51,7 +51,7 @@ class ActionModule(ansible_action.FlowAction):
         block = fleet.lines(rows)
         return self.finish({**answer, "msg": block[-1]}, ["", *block])
 
-    def _given(self) -> Any:
+    def _entries(self) -> Any:
         """Return the list of the task, otherwise of the inventory."""
         given = self.own["workspaces"]
         if given is None and self.task_vars.get(VARIABLE) is not None:
@@ -99,7 +99,7 @@ class ActionModule(ansible_action.FlowAction):
             spec,
             entry.state,
             check or unconfirmed,
-            Progress(lambda line: self._tell(f"{entry.title} {line}")),
+            Progress(lambda line: self._say(f"{entry.title} {line}")),
             prepare=Preparation(entry.values),
         )
         if unconfirmed and result.changed and not check:
@@ -119,7 +119,7 @@ class ActionModule(ansible_action.FlowAction):
             **({"error": error.to_dict()} if error else {}),
         }
 
-    def _tell(self, line: str) -> None:
+    def _say(self, line: str) -> None:
         with self._lock:
             self.say(line)
 

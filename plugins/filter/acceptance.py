@@ -41,7 +41,7 @@ def inventory_problems(
     example = COLLECTION / "inventories/example"
     # The checkout's default inventory is for developers; preparing a machine needs an inventory named by the user.
     default = [COLLECTION / "inventories/local"]
-    if [Path(source).resolve() for source in sources] == default and not _asked_for():
+    if [Path(source).resolve() for source in sources] == default and not _inventory_given():
         return [controller_inventory.missing(_short(example))]
     found = controller_inventory.groups(groups, _short(example))
     if found:
@@ -57,7 +57,7 @@ def inventory_problems(
     ]
 
 
-def _asked_for() -> bool:
+def _inventory_given() -> bool:
     return any(word.startswith(("-i", "--inv")) for word in sys.argv[1:])
 
 

@@ -14,14 +14,14 @@ from ansible_collections.spt.flow.plugins.module_utils._node.errors import FlowE
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.controller import maintenance
 
 
-def _moment(now: Any) -> datetime:
+def _parse_time(now: Any) -> datetime:
     return datetime.fromtimestamp(float(now), UTC) if now is not None else datetime.now(UTC)
 
 
 def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool:
     """Return whether a disruptive step may run: outside business hours, or on request."""
     try:
-        return boolean(override) or maintenance.is_open(str(hours), _moment(now))
+        return boolean(override) or maintenance.is_open(str(hours), _parse_time(now))
     except FlowError as error:
         raise AnsibleFilterError(str(error))
 
@@ -29,7 +29,7 @@ def maintenance_open(hours: str, override: Any = False, now: Any = None) -> bool
 def maintenance_pending(hours: str, step: str, now: Any = None) -> str:
     """Return the sentence about a step that waits for the end of the business hours."""
     try:
-        return maintenance.pending(step, str(hours), _moment(now))
+        return maintenance.pending(step, str(hours), _parse_time(now))
     except FlowError as error:
         raise AnsibleFilterError(str(error))
 

@@ -156,7 +156,7 @@ def main() -> None:
             more["coder_workspaces"] = reaper_orphans.workspaces(reaper_engine.read(connect()))
     except FlowError as error:
         module.fail_json(msg=f"Nothing was deleted: {error}", error=error.to_dict())
-    reaped = [entry.name for entry in report.doomed] if dry else report.reaped
+    reaped = [entry.name for entry in report.expired] if dry else report.reaped
     lines = reaper_engine.lines(report, dry)
     changed = bool(reaped or report.capped or report.stopped)
     result = {

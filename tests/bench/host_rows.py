@@ -65,7 +65,7 @@ def fill(home: Path, files: int = FILES, size: int = BYTES) -> None:
 
 
 def snapshots(place: Path, samples: Samples, rounds: int) -> str:
-    """First and unchanged snapshot and a restore by the node's program, beside ``tar --zstd`` and ``cp -a``.
+    """First and unchanged snapshot and a restore by the node's program, compared with ``tar --zstd`` and ``cp -a``.
 
     Returns what was measured, or why nothing was.
     """

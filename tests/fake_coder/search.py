@@ -98,13 +98,13 @@ _TESTS: dict[str, Test] = {
     "dormant": lambda s, w, v: v != "true" or w.dormant is not None,
     "healthy": lambda s, w, v: _agent(s, w) in (("connected",) if v == "true" else ("disconnected", "timeout")),
     "organization": lambda s, w, v: v in ("default", "coder", s.organization),
-    "last_used_before": lambda s, w, v: w.used < _moment(v),
-    "last_used_after": lambda s, w, v: w.used > _moment(v),
+    "last_used_before": lambda s, w, v: w.used < _parse_time(v),
+    "last_used_after": lambda s, w, v: w.used > _parse_time(v),
     "param": _parameter,
 }
 
 
-def _moment(text: str) -> float:
+def _parse_time(text: str) -> float:
     from datetime import datetime
 
     try:

@@ -94,10 +94,10 @@ def latencies(
     return found
 
 
-def table(quiet: dict[str, list[float]], beside: dict[str, dict[str, list[float]]]) -> str:
+def table(quiet: dict[str, list[float]], noisy: dict[str, dict[str, list[float]]]) -> str:
     """Render medians and worst answers as Markdown; the ratio is that of the medians."""
-    rows = ["| Beside | Entry | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
-    for noise_name, entries in beside.items():
+    rows = ["| Noise | Entry | Median | Worst | Quiet median | Ratio |", "| --- | --- | --- | --- | --- | --- |"]
+    for noise_name, entries in noisy.items():
         for entry, answers in entries.items():
             median, base = statistics.median(answers), statistics.median(quiet[entry])
             figures = [f"{value * 1000:.0f} ms" for value in (median, max(answers), base)]
@@ -146,6 +146,6 @@ def measure(harness: Harness, rounds: int, seconds: float = 5.0) -> Iterator[tup
         for name in NOISES:
             quiet = latencies(other, seconds / 2)
             with noise(loud, name, seconds + 1) as child:
-                beside = latencies(other, seconds, child)
+                noisy = latencies(other, seconds, child)
             for entry in ENTRIES:
-                yield name, entry, statistics.median(beside[entry]), statistics.median(quiet[entry])
+                yield name, entry, statistics.median(noisy[entry]), statistics.median(quiet[entry])

@@ -476,9 +476,9 @@ def test_bursts_are_recorded_and_losses_counted(workspace: Workspace, rate: int,
 
 def test_setuid_program_on_the_host_is_recorded(trail: Trail) -> None:
     began = since()
-    run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "nobody-there")
+    run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "su", "-c", "true", "missing-user")
     time.sleep(0.5)
-    assert "su -c true nobody-there" in commands(trail.rows(began))
+    assert "su -c true missing-user" in commands(trail.rows(began))
 
 
 def test_lost_record_or_missing_rule_fails_the_status(trail: Trail) -> None:

@@ -270,7 +270,7 @@ def test_enough_probes_are_counted() -> None:
 NOT_HERE = "not on this machine"
 
 
-def judged(target: str, control: int, attack: int) -> str:
+def compare(target: str, control: int, attack: int) -> str:
     """Return the verdict on a probe: it held, it proves nothing because ..., or it escaped."""
     if attack == 0:
         return "OUT"
@@ -282,11 +282,11 @@ def judged(target: str, control: int, attack: int) -> str:
 
 
 def test_probe_is_judged_by_what_it_proves() -> None:
-    assert judged("", 0, 0) == judged("/nowhere", 1, 0) == "OUT"
-    assert judged("/nowhere", 0, 1) == NOT_HERE
-    assert judged("/proc", 1, 1) == "no means"
-    assert judged("", 0, WRONG).startswith("no proof")
-    assert judged("/proc", 0, 1) == "held"
+    assert compare("", 0, 0) == compare("/nowhere", 1, 0) == "OUT"
+    assert compare("/nowhere", 0, 1) == NOT_HERE
+    assert compare("/proc", 1, 1) == "no means"
+    assert compare("", 0, WRONG).startswith("no proof")
+    assert compare("/proc", 0, 1) == "held"
 
 
 def test_no_probe_escapes(pair: Pair, places: dict[str, str]) -> None:
@@ -296,7 +296,7 @@ def test_no_probe_escapes(pair: Pair, places: dict[str, str]) -> None:
         user = "1000:1000" if probe.user else "0:0"
         control = engine.exec(inside, ["bash", "-c", filled(probe.control, places)], user=user)
         attack = engine.exec(inside, ["bash", "-c", filled(probe.attack, places)], user=user, timeout=30)
-        verdict = judged(filled(probe.target, places), control.status, attack.status)
+        verdict = compare(filled(probe.target, places), control.status, attack.status)
         said = (attack.stderr or attack.stdout or control.stderr).strip().splitlines()
         rows.append(
             (probe.name, "user" if probe.user else "root", verdict, said[-1][:90].replace("|", "/") if said else "")

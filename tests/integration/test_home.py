@@ -107,7 +107,7 @@ class Cycle:
         self.settings = {"pids": self.chance.randrange(500, 5000), "memory": self.chance.choice([1, 2]) << 30}
         self.harness.ensure(self.spec, "restarted")
 
-    def restart_in_vain(self, workspace: Workspace) -> None:
+    def fail_to_restart(self, workspace: Workspace) -> None:
         try:
             self.harness.ensure(self.harness.spec(self.source, wait_timeout=0, pids=64), "restarted")
         except FlowError:
@@ -161,7 +161,7 @@ def test_home_is_unchanged_after_every_cycle(harness: Harness) -> None:
         cycle.kill,
         cycle.restart,
         cycle.remove,
-        cycle.restart_in_vain,
+        cycle.fail_to_restart,
     ]
     if os.environ.get("SPT_FLOW_TEST_ENGINE_RESTART"):
         ways.append(cycle.engine)

@@ -205,11 +205,11 @@ def test_extension_of_the_image_runs(tmp_path, browser):
     layer = tmp_path / "layer.tar.gz"
     image_tools.write("golang.go", {"version": "1.0.0"}, [(tmp_path / "go.vsix", {"url": "", "take": take})], layer)
 
-    def bring(inside: Inside) -> None:
+    def install_extension(inside: Inside) -> None:
         argv = ["docker", "cp", "-", f"{inside.container}:/"]
         subprocess.run(argv, input=layer.read_bytes(), check=True, timeout=60)
 
-    with workspace(tmp_path, "extension", before_start=bring) as inside:
+    with workspace(tmp_path, "extension", before_start=install_extension) as inside:
         inside.wait("ide", "ok")
         log_in(browser, inside)
         wait_for(lambda: inside.exec("sh", "-c", "ls /home/coder/it-runs", check=False), 60, "it was not started")

@@ -167,7 +167,7 @@ def test_node_without_kvm_gets_the_workspace_and_a_note(
 
 
 @pytest.fixture
-def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
+def target(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerTarget]:
     """A target that sees only the harness's workspaces, with its own mark."""
     monkeypatch.setattr(docker_creation, "DRAINED", f"spt-flow-drained-{harness.owner}")
     list_all = DockerTarget.list
@@ -179,14 +179,14 @@ def alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerT
 
 
 def test_drained_engine_stops_all_keeps_homes_and_starts_nothing(
-    harness: Harness, alone: DockerTarget, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, target: DockerTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = harness.repository("one"), harness.repository("two")
     harness.inside(harness.up(harness.spec(one)), "echo precious > ~/note")
     harness.up(harness.spec(two))
     job = replace(harness.spec(name="job"), kind="ci", deadline=int(time.time()) + 600)
-    alone.start(alone.create(job, Progress()), job, Progress())
-    monkeypatch.setattr(ansible_open, "open_target", lambda values: alone)
+    target.start(target.create(job, Progress()), job, Progress())
+    monkeypatch.setattr(ansible_open, "open_target", lambda values: target)
     monkeypatch.setenv("SPT_FLOW_OWNER", "operator")
     monkeypatch.setenv("SPT_FLOW_PROFILE", "slim")
     result = drained(confirm=True)
@@ -196,20 +196,20 @@ def test_drained_engine_stops_all_keeps_homes_and_starts_nothing(
         ("one", "dev"),
         ("two", "dev"),
     ]
-    assert {workspace.state for workspace in alone.list()} == {"stopped"}
+    assert {workspace.state for workspace in target.list()} == {"stopped"}
     harness.is_exactly("one", "two")
     assert drained(confirm=True)["changed"] is False
     for act in (
         lambda: harness.ensure(harness.spec(one)),
         lambda: harness.ensure(harness.spec(one), "restarted"),
         lambda: harness.ensure(harness.spec(harness.repository("three"))),
-        lambda: alone.start(alone.list()[0], harness.spec(one), Progress()),
+        lambda: target.start(target.list()[0], harness.spec(one), Progress()),
     ):
         with pytest.raises(Unhealthy) as refused:
             act()
         assert "by operator" in refused.value.message and "spt.flow.undrain" in refused.value.hint
     harness.is_exactly("one", "two")
-    alone.undrain()
+    target.undrain()
     assert harness.inside(harness.up(harness.spec(one)), "cat ~/note") == "precious"
 
 

@@ -46,7 +46,7 @@ def test_expired_workspaces_are_deleted_and_a_users_workspace_stays(harness: Har
     harness.target.create(replace(harness.spec(repository, name="ci-two"), kind="ci", deadline=deadline), _progress())
     assert sweep(harness, tmp_path).reaped == []
     names = {f"spt-flow-{harness.owner}-ci-one", f"spt-flow-{harness.owner}-ci-two"}
-    assert {d.name for d in sweep(harness, tmp_path, HOUR, dry=True).doomed} == names
+    assert {d.name for d in sweep(harness, tmp_path, HOUR, dry=True).expired} == names
     argv = ["script", "-qfc", f"docker exec -it {harness.name(ci)} sleep 300", str(tmp_path / "screen")]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as person_there:
         time.sleep(2)

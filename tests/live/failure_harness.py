@@ -97,7 +97,7 @@ class Site:
         self.server.admin.http.request("PUT", path, body={"state": state})
 
     def end_hung_builds(self) -> None:
-        """Make builds that nobody works on old enough for the server, which waits five minutes otherwise."""
+        """Make builds without a worker old enough for the server, which waits five minutes otherwise."""
         age = "UPDATE provisioner_jobs SET updated_at = updated_at - interval '10 minutes' WHERE completed_at IS NULL"
         done = self.database.run("psql", "-d", "coder", "-c", age)
         assert done.returncode == 0, done.stderr

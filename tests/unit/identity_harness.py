@@ -116,10 +116,10 @@ class Inside:
         return self.query(kind="git", operation=operation, input=text)
 
     def read(self) -> bytes:
-        head = self._exactly(4)
-        return self._exactly(int.from_bytes(head, "big")) if head else b""
+        head = self._read_exactly(4)
+        return self._read_exactly(int.from_bytes(head, "big")) if head else b""
 
-    def _exactly(self, count: int) -> bytes:
+    def _read_exactly(self, count: int) -> bytes:
         found = b""
         while len(found) < count:
             block = self.socket.recv(count - len(found))

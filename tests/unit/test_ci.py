@@ -125,7 +125,7 @@ def test_slowly_printed_output_is_complete(monkeypatch: pytest.MonkeyPatch) -> N
 
     job = "for i in $(seq 60); do head -c 8000 /dev/zero | tr '\\0' x; echo; done; exit 3"
     argv = ["sh", "-c", ci_job.remote_command("/")]
-    ended = ci_job.attend(argv, ci_job.payload(job, {}), ci_job.Mask([]), slowly, lambda: False)
+    ended = ci_job.run(argv, ci_job.payload(job, {}), ci_job.Mask([]), slowly, lambda: False)
     assert ended.status == 3 and len(told) == 60
 
 
@@ -133,7 +133,7 @@ def test_output_after_the_job_does_not_delay_the_run() -> None:
     begun = time.monotonic()
     argv = ["sh", "-c", ci_job.remote_command("/")]
     job = ci_job.payload("timeout 60 yes & sleep 0.2", {})
-    assert ci_job.attend(argv, job, ci_job.Mask([]), lambda text: None, lambda: False).status == 0
+    assert ci_job.run(argv, job, ci_job.Mask([]), lambda text: None, lambda: False).status == 0
     assert time.monotonic() - begun < 50
 
 

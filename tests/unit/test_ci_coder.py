@@ -47,7 +47,7 @@ def run(
     return ci_run.run(target, SPEC, ci_request.Job(command, folder=folder / "runs", **job), enter=enter)
 
 
-def gone(fake: Fake) -> bool:
+def absent(fake: Fake) -> bool:
     return all(workspace.deleted(fake.state.now) for workspace in fake.state.workspaces.values())
 
 
@@ -55,7 +55,7 @@ def test_run_passes_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
     outcome = run(fake, tmp_path, "pwd; exit 3", commit=COMMIT)
     assert (outcome.kind, outcome.status, outcome.ran, outcome.left) == ("job", 3, True, "")
     assert [b.transition for w in fake.state.workspaces.values() for b in w.builds] == ["start", "delete"]
-    assert gone(fake)
+    assert absent(fake)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_failures_of_server_and_node_are_environment_failures(
     fake.state.next("start", **behaviour)
     outcome = run(fake, tmp_path)
     assert (outcome.kind, outcome.reason, outcome.status, outcome.ran) == ("environment", reason, ci_run.NOT_RUN, False)
-    assert gone(fake) and not outcome.left
+    assert absent(fake) and not outcome.left
 
 
 def test_lost_server_leaves_deletion_to_the_deadline(

@@ -245,7 +245,7 @@ def said_by(script: str, *secrets: str) -> tuple[int | None, list[str]]:
     told: list[str] = []
     argv = ["sh", "-c", job.remote_command("/")]
     stdin = job.payload(script, {})
-    status = job.attend(argv, stdin, job.Mask(secrets), told.append, lambda: False).status
+    status = job.run(argv, stdin, job.Mask(secrets), told.append, lambda: False).status
     return status, [line for text in told for line in text.split("\n")]
 
 
@@ -267,4 +267,4 @@ def test_invalid_exit_status_is_not_accepted(status: str) -> None:
 
 def test_progress_messages_are_cleaned() -> None:
     argv = ["sh", "-c", r"printf '\033]0;x\007no\033[2J route\n' >&2; exit 255"]
-    assert job.attend(argv, b"", job.Mask([]), str, lambda: False).words == ["no route"]
+    assert job.run(argv, b"", job.Mask([]), str, lambda: False).words == ["no route"]

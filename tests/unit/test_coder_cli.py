@@ -115,4 +115,4 @@ def test_invalid_program_is_not_kept(fake: Fake, http: CoderHttp) -> None:
     ],
 )
 def test_major_and_minor_version_must_match(version: str, server: str, fits: bool) -> None:
-    assert coder_cli.goes_with(version, server) is fits
+    assert coder_cli.is_compatible(version, server) is fits

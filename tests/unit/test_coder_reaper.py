@@ -78,9 +78,9 @@ def test_only_expired_workspaces_are_deleted(fake: Fake, tmp_path: Path) -> None
     for name, ttl in (("short", 60), ("long", 3600), ("click", None)):
         make(fake, name, ttl)
     make(fake, "ci-of-a-person", template="spt-flow")
-    assert sweep(fake, tmp_path).doomed == []
+    assert sweep(fake, tmp_path).expired == []
     fake.state.clock.advance(60)
-    assert [entry.name for entry in sweep(fake, tmp_path, dry=True).doomed] == ["ada/short"]
+    assert [entry.name for entry in sweep(fake, tmp_path, dry=True).expired] == ["ada/short"]
     assert alive(fake) == {"short", "long", "click", "ci-of-a-person"}
     assert sweep(fake, tmp_path).reaped == ["ada/short"]
     assert alive(fake) == {"long", "click", "ci-of-a-person"}
@@ -99,7 +99,7 @@ def test_stopped_workspaces_and_failed_starts_are_deleted_before_their_deadline(
     coder_harness.client(still).create_build(found, "stop")
     still.state.next("start", error="no space left on device")
     make(still, "failed", 86000)
-    assert sweep(still, tmp_path).doomed == [], "their clients may be cleaning up"
+    assert sweep(still, tmp_path).expired == [], "their clients may be cleaning up"
     still.state.clock.advance(reaper_coder.GRACE)
     assert sorted(sweep(still, tmp_path).reaped) == ["ada/failed", "ada/stopped"]
     assert alive(still) == set()
@@ -108,7 +108,7 @@ def test_stopped_workspaces_and_failed_starts_are_deleted_before_their_deadline(
 def test_running_build_is_cancelled_at_the_deadline(still: Fake, tmp_path: Path) -> None:
     still.state.next("start", start=3600)
     make(still, "building", 200, settle=190)
-    assert sweep(still, tmp_path).doomed == [], "its deadline is read before it is shown"
+    assert sweep(still, tmp_path).expired == [], "its deadline is read before it is shown"
     still.state.clock.advance(20)
     assert sweep(still, tmp_path).reaped == ["ada/building"]
     assert alive(still) == set()

@@ -242,9 +242,9 @@ def test_container_gets_settings_by_name_and_notifies_systemd(tmp_path: Path) ->
         f'#!/bin/sh\necho "$*" >> {log}\n[ "$1" = rm ] || {{ trap "exit 7" INT; while :; do sleep 0.1; done; }}\n'
     )
     docker.chmod(0o755)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door, health_server() as port:
-        door.bind(str(place))
-        door.settimeout(20)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, health_server() as port:
+        channel.bind(str(place))
+        channel.settimeout(20)
         env = {
             "PATH": f"{binary}:{os.environ['PATH']}",
             "NOTIFY_SOCKET": str(place),
@@ -255,7 +255,7 @@ def test_container_gets_settings_by_name_and_notifies_systemd(tmp_path: Path) ->
         # Background jobs of a shell, such as a whole test run, ignore SIGINT, and children inherit that.
         command = ["env", "--default-signal=INT", sys.executable, f"{PROGRAM}-container", "sha256:1", "server", "--x"]
         child = subprocess.Popen(command, env=env)
-        assert door.recv(100) == b"READY=1"
+        assert channel.recv(100) == b"READY=1"
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 7
     first, second = log.read_text().splitlines()

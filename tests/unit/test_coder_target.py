@@ -593,7 +593,7 @@ def test_status_lists_state_of_clones(fake: Fake, target: CoderTarget, monkeypat
     assert listed().state == "running"
 
 
-def test_somebody_elses_build_is_waited_for_with_progress_and_named_when_it_hangs(
+def test_wait_for_another_clients_build_shows_progress_and_names_it_when_it_hangs(
     fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coder_jobs, "QUIET", 0.2)

@@ -322,7 +322,7 @@ def test_container_put_back_finds_a_home_that_was_moved(runtime, started):
     """Only the current runtime mounts such a home; under another runtime it would look empty."""
     target = docker_target.DockerTarget()
     target._engine = engine = PutBack(runtime)
-    target._put_back("old", "spt-flow-ada-demo", "")
+    target._restore_previous("old", "spt-flow-ada-demo", "")
     assert engine.did[-1][:2] == ("POST", f"/containers/{started}/start")
     if started == "fresh":
         assert ("POST", "/containers/create", {"Runtime": "spt-flow"}) in engine.did

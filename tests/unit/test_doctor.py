@@ -258,12 +258,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def judged(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def results(values: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {check.name: (check.state, f"{check.message} {check.hint}") for check in docker_doctor.examine(values)}
 
 
 def test_healthy_engine_lacks_nothing(engine: Any, tmp_path: Path) -> None:
-    found = judged(engine(facts=replace(FACTS, root=str(tmp_path))))
+    found = results(engine(facts=replace(FACTS, root=str(tmp_path))))
     assert {name for name, (state, _said) in found.items() if state != "ok"} <= {"protection", "disk"}
 
 
@@ -287,7 +287,7 @@ def test_engine_that_is_too_old_or_too_new_is_named(engine: Any) -> None:
     (only,) = docker_doctor.examine(values)
     assert (only.name, only.state) == ("docker", "missing") and "too old" in only.message
     values = engine(**{"/version": {"Version": "40.0.0", "MinAPIVersion": "1.60"}})
-    state, said = judged(values)["docker"]
+    state, said = results(values)["docker"]
     assert state == "note" and "1.60" in said
 
 
@@ -295,31 +295,31 @@ def test_full_disk_is_named(engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     values = engine(facts=replace(FACTS, root=str(tmp_path)))
     usage = types.SimpleNamespace(total=100 << 30, free=512 << 20)
     monkeypatch.setattr(docker_doctor.shutil, "disk_usage", lambda path: usage)
-    assert judged(values)["disk"][0] == "missing"
+    assert results(values)["disk"][0] == "missing"
     usage.free = 5 << 30
-    assert judged(values)["disk"][0] == "note"
+    assert results(values)["disk"][0] == "note"
     values = engine(facts=replace(FACTS, root=str(tmp_path)), **{"/images/IMAGE/json": None})
-    assert judged(values)["disk"][0] == "missing"
+    assert results(values)["disk"][0] == "missing"
 
 
 def test_drained_engine_and_unmet_demands_are_named(engine: Any) -> None:
     drained = {"/volumes/spt-flow-drained": {"Labels": {"spt.flow.created": "noon", "spt.flow.by": "bob"}}}
-    state, said = judged(engine(**drained))["engine"]
+    state, said = results(engine(**drained))["engine"]
     assert state == "missing" and "by bob" in said and "spt.flow.undrain" in said
     values = {**engine(facts=replace(FACTS, remapped=False)), "docker": "required"}
-    assert judged(values)["settings"][0] == "missing"
+    assert results(values)["settings"][0] == "missing"
 
 
 def test_missing_docker_program_is_named(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = engine()
     monkeypatch.setattr(docker_doctor.shutil, "which", lambda name: None)
-    assert judged(values)["docker CLI"][0] == "missing"
+    assert results(values)["docker CLI"][0] == "missing"
 
 
 def test_wrong_clocks_are_named(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "clock" not in judged(engine(ahead=20))
-    assert judged(engine(ahead=300))["clock"][0] == "note"
-    state, said = judged(engine(ahead=-7200))["clock"]
+    assert "clock" not in results(engine(ahead=20))
+    assert results(engine(ahead=300))["clock"][0] == "note"
+    state, said = results(engine(ahead=-7200))["clock"]
     assert state == "missing" and "ahead of the engine's" in said
     assert doctor.clock() == []
     monkeypatch.setattr(doctor.time, "time", lambda: 0.0)

@@ -141,7 +141,7 @@ def test_up_shows_the_link_and_waits_until_the_user_has_logged_in(
     assert any("clones with your login on the server" in note for note in result.notes)
 
 
-def test_up_goes_on_when_nobody_logs_in(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_continues_without_a_login(fake: Fake, target: CoderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.state.external_auth = [provider(fake)]
     monkeypatch.setattr(login, "PATIENCE", 0.3)
     said: list[str] = []
@@ -159,7 +159,7 @@ def test_up_does_not_ask_without_need(fake: Fake, target: CoderTarget, state: st
     assert any("your login on the server" in note for note in notes) == (state == "needs-auth")
 
 
-def test_check_mode_and_ci_wait_for_nobody(fake: Fake, target: CoderTarget) -> None:
+def test_check_mode_and_ci_do_not_wait_for_a_login(fake: Fake, target: CoderTarget) -> None:
     fake.state.external_auth = [provider(fake)]
     said: list[str] = []
     up(target, said, check=True)

@@ -205,6 +205,6 @@ def test_node_and_refused_user_read_the_same_message(tmp_path: Path, monkeypatch
     program(tmp_path, monkeypatch, "exit 1")
     record = tmp_path / "image.json"
     record.write_text(json.dumps({"tag": TAG, "hash": "hash", "node": "node1", "textfile": ""}))
-    words = f"{image_identity.lacks('node1', TAG)} {image_identity.bring('node1')}\n"
+    words = f"{image_identity.missing('node1', TAG)} {image_identity.install_hint('node1')}\n"
     assert checked(record, monkeypatch).stderr == words
     assert words.endswith("ansible-playbook site.yml --limit node1 --tags host_images\n")

@@ -30,7 +30,7 @@ def coder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user without a server."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("CODER_URL", "CODER_SESSION_TOKEN", "CODER_CONFIG_DIR", "XDG_CONFIG_HOME"):
@@ -49,7 +49,7 @@ def test_auto_takes_the_server_that_the_user_is_logged_in_to(coder):
     assert kinds.chosen({**VALUES, "node": "node1"}).name == "docker"
 
 
-def test_auto_without_a_server_is_this_machine(alone):
+def test_auto_without_a_server_is_this_machine(without_server):
     assert kinds.chosen(VALUES).name == "docker"
     assert kinds.chosen(VALUES, server="https://coder.example.com").name == "coder"
     assert kinds.chosen({**VALUES, "target": "coder"}).name == "coder"
@@ -79,7 +79,7 @@ def test_each_target_does_only_what_it_can(coder):
     assert [isinstance(coder, one) for one in protocols] == [False, False, True]
 
 
-def test_new_target_needs_one_line_in_the_registry(monkeypatch, alone, tmp_path):
+def test_new_target_needs_one_line_in_the_registry(monkeypatch, without_server, tmp_path):
     class Moon:
         name, has_server, default_owner, clones_directories = "moon", True, "neil", False
 

@@ -81,7 +81,7 @@ def test_container_and_docker_data_of_a_deleted_workspace_go_and_its_home_is_lis
 def test_check_mode_lists_the_same_and_deletes_nothing() -> None:
     engine = Engine()
     report = orphans.sweep([GONE], dry=True, engine=engine)  # type: ignore[arg-type]
-    assert engine.deleted == [] and len(report.doomed) == 2 and len(report.homes) == 1
+    assert engine.deleted == [] and len(report.expired) == 2 and len(report.homes) == 1
     assert "would delete container" in lines(report, dry=True)[0]
 
 

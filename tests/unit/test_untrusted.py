@@ -362,11 +362,11 @@ def test_any_reported_ports_are_safe(value: Any) -> None:
     ],
 )
 def test_ports_of_a_local_repository_are_known(tmp_path: Path, text: str, asked: set[int] | None) -> None:
-    assert forwarding.asked_in(tmp_path) is None
+    assert forwarding.requested_ports(tmp_path) is None
     (tmp_path / ".git").mkdir()
-    assert forwarding.asked_in(tmp_path) == set()
+    assert forwarding.requested_ports(tmp_path) == set()
     (tmp_path / ".devcontainer.json").write_text(text)
-    assert forwarding.asked_in(tmp_path) == asked
+    assert forwarding.requested_ports(tmp_path) == asked
 
 
 # Sources of reports

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: spt.flow contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What coder_server leaves, and what an operator does with it: proxy, dumps, upgrade, the way back, a container.
+"""The result of coder_server and the operator's tasks: proxy, dumps, upgrade, rollback, server in a container.
 
-In the order of the file: each test leaves the server as it found it.
+Tests run in the order of the file; each test leaves the server as it found it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def play(playbook: str, *more: str) -> tuple[int, str]:
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-def bring(*values: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
+def run_role(*values: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
     return play("playbooks/coder_server.yml", *(word for value in values for word in ("-e", value)), *more)
 
 
@@ -126,18 +126,18 @@ UPGRADE = (
 
 
 def test_caddy_serves_tls_and_passes_websockets(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
-    """By the authority that Caddy made, and nobody else's; the relay's first word comes through."""
+    """Only Caddy's own authority is trusted; the relay's first message arrives."""
     root = host.file("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt").content_string
     context = ssl.create_default_context(cadata=root)
     key = base64.b64encode(b"0123456789abcdef").decode()
     with (
         socket.create_connection((found["address"], 443), 20) as line,
-        context.wrap_socket(line, server_hostname=found["address"]) as door,
+        context.wrap_socket(line, server_hostname=found["address"]) as connection,
     ):
-        door.sendall("\r\n".join(UPGRADE).format(host=found["address"], key=key).encode())
+        connection.sendall("\r\n".join(UPGRADE).format(host=found["address"], key=key).encode())
         said = b""
         while not said.partition(b"\r\n\r\n")[2]:
-            more = door.recv(1000)
+            more = connection.recv(1000)
             assert more, said
             said += more
     accepted = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()  # noqa: S324
@@ -221,19 +221,19 @@ def test_restore_is_complete_and_a_failed_one_changes_nothing(host) -> None:  # 
     ids=["no access URL", "too old", "an image without digest", "a proxy without TLS"],
 )
 def test_invalid_values_are_refused_before_any_change(values: tuple[str, ...], sentence: str) -> None:
-    status, said = bring(*values)
+    status, said = run_role(*values)
     assert status == 2 and sentence in said and "changed=0" in said
 
 
 def test_release_with_a_wrong_checksum_is_not_installed(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     version, source, _sum = newer(found)
-    status, said = bring(version, source, f"coder_server_sha256={'0' * 64}")
+    status, said = run_role(version, source, f"coder_server_sha256={'0' * 64}")
     assert status == 2 and f"expected was {'0' * 64}. Download it again." in said
     assert NEWER not in host.check_output("ls /usr/local/lib/spt-flow/coder")
     assert program(host, "state")["version"] == found["version"]
 
 
-# Upgrade and the way back
+# Upgrade and rollback
 
 
 def test_upgrade_waits_for_the_window_dumps_first_and_can_be_rolled_back(  # type: ignore[no-untyped-def]
@@ -241,12 +241,12 @@ def test_upgrade_waits_for_the_window_dumps_first_and_can_be_rolled_back(  # typ
 ) -> None:
     sql(host, "create table flow_test (word text); insert into flow_test values ('before')")
     values = newer(found)
-    status, said = bring(*values, more=("--check",))
+    status, said = run_role(*values, more=("--check",))
     assert status == 0 and f"would go from {found['version']} to {NEWER}" in said
-    status, said = bring(*values, ALWAYS)
+    status, said = run_role(*values, ALWAYS)
     assert status == 0 and "update Coder on" in said and NEWER in said
     assert program(host, "state")["version"] == found["version"]
-    status, said = bring(*values, ALWAYS, "flow_maintenance_now=true")
+    status, said = run_role(*values, ALWAYS, "flow_maintenance_now=true")
     assert status == 0, said
     assert program(host, "state")["version"] == NEWER and host.service("coder").is_running
     sql(host, "update flow_test set word = 'since'")
@@ -263,12 +263,12 @@ def test_upgrade_waits_for_the_window_dumps_first_and_can_be_rolled_back(  # typ
     assert status == 2 and "there was no upgrade on this machine" in said
     sql(host, "drop table flow_test")
     host.check_output(f"rm -r /usr/local/lib/spt-flow/coder/{NEWER} {DUMPS}/coder-before-*")
-    assert bring()[0] == 0
+    assert run_role()[0] == 0
 
 
 def test_interrupted_rollback_is_resumed(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     """Killed at moments of its own choice; what it had dumped is not overwritten by what it has restored."""
-    status, said = bring(*newer(found))
+    status, said = run_role(*newer(found))
     assert status == 0, said
     sql(host, "create table flow_test (word text); insert into flow_test values ('since')")
     for seconds in (0.5, 1, 2, 4):
@@ -314,7 +314,7 @@ def archive(host, found: dict[str, str]) -> list[str]:  # type: ignore[no-untype
 
 def test_container_runs_restarts_and_can_be_rolled_back(host, found: dict[str, str], archive: list[str]) -> None:  # type: ignore[no-untyped-def]
     sql(host, "create table flow_test (word text); insert into flow_test values ('before')")
-    status, said = bring(*archive)
+    status, said = run_role(*archive)
     assert status == 0, said
     assert program(host, "state")["version"] == f"{found['version']}-container"
     assert program(host, "health")["version"].startswith(f"v{found['version']}")
@@ -322,7 +322,7 @@ def test_container_runs_restarts_and_can_be_rolled_back(host, found: dict[str, s
     look = host.check_output("docker inspect --format %s spt-flow-coder", about)
     user = host.check_output("id --user coder")
     assert look.startswith(f"{user}:") and look.endswith("host false")
-    status, said = bring(*archive)
+    status, said = run_role(*archive)
     assert status == 0 and "changed=0" in said, said
     process = host.check_output("systemctl show --value --property=MainPID coder")
     host.check_output(f"kill -9 {process}")
@@ -337,10 +337,10 @@ def test_container_runs_restarts_and_can_be_rolled_back(host, found: dict[str, s
 
 def test_caddy_is_stopped_when_disabled(host, found: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     url = f"coder_server_access_url=http://{found['address']}:3000"
-    status, said = bring(url, "coder_server_caddy=disabled", "coder_server_address=0.0.0.0:3000")
+    status, said = run_role(url, "coder_server_caddy=disabled", "coder_server_address=0.0.0.0:3000")
     assert status == 0, said
     assert not host.service("caddy").is_running and not host.service("caddy").is_enabled
     assert program(host, "health")["version"]
-    status, said = bring()
+    status, said = run_role()
     assert status == 0, said
     assert host.service("caddy").is_running

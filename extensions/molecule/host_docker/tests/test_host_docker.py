@@ -112,7 +112,7 @@ BUSY = {"flow_business_hours": "00:00-24:00"}
 
 
 def role(host, *words: str, status: int = 0, **variables: object) -> str:  # type: ignore[no-untyped-def]
-    """Run the role again on the machine; what it said. Values beside those of converge.yml."""
+    """Run the role again with ``variables`` added to those of converge.yml. Return its output."""
     host.run("systemctl reset-failed docker")  # else systemd finds so many starts too many
     argv = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], str(HERE.parent / "converge.yml")]
     env = {
@@ -174,7 +174,7 @@ def test_foreign_settings_stay(host) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_engine_with_content_is_not_remapped_unasked(host, image: None) -> None:  # type: ignore[no-untyped-def]
-    """An engine as somebody else set it up: no remapping, one image, one running container."""
+    """An engine that another tool set up: no remapping, one image, one running container."""
     host.check_output("systemctl stop docker docker.socket && rm /etc/docker/daemon.json")
     host.check_output("systemctl reset-failed docker; systemctl start docker")
     host.check_output(SYSTEM.format("theirs"))

@@ -58,7 +58,7 @@ def test_image_with_the_same_name_and_other_content_does_not_count(host, image: 
 
 
 def test_timer_detects_a_missing_image_within_five_minutes(host, image: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
-    """Nobody starts the unit here: the metric turns to 0, and once the image is back to 1, by the timer alone."""
+    """Only the timer starts the unit: the metric turns to 0, and to 1 again when the image is back."""
     assert f'{{image="{image["tag"]}"}} 1' in host.file(METRIC).content_string
     archive = "/var/tmp/kept.tar"  # noqa: S108
     host.check_output("docker save --output %s %s && docker rmi %s", archive, image["tag"], image["tag"])

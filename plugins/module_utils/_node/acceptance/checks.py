@@ -18,7 +18,7 @@ from ..machine import audit as machine_audit
 from ..machine import facts as machine_facts
 from ..snapshots import config as snapshots_config
 from ..snapshots import status as snapshots_status
-from .report import Row, judge
+from .report import Row, rate
 
 LIBRARY = "/usr/local/lib/spt-flow"
 GIB = 1 << 30
@@ -36,7 +36,7 @@ def collect(kvm_required: bool = False, firewall: bool = True, min_free_gib: int
     """Return all requirements, in the order in which the roles fulfil them."""
     systemd = Path("/run/systemd/system").is_dir()
     return [
-        judge("systemd", "yes" if systemd else "process 1 is not systemd", "yes", systemd, possible=False),
+        rate("systemd", "yes" if systemd else "process 1 is not systemd", "yes", systemd, possible=False),
         *kvm(kvm_required),
         *engine(min_free_gib),
         *images(systemd),
@@ -50,10 +50,10 @@ def kvm(required: bool) -> list[Row]:
     """Check that KVM runs guest code. A host without KVM passes unless KVM is required."""
     verdict = kvm_probe.verdict()
     limit = "works" if required else "works, or emulation"
-    rows = [judge("virtual machines (KVM)", f"{verdict.state}: {verdict.message}", limit, verdict.works, required)]
+    rows = [rate("virtual machines (KVM)", f"{verdict.state}: {verdict.message}", limit, verdict.works, required)]
     if Path(verdict.device).exists():
         mode = os.stat(verdict.device).st_mode & 0o777
-        rows.append(judge("device for workspaces", f"{verdict.device} {mode:04o}", "0666", mode & 0o006 == 0o006))
+        rows.append(rate("device for workspaces", f"{verdict.device} {mode:04o}", "0666", mode & 0o006 == 0o006))
     return rows
 
 
@@ -62,34 +62,34 @@ def engine(min_free_gib: int) -> list[Row]:
     try:
         info: dict[str, Any] = Engine("unix:///var/run/docker.sock").get_json("/info")
     except FlowError as error:
-        return [judge("Docker engine", error.message, "answers", False)]
+        return [rate("Docker engine", error.message, "answers", False)]
     options = [option.partition(",")[0] for option in info.get("SecurityOptions") or []]
     root = info.get("DockerRootDir", "/var/lib/docker")
     free = shutil.disk_usage(root).free // GIB if Path(root).exists() else 0
     return [
-        judge("Docker engine", info.get("ServerVersion", "?"), "answers", True),
-        judge("user-namespace remapping", ", ".join(options), "name=userns", "name=userns" in options),
-        judge("seccomp", ", ".join(options), "name=seccomp", "name=seccomp" in options),
-        judge(
+        rate("Docker engine", info.get("ServerVersion", "?"), "answers", True),
+        rate("user-namespace remapping", ", ".join(options), "name=userns", "name=userns" in options),
+        rate("seccomp", ", ".join(options), "name=seccomp", "name=seccomp" in options),
+        rate(
             "AppArmor",
             "name=apparmor" if "name=apparmor" in options else "not in this kernel",
             "name=apparmor",
             "name=apparmor" in options,
             Path("/sys/kernel/security/apparmor").is_dir(),
         ),
-        judge(
+        rate(
             "runtime spt-flow",
             ", ".join(sorted(info.get("Runtimes", {}))),
             "spt-flow",
             "spt-flow" in info.get("Runtimes", {}),
         ),
-        judge(
+        rate(
             "engine restarts keep workspaces",
             f"live-restore {info.get('LiveRestoreEnabled')}",
             "live-restore True",
             bool(info.get("LiveRestoreEnabled")),
         ),
-        judge(
+        rate(
             "free space for workspaces",
             f"{free} GiB free at {root}",
             f"at least {min_free_gib} GiB",
@@ -102,7 +102,7 @@ def images(systemd: bool) -> list[Row]:
     """Check that the image recorded by the role host_images exists, and that its timer runs."""
     code, said = _run(f"{LIBRARY}/spt-flow-images")
     return [
-        judge("workspace image", said.partition(" Bring it")[0], "present", code == 0),
+        rate("workspace image", said.partition(" Install it:")[0], "present", code == 0),
         _timer(TIMERS[5], systemd),
     ]
 
@@ -110,7 +110,7 @@ def images(systemd: bool) -> list[Row]:
 def firewall_rules() -> Row:
     """Check that the firewall blocks workspaces from the host's services and from cloud metadata."""
     code, said = _run(f"{LIBRARY}/spt-flow-firewall", "check")
-    return judge("firewall", "in place" if code == 0 else said or "rules are missing", "in place", code == 0)
+    return rate("firewall", "in place" if code == 0 else said or "rules are missing", "in place", code == 0)
 
 
 def audit(systemd: bool, container: bool) -> list[Row]:
@@ -127,8 +127,8 @@ def audit(systemd: bool, container: bool) -> list[Row]:
     on = bool(status.get("enabled"))
     lost = status.get("lost", 0) if on else "nothing is recorded"
     return [
-        judge("audit trail", " ".join(found) or "whole", "whole", not found, possible),
-        judge("audit records lost", lost, "0", lost == 0, possible or on),
+        rate("audit trail", " ".join(found) or "whole", "whole", not found, possible),
+        rate("audit records lost", lost, "0", lost == 0, possible or on),
         *[_timer(name, systemd) for name in TIMERS[:2]],
     ]
 
@@ -143,14 +143,14 @@ def snapshots(systemd: bool) -> list[Row]:
         problems, volumes, possible = [getattr(error, "message", str(error))], 0, True
     said = " ".join(problems) or f"{volumes} volumes are safe"
     return [
-        judge("snapshots of home volumes", said, "every volume, in time", not problems, possible),
+        rate("snapshots of home volumes", said, "every volume, in time", not problems, possible),
         *[_timer(name, systemd) for name in TIMERS[2:5]],
     ]
 
 
 def _timer(name: str, systemd: bool) -> Row:
     state = _run("systemctl", "is-active", "--", f"{name}.timer")[1] if systemd else "no systemd"
-    return judge(f"timer {name}", state or "unknown", "active", state == "active", systemd)
+    return rate(f"timer {name}", state or "unknown", "active", state == "active", systemd)
 
 
 def _run(*argv: str) -> tuple[int, str]:

@@ -33,7 +33,7 @@ Report = dict[str, list[Row]]
 """Rows by host."""
 
 
-def judge(requirement: str, value: Any, limit: str, good: bool, possible: bool = True) -> Row:
+def rate(requirement: str, value: Any, limit: str, good: bool, possible: bool = True) -> Row:
     """Return a row: met if ``good``, otherwise failed, or impossible if the host cannot meet the requirement."""
     return Row(requirement, str(value), limit, MET if good else FAILED if possible else IMPOSSIBLE)
 
@@ -47,7 +47,7 @@ def _rows(result: dict[str, Any]) -> list[Row]:
     if result.get("rows"):
         return [Row(**row) for row in result["rows"]]
     reason = str(result.get("msg") or "not reached, or skipped after an earlier failure").strip()
-    return [judge("host answers", reason.splitlines()[0], "yes", False)]
+    return [rate("host answers", reason.splitlines()[0], "yes", False)]
 
 
 def failures(report: Report) -> list[str]:

@@ -272,7 +272,7 @@ def _mount(image: Path, data: Path, size: int) -> None:
             kernel.mount(device, data, "ext4", OPTIONS)
             if _blocks(image) < image.stat().st_size // kernel.BLOCK:
                 _grow(device)
-        _take_in(below, data)
+        _import_files(below, data)
     finally:
         os.close(below)
 
@@ -291,7 +291,7 @@ def _blocks(image: Path) -> int:
         return int.from_bytes(file.read(4), "little")
 
 
-def _take_in(below: int, data: Path) -> None:
+def _import_files(below: int, data: Path) -> None:
     """Move files that the engine wrote to a stopped home (a repository, docker cp) into the image.
 
     Files that do not fit stay below and are retried at the next start.

@@ -126,12 +126,12 @@ def _forget() -> None:
     with suppress(OSError):
         for path in Path(RECORDS).glob("[!.]*"):
             record = _read(path)
-            if record and not os.path.exists(record["state"]) and not _being_made(record):
+            if record and not os.path.exists(record["state"]) and not _in_creation(record):
                 with suppress(FlowError, OSError):
                     detach(path.name)
 
 
-def _being_made(record: dict[str, Any]) -> bool:
+def _in_creation(record: dict[str, Any]) -> bool:
     return os.path.exists(f"/proc/{record['process']}")
 
 

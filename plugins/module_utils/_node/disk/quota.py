@@ -60,7 +60,7 @@ def apply(folders: Sequence[Path], size: int) -> None:
     project = _project(first)
     if project < FIRST and size == 0:
         return
-    with _alone():
+    with _locked():
         if project < FIRST:
             project = _unused(first)
             for folder in reversed(folders):
@@ -81,7 +81,7 @@ def join(folder: Path, files: Sequence[str]) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _locked() -> Iterator[None]:
     os.makedirs(os.path.dirname(LOCK), mode=0o755, exist_ok=True)
     with open(LOCK, "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -37,7 +37,7 @@ AT_THE_DOOR = 8
 _FRAME = struct.Struct(">BxxxL")
 
 
-class Ran(NamedTuple):
+class ContainerResult(NamedTuple):
     """A finished command of the container with the id ``container``."""
 
     status: int
@@ -272,17 +272,17 @@ class Engine:
                         return
                     yield 1, block
                     continue
-                head = _exactly(answer, _FRAME.size)
+                head = _read_exactly(answer, _FRAME.size)
                 if head is None:
                     return
                 stream, size = _FRAME.unpack(head)
-                yield stream, _exactly(answer, size) or b""
+                yield stream, _read_exactly(answer, size) or b""
         except (http.client.HTTPException, OSError) as error:
             raise self._broken("GET", "stream", error) from None
 
     def run(
         self, container: str, argv: Sequence[str], stdin: bytes = b"", timeout: float = 60.0, user: str = ""
-    ) -> Ran:
+    ) -> ContainerResult:
         """Run ``argv`` in ``container``, an id or a name, for at most ``timeout`` seconds."""
         options = {
             "Cmd": list(argv),
@@ -308,9 +308,9 @@ class Engine:
                 source: Any = answer.fp
             else:
                 source = answer
-            while head := _exactly(source, _FRAME.size):
+            while head := _read_exactly(source, _FRAME.size):
                 which, size = _FRAME.unpack(head)
-                output.setdefault(which, bytearray()).extend(_exactly(source, size) or b"")
+                output.setdefault(which, bytearray()).extend(_read_exactly(source, size) or b"")
                 if time.monotonic() > end:
                     raise TimeoutError
                 if sum(map(len, output.values())) > MOST_OUTPUT:
@@ -323,10 +323,10 @@ class Engine:
         if ended["ExitCode"] is None:
             # The connection was cut while the command was running, so its status is unknown.
             raise self._broken("POST", f"{path}/start", "its answer ended before the command")
-        return Ran(int(ended["ExitCode"]), bytes(output[1]), bytes(output[2]), ended["ContainerID"])
+        return ContainerResult(int(ended["ExitCode"]), bytes(output[1]), bytes(output[2]), ended["ContainerID"])
 
 
-def _exactly(source: Any, size: int) -> bytes | None:
+def _read_exactly(source: Any, size: int) -> bytes | None:
     """Return ``size`` bytes, or ``None`` if the stream ends earlier."""
     parts = b""
     while len(parts) < size:

@@ -57,7 +57,7 @@ def reconcile(wanted: Wanted, check: bool = False, engine: Engine | None = None)
     outcome = Outcome(present(engine, wanted.tag, wanted.hash))
     if not outcome.present and (wanted.archive or wanted.reference):
         if not check:
-            _bring(engine, wanted)
+            _install(engine, wanted)
         outcome.present = outcome.brought = True
     if outcome.present and wanted.keep >= 0:
         outcome.removed = _prune(engine, wanted, check)
@@ -74,7 +74,7 @@ def present(engine: Engine, tag: str, content: str) -> bool:
     return not content or labels.get(IMAGE) == content
 
 
-def _bring(engine: Engine, wanted: Wanted) -> None:
+def _install(engine: Engine, wanted: Wanted) -> None:
     if wanted.archive:
         docker("load", "--quiet", "--input", wanted.archive)
     else:

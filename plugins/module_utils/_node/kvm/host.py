@@ -54,16 +54,16 @@ def read(root: str = "/", nested: bool = True, architecture: str = "", release: 
     release = release or os.uname().release
     if module in _builtin(root, release):
         flag = _flag(root, module)
-        return Host("builtin", "", True, flag, 0, "no" if flag in ("", _word(nested)) else "reboot")
+        return Host("builtin", "", True, flag, 0, "no" if flag in ("", _module_option(nested)) else "reboot")
     if not _available(root, release, module):
         return Host("builtin" if device else "none")
     loaded, users = _loaded(root, module)
     flag = _flag(root, module)
-    differs = loaded and flag not in ("", _word(nested))
+    differs = loaded and flag not in ("", _module_option(nested))
     return Host(kind, module, loaded, flag, users, ("reboot" if users else "now") if differs else "no")
 
 
-def _word(nested: bool) -> str:
+def _module_option(nested: bool) -> str:
     return "yes" if nested else "no"
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The engine API calls that the Coder server may make on a node: only those that the template needs.
 
-``Rules.judge`` turns a request into a call to the engine, or raises ``Refused``. Existing objects are looked up first,
-so that a call never reaches a container or volume of another owner.
+``Rules.engine_call`` turns a request into a call to the engine, or raises ``Refused``. Existing objects are looked up
+first, so that a call never reaches a container or volume of another owner.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Rules:
     node: bodies.Node
     lookup: Lookup
 
-    def judge(self, request: Request) -> Call:
+    def engine_call(self, request: Request) -> Call:
         """Return the engine call for this request. Raise ``Refused``."""
         for route in ROUTES:
             matched = re.fullmatch(route.pattern, request.path)

@@ -187,7 +187,7 @@ class Proxy:
             if request is None:
                 return False
             with self._working():
-                return self._pass_on(client, request, self._rules.judge(request))
+                return self._forward(client, request, self._rules.engine_call(request))
         except Malformed as error:
             note(f"refused: not a request by {peer(client)}: {error}")
             _say(client, 400, f"spt.flow refuses a malformed request to the engine: {error}.", True)
@@ -216,7 +216,7 @@ class Proxy:
             with self._lock:
                 self._busy -= 1
 
-    def _pass_on(self, client: socket.socket, request: Request, call: Call) -> bool:
+    def _forward(self, client: socket.socket, request: Request, call: Call) -> bool:
         if call.leftover:
             note(f"removed the leftover container {call.leftover[:12]} before {call.method} {call.path}", 5)
             self._engine.remove(call.leftover)
@@ -242,14 +242,14 @@ def _say(client: socket.socket, status: int, sentence: str, last: bool) -> None:
         client.sendall(answer_head(status, http.client.responses[status], headers, last) + body)
 
 
-def handed_over() -> bool:
+def is_socket_activated() -> bool:
     """Return whether systemd has opened the socket, which then outlives this program."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
 
 
 def listening(path: str) -> socket.socket:
     """Return systemd's socket, or a new one at ``path`` without systemd."""
-    if handed_over():
+    if is_socket_activated():
         return socket.socket(fileno=FIRST_DESCRIPTOR)
     made = socket.socket(socket.AF_UNIX)
     with contextlib.suppress(FileNotFoundError):
@@ -271,7 +271,7 @@ def main(configuration: str, path: str) -> int:
         sys.stderr.write(f"spt-flow-engine-proxy: cannot use {configuration}: {error}\n")
         return 1
     engine = Engine(engine_path)
-    proxy = Proxy(listening(path), Rules(node, engine.lookup), engine, UNUSED if handed_over() else None)
+    proxy = Proxy(listening(path), Rules(node, engine.lookup), engine, UNUSED if is_socket_activated() else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_frame: proxy.stop())
     proxy.serve()

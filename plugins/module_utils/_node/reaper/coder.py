@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The reaper of a Coder server: deletes expired CI workspaces, which a server without a licence only stops.
 
-Standard library only, because it runs on servers. ``judge`` is pure: it takes the server's list and clock, and returns
+Standard library only, because it runs on servers. ``assess`` is pure: it takes the server's list and clock, and returns
 which workspaces to delete and why. Workspaces of other templates are never deleted, whatever their name.
 """
 
@@ -23,7 +23,7 @@ from urllib.parse import quote, urlencode
 
 from .. import clock
 from ..errors import AuthError, Conflict, FlowError, InvalidInput, NotFound, Unhealthy
-from .engine import LONGEST, Expired, Memory, Report, alone
+from .engine import LONGEST, Expired, Memory, Report, locked
 
 STATE = "/run/spt-flow/coder-reaper.json"
 METRICS = "spt_flow_coder_reaper"
@@ -135,7 +135,7 @@ class Api:
             if len(found) < PAGE:
                 return
 
-    def asked_for(self, workspace: Json) -> str:
+    def requested_deadline(self, workspace: Json) -> str:
         """Return the deadline that a workspace was created with, which an unfinished build does not show yet."""
         found = self("GET", f"/workspacebuilds/{quote(workspace['latest_build']['id'], safe='')}/parameters")
         return next((str(value["value"]) for value in found or [] if value["name"] == "deadline"), "")
@@ -163,7 +163,7 @@ def shown_deadline(workspace: Json) -> str:
     return ""
 
 
-def judge(workspace: Json, deadline: str, now: float) -> Verdict:
+def assess(workspace: Json, deadline: str, now: float) -> Verdict:
     """Decide about one workspace.
 
     ``deadline`` is the value set at creation. ``now`` and all other times use the server's clock.
@@ -188,13 +188,13 @@ def judge(workspace: Json, deadline: str, now: float) -> Verdict:
 def _plan(api: Api, template: str) -> list[tuple[Json, Expired]]:
     listed = list(api.workspaces(template))
     now = api.clock if listed else 0.0
-    doomed = []
+    entries = []
     for workspace in listed:
-        verdict = judge(workspace, shown_deadline(workspace) or api.asked_for(workspace), now)
+        verdict = assess(workspace, shown_deadline(workspace) or api.requested_deadline(workspace), now)
         if verdict.why:
             name = f"{workspace['owner_name']}/{workspace['name']}"
-            doomed.append((workspace, Expired("workspace", workspace["id"], name, verdict.why, verdict.overdue)))
-    return doomed
+            entries.append((workspace, Expired("workspace", workspace["id"], name, verdict.why, verdict.overdue)))
+    return entries
 
 
 def _planned(api: Api, template: str, sleep: Callable[[float], None]) -> list[tuple[Json, Expired]]:
@@ -217,10 +217,10 @@ def sweep(
     Raise ``FlowError`` if the server's lists cannot be read completely: then nothing is deleted. A workspace counts as
     deleted once the server has accepted the deletion; the next pass sees and retries failed ones.
     """
-    with alone(path, dry):
+    with locked(path, dry):
         planned = _planned(api, template, sleep)
         report = Report([entry for _workspace, entry in planned])
-        report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
+        report.overdue = max((entry.overdue for entry in report.expired), default=0.0)
         if dry:
             _cap(api, template, dry, report)
             return report
@@ -235,7 +235,7 @@ def sweep(
         memory.reaped += len(report.reaped)
         memory.failed += len(report.failed)
         memory.save(path)
-        report.overdue = max((entry.overdue for entry in report.doomed if entry.name in report.failed), default=0.0)
+        report.overdue = max((entry.overdue for entry in report.expired if entry.name in report.failed), default=0.0)
         return report
 
 

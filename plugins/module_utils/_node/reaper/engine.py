@@ -107,7 +107,7 @@ class Report:
     ``homes``: homes of deleted workspaces, which only a person may delete.
     """
 
-    doomed: list[Expired] = field(default_factory=list)
+    expired: list[Expired] = field(default_factory=list)
     reaped: list[str] = field(default_factory=list)
     capped: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -126,15 +126,15 @@ def plan(listed: Listed, memory: Memory, boot: float, wall: float) -> list[Expir
     engine's clock once, when it is first seen, and counted by ``boot`` from then on. So neither clock differences
     between machines nor clock changes matter.
     """
-    doomed = list(_containers(listed.containers, memory, boot, wall))
+    entries = list(_containers(listed.containers, memory, boot, wall))
     alive = {_key(entry) for entry in listed.containers if _key(entry)}
     orphans = [*_volumes(listed.volumes, alive), *_networks(listed.networks, alive)]
     memory.lost = {entry.id: memory.lost.get(entry.id, boot) for entry in orphans}
     for entry in orphans:
         left = boot - memory.lost[entry.id] - GRACE
         if left >= 0:
-            doomed.append(Expired(entry.part, entry.id, entry.name, entry.why, left, created=entry.created))
-    return doomed
+            entries.append(Expired(entry.part, entry.id, entry.name, entry.why, left, created=entry.created))
+    return entries
 
 
 def _containers(entries: Sequence[Mapping[str, Any]], memory: Memory, boot: float, wall: float) -> Iterator[Expired]:
@@ -239,17 +239,17 @@ def sweep(
     The memory is written before anything is deleted, and deletions are independent, so that the next pass continues one
     that was killed.
     """
-    with alone(path, dry):
+    with locked(path, dry):
         engine = engine or connect()
         listed = read(engine)
         memory = Memory.load(path)
         report = Report(plan(listed, memory, boot(), wall()))
-        report.overdue = max((entry.overdue for entry in report.doomed), default=0.0)
+        report.overdue = max((entry.overdue for entry in report.expired), default=0.0)
         if dry:
             return report
         memory.save(path)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            ends = list(pool.map(lambda entry: (entry, _delete(engine, entry)), report.doomed))
+            ends = list(pool.map(lambda entry: (entry, _delete(engine, entry)), report.expired))
         for entry, problem in ends:
             if problem:
                 report.failed[entry.name] = problem
@@ -258,12 +258,12 @@ def sweep(
         memory.reaped += len(report.reaped)
         memory.failed += len(report.failed)
         memory.save(path)
-        report.overdue = max((e.overdue for e in report.doomed if e.name in report.failed), default=0.0)
+        report.overdue = max((e.overdue for e in report.expired if e.name in report.failed), default=0.0)
         return report
 
 
 @contextlib.contextmanager
-def alone(path: str, dry: bool) -> Iterator[None]:
+def locked(path: str, dry: bool) -> Iterator[None]:
     """Allow one pass at a time. The kernel releases the lock of a killed one."""
     if dry:
         yield
@@ -335,7 +335,7 @@ def lines(report: Report, dry: bool) -> list[str]:
     said = [
         f"{'would delete' if dry else 'could not delete' if entry.name in report.failed else 'deleted'} "
         f"{entry.part} {entry.name}: {report.failed.get(entry.name, entry.why)}"
-        for entry in report.doomed
+        for entry in report.expired
     ]
     verb = "would cap" if dry else "capped"
     said += [f"{verb} workspace {name}: it stops in {LONGEST / 3600:g} hours" for name in report.capped]
@@ -345,7 +345,7 @@ def lines(report: Report, dry: bool) -> list[str]:
     said += [
         f"kept home {name}: its workspace was deleted; docker volume rm {name} deletes it" for name in report.homes
     ]
-    gone = {entry.name for entry in report.doomed}
+    gone = {entry.name for entry in report.expired}
     rest = {name: why for name, why in report.failed.items() if name not in gone}
     said += [f"could not cap or stop workspace {name}: {why}" for name, why in rest.items()]
     return said or ["Nothing to delete."]

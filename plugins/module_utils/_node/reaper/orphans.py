@@ -44,29 +44,29 @@ def deleted(api: Callable[..., Any], ids: Collection[str]) -> list[str]:
 
 def plan(listed: Listed, gone: Collection[str]) -> tuple[list[Expired], list[str]]:
     """Return what to delete of the workspaces ``gone``, and the names of their homes, which are never deleted."""
-    doomed, homes = [], []
+    entries, homes = [], []
     for entry in listed.containers:
         if reaper._key(entry) in gone:
             running = entry.get("State") == "running"
-            doomed.append(Expired("container", str(entry["Id"]), entry["Names"][0].lstrip("/"), WHY, 0.0, running))
+            entries.append(Expired("container", str(entry["Id"]), entry["Names"][0].lstrip("/"), WHY, 0.0, running))
     for entry in listed.volumes:
         if reaper._labelled(entry) not in gone:
             continue
         name = str(entry["Name"])
         if reaper._is_part(entry, "docker"):
             # Without its time: the end of the container changes it, and no other volume ever has this name.
-            doomed.append(Expired("volume", f"volume {name}", name, WHY, 0.0))
+            entries.append(Expired("volume", f"volume {name}", name, WHY, 0.0))
         elif reaper._is_part(entry, "home"):
             homes.append(name)
-    return doomed, homes
+    return entries, homes
 
 
 def sweep(gone: Collection[str], dry: bool = False, engine: Engine | None = None) -> Report:
     """Delete the orphans of the workspaces ``gone``, containers before volumes. Raise ``FlowError``."""
     engine = engine or connect()
     report = Report()
-    report.doomed, report.homes = plan(reaper.read(engine), gone)
-    for entry in [] if dry else report.doomed:
+    report.expired, report.homes = plan(reaper.read(engine), gone)
+    for entry in [] if dry else report.expired:
         problem = reaper._delete(engine, entry)
         if problem:
             report.failed[entry.name] = problem

@@ -182,13 +182,13 @@ def _restore_into(config: Config, volume: Volume, snapshot: Snapshot, inside: st
                 f"Snapshot {snapshot.id} of {snapshot.volume} does not contain {inside}.",
                 "Paths are relative to the home.",
             )
-        _place(home, name, found)
+        _move_into(home, name, found)
     finally:
         os.close(home)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _place(home: int, name: str, found: Path) -> None:
+def _move_into(home: int, name: str, found: Path) -> None:
     """Move ``found`` into the directory ``name`` of the open directory ``home``; never follow or replace names."""
     owner = os.fstat(home)
     try:

@@ -79,11 +79,11 @@ class Log:
         self._room = LOG_HEAD
         self._last: deque[bytearray] = deque()
         self._size = 0
-        with self._said():
+        with self._explain_write_errors():
             self._file = path.open("wb", buffering=0)
 
     @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
+    def _explain_write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -121,7 +121,7 @@ class Log:
 
     def _write(self, data: bytes | bytearray) -> None:
         rest = memoryview(data)
-        with self._said():
+        with self._explain_write_errors():
             while rest:
                 rest = rest[self._file.write(rest) or 0 :]
 
@@ -137,7 +137,7 @@ def payload(command: str, variables: Mapping[str, str]) -> bytes:
     return "\n".join([*lines, command, ""]).encode()
 
 
-def attend(
+def run(
     argv: Sequence[str], stdin: bytes, mask: Mask, tell: Callable[[str], None], enough: Callable[[], bool]
 ) -> Ended:
     """Run ``argv`` and pass its output to ``tell``, one or more lines at a time.

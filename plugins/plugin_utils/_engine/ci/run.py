@@ -131,7 +131,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - always delete the workspace and classify the run
             self._failed(FlowError(f"The run failed: {type(error).__name__}: {error}"))
         finally:
-            self.stops.deafen()
+            self.stops.ignore_signals()
             if self.touched:
                 self._destroy()
         return self._closed()
@@ -219,7 +219,7 @@ class _Run:
                 self.lines.due()
                 return self.stops.signum != 0 or self.now() >= until
 
-            ended = ci_job.attend(
+            ended = ci_job.run(
                 argv,
                 ci_job.payload(self.job.command, variables),
                 ci_job.Mask(self.job.env.values()),
@@ -233,7 +233,7 @@ class _Run:
             "job", self.progress.elapsed - begun, "ended" if ended.status is None else f"status {ended.status}"
         )
         self.stops.check()
-        self._judge(ended, workspace, until)
+        self._record_result(ended, workspace, until)
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[tuple[ci_job.Log, Callable[[str], None]]]:
@@ -254,7 +254,7 @@ class _Run:
         if log.cut:
             self.outcome.notes.append(f"The job printed too much: {log.cut} bytes are missing in {path}.")
 
-    def _judge(self, ended: ci_job.Ended, workspace: Workspace, until: float) -> None:
+    def _record_result(self, ended: ci_job.Ended, workspace: Workspace, until: float) -> None:
         outcome = self.outcome
         if ended.status is not None:
             outcome.kind, outcome.status, outcome.ran = "job", ended.status, True

@@ -26,8 +26,8 @@ class Stopped(BaseException):
 class Stops:
     """Turn SIGTERM, SIGINT, SIGHUP and the end of the parent process into one ``Stopped``, in the main thread.
 
-    Inside ``held``, a signal is only stored in ``signum`` for the code inside to check. After ``deafen``, signals are
-    ignored. The end of the parent is raised even inside ``held``, because writing to the parent may block.
+    Inside ``held``, a signal is only stored in ``signum`` for the code inside to check. After ``ignore_signals``, no
+    signal has an effect. The end of the parent is raised even inside ``held``, because writing to the parent may block.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -79,7 +79,7 @@ class Stops:
         finally:
             self._holds -= 1
 
-    def deafen(self) -> None:
+    def ignore_signals(self) -> None:
         self._deaf = True
 
     def check(self) -> None:

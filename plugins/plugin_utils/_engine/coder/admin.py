@@ -53,7 +53,7 @@ class CoderAdmin(CoderClient):
 
     def entitlements(self) -> Json | None:
         """Return ``features``, ``has_license``, …; ``None`` from a server built without the licensed part."""
-        return self._maybe(f"{API}/entitlements")
+        return self._get_or_none(f"{API}/entitlements")
 
     def provisioner_daemons(self, organization: str = "default") -> list[Json]:
         """Return ``id``, ``name``, ``status`` (``idle``, ``busy``, ``offline``), ``version``, ``tags``,
@@ -63,7 +63,7 @@ class CoderAdmin(CoderClient):
 
     def provisioner_job(self, job_id: str, organization: str = "default") -> Json | None:
         """Return ``status``, ``error``, ``error_code``, ``queue_position``, ``available_workers``, …"""
-        return self._maybe(f"{API}/organizations/{_part(organization)}/provisionerjobs/{_part(job_id)}")
+        return self._get_or_none(f"{API}/organizations/{_part(organization)}/provisionerjobs/{_part(job_id)}")
 
     # Templates
 
@@ -111,7 +111,7 @@ class CoderAdmin(CoderClient):
         yield from self._pages(f"{API}/templates/{_part(template_id)}/versions", "", query, PAGE)
 
     def version_by_name(self, template_id: str, name: str) -> Json | None:
-        return self._maybe(f"{API}/templates/{_part(template_id)}/versions/{_part(name)}")
+        return self._get_or_none(f"{API}/templates/{_part(template_id)}/versions/{_part(name)}")
 
     def version_variables(self, version_id: str) -> list[Json]:
         """Return ``name``, ``value`` (``*redacted*`` if ``sensitive``), ``default_value``, …; 403 while importing."""
@@ -123,7 +123,7 @@ class CoderAdmin(CoderClient):
 
     def cancel_version(self, version_id: str) -> bool:
         """Cancel the import. Return ``False`` if it has ended or is already ending."""
-        return self._unless_over(f"{API}/templateversions/{_part(version_id)}/cancel")
+        return self._patch_running(f"{API}/templateversions/{_part(version_id)}/cancel")
 
     def create_template(
         self, name: str, template_version_id: str, settings: Mapping[str, Any], organization: str = "default"
@@ -159,7 +159,7 @@ class CoderAdmin(CoderClient):
 
     def has_first_user(self) -> bool:
         """Return whether a user exists. Needs no token."""
-        return self._maybe(f"{API}/users/first") is not None
+        return self._get_or_none(f"{API}/users/first") is not None
 
     def create_first_user(self, email: str, username: str, password: str, name: str = "") -> None:
         """Create the owner of a new server.
@@ -245,7 +245,7 @@ class CoderAdmin(CoderClient):
         return self._list(f"{API}/users/{_part(user)}/keys/tokens", query)
 
     def token(self, name: str, user: str = "me") -> Json | None:
-        return self._maybe(f"{API}/users/{_part(user)}/keys/tokens/{_part(name)}")
+        return self._get_or_none(f"{API}/users/{_part(user)}/keys/tokens/{_part(name)}")
 
     def max_token_lifetime(self, user: str = "me") -> float:
         """Return the limit in seconds; by default at most 7 days for an owner."""

@@ -58,7 +58,7 @@ def read_body(response: urllib3.BaseHTTPResponse, waiter: Waiter) -> bytes:
     return b"".join(parts)
 
 
-def innermost(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """Return the innermost reason: urllib3 wraps the operating system's."""
     for _level in range(8):
         inner = error.__cause__ or next((part for part in error.args if isinstance(part, BaseException)), None)

@@ -48,7 +48,7 @@ def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str
     found = shutil.which("coder")
     version = _version_of(found) if found else ""
     link = folder() / "coder"
-    if found and goes_with(version, wanted):
+    if found and is_compatible(version, wanted):
         link.unlink(missing_ok=True)
         return []
     numbers = _VERSION.fullmatch(wanted)
@@ -67,7 +67,7 @@ def ready(http: CoderHttp, progress: Progress, needed: bool = False) -> list[str
     return []
 
 
-def goes_with(version: str, server: str) -> bool:
+def is_compatible(version: str, server: str) -> bool:
     """Return whether a client of ``version`` is compatible: same major and minor version, or a development build."""
     if "devel" in version + server:
         return bool(version)
@@ -140,7 +140,7 @@ def _fetch(http: CoderHttp, path: Path, wanted: str) -> None:
         if re.fullmatch(r"[0-9a-f]{40}", announced) and announced != digest.hexdigest():
             raise Unhealthy(f"The file from {http.config.url}/bin/ does not match its announced digest.")
         os.chmod(temporary, 0o755)  # noqa: S103 - a program for the user of this home
-        if not goes_with(asked(temporary), wanted):
+        if not is_compatible(asked(temporary), wanted):
             raise Unhealthy(f"The file from {http.config.url}/bin/ is not a working coder {wanted}.")
         os.replace(temporary, path)
     finally:

@@ -50,7 +50,7 @@ class CoderClient:
 
     def app_host(self) -> str:
         """Return the address of subdomain apps (``*.apps.example.com``, with its port), or nothing."""
-        found = self._maybe(f"{API}/applications/host")
+        found = self._get_or_none(f"{API}/applications/host")
         return str((found or {}).get("host") or "")
 
     def me(self) -> Json:
@@ -59,7 +59,7 @@ class CoderClient:
 
     def user(self, user: str) -> Json | None:
         """Return a user by name or id; never by e-mail address."""
-        return self._maybe(f"{API}/users/{_part(user)}")
+        return self._get_or_none(f"{API}/users/{_part(user)}")
 
     def organization(self, organization: str = "default") -> Json:
         """Return ``id``, ``name``, ``is_default``, …"""
@@ -70,11 +70,11 @@ class CoderClient:
     def workspace(self, name: str, owner: str = "me", include_deleted: bool = False) -> Json | None:
         """Return the owner's workspace of this name, ignoring case. Deleted ones only on request."""
         query = {"include_deleted": True} if include_deleted else None
-        return self._maybe(f"{API}/users/{_part(owner)}/workspace/{_part(name)}", query)
+        return self._get_or_none(f"{API}/users/{_part(owner)}/workspace/{_part(name)}", query)
 
     def workspace_by_id(self, workspace_id: str) -> Json | None:
         """Return a workspace, ``None`` if it is deleted (410)."""
-        return self._maybe(f"{API}/workspaces/{_part(workspace_id)}")
+        return self._get_or_none(f"{API}/workspaces/{_part(workspace_id)}")
 
     def workspaces(self, query: str = "", page: int = PAGE) -> Iterator[list[Json]]:
         """Yield pages of the workspaces that match ``query`` (see ``search_query``), each workspace once.
@@ -118,7 +118,7 @@ class CoderClient:
 
         ``status``, ``transition``, ``build_number``, ``job`` (``status``, ``error``), ``resources``, …
         """
-        return self._maybe(f"{API}/workspacebuilds/{_part(build_id)}")
+        return self._get_or_none(f"{API}/workspacebuilds/{_part(build_id)}")
 
     def builds(self, workspace_id: str, limit: int = 10) -> list[Json]:
         """Return the newest ``limit`` builds, newest first."""
@@ -162,7 +162,7 @@ class CoderClient:
         ``allow_user_cancel_workspace_jobs`` only allows cancelling pending builds (403).
         """
         path, query = f"{API}/workspacebuilds/{_part(build_id)}/cancel", {"expect_status": expect_status or None}
-        return self._unless_over(path, query)
+        return self._patch_running(path, query)
 
     def build_parameters(self, build_id: str) -> dict[str, str]:
         """Return a build's parameter values by name. They may be secret."""
@@ -179,7 +179,7 @@ class CoderClient:
     # Agents
 
     def agent(self, agent_id: str) -> Json | None:
-        return self._maybe(f"{API}/workspaceagents/{_part(agent_id)}")
+        return self._get_or_none(f"{API}/workspaceagents/{_part(agent_id)}")
 
     def agent_logs(self, agent_id: str, after: int = 0) -> list[Json]:
         """Return lines of the agent's scripts after this id:
@@ -213,7 +213,7 @@ class CoderClient:
 
     def template(self, name: str, organization: str = "default") -> Json | None:
         """Return ``id``, ``active_version_id``, ``default_ttl_ms``, ``activity_bump_ms``, ``deprecated``, … by name."""
-        return self._maybe(f"{API}/organizations/{_part(organization)}/templates/{_part(name)}")
+        return self._get_or_none(f"{API}/organizations/{_part(organization)}/templates/{_part(name)}")
 
     def templates(self, query: str = "", organization: str = "default") -> list[Json]:
         """Return all templates, or those that match ``query``; deprecated ones only with ``deprecated:true``."""
@@ -221,7 +221,7 @@ class CoderClient:
 
     def template_version(self, version_id: str) -> Json | None:
         """Return ``name``, ``job`` (``status``, ``file_id``, ``error``, ``error_code``), ``matched_provisioners``, …"""
-        return self._maybe(f"{API}/templateversions/{_part(version_id)}")
+        return self._get_or_none(f"{API}/templateversions/{_part(version_id)}")
 
     def version_parameters(self, version_id: str) -> list[Json]:
         """Return a workspace's parameters: ``name``, ``type``, ``default_value``, ``mutable``, ``required``, …
@@ -248,7 +248,7 @@ class CoderClient:
     def _send(self, method: str, path: str, body: Any = None, **more: Any) -> None:
         self._request(method, path, body=body, **more)
 
-    def _maybe(self, path: str, query: Mapping[str, Any] | None = None) -> Json | None:
+    def _get_or_none(self, path: str, query: Mapping[str, Any] | None = None) -> Json | None:
         try:
             return self._object("GET", path, query=query)
         except NotFound:
@@ -270,7 +270,7 @@ class CoderClient:
             if len(found) < size or (key and (number + 1) * size >= answer.get("count", 0)):
                 return
 
-    def _unless_over(self, path: str, query: Mapping[str, Any] | None = None) -> bool:
+    def _patch_running(self, path: str, query: Mapping[str, Any] | None = None) -> bool:
         """PATCH that ends a job. Return ``False`` if the job has ended already."""
         try:
             self._request("PATCH", path, query=query, repeat=True)

@@ -92,7 +92,7 @@ def _apps(client: CoderAdmin) -> Check:
 def _program(client: CoderAdmin, fetch: bool) -> Check:
     path = shutil.which("coder")
     version = coder_cli.asked(path) if path else ""
-    if path and coder_cli.goes_with(version, client.http.server_version):
+    if path and coder_cli.is_compatible(version, client.http.server_version):
         return Check("coder", "ok", f"{path} ({version}) is compatible with the server.")
     words = (
         f"{path} ({version or 'of an unknown version'}) is not compatible with the server."
@@ -108,7 +108,7 @@ def _program(client: CoderAdmin, fetch: bool) -> Check:
 
 def _fetched(client: CoderAdmin) -> bool:
     program = coder_cli.folder() / "coder"
-    return os.access(program, os.X_OK) and coder_cli.goes_with(
+    return os.access(program, os.X_OK) and coder_cli.is_compatible(
         f"v{program.resolve().parent.name}", client.http.server_version
     )
 

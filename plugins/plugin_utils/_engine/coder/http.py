@@ -30,7 +30,7 @@ from ....module_utils._node.errors import (
 )
 from ..common.wait import Waiter
 from . import pool
-from .answers import ErrorBody, innermost, read_body, retry_after
+from .answers import ErrorBody, read_body, retry_after, root_cause
 from .config import CoderConfig
 from .retry import Retry, Trouble
 
@@ -116,7 +116,7 @@ class CoderHttp:
         ``NotFound``, ``Conflict``, ``InvalidInput``, ``DeadlineExceeded``, ``Unhealthy``, or another ``FlowError``.
         """
         waiter = self.waiter(self.timeout + self.outage if timeout is None else timeout)
-        words = {name: _word(value) for name, value in (query or {}).items() if value is not None}
+        words = {name: _query_value(value) for name, value in (query or {}).items() if value is not None}
         target = path + (f"?{urlencode(words)}" if words else "")
         retry = Retry(f"{method} {path}", waiter, repeat or method in SAFE, self.outage, self.say)
         while True:
@@ -157,7 +157,7 @@ class CoderHttp:
             finally:
                 response.close()
         except (HTTPError, OSError) as error:
-            reason = getattr(innermost(error), "strerror", None) or type(innermost(error)).__name__
+            reason = getattr(root_cause(error), "strerror", None) or type(root_cause(error)).__name__
             raise Unhealthy(f"Cannot download {self.config.url}{path} ({reason}).") from None
         if not size:
             raise Unhealthy(f"{self.config.url}{path} is empty.")
@@ -194,7 +194,7 @@ class CoderHttp:
                 response.release_conn()
         except (HTTPError, OSError, ValueError) as error:
             return self._broken(method, path, error)
-        return self._judge(method, path, response, content)
+        return self._parse(method, path, response, content)
 
     def _connections(self) -> urllib3.PoolManager:
         """The pool, created at the first request."""
@@ -202,7 +202,7 @@ class CoderHttp:
             self._pool = pool.connect(self.config)
         return self._pool
 
-    def _judge(self, method: str, path: str, response: urllib3.BaseHTTPResponse, content: bytes) -> Answer | Trouble:
+    def _parse(self, method: str, path: str, response: urllib3.BaseHTTPResponse, content: bytes) -> Answer | Trouble:
         """Interpret a complete answer. Raise errors that a retry cannot fix."""
         status = response.status
         self.server_version = response.headers.get(VERSION_HEADER, "") or self.server_version
@@ -285,7 +285,7 @@ class CoderHttp:
 
         from urllib3 import exceptions
 
-        cause = innermost(error)
+        cause = root_cause(error)
         reason = self.clean(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             raise self._untrusted(cause, reason)
@@ -316,5 +316,5 @@ class CoderHttp:
         )
 
 
-def _word(value: Any) -> str:
+def _query_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

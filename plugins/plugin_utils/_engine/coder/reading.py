@@ -209,7 +209,7 @@ class CoderReader:
         pause = 0.1
         while follow:
             # In this order, to read the agent's last lines before it ends too.
-            going = self._going(workspace, agent["id"])
+            going = self._may_log_more(workspace, agent["id"])
             lines = self._client.agent_logs(agent["id"], after)
             for line in lines:
                 yield untrusted.output(line["output"])
@@ -219,7 +219,7 @@ class CoderReader:
             time.sleep(pause)
             pause = 0.1 if lines else min(pause * 1.2, 2.0)
 
-    def _going(self, workspace: Workspace, agent_id: str) -> bool:
+    def _may_log_more(self, workspace: Workspace, agent_id: str) -> bool:
         """Return whether the agent may log more. Raise ``Unhealthy`` if it never connected."""
         agent = self._client.agent(agent_id)
         if agent is None or agent["lifecycle_state"] in ENDED_LIVES:

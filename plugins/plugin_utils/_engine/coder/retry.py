@@ -68,7 +68,7 @@ class Retry:
             # A little later than requested, so that not all clients come back at once.
             pause = trouble.after + _RANDOM.uniform(0.0, 0.1 * trouble.after + 0.1)
         if pause >= left:
-            raise self._given_up(trouble)
+            raise self._exhausted(trouble)
         if trouble.outage and trouble.after is None:
             if self._tries == 1:
                 self._say(f"{error.message} Waiting up to {left:.0f} s for the server and its database to come back.")
@@ -76,7 +76,7 @@ class Retry:
             self._say(f"{error.message} Trying again in {pause:.1f} s.")
         self._waiter.pause(pause)
 
-    def _given_up(self, trouble: Trouble) -> FlowError:
+    def _exhausted(self, trouble: Trouble) -> FlowError:
         error = trouble.error
         if trouble.after is not None:
             return DeadlineExceeded(

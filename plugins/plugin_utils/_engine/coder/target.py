@@ -53,7 +53,7 @@ class CoderTarget(Builder):
         refuse_other_template(template["name"], str(version.get("name", "")), release())
         repo = {"repo": spec.repository.url} if spec.repository and spec.repository.url else {}
         ttl = None if spec.deadline is None else max(1.0, spec.deadline - time.time())
-        wanted = {**repo, **_given(spec), **self._of_a_run(spec, ttl)}
+        wanted = {**repo, **_given(spec), **self._ci_parameters(spec, ttl)}
         self._refuse_unknown(template["name"], template["active_version_id"], wanted)
         name = self._free_name(spec)
         ttl_ms = None if ttl is None else math.ceil(ttl / 60) * 60_000
@@ -74,7 +74,7 @@ class CoderTarget(Builder):
         self._built(made, made["latest_build"], progress)
         return self._seen(self._fresh(Workspace(spec.owner, name, "", id=made["id"])))
 
-    def _of_a_run(self, spec: WorkspaceSpec, ttl: float | None) -> dict[str, str]:
+    def _ci_parameters(self, spec: WorkspaceSpec, ttl: float | None) -> dict[str, str]:
         """Return the parameters of a CI workspace.
 
         The deadline uses the server's clock, which may differ from this machine's.

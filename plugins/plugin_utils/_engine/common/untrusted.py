@@ -128,7 +128,7 @@ def parse(data: str | bytes, largest: int = LARGEST_JSON) -> Any:
 
     Raise ``ValueError`` for a text that is too large, too deep or not JSON.
     """
-    found = objects(data, largest, _anything)
+    found = objects(data, largest, _accept_all)
     if len(found) != 1:
         raise ValueError(f"{len(found)} values instead of one")
     return found[0]
@@ -161,7 +161,7 @@ def _skip(whole: str, at: int) -> int:
     return at
 
 
-def _anything(_value: Any) -> bool:
+def _accept_all(_value: Any) -> bool:
     return True
 
 

@@ -53,14 +53,14 @@ def lines(checks: Iterable[Check]) -> list[str]:
 
 
 def git() -> Check:
-    said = _said("git", "--version")
+    said = _first_line("git", "--version")
     if said is None:
         return Check("git", "missing", "The program git is not installed.", "Install it: sudo apt-get install git")
     return Check("git", "ok", said[1])
 
 
 def ssh() -> Check:
-    said = _said("ssh", "-V")
+    said = _first_line("ssh", "-V")
     if said is None:
         hint = "Install OpenSSH's client: sudo apt-get install openssh-client"
         return Check("ssh", "missing", "The program ssh is not installed.", hint)
@@ -72,7 +72,7 @@ def agent() -> Check:
     hint = 'Its keys are needed to clone private repositories: eval "$(ssh-agent)"; ssh-add'
     if not os.environ.get("SSH_AUTH_SOCK"):
         return Check("ssh agent", "note", "No SSH agent is running (SSH_AUTH_SOCK is not set).", hint)
-    said = _said("ssh-add", "-l")
+    said = _first_line("ssh-add", "-l")
     if said is None or said[0] not in (0, 1):
         return Check("ssh agent", "note", "The SSH agent at SSH_AUTH_SOCK does not answer.", hint)
     if said[0] == 1:
@@ -85,7 +85,7 @@ def clock() -> list[Check]:
     return clock_skew(max(0.0, Path(__file__).stat().st_mtime - time.time()), "the collection's files")
 
 
-def _said(*argv: str) -> tuple[int, str] | None:
+def _first_line(*argv: str) -> tuple[int, str] | None:
     """Return exit status and first line of a program; ``None`` when it is missing or does not end."""
     try:
         done = process.run(*argv, timeout=TIMEOUT)

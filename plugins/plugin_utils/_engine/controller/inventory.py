@@ -122,7 +122,8 @@ def engine_of(node: str, found: Mapping[str, Collection[str]], hostvars: Mapping
     nodes = sorted(found.get("flow_nodes") or ())
     if node not in nodes:
         raise NotFound(
-            f"Unknown workspace host {redact_value(node)!r}: {_no_node(node, nodes, hostvars)}", _near(node, nodes)
+            f"Unknown workspace host {redact_value(node)!r}: {_no_node(node, nodes, hostvars)}",
+            _similar(node, nodes),
         )
     variables = hostvars[node]
     connection = str(variables.get("ansible_connection", "ssh")).removeprefix("ansible.builtin.")
@@ -176,7 +177,7 @@ def _no_node(node: str, nodes: list[str], hostvars: Mapping[str, Any]) -> str:
     return "it is not in the inventory's group flow_nodes."
 
 
-def _near(node: str, nodes: list[str]) -> str:
+def _similar(node: str, nodes: list[str]) -> str:
     """Return the hosts that may have been meant, or all hosts if none is similar and they are few."""
     close = difflib.get_close_matches(node, nodes, n=3, cutoff=0.5)
     if close:

@@ -57,14 +57,14 @@ def _span(text: str) -> Span:
         if match:
             a, b, c, d = (int(match[name]) for name in "abcd")
             if max(b, d) > 59 or a * 60 + b > 1439 or c * 60 + d > 1440:
-                raise _wrong(word)
+                raise _invalid(word)
             hours = (a * 60 + b, c * 60 + d)
         elif word.split(",")[0].split("-")[0].lower() in DAYS:
             days = _days(word)
         else:
             zone = _zone(word)
     if hours is None:
-        raise _wrong(text.strip())
+        raise _invalid(text.strip())
     return Span(*hours, days, zone)
 
 
@@ -73,7 +73,7 @@ def _days(word: str) -> frozenset[int]:
     for part in word.lower().split(","):
         first, _dash, last = part.partition("-")
         if first not in DAYS or (last or first) not in DAYS:
-            raise _wrong(word)
+            raise _invalid(word)
         begin, end = DAYS.index(first), DAYS.index(last or first)
         found |= {day % 7 for day in range(begin, end + 1 + (7 if end < begin else 0))}
     return frozenset(found)
@@ -85,10 +85,10 @@ def _zone(word: str) -> tzinfo:
     try:
         return ZoneInfo(word)
     except (KeyError, ValueError, OSError):
-        raise _wrong(word)
+        raise _invalid(word)
 
 
-def _wrong(word: str) -> InvalidInput:
+def _invalid(word: str) -> InvalidInput:
     return InvalidInput(f"The business hours contain {word!r}, which is not valid.", f"Write them as {EXAMPLE!r}.")
 
 

@@ -38,11 +38,11 @@ class Creator(EngineReader):
             return
         from ..image import identity as image_identity
 
-        node = self._place.get("node", "")
+        node = self._location.get("node", "")
         where = node or f"the engine at {self._engine.host}"
         raise Unhealthy(
-            f"Cannot create workspace {spec.title}: {image_identity.lacks(where, spec.image)}",
-            image_identity.bring(node),
+            f"Cannot create workspace {spec.title}: {image_identity.missing(where, spec.image)}",
+            image_identity.install_hint(node),
         )
 
     def _has_image(self, spec: WorkspaceSpec) -> bool:
@@ -53,7 +53,7 @@ class Creator(EngineReader):
     def _refuse_drained(self, title: str) -> None:
         mark = self.drained()
         if mark:
-            node = self._place.get("node", "localhost")
+            node = self._location.get("node", "localhost")
             raise Unhealthy(
                 f"Cannot start workspace {title} on {self.place}: it was drained {mark}.",
                 f"Use another host, or undrain this one: ansible-playbook spt.flow.undrain -e node={node}",

@@ -119,9 +119,9 @@ def image(values: Mapping[str, Any]) -> Check:
             return Check("image", "missing", error.message, error.hint)
     except FlowError as error:
         return Check("image", "missing", error.message, error.hint)
-    lacks = image_identity.lacks("The engine", wanted.tag)
+    lacks = image_identity.missing("The engine", wanted.tag)
     if engine:
-        return Check("image", "missing", lacks, image_identity.bring(values["node"]))
+        return Check("image", "missing", lacks, image_identity.install_hint(values["node"]))
     if importlib.util.find_spec("docker") is None:
         return Check(
             "image",

@@ -17,7 +17,7 @@ class SessionReader:
 
     def __init__(self, container: str) -> None:
         self._container = container
-        self._ran: docker_http.Ran | None = None
+        self._ran: docker_http.ContainerResult | None = None
 
     def read(self) -> None:
         with contextlib.suppress(FlowError):

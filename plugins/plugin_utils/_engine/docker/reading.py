@@ -41,13 +41,13 @@ class EngineReader:
 
     def __init__(self, host: str = "", node: str = "") -> None:
         self._engine = docker_http.connect(host)
-        self._place = {"node": node, "engine": host} if node else {}
+        self._location = {"node": node, "engine": host} if node else {}
         self._facts: EngineFacts | None = None
 
     @property
     def place(self) -> str:
         """The machine's name in messages."""
-        return self._place.get("node") or "this machine"
+        return self._location.get("node") or "this machine"
 
     def probe_engine(self) -> EngineFacts:
         if self._facts is None:
@@ -109,7 +109,8 @@ class EngineReader:
 
     def _placed(self, workspace: Workspace) -> Workspace:
         """Add the location to ``workspace``, unless it is this machine."""
-        return replace(workspace, node=self._place["node"], engine=self._place["engine"]) if self._place else workspace
+        here = self._location
+        return replace(workspace, node=here["node"], engine=here["engine"]) if here else workspace
 
     def _read(self, workspace: Workspace) -> Workspace:
         found = self._containers(workspace.owner, workspace.key)

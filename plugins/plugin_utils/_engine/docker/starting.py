@@ -102,14 +102,14 @@ class Starter(Creator):
     def stop(self, workspace: Workspace, progress: Progress) -> Workspace:
         self._stop(workspace.id)
         if workspace.kind == "ci":
-            self._gone(workspace.id)
+            self._wait_until_removed(workspace.id)
             return replace(workspace, state="stopped")
         return self._read(workspace)
 
     def _stop(self, identifier: str) -> None:
         self._engine.request_json("POST", f"/containers/{identifier}/stop", {"t": GRACE}, timeout=GRACE + 60)
 
-    def _gone(self, identifier: str, seconds: float = 30.0) -> None:
+    def _wait_until_removed(self, identifier: str, seconds: float = 30.0) -> None:
         """Wait until the engine has removed a container that removes itself."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -141,7 +141,7 @@ class Starter(Creator):
             made = fresh.id
             fresh = self._until_usable(fresh, spec, progress)
         except BaseException:
-            self._put_back(workspace.id, name, made)
+            self._restore_previous(workspace.id, name, made)
             raise
         self._remove(workspace.id)
         return fresh
@@ -162,7 +162,7 @@ class Starter(Creator):
         self._stop(workspace.id)
         self._rename(workspace.id, name + OLD)
 
-    def _put_back(self, identifier: str, name: str, made: str) -> None:
+    def _restore_previous(self, identifier: str, name: str, made: str) -> None:
         """Undo a restart, unless another client continues it: then the container is gone or its name is taken."""
         with contextlib.suppress(NotFound, Conflict):
             old = self._is_old(identifier)

@@ -30,15 +30,15 @@ def read(connection: socket.socket) -> bytes:
         if not first:
             return b""
         connection.settimeout(PATIENCE)
-        (length,) = struct.unpack(">I", first + _exactly(connection, 3))
+        (length,) = struct.unpack(">I", first + _read_exactly(connection, 3))
         if not 1 <= length <= LARGEST:
             raise Broken(f"a message of {length} bytes")
-        return _exactly(connection, length)
+        return _read_exactly(connection, length)
     except OSError as error:
         raise Broken(str(error)) from None
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _read_exactly(connection: socket.socket, count: int) -> bytes:
     found = bytearray()
     while len(found) < count:
         block = connection.recv(count - len(found))

@@ -174,12 +174,12 @@ def recorded(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def lacks(where: str, tag: str) -> str:
+def missing(where: str, tag: str) -> str:
     """Return the sentence for an engine without the image; the node's own check uses the same (roles/host_images)."""
     return f"{where} does not have the image {tag}."
 
 
-def bring(node: str) -> str:
+def install_hint(node: str) -> str:
     """Return the command that installs it. ``node`` is the engine's name in the inventory, or nothing."""
     limit = f" --limit {node}" if node else ""
     return f"Install it: ansible-playbook site.yml{limit} --tags host_images"

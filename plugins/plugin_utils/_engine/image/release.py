@@ -86,7 +86,7 @@ def make(image: Image, options: Mapping[str, Any], order: Order, progress: Progr
     steps = due(image, before, order, _identifier(image))
     made = Release(steps, before, before if not steps else {"tag": image.tag, "hash": image.hash})
     if steps and not check:
-        with _alone(order.file.parent, progress):
+        with _locked(order.file.parent, progress):
             brought = ["build"] if image_build.ensure(image, options, progress) else []
             before = image_identity.recorded(order.file).get(image.profile, {})
             made.steps = brought + due(image, before, order, _identifier(image))
@@ -96,7 +96,7 @@ def make(image: Image, options: Mapping[str, Any], order: Order, progress: Progr
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     """Allow one release at a time, of any profile: the file is read, then rewritten."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as handle:
@@ -122,7 +122,7 @@ def taken(image: Image, progress: Progress) -> bool:
     if image_engine.present(image) or image.hash == image_identity.identity(image.profile).hash:
         return False
     raise NotFound(
-        f"{image_identity.lacks('This engine', image.tag)} A release records it, but this collection describes "
+        f"{image_identity.missing('This engine', image.tag)} A release records it, but this collection describes "
         "another image.",
         "Release the new one: ansible-playbook spt.flow.image. Or use the collection version of the release.",
     )

@@ -43,7 +43,7 @@ def write(name: str, tool: Mapping[str, Any], files: Sequence[tuple[Path, Mappin
             take = {part.format(version=tool["version"]): place for part, place in entry["take"].items()}
             taken = set()
             for member, size, content in _members(path):
-                part, place = _place(member, take, entry.get("rename", {}))
+                part, place = _target_path(member, take, entry.get("rename", {}))
                 if not part or place.startswith(leave):
                     continue
                 layer.add(place, size, content)
@@ -57,7 +57,7 @@ def write(name: str, tool: Mapping[str, Any], files: Sequence[tuple[Path, Mappin
             layer.link(place, destination)
 
 
-def _place(member: str, take: Mapping[str, str], rename: Mapping[str, str]) -> tuple[str, str]:
+def _target_path(member: str, take: Mapping[str, str], rename: Mapping[str, str]) -> tuple[str, str]:
     """Return the key of ``take`` that matches ``member`` of an archive, and its path in the image, or empty texts."""
     for part, place in take.items():
         if member == part:

@@ -44,16 +44,16 @@ class Entry:
     @property
     def conflict_key(self) -> tuple[str, ...]:
         """Equal for entries that might get the same name. They are processed one after the other."""
-        return (*self._place, self.title)
+        return (*self._target_key, self.title)
 
     @property
     def identity(self) -> tuple[str, ...]:
         """Equal for entries that mean the same workspace."""
         by_name = str(self.values["workspace"])
-        return (*self._place, by_name, "" if by_name or not self.repository else self.repository.identity)
+        return (*self._target_key, by_name, "" if by_name or not self.repository else self.repository.identity)
 
     @property
-    def _place(self) -> tuple[str, str, str]:
+    def _target_key(self) -> tuple[str, str, str]:
         return (
             self.values["target"],
             self.values.get("engine", ""),
@@ -92,7 +92,7 @@ def read(
                 )
             entries.append(entry)
         except FlowError as error:
-            mistakes.append(f"Entry {index}{_hint_at(words)}: {error}")
+            mistakes.append(f"Entry {index}{_entry_label(words)}: {error}")
     if mistakes:
         raise InvalidInput(
             f"{len(mistakes)} of {len(given)} workspace entries are invalid. Nothing was changed.",
@@ -127,7 +127,7 @@ def _entry(
     return Entry(index, state, values)
 
 
-def _hint_at(words: Any) -> str:
+def _entry_label(words: Any) -> str:
     """Return the part of an entry that identifies it for users."""
     name = (words.get("workspace") or words.get("repo")) if isinstance(words, Mapping) else ""
     return f" ({common_text.redact_value(str(name))})" if name else ""

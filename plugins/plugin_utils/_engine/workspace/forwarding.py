@@ -94,7 +94,7 @@ def chosen(reported: object, asked: Iterable[int] | None = None) -> tuple[tuple[
     found: list[int] = []
     refused: list[str] = []
     for entry in dict.fromkeys(filter(_is_port, untrusted.items(reported))):
-        reason = _why_not(entry, wanted, len(found))
+        reason = _refusal(entry, wanted, len(found))
         if reason:
             refused.append(f"{entry} ({reason})")
         else:
@@ -103,7 +103,7 @@ def chosen(reported: object, asked: Iterable[int] | None = None) -> tuple[tuple[
     return tuple(found), (*refused[:MOST_TOLD], *([f"{more} more"] if more > 0 else []))
 
 
-def asked_in(folder: Path) -> set[int] | None:
+def requested_ports(folder: Path) -> set[int] | None:
     """Return the ports of the devcontainer.json in a clone, or ``None`` without a clone or if the file is damaged."""
     if not (folder / ".git").exists():
         return None
@@ -129,7 +129,7 @@ def _is_port(entry: object) -> bool:
     return isinstance(entry, int) and not isinstance(entry, bool) and 0 < entry <= LAST
 
 
-def _why_not(port: int, wanted: set[int] | None, taken: int) -> str:
+def _refusal(port: int, wanted: set[int] | None, taken: int) -> str:
     if port < FIRST:
         return f"below {FIRST}"
     if wanted is not None and port not in wanted:

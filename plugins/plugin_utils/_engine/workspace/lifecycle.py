@@ -155,10 +155,10 @@ class _Run:
         if not (new or planned.clone) or repository is None or self._admitted:
             return
         if new and self.spec.name:
-            self._name_others(repository)
+            self._note_same_repository(repository)
         self.progress.note(f"repository: checking {repository.host if repository.kind != 'local' else 'the directory'}")
         answer = self.probe(repository, self.spec.ref)
-        note = judge(answer, repository, self.target.same_network)
+        note = assess_probe(answer, repository, self.target.same_network)
         if answer.state == "needs-auth":
             from .login import logged_in
 
@@ -168,7 +168,7 @@ class _Run:
             self.notes.append(note)
         self._admitted = True
 
-    def _name_others(self, repository: Repository) -> None:
+    def _note_same_repository(self, repository: Repository) -> None:
         """Note other workspaces of the same repository: the user may have meant one of them."""
         if self.spec.kind != "dev":
             return
@@ -331,7 +331,7 @@ class _Run:
         return Result(bool(self.actions), msg, workspace, self.actions, planned.diff, list(self.progress.stages), notes)
 
 
-def judge(answer: Probe, repository: Repository, same_network: bool) -> str:
+def assess_probe(answer: Probe, repository: Repository, same_network: bool) -> str:
     """Return a note, or nothing, if a workspace may be created after ``answer``. Raise an error otherwise."""
     where = f"Cannot create a workspace for {repository.identity}"
     detail = f" ({answer.detail})" if answer.detail else ""

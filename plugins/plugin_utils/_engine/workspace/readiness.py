@@ -185,7 +185,7 @@ def wait_ready(
     if old is None:
         events = [e for e in map(event, target.logs(workspace)) if e]
         if ending(events):
-            outlast(target, workspace, progress, waiter, events)
+            wait_until_ended(target, workspace, progress, waiter, events)
             raise Conflict(f"Workspace {workspace.name} is being stopped.", "Run the command again.")
         old = frozenset([e["boot"] for e in events if e["event"] == "start"][:-1])
     watch = Watch(progress, old, ci=workspace.kind == "ci")
@@ -224,7 +224,7 @@ def ending(events: Sequence[dict[str, Any]]) -> bool:
     return newest is not None and newest.get("reason") in ENDING
 
 
-def outlast(
+def wait_until_ended(
     target: Readable,
     workspace: Workspace,
     progress: Progress,

@@ -93,10 +93,10 @@ def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool 
         for row in rows:
             lines.append("  ".join(row[:3]))
             lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:], strict=True)))
-    return lines + [line for workspace in workspaces for line in _troubles(workspace)]
+    return lines + [line for workspace in workspaces for line in _problems(workspace)]
 
 
-def _troubles(workspace: Workspace) -> list[str]:
+def _problems(workspace: Workspace) -> list[str]:
     """Return a line for each step that failed or waits for keys; the agent names the log if there is one."""
     return [
         f"  note: {workspace.name}: {step.name} {step.state}: {step.detail}"
