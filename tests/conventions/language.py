@@ -27,9 +27,8 @@ SENTENCE = re.compile(r"[A-Za-z]{2,} \S+ \S+")
 """What makes a string a message: three words at least."""
 
 
-def prose(source: str, messages: bool = True) -> Iterator[tuple[int, str]]:
+def prose(source: str, tree: ast.Module, messages: bool = True) -> Iterator[tuple[int, str]]:
     """Yield (line, text) of docstrings, comments, names of functions and classes, and, with ``messages``, messages."""
-    tree = ast.parse(source)
     documented = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -47,14 +46,15 @@ def prose(source: str, messages: bool = True) -> Iterator[tuple[int, str]]:
 
 def found(source: str, messages: bool = True) -> list[str]:
     """Return ``line: word`` for each word of the dialect in a Python file, in the order of the lines."""
+    tree = ast.parse(source)
     hits = {
         (line, match[0].lower())
-        for line, text in prose(source, messages)
+        for line, text in prose(source, tree, messages)
         for match in DIALECT.finditer(" ".join(text.split()))
     }
     hits |= {
         (node.lineno, node.name)
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and NAME.fullmatch(node.name.lower())
     }
     return [f"{line}: {word}" for line, word in sorted(hits)]

@@ -229,7 +229,7 @@ def test_git_asks_the_clients_helper_and_stores_nothing(demo, root):
     asked = [request["input"] for request in user.asked if request["kind"] == "git"]
     assert len(asked) == 1 and "host=git.example.org" in asked[0]
     again = demo.ssh(FILL, options=FORWARD)
-    assert again.returncode and "canary" not in again.stdout and "Nobody is connected" in again.stderr
+    assert again.returncode and "canary" not in again.stdout and "Connect from your own machine" in again.stderr
     assert "canary-4711" not in demo.log()
     assert demo.exec("sh", "-c", "grep -rl canary-4711 /home /run/spt-flow /tmp 2>/dev/null; true") == ""
 
@@ -268,7 +268,7 @@ def sign(demo: Inside, name: str) -> str:
 
 
 def test_commits_are_signed_with_the_callers_ssh_key(demo, agent, root):
-    """The user's side is a real agent and, beside it, what the owner of the session says about git."""
+    """The user has a real agent and a channel for the answers of the session's owner about git."""
     key = agent["public"].strip()
     signing = {"ok": True, "format": "ssh", "key": key, "commits": True, "tags": True}
     signing["allowed_signers"] = f"ada@example.com {key}\n"

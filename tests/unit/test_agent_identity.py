@@ -169,7 +169,7 @@ def test_every_process_reaches_the_agent_of_the_newest_session(machine: harness.
     assert user_side.ask_agent(place) == b"\x0c\x00\x00\x00\x00"
 
 
-def test_broken_clients_of_the_relay_block_nobody(machine: harness.Machine) -> None:
+def test_broken_clients_of_the_relay_do_not_block_others(machine: harness.Machine) -> None:
     relay.agent(machine.paths, relay.Directory(machine.paths)).start()
     with contextlib.ExitStack() as stack:
         for _number in range(relay.MOST_CONNECTIONS - 1):

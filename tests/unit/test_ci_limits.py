@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -268,3 +269,16 @@ def test_invalid_exit_status_is_not_accepted(status: str) -> None:
 def test_progress_messages_are_cleaned() -> None:
     argv = ["sh", "-c", r"printf '\033]0;x\007no\033[2J route\n' >&2; exit 255"]
     assert job.run(argv, b"", job.Mask([]), str, lambda: False).words == ["no route"]
+
+
+def test_slow_input_does_not_hide_the_messages_of_a_connection_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def feed(child: subprocess.Popen[bytes], data: bytes) -> None:
+        assert child.stdin is not None
+        child.stdin.write(data)
+        time.sleep(0.5)
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+
+    monkeypatch.setattr(job.child_process, "feed", feed)
+    argv = ["sh", "-c", "exec <&-; echo 'no route' >&2; exit 255"]
+    assert job.run(argv, b"true", job.Mask([]), str, lambda: False).words == ["no route"]

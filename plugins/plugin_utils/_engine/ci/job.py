@@ -162,6 +162,7 @@ def run(
                 child.wait(5)
             except subprocess.TimeoutExpired:
                 child.kill()
+            feeder.join(5)  # Else closing the input here could raise, and hide the messages of the connection.
     return Ended(reader.status, [mask(word) for word in reader.words()])
 
 
