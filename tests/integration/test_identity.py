@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.tests.integration import playbook_harness
 from ansible_collections.spt.flow.tests.unit import identity_harness as harness
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -170,6 +173,141 @@ def test_name_too_long_for_a_socket_forwards_the_agent(client: Client, tmp_path:
         done = client.run("identity-" + "x" * 100, "ssh-add -L", SSH_AUTH_SOCK=str(place))
     assert done.stdout.strip() == public
     assert not (client.folder / "spt-flow/s").exists()
+
+
+HERE, THERE, PORT = "198.18.11.1", "198.18.11.2", 8443
+SECRET = "canary-71ab"
+SERVER = """
+import base64, http.server, os, ssl, subprocess, sys
+root, secret, log = sys.argv[4:7]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+
+    def answer(self):
+        given = self.headers.get("Authorization", "")
+        with open(log, "a") as file:
+            print("with" if given else "without", self.path, file=file)
+        if given != "Basic " + base64.b64encode(f"ada:{secret}".encode()).decode():
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic realm=git")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        path, _mark, query = self.path.partition("?")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        environment = {
+            "GIT_PROJECT_ROOT": root, "GIT_HTTP_EXPORT_ALL": "1", "REMOTE_USER": "ada", "PATH_INFO": path,
+            "QUERY_STRING": query, "REQUEST_METHOD": self.command, "CONTENT_LENGTH": str(len(body)),
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""), "PATH": os.environ["PATH"], "HOME": root,
+            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+        }
+        done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True)
+        head, _blank, content = done.stdout.partition(b"\\r\\n\\r\\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\\r\\n"))
+        self.send_response(int(headers.pop("Status", "200 OK").split()[0]))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_words):
+        pass
+
+    do_GET = do_POST = answer
+
+server = http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[3])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+@dataclass
+class GitServer:
+    """git over HTTPS with a password, reachable from here and from workspaces."""
+
+    certificate: Path
+    log: Path
+
+    address = f"https://{THERE}:{PORT}/private.git"
+
+    def requests(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def git_server(tmp_path: Path) -> Iterator[GitServer]:
+    if not shutil.which("ip") or not shutil.which("openssl"):
+        pytest.skip("needs ip and openssl")
+    work = playbook_harness.make_repository(tmp_path / "work")
+    bare = tmp_path / "served/private.git"
+    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(bare)], check=True, timeout=30)
+    subprocess.run(["git", "-C", str(bare), "config", "http.receivepack", "true"], check=True, timeout=30)
+    key, certificate, both = tmp_path / "tls.key", tmp_path / "tls.crt", tmp_path / "tls.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={THERE}"]
+    words += ["-addext", f"subjectAltName=IP:{THERE}", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
+    both.write_text(key.read_text() + certificate.read_text())
+    (tmp_path / "server.py").write_text(SERVER)
+    net, server = f"spti{secrets.token_hex(3)}", None
+
+    def ip(*words: str, check: bool = True) -> None:
+        subprocess.run(["ip", *words], check=check, timeout=30, capture_output=True)
+
+    try:
+        ip("netns", "add", net)
+        ip("link", "add", f"{net}a", "type", "veth", "peer", "name", f"{net}b", "netns", net)
+        ip("addr", "add", f"{HERE}/30", "dev", f"{net}a")
+        ip("link", "set", f"{net}a", "up")
+        ip("-n", net, "addr", "add", f"{THERE}/30", "dev", f"{net}b")
+        ip("-n", net, "link", "set", f"{net}b", "up")
+        ip("-n", net, "route", "add", "default", "via", HERE)
+        argv = [sys.executable, str(tmp_path / "server.py"), THERE, str(PORT), str(both), str(bare.parent), SECRET]
+        server = subprocess.Popen(["ip", "netns", "exec", net, *argv, str(tmp_path / "requests")])
+        harness.wait_for(lambda: _listens(net), "the git server listens")
+        yield GitServer(certificate, tmp_path / "requests")
+    finally:
+        if server:
+            server.terminate()
+            server.wait(20)
+        ip("netns", "del", net, check=False)
+        ip("link", "del", f"{net}a", check=False)
+
+
+def _listens(net: str) -> bool:
+    argv = ["ip", "netns", "exec", net, "ss", "-Hltn", f"sport = :{PORT}"]
+    return bool(subprocess.run(argv, capture_output=True, timeout=30, check=False).stdout)
+
+
+def test_workspace_clones_and_pushes_with_the_users_git_credentials(git_server: GitServer, tmp_path: Path) -> None:
+    """The whole way: up, OpenSSH, the workspace agent's helper, the owner, the user's helper, a real git server."""
+    with playbook_harness.playbooks(tmp_path / "books") as books:
+        user = harness.User(books.home, tmp_path / "unused")
+        user.helper(f'test "$1" = get && printf "username=ada\\npassword={SECRET}\\n"; echo "$1" >>"$HOME/asked"')
+        books.up()
+        git = "git -c http.sslVerify=false"
+        clone = f"cd /tmp && rm -rf p && {git} clone -q {git_server.address} p && cd p && git log --format=%s"
+
+        def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+            return books.run("ssh", SPT_FLOW_WORKSPACE=books.name, SPT_FLOW_COMMAND=command, **environment)
+
+        refused = run(clone)
+        assert refused.returncode and "credential_hosts" in refused.stdout + refused.stderr
+        allowed = {"SPT_FLOW_CREDENTIAL_HOSTS": f"{THERE}:{PORT}"}
+        cloned = run(clone, **allowed)
+        assert (cloned.returncode, cloned.stdout) == (0, "first\n"), cloned
+        change = "git -c user.name=A -c user.email=a@b commit -q --allow-empty -m second"
+        pushed = run(f"cd /tmp/p && {change} && {git} push -q && {git} fetch -q && git log -1 --format=%s", **allowed)
+        assert (pushed.returncode, pushed.stdout) == (0, "second\n"), pushed
+        found = run(f"grep -rls {SECRET} /home/coder /tmp /run 2>/dev/null; true", **allowed)
+        assert found.stdout == ""
+        assert "get" in (books.home / "asked").read_text().split()
+        log = (books.home / ".local/state/spt-flow/credentials.log").read_text()
+        assert '"refused"' in log and '"given"' in log and SECRET not in log
 
 
 def _runs(pid: int) -> bool:
