@@ -38,8 +38,10 @@ def _fragment(options: Iterable[Option], notes: list[str]) -> str:
 
 
 class ModuleDocFragment:
+    # Calls need an annotation: ansible-test of ansible-core 2.19 fails on a plain assignment that is not a literal.
+
     # Which workspace, and where values come from.
-    DOCUMENTATION = _fragment(
+    DOCUMENTATION: str = _fragment(
         (
             OPTIONS[name]
             for name in ("workspace", "repo", "owner", "target", "node", "template", "output", "default_host")
@@ -48,7 +50,7 @@ class ModuleDocFragment:
     )
 
     # CI options.
-    CI = _fragment(
+    CI: str = _fragment(
         (
             OPTIONS[name]
             for name in (
@@ -60,18 +62,18 @@ class ModuleDocFragment:
     )
 
     # Settings of a workspace, its image and this client.
-    SETTINGS = _fragment(
+    SETTINGS: str = _fragment(
         (o for o in OPTIONS.values() if o.scope in ("workspace", "client", "image") and o.name != "default_host"), []
     )
 
     # Output.
-    OUTPUT = _fragment((OPTIONS["output"],), [])
+    OUTPUT: str = _fragment((OPTIONS["output"],), [])
 
     # Settings of a workspace.
-    WORKSPACE = _fragment((o for o in OPTIONS.values() if o.scope == "workspace"), PRECEDENCE)
+    WORKSPACE: str = _fragment((o for o in OPTIONS.values() if o.scope == "workspace"), PRECEDENCE)
 
     # Building the image.
-    IMAGE = _fragment(
+    IMAGE: str = _fragment(
         (o for o in OPTIONS.values() if o.scope == "image" or o.name in ("profile", "output")), PRECEDENCE
     )
 
