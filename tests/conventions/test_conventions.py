@@ -479,6 +479,21 @@ def test_sanity_ignores_only_what_the_inclusion_checklist_allows() -> None:
     assert refused_ignores(files[0].read_text(encoding="utf-8")) == []
 
 
+def unlisted_programs(ignores: str) -> list[str]:
+    """Return Python programs of the tarball that ansible-test would take for modules with a wrong first line."""
+    roots = [CHECKOUT / name for name in ("extensions", "image", "roles")]
+    files = [path for root in roots for path in root.rglob("*") if path.is_file()]
+    python = [path for path in files if re.match(rb"#!/usr/bin/(env )?python3\b", path.read_bytes()[:30])]
+    return sorted(relative(path) for path in python if f"{relative(path)} shebang  # " not in ignores)
+
+
+def test_sanity_knows_every_program() -> None:
+    ignores = (CHECKOUT / "tests/sanity/ignore-2.21.txt").read_text(encoding="utf-8")
+    assert unlisted_programs(ignores) == []
+    name = "roles/host_docker/files/spt-flow-disk"
+    assert unlisted_programs(ignores.replace(name, "x")) == [name]
+
+
 @pytest.mark.parametrize(
     "line",
     [
