@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -138,28 +137,6 @@ def test_session_has_the_clients_agent_and_exit_status(
     assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
     searched = inside(live_server, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
     assert (searched.returncode, searched.stdout) == (1, ""), searched.stderr
-
-
-def test_gpg_agent_is_forwarded(live_server: LiveServer, workspace: Workspace, tmp_path: Path) -> None:
-    """As docs/coder.md writes it to ~/.ssh/config; the image has no GnuPG, so the agent's greeting is expected."""
-    if not shutil.which("gpg-agent"):
-        pytest.skip("no gpg-agent on PATH")
-    env = {**os.environ, "GNUPGHOME": str(tmp_path)}
-    tmp_path.chmod(0o700)
-    here = tmp_path / "S.gpg-agent.extra"
-    # GnuPG puts its sockets into the home only if the user has no folder in /run.
-    agent = ["gpg-agent", "--daemon", "--extra-socket", str(here), "--", "sleep", "60"]
-    with subprocess.Popen(agent, env=env, stdin=subprocess.DEVNULL) as running:
-        try:
-            end = time.monotonic() + 20
-            while not here.exists() and time.monotonic() < end:
-                time.sleep(0.1)
-            there = "/run/user/1000/gnupg/S.gpg-agent"
-            say = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({there!r}); print(s.recv(99).decode())"
-            done = inside(live_server, workspace, f'python3 -c "{say}"', options=("-R", f"{there}:{here}"))
-            assert done.stdout.startswith("OK Pleased to meet you"), done.stderr
-        finally:
-            running.terminate()
 
 
 def test_dashboard_shows_clone_kvm_image_snapshot_and_pipeline(live_server: LiveServer, workspace: Workspace) -> None:
