@@ -88,6 +88,9 @@ pathlib.Path({root!r}, "dockerd.pid").write_text(str(os.getpid()))
 socketserver.UnixStreamServer(sys.argv[1], Handler).serve_forever()
 """
 
+WRONG = "Basic dTp3cm9uZw=="
+"""User u, password wrong."""
+
 GIT = """#!/bin/sh
 sub=
 for word in "$@"; do
@@ -222,7 +225,10 @@ class Machine:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """git's smart HTTP over ``git http-backend``. Paths below /private/ need a login; those below /slow/ are slow."""
+    """git's smart HTTP over ``git http-backend``.
+
+    Paths below /private/ need a login that is not ``WRONG``; those below /slow/ are slow.
+    """
 
     protocol_version = "HTTP/1.1"
     root = Path()
@@ -236,7 +242,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         cls = type(self)
         path, _mark, query = self.path.partition("?")
-        if path.startswith("/private/") and not self.headers.get("Authorization"):
+        if path.startswith("/private/") and self.headers.get("Authorization") in (None, WRONG):
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="x"')
             self.send_header("Content-Length", "0")

@@ -160,6 +160,22 @@ def test_https_without_login_needs_auth_and_other_steps_continue(machine, served
     assert not here(machine).exists() and not leftovers(machine)
 
 
+def test_clone_in_a_session_says_why_its_credentials_do_not_suffice(machine, served):
+    machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git")
+    assert "without your keys. Run on your own machine:" in machine.wait("clone", "needs-auth")["detail"]
+    program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
+    machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+    refused = {"ok": False, "error": "localhost may not be asked.", "hint": "See credential_hosts."}
+    with user_side.session(machine.root, lambda request: refused):
+        done = machine.command("clone")
+    assert done.returncode == 4
+    assert "with your keys. localhost may not be asked. See credential_hosts. Check on your own" in done.stderr
+    with user_side.session(machine.root, user_side.credentials(password="wrong")) as user:
+        done = machine.command("clone")
+    assert done.returncode == 4 and "with your keys. fatal: Authentication failed for" in done.stderr
+    assert [request["operation"] for request in user.asked if request["kind"] == "git"] == ["get", "erase"]
+
+
 def test_waiting_clone_is_finished_with_the_session_credentials(machine, served):
     machine.start(SPT_FLOW_REPO=f"{served[0]}/private/o/r.git")
     machine.wait("clone", "needs-auth")

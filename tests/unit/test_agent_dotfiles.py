@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 from ansible_collections.spt.flow.tests.unit import agent_harness as harness
+from ansible_collections.spt.flow.tests.unit import user_side
 from spt_workspace import contract, dotfiles, processes
 
 
@@ -127,11 +129,10 @@ def test_private_dotfiles_wait_for_a_session_with_the_users_keys(machine, served
     assert machine.step("ide")["state"] == "ok" and machine.process.poll() is None
     without = machine.command("dotfiles", "waiting")
     assert without.returncode == 4 and "without your keys" in without.stderr
-    (machine.root / "helper").write_text("#!/bin/sh\necho username=u\necho password=canary-91\n")
-    (machine.root / "helper").chmod(0o755)
-    with (machine.paths.home / ".gitconfig").open("a") as config:
-        config.write(f"[credential]\n\thelper = {machine.root}/helper\n")
-    done = machine.command("dotfiles", "waiting")
+    program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
+    machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+    with user_side.session(machine.root, user_side.credentials(password="canary-91")):
+        done = machine.command("dotfiles", "waiting")
     assert (done.returncode, "install.sh ran" in done.stderr) == (0, True), done.stderr
     harness.wait_for(lambda: machine.step("dotfiles")["state"] == "ok")
     assert (machine.paths.home / "installed").exists()

@@ -81,15 +81,15 @@ def test_the_newest_session_is_asked_and_another_when_it_has_ended(machine: harn
 
 def test_an_agent_that_knows_nothing_of_us_is_skipped(machine: harness.Machine) -> None:
     with user_side.session(machine.root, user_side.credentials(), "ssh-ours", age=60):
-        for failure in (b"\x00\x00\x00\x01\x05", b"\x00\x00\x00\x01\x1c"):
-            with user_side.session(machine.root, lambda request, said=failure: said, "ssh-other"):
+        for failure in (user_side.OTHER, b"\x00\x00\x00\x01\x1c"):
+            with user_side.session(machine.root, user_side.credentials("other"), "ssh-other", ping=failure):
                 assert "username=u" in helper(machine).stdout
 
 
 def test_without_a_session_git_learns_what_to_do(machine: harness.Machine) -> None:
     done = helper(machine)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"spt-workspace: {sessions.NOBODY}\n"
+    assert done.stderr == f"spt-workspace: {sessions.NO_SESSION}\n"
 
 
 def test_a_refusal_is_repeated_in_the_users_words(machine: harness.Machine) -> None:
@@ -143,9 +143,36 @@ def test_a_session_that_ends_while_it_is_asked_is_reported_at_once(machine: harn
 def test_an_answer_is_waited_for_with_a_limit(machine: harness.Machine) -> None:
     with user_side.session(machine.root, lambda request: time.sleep(60)):
         begun = time.monotonic()
-        with pytest.raises(contract.Failure, match="has ended"):
+        with pytest.raises(contract.Failure, match="did not answer in time"):
             sessions.ask(machine.paths, {"kind": "git"}, patience=0.5)
     assert time.monotonic() - begun < 5
+
+
+def test_a_sleeping_laptop_delays_the_answer_of_another_session_a_little(machine: harness.Machine) -> None:
+    with (
+        user_side.session(machine.root, user_side.credentials("awake"), "ssh-awake", age=60),
+        user_side.session(machine.root, user_side.credentials("asleep"), "ssh-asleep", ping=None),
+    ):
+        begun = time.monotonic()
+        assert "username=awake" in helper(machine).stdout
+    assert time.monotonic() - begun < 2 * sessions.CONNECT + 1
+
+
+def test_sockets_of_other_programs_do_not_delay_the_answer(machine: harness.Machine) -> None:
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            stack.enter_context(user_side.session(machine.root, lambda request: None, f"ssh-{number}", ping=b""))
+        assert len(sessions.sockets(machine.paths)) == sessions.MOST
+
+
+def test_a_request_that_is_not_text_does_not_end_the_helper(machine: harness.Machine) -> None:
+    program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
+    argv = [sys.executable, "-c", program, "credential", "get"]
+    with user_side.session(machine.root, user_side.credentials()) as user:
+        request = b"protocol=https\nhost=h\npath=\xff\n\n"
+        done = subprocess.run(argv, input=request, capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"username=u\npassword=p\n", b"")
+    assert user.asked[0]["input"].endswith("path=\ufffd\n\n")
 
 
 # The SSH agent
@@ -163,9 +190,15 @@ def test_every_process_reaches_the_agent_of_the_newest_session(machine: harness.
         with user_side.session(machine.root, answer, "ssh-new", keys=KEYS + b"2"):
             assert user_side.ask_agent(place) == KEYS + b"2"
         assert user_side.ask_agent(place) == KEYS
-        with user_side.session(machine.root, lambda request: b"\x00\x00\x00\x01\x05", "ssh-other", keys=b"\x05"):
+        with user_side.session(machine.root, answer, "ssh-other", keys=b"\x05", ping=user_side.OTHER):
             assert user_side.ask_agent(place) == KEYS, "another agent has no precedence over the user's side"
-        assert [request["kind"] for request in old.asked] == ["signing"], "a session is asked once"
+        with user_side.session(machine.root, answer, "ssh-hung", ping=None):
+            begun = time.monotonic()
+            assert user_side.ask_agent(place) == KEYS, "a session that does not answer has no precedence"
+            assert time.monotonic() - begun < 2 * sessions.CONNECT
+            begun = time.monotonic()
+            assert user_side.ask_agent(place) == KEYS and time.monotonic() - begun < 1, "it is not asked each time"
+        assert not old.asked
     assert user_side.ask_agent(place) == b"\x0c\x00\x00\x00\x00"
 
 
@@ -209,6 +242,12 @@ def test_credentials_of_coders_agent_are_used_with_our_host_keys(
     assert env["GIT_SSH_COMMAND"].startswith(f"{command} -o BatchMode=yes" if kept else "ssh -o BatchMode=yes")
     assert f"{machine.paths.run}/known_hosts" in env["GIT_SSH_COMMAND"]
     assert ("GIT_ASKPASS" in env) == kept
+    # The IDE, and by it the dotfiles at start.
+    user = access.user_environment(
+        {"GIT_SSH_COMMAND": command, "GIT_ASKPASS": "/tmp/coder", "GIT_DIR": "/tmp"}, contract.Contract(), machine.paths
+    )
+    named = {"GIT_SSH_COMMAND", "GIT_ASKPASS"} if kept else set()
+    assert {name for name in user if name.startswith("GIT_")} == named
 
 
 # Signing
@@ -232,7 +271,6 @@ def test_git_signs_with_the_users_ssh_key(machine: harness.Machine) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        {"ok": True, "format": ""},
         {"ok": False, "format": "ssh", "key": KEY},
         {"ok": True, "format": "ssh", "key": f"{KEY}\n[core]\nsshCommand = evil"},
         {"ok": True, "format": "openpgp", "key": 'ab"\n[core]'},
@@ -243,6 +281,36 @@ def test_git_signs_with_the_users_ssh_key(machine: harness.Machine) -> None:
 def test_unusable_answer_about_signing_changes_nothing(machine: harness.Machine, answer: dict[str, Any]) -> None:
     signing.apply(answer, machine.paths)
     assert not (machine.paths.signing).exists()
+
+
+def signing_of(form: str) -> user_side.Answer:
+    """Answer like a user whose git signs by ``form``, or not at all."""
+    return lambda request: {"ok": True, "format": form, "key": KEY if form else "", "commits": True}
+
+
+def test_git_signs_as_on_the_machine_of_the_newest_session(
+    machine: harness.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "INTERVAL", 0.05)
+    monkeypatch.setattr(relay, "RETRY", 0.2)
+    stopping = threading.Event()
+    relay.watch(relay.Directory(machine.paths), lambda answer: signing.apply(answer, machine.paths), stopping)
+    signs = machine.paths.signing.exists
+    try:
+        with user_side.session(machine.root, signing_of("ssh"), "ssh-old", age=60) as old:
+            harness.wait_for(signs)
+            with user_side.session(machine.root, signing_of(""), "ssh-new"):
+                harness.wait_for(lambda: not signs())
+            harness.wait_for(signs)
+            assert old.asked == [{"kind": "signing"}], "a session is asked once"
+        time.sleep(0.3)
+        assert signs(), "without a session, commits fail instead of being unsigned"
+        with user_side.session(machine.root, signing_of(""), "ssh-late", ping=None) as late:
+            harness.wait_for(lambda: late.pinged)
+            late.ping = user_side.UNKNOWN
+            harness.wait_for(lambda: not signs(), 2 * sessions.CONNECT + 5)
+    finally:
+        stopping.set()
 
 
 # gh
@@ -268,15 +336,16 @@ def test_gh_gets_the_token_of_the_host_that_it_talks_to(
     assert github.host(arguments, environ) == wanted
 
 
-def gh(machine: harness.Machine, host: str = "github.com", **more: str) -> str:
+def gh(machine: harness.Machine, host: str = "github.com", command: str = "api", **more: str) -> str:
     """Return the tokens that a stand-in for gh has in its environment."""
     program = machine.bin / "gh-itself"
     machine.stub("gh-itself", "#!/bin/sh\nenv | grep -E '^(GH|GITHUB)_' | sort; echo \"$@\"\n")
     code = (
-        f"import sys; sys.path.insert(0, {str(harness.LIBRARY)!r})\n"
+        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(harness.LIBRARY)!r})\n"
         "from pathlib import Path\nfrom spt_workspace.contract import Paths\n"
         "from spt_workspace.identity import github\nimport os\n"
-        f"github.run(['api', '--hostname', {host!r}], Paths(Path({str(machine.root)!r})), os.environ, {str(program)!r})"
+        f"paths = Paths(Path({str(machine.root)!r}))\n"
+        f"github.run([*{command.split()!r}, '--hostname', {host!r}], paths, os.environ, {str(program)!r})"
     )
     env = {"PATH": "/usr/bin:/bin", **more}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
@@ -290,6 +359,7 @@ def test_gh_has_a_token_for_one_command(machine: harness.Machine) -> None:
         assert gh(machine) == "GH_TOKEN=canary\napi --hostname github.com\n"
         assert "GH_ENTERPRISE_TOKEN=canary\nGH_HOST=git.example.com\n" in gh(machine, "git.example.com")
         assert gh(machine, GH_TOKEN="own").startswith("GH_TOKEN=own\n")
+        assert gh(machine, command="auth login") == "auth login --hostname github.com\n"
         assert [request["host"] for request in user.asked] == ["github.com", "git.example.com"]
         hosts = machine.paths.home / ".config/gh/hosts.yml"
         hosts.parent.mkdir(parents=True)

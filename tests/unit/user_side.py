@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,16 @@ Answer = Callable[[dict[str, Any]], "dict[str, Any] | bytes | None"]
 """From a request to its answer: an object, raw bytes, or ``None`` to end the connection without one."""
 
 
+UNKNOWN = {"ok": False, "error": "The request has an unknown kind."}
+OTHER = b"\x00\x00\x00\x01\x05"
+"""The answer of an agent that does not know the extension."""
+
+
 class UserSide:
     """``asked`` has the requests, ``raw`` the messages of the agent protocol itself.
 
     They are answered with ``keys``, or by the agent at ``upstream``. ``stream`` is the socket to which a stream leads.
+    ``ping`` is the answer to a ping, ``None`` to hang.
     """
 
     def __init__(
@@ -33,12 +40,15 @@ class UserSide:
         keys: bytes = b"\x0c\x00\x00\x00\x00",
         upstream: str = "",
         stream: str = "",
+        ping: dict[str, Any] | bytes | None = UNKNOWN,
     ) -> None:
         self.place = place
         self.answer = answer
         self.keys = keys
         self.upstream = upstream
         self.stream = stream
+        self.ping = ping
+        self.pinged = 0
         self.asked: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
         self._open: list[socket.socket] = []
@@ -75,6 +85,9 @@ class UserSide:
                     client.sendall(struct.pack(">I", len(keys)) + keys)
                     continue
                 name, body = strings(message[1:])
+                if json.loads(body) == {"kind": "ping"}:
+                    self._ping(client)
+                    continue
                 self.asked.append(json.loads(body))
                 answer = self.answer(self.asked[-1])
                 if answer is None:
@@ -83,10 +96,17 @@ class UserSide:
                     client.sendall(struct.pack(">I", 1) + b"\x06")
                     self._pipe(client)
                     return
-                if not isinstance(answer, bytes):
-                    text = json.dumps(answer).encode()
-                    answer = struct.pack(">I", 5 + len(text)) + b"\x06" + struct.pack(">I", len(text)) + text
-                client.sendall(answer)
+                client.sendall(answer if isinstance(answer, bytes) else framed(answer))
+
+    def _ping(self, client: socket.socket) -> None:
+        """Answer as the user's side does, or hang, or be another agent."""
+        self.pinged += 1
+        if self.ping is None:
+            time.sleep(60)
+        elif isinstance(self.ping, bytes):
+            client.sendall(self.ping)
+        else:
+            client.sendall(framed(self.ping))
 
     def _pipe(self, client: socket.socket) -> None:
         """Join the connection to ``stream``; without one, answer everything in capital letters."""
@@ -103,6 +123,11 @@ class UserSide:
                     if not block:
                         return
                     ends[source].sendall(block)
+
+
+def framed(answer: dict[str, Any]) -> bytes:
+    text = json.dumps(answer).encode()
+    return struct.pack(">I", 5 + len(text)) + b"\x06" + struct.pack(">I", len(text)) + text
 
 
 def ask_agent(place: Path, message: bytes = b"\x0b") -> bytes:

@@ -60,9 +60,18 @@ def user_environment(environ: Mapping[str, str], contract: Contract, paths: Path
     env = {**CACHES, **env}
     env["XDG_RUNTIME_DIR"] = str(paths.runtime)
     env["SSH_AUTH_SOCK"] = str(paths.agent)
+    env.update(coder_credentials(environ))
     if contract.docker:
         env["DOCKER_HOST"] = f"unix://{paths.docker_socket}"
     return env
+
+
+def coder_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which git gets the SSH key and the logins that a Coder server keeps; empty elsewhere."""
+    command = environ.get("GIT_SSH_COMMAND", "")
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]*/coder gitssh --", command):
+        return {}
+    return {name: environ[name] for name in ("GIT_SSH_COMMAND", "GIT_ASKPASS") if environ.get(name)}
 
 
 def _quoted(text: str) -> str:

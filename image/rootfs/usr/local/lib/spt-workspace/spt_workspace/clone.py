@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .access import coder_credentials
 from .background import AGENT
 from .contract import Contract, Failure, Paths, reason, write_file
+from .identity import sessions
 from .processes import Children, Outcome, backoff
 from .record import printable
 
@@ -111,11 +113,9 @@ def _identity(address: str) -> str:
 def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "https:ssh") -> dict[str, str]:
     """Return the environment for a git that never prompts, trusts no new host key and uses only ``protocols``."""
     known = f"/etc/ssh/ssh_known_hosts {paths.run / 'known_hosts'}"
-    kept = {"GIT_CONFIG_SYSTEM"}
-    theirs = _coders(environ)
-    if theirs:
-        # Asked by git after our credential helper.
-        kept.add("GIT_ASKPASS")
+    # Git asks Coder's program after our credential helper.
+    coder = coder_credentials(environ)
+    kept = ("GIT_CONFIG_SYSTEM", *(name for name in coder if name == "GIT_ASKPASS"))
     env = {
         name: value
         for name, value in environ.items()
@@ -130,18 +130,12 @@ def git_environment(environ: Mapping[str, str], paths: Paths, protocols: str = "
         GIT_SSH_VARIANT="ssh",
         SSH_AUTH_SOCK=environ.get("SSH_AUTH_SOCK") or str(paths.agent),
         GIT_SSH_COMMAND=(
-            f"{theirs or 'ssh'} -o BatchMode=yes -o StrictHostKeyChecking=yes -o 'GlobalKnownHostsFile={known}' "
-            "-o UpdateHostKeys=no -o ConnectTimeout=20 -o ServerAliveInterval=20 -o ServerAliveCountMax=3 "
-            "-o LogLevel=ERROR"
+            f"{coder.get('GIT_SSH_COMMAND', 'ssh')} -o BatchMode=yes -o StrictHostKeyChecking=yes "
+            f"-o 'GlobalKnownHostsFile={known}' -o UpdateHostKeys=no -o ConnectTimeout=20 "
+            "-o ServerAliveInterval=20 -o ServerAliveCountMax=3 -o LogLevel=ERROR"
         ),
     )
     return env
-
-
-def _coders(environ: Mapping[str, str]) -> str:
-    """Return the command with which Coder's agent adds the key of its user to ssh; empty elsewhere."""
-    command = environ.get("GIT_SSH_COMMAND", "")
-    return command if re.fullmatch(r"/[A-Za-z0-9._/-]*/coder gitssh --", command) else ""
 
 
 class Killed(Failure):
@@ -279,7 +273,7 @@ class Cloner:
                     f"The copy of {self._name} is damaged: {_words(outcome)} Delete the workspace and create it again."
                 )
             if outcome.status:
-                raise _refusal(outcome, self._name, self.contract)
+                raise self._refusal(outcome)
             origin = self.contract.repo
             where = ("-C", str(temporary), "remote")
             self._must(*where, *(("set-url", "--", "origin", origin) if origin else ("remove", "origin")))
@@ -295,7 +289,7 @@ class Cloner:
                 outcome = self._fetch(temporary)
                 if not outcome.status:
                     return self._finish(temporary)
-                refusal = _refusal(outcome, self._name, self.contract)
+                refusal = self._refusal(outcome)
                 if classify(outcome.text) != "network" or attempt == TRIES or self.children.stopping.is_set():
                     raise refusal
             wait = backoff(attempt) * 2
@@ -432,26 +426,34 @@ class Cloner:
     def _must(self, *argv: str) -> None:
         outcome = self._git(*argv)
         if outcome.status:
-            raise _refusal(outcome, self._name, self.contract)
+            raise self._refusal(outcome)
 
+    def _refusal(self, outcome: Outcome) -> Failure:
+        """Return the failure for an error of git while it cloned."""
+        name, kind, words = self._name, classify(outcome.text), _words(outcome)
+        if kind == "auth":
+            return Failure(self._without_access(outcome), 4, "needs-auth")
+        sentence = {
+            "disk": f"There is no space left for {name}. Make room in the home and start again.",
+            "host-key": f"The server of {name} could not be verified: {words} "
+            "Add its key with known_hosts (SPT_FLOW_KNOWN_HOSTS).",
+            "missing-ref": f"{name} has no branch, tag or commit {printable(self.contract.ref)!r}.",
+            "missing": f"The server has no repository {name}, or hides it from you: {words}",
+            "network": f"The server of {name} cannot be reached from the workspace, {TRIES} attempts: {words}",
+        }.get(kind, f"git could not clone {name}: {words or f'exit status {outcome.status}'}")
+        return Failure(sentence, 1)
 
-def _refusal(outcome: Outcome, name: str, contract: Contract) -> Failure:
-    """Return the failure for an error of git while it cloned ``name``."""
-    kind = classify(outcome.text)
-    words = _words(outcome)
-    playbook = f"ansible-playbook spt.flow.ssh -e workspace={contract.workspace}"
-    command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
-    if kind == "auth":
-        return Failure(f"No access to {name} without your keys. Run on your own machine: {command}", 4, "needs-auth")
-    sentence = {
-        "disk": f"There is no space left for {name}. Make room in the home and start again.",
-        "host-key": f"The server of {name} could not be verified: {words} "
-        "Add its key with known_hosts (SPT_FLOW_KNOWN_HOSTS).",
-        "missing-ref": f"{name} has no branch, tag or commit {printable(contract.ref)!r}.",
-        "missing": f"The server has no repository {name}, or hides it from you: {words}",
-        "network": f"The server of {name} cannot be reached from the workspace, {TRIES} attempts: {words}",
-    }.get(kind, f"git could not clone {name}: {words or f'exit status {outcome.status}'}")
-    return Failure(sentence, 1)
+    def _without_access(self, outcome: Outcome) -> str:
+        """Return what the user can do: connect, or, in a session, look at the credentials that it gave."""
+        if sessions.NO_SESSION in outcome.text or not sessions.sockets(self.paths):
+            playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
+            command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
+            return f"No access to {self._name} without your keys. Run on your own machine: {command}"
+        ours = "spt-workspace: "
+        said = [line[len(ours) :] for line in outcome.lines if line.startswith(ours)]
+        said += [f"{line.rstrip('.')}." for line in outcome.lines if classify(line) == "auth"]
+        check = f"Check on your own machine: git ls-remote {printable(self.contract.repo)}"
+        return f"No access to {self._name} with your keys. {printable(said[0])} {check}"
 
 
 def _words(outcome: Outcome) -> str:

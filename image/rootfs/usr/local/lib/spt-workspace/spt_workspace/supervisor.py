@@ -107,12 +107,12 @@ class Supervisor:
 
     def _relay_identity(self) -> None:
         """Give every process the SSH agent and the gpg-agent of the newest session at stable paths."""
-        directory = relay.Directory(self.paths, self._sign)
+        directory = relay.Directory(self.paths)
         try:
             relay.agent(self.paths, directory).start()
         except OSError as error:
             self.journal.note(f"Processes outside of sessions have no SSH agent: {reason(error)}.")
-        relay.watch(directory, self.children.stopping)
+        relay.watch(directory, self._sign, self.children.stopping)
 
     def _sign(self, answer: dict[str, Any]) -> None:
         """Configure git for a new session; start the relay of the gpg-agent when it is first needed."""

@@ -17,7 +17,8 @@ def git(operation: str, paths: Paths) -> int:
     """
     if operation not in ("get", "store", "erase"):
         return 0
-    request = {"kind": "git", "operation": operation, "input": sys.stdin.read(sessions.LARGEST // 2)}
+    text = sys.stdin.buffer.read(sessions.LARGEST // 2).decode(errors="replace")
+    request = {"kind": "git", "operation": operation, "input": text}
     try:
         answer = sessions.ask(paths, request)
     except Failure as failure:

@@ -19,6 +19,8 @@ PROGRAM = "/usr/local/libexec/gh"
 PUBLIC = "github.com"
 PATIENCE = 10.0
 TOKENS = ("GH_TOKEN", "GITHUB_TOKEN", "GH_ENTERPRISE_TOKEN", "GITHUB_ENTERPRISE_TOKEN")
+LOGIN = ("auth login", "auth logout", "auth refresh", "auth switch")
+"""Commands that gh refuses with a token in the environment."""
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 
 
@@ -26,7 +28,8 @@ def run(arguments: Sequence[str], paths: Paths, environ: Mapping[str, str], prog
     """Become gh. Without a token it runs too, and says itself how to log in."""
     env = dict(environ)
     wanted = host(arguments, env)
-    if not any(env.get(name) for name in TOKENS) and not _logged_in(wanted, paths):
+    own = " ".join(arguments[:2]) in LOGIN or any(env.get(name) for name in TOKENS) or _logged_in(wanted, paths)
+    if not own:
         env.update(_token(wanted, paths))
     os.execve(program, ["gh", *arguments], env)  # noqa: S606 - gh with the caller's own arguments
 
@@ -35,7 +38,7 @@ def _token(wanted: str, paths: Paths) -> dict[str, str]:
     try:
         token = sessions.ask(paths, {"kind": "token", "host": wanted}, PATIENCE).get("token")
     except Failure as failure:
-        if failure.sentence not in (sessions.NOBODY, sessions.ENDED):
+        if failure.sentence not in (sessions.NO_SESSION, sessions.ENDED):
             print(f"spt-workspace: {failure.sentence}", file=sys.stderr)
         return {}
     if not isinstance(token, str) or not re.fullmatch(r"[!-~]{1,4096}", token):

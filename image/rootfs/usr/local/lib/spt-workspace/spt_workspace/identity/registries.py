@@ -52,7 +52,7 @@ def _get(server: str, paths: Paths) -> tuple[int, str]:
         try:
             answer = sessions.ask(paths, {"kind": "docker", "operation": "get", "server": server}, PATIENCE)
         except Failure as failure:
-            if failure.sentence not in (sessions.NOBODY, sessions.ENDED):
+            if failure.sentence not in (sessions.NO_SESSION, sessions.ENDED):
                 print(f"spt-workspace: {failure.sentence}", file=sys.stderr)
             return 1, NOT_FOUND
         login = {"Username": answer.get("username"), "Secret": answer.get("secret")}

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,44 +21,63 @@ from . import sessions
 
 MOST_CONNECTIONS = 64
 BLOCK = 65536
-HELLO = 5.0
-"""Seconds in which a new session must answer."""
+HELLO = 10.0
+"""Seconds in which a session must say how its user signs, and a client must send a request."""
 INTERVAL = 1.0
+RETRY = 15.0
+"""Seconds after which a session that did not answer is asked again."""
 REQUEST_IDENTITIES, IDENTITIES_ANSWER, FAILURE = 11, 12, 5
+Key = tuple[Path, int]
+"""A socket, and its inode, because a later session may have the same path."""
 
 
 class Directory:
-    """Which sockets are those of the user's side, and which are other agents. Each is asked once."""
+    """Which sockets are those of the user's side, and which are other agents."""
 
-    def __init__(self, paths: Paths, newcomer: Callable[[dict[str, Any]], None] = lambda answer: None) -> None:
+    def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._newcomer = newcomer
-        self._known: dict[tuple[Path, int], bool] = {}
+        self._ours: dict[Key, bool] = {}
+        self._again: dict[Key, float] = {}
         self._lock = threading.Lock()
 
-    def ordered(self) -> list[Path]:
-        """Return the sockets of the user's side, the newest first, then the others."""
+    def ordered(self) -> list[tuple[Key, bool]]:
+        """Return the sockets of the user's side, the newest first, then the others, and which are which."""
+        found = [_key(place) for place in sessions.sockets(self._paths)]
         with self._lock:
-            found = {self._key(place): place for place in sessions.sockets(self._paths)}
-            self._known = {key: ours for key, ours in self._known.items() if key in found}
-            for key, place in found.items():
-                if key not in self._known:
-                    self._known[key] = self._answers(place)
-            return sorted(found.values(), key=lambda place: not self._known[self._key(place)])
+            self._ours = {key: ours for key, ours in self._ours.items() if key in found}
+            self._again = {key: when for key, when in self._again.items() if key in found}
+            now = time.monotonic()
+            unknown = [key for key in found if key not in self._ours or self._again.get(key, math.inf) < now]
+            for key in unknown:
+                # Not asked by another thread meanwhile, which does not wait: the session may hang.
+                self._ours[key] = False
+                self._again.pop(key, None)
+        for key in unknown:
+            self._meet(key)
+        with self._lock:
+            known = [(key, self._ours.get(key, False)) for key in found]
+        return sorted(known, key=lambda item: not item[1])
 
-    def _answers(self, place: Path) -> bool:
+    def _meet(self, key: Key) -> None:
+        ours, again = False, math.inf
         try:
-            answer = sessions.query(place, {"kind": "signing"}, HELLO)
+            sessions.connect_user(key[0]).close()
+            ours = True
+        except sessions.Ended:
+            again = time.monotonic() + RETRY
         except sessions.Silent:
-            return False
-        self._newcomer(answer)
-        return True
+            pass
+        with self._lock:
+            self._ours[key] = ours
+            if again < math.inf:
+                self._again[key] = again
 
-    def _key(self, place: Path) -> tuple[Path, int]:
-        try:
-            return place, place.stat().st_ino
-        except OSError:
-            return place, 0
+
+def _key(place: Path) -> Key:
+    try:
+        return place, place.stat().st_ino
+    except OSError:
+        return place, 0
 
 
 class Relay:
@@ -109,9 +130,9 @@ def agent(paths: Paths, directory: Directory) -> Relay:
     """Return the relay of the SSH agent."""
 
     def connect() -> socket.socket | None:
-        for place in directory.ordered():
+        for (place, _inode), ours in directory.ordered():
             with contextlib.suppress(sessions.Silent):
-                client = sessions.connect(place)
+                client = sessions.connect_user(place) if ours else sessions.connect(place)
                 client.settimeout(None)
                 return client
         return None
@@ -119,12 +140,22 @@ def agent(paths: Paths, directory: Directory) -> Relay:
     return Relay(paths.agent, connect, _without_keys)
 
 
-def watch(directory: Directory, stopping: threading.Event) -> None:
-    """Look for new sessions in a thread, so that git signs in each before anything has used its agent."""
+def watch(directory: Directory, sign: Callable[[dict[str, Any]], None], stopping: threading.Event) -> None:
+    """Tell ``sign`` in a thread how the user of the newest session signs, whenever that is another session."""
 
     def body() -> None:
+        answers: dict[Key, dict[str, Any]] = {}
+        current: Key | None = None
         while not stopping.wait(INTERVAL):
-            directory.ordered()
+            with contextlib.suppress(OSError, sessions.Silent):
+                live = [key for key, ours in directory.ordered() if ours]
+                answers = {key: answers[key] for key in live if key in answers}
+                if not live or live[0] == current:
+                    continue
+                newest = live[0]
+                answers[newest] = answers.get(newest) or sessions.query(newest[0], {"kind": "signing"}, HELLO)
+                sign(answers[newest])
+                current = newest
 
     threading.Thread(target=body, name="sessions", daemon=True).start()
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Git signs inside as it does on the user's machine; the keys stay there.
 
-A new session says how the user's git signs. What is written here is public and in memory. It stays when the session
-ends, so that a commit without a session fails instead of being unsigned.
+The newest session says how its user's git signs. What is written here is public and in memory. It stays when the last
+session ends, so that a commit without a session fails instead of being unsigned.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def apply(answer: Mapping[str, Any], paths: Paths) -> None:
         lines = _ssh(key, _text(answer, "allowed_signers"), paths)
     elif form == "openpgp" and _GPG_KEY.fullmatch(key):
         lines = _openpgp(key, _text(answer, "public_keys"), _text(answer, "ownertrust"), paths)
+    elif form == "":
+        paths.signing.unlink(missing_ok=True)
+        return
     else:
         return
     for section, name in (("commit", "commits"), ("tag", "tags")):
