@@ -188,7 +188,21 @@ def test_https_401_with_the_callers_credential_helper(ask_https, home, repositor
     (home / ".gitconfig").write_text(
         '[credential]\n\thelper = "!f() { echo username=ada; echo password=lovelace; }; f"\n'
     )
-    assert ask_https("private/open.git") == repository_probe.Probe("open", "", repository[1])
+    assert ask_https("private/open.git") == repository_probe.Probe("open", "", repository[1], "as ada with git")
+    assert ask_https("open/open.git").identity == "", "no credential was used"
+
+
+def test_https_401_with_the_login_of_gh_which_git_does_not_store(ask_https, home, monkeypatch, repository):
+    (home / ".gitconfig").write_text(f'[credential]\n\thelper = "!f() {{ echo $1 >>{home}/used; }}; f"\n')
+    program = home / "bin/gh"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\ntest "$*" = "auth git-credential get" && echo username=ada && echo password=lovelace\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert ask_https("private/open.git") == repository_probe.Probe("open", "", repository[1], "as ada with gh")
+    assert (home / "used").read_text().split() == ["get"]
 
 
 def test_https_401_with_wrong_credentials(ask_https, home):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ....module_utils._node.errors import DeadlineExceeded, FlowError, NotFound, redact
 from ..common import untrusted
@@ -30,12 +30,14 @@ BUNDLE_LIMIT = 1024**3
 class Probe:
     """A server's answer. ``state``: open, needs-auth, not-found, host-key-unknown, unreachable or unreadable.
 
-    ``detail`` is a sentence or the server's message; ``head`` is the first commit of a clone, if known.
+    ``detail`` is a sentence or the server's message; ``head`` is the first commit of a clone, if known. ``identity``
+    says which credential opened a private repository.
     """
 
     state: str
     detail: str = ""
     head: str = ""
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ _SIGNS = (
     ),
 )
 """Messages of git, OpenSSH and common servers in the C locale; the first match counts."""
+
+
+_RECORD_USER = """!f() { test "$1" != store || sed -n s/^username=//p >"$SPT_FLOW_USED"; }; f"""
+"""A credential helper that only notes the name of the user whose credential the server accepted."""
 
 
 def _classified(stderr: str) -> str:
@@ -161,10 +167,10 @@ def probe(
     if repository.kind == "local":
         return _probe_local(repository, ref, timeout, runner)
     names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/tags/{ref}^{{}}"] if ref else ["HEAD"]
-    argv = ["git", "-c", "core.askPass=", "ls-remote", "--", repository.url, *names]
+    words = ["ls-remote", "--", repository.url, *names]
     try:
         with _environment(repository, known_hosts, timeout) as environ:
-            outcome = runner(argv, environ, timeout)
+            outcome, identity = _with_credentials(repository, words, environ, timeout, runner)
     except FileNotFoundError:
         return Probe("unreachable", "git is not installed on this machine")
     except OSError as error:
@@ -177,7 +183,42 @@ def probe(
     head = next((commits[name] for name in reversed(names) if name in commits), "")
     if ref and not head and not _COMMIT.fullmatch(ref):
         return Probe("not-found", f"it does not have a branch or tag {ref}")
-    return Probe("open", "", head)
+    return Probe("open", "", head, identity)
+
+
+def _with_credentials(
+    repository: Repository, words: Sequence[str], environ: Mapping[str, str], timeout: float, runner: Runner
+) -> tuple[Outcome, str]:
+    """Run git with the user's own helpers, then with gh or glab, like the later clone (docs/identity.md).
+
+    Return the outcome and which credential was used.
+    """
+    git = ["git", "-c", "core.askPass="]
+    if repository.kind != "https":
+        return runner([*git, *words], environ, timeout), ""
+    import shutil
+    import tempfile
+    import time
+
+    end = time.monotonic() + timeout
+    with tempfile.NamedTemporaryFile("r", prefix="spt-flow-user-") as used:
+        recording = {**environ, "SPT_FLOW_USED": used.name}
+        outcome = runner([*git, "-c", f"credential.helper={_RECORD_USER}", *words], recording, timeout)
+        for program in filter(shutil.which, ("gh", "glab")):
+            if outcome.status in (None, 0) or _classified(outcome.stderr) != "needs-auth":
+                break
+            # An empty helper first, so that git's own helpers do not store another program's token.
+            helper = ["-c", "credential.helper=", "-c", f"credential.helper=!{program} auth git-credential"]
+            argv = [*git, *helper, "-c", f"credential.helper={_RECORD_USER}", *words]
+            tried = runner(argv, recording, max(0.1, end - time.monotonic()))
+            if tried.status == 0:
+                return tried, f"as {_line_of(used)} with {program}"
+        user = _line_of(used) if outcome.status == 0 else ""
+    return outcome, f"as {user} with git" if user else ""
+
+
+def _line_of(file: IO[str]) -> str:
+    return untrusted.line(file.read().strip(), 100)
 
 
 # Repositories on this machine

@@ -336,7 +336,7 @@ def assess_probe(answer: Probe, repository: Repository, same_network: bool) -> s
     where = f"Cannot create a workspace for {repository.identity}"
     detail = f" ({answer.detail})" if answer.detail else ""
     if answer.state == "open":
-        return ""
+        return f"Your machine reads {repository.identity} {answer.identity}." if answer.identity else ""
     if answer.state == "needs-auth":
         return (
             f"{repository.host} asks for credentials{detail}; the clone is finished in your session. "
