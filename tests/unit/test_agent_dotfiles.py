@@ -131,6 +131,12 @@ def test_private_dotfiles_wait_for_a_session_with_the_users_keys(machine, served
     assert without.returncode == 4 and "without your keys" in without.stderr
     program = harness.COMMAND.format(library=str(harness.LIBRARY), root=str(machine.root))
     machine.stub("spt-workspace", f"#!{sys.executable}\n{program}")
+    refused = {"ok": False, "error": "This machine has no credentials for localhost."}
+    with user_side.session(machine.root, lambda request: refused):
+        done = machine.command("dotfiles", "waiting")
+    assert (
+        done.returncode == 4 and "with your keys. This machine has no credentials for localhost. Check" in done.stderr
+    )
     with user_side.session(machine.root, user_side.credentials(password="canary-91")):
         done = machine.command("dotfiles", "waiting")
     assert (done.returncode, "install.sh ran" in done.stderr) == (0, True), done.stderr

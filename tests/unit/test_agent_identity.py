@@ -202,6 +202,20 @@ def test_every_process_reaches_the_agent_of_the_newest_session(machine: harness.
     assert user_side.ask_agent(place) == b"\x0c\x00\x00\x00\x00"
 
 
+def test_agent_in_use_does_not_keep_the_workspace_running(machine: harness.Machine) -> None:
+    """A program that signs in the background is not a user; an open session is counted by itself."""
+    with user_side.session(machine.root, lambda request: {"ok": True, "format": ""}, keys=KEYS) as user:
+        process = machine.start(SPT_FLOW_IDLE_STOP="120")
+        harness.wait_for(machine.paths.agent.exists)
+        until = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError, struct.error):
+                user_side.ask_agent(machine.paths.agent)
+            time.sleep(0.1)
+    assert process.poll() == 0 and user.raw
+    assert [event["reason"] for event in machine.events() if event["event"] == "life"][-1] == "idle for too long"
+
+
 def test_broken_clients_of_the_relay_do_not_block_others(machine: harness.Machine) -> None:
     relay.agent(machine.paths, relay.Directory(machine.paths)).start()
     with contextlib.ExitStack() as stack:

@@ -445,15 +445,23 @@ class Cloner:
 
     def _without_access(self, outcome: Outcome) -> str:
         """Return what the user can do: connect, or, in a session, look at the credentials that it gave."""
-        if sessions.NO_SESSION in outcome.text or not sessions.sockets(self.paths):
-            playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
-            command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
-            return f"No access to {self._name} without your keys. Run on your own machine: {command}"
-        ours = "spt-workspace: "
-        said = [line[len(ours) :] for line in outcome.lines if line.startswith(ours)]
-        said += [f"{line.rstrip('.')}." for line in outcome.lines if classify(line) == "auth"]
-        check = f"Check on your own machine: git ls-remote {printable(self.contract.repo)}"
-        return f"No access to {self._name} with your keys. {printable(said[0])} {check}"
+        refused = refusal_in_session(outcome, self.paths)
+        if refused:
+            check = f"Check on your own machine: git ls-remote {printable(self.contract.repo)}"
+            return f"No access to {self._name} with your keys. {refused} {check}"
+        playbook = f"ansible-playbook spt.flow.ssh -e workspace={self.contract.workspace}"
+        command = f"SPT_FLOW_COMMAND='spt-workspace clone' {playbook}"
+        return f"No access to {self._name} without your keys. Run on your own machine: {command}"
+
+
+def refusal_in_session(outcome: Outcome, paths: Paths) -> str:
+    """Return why the credentials of a live session did not suffice for git; empty without a session."""
+    if sessions.NO_SESSION in outcome.text or not sessions.sockets(paths):
+        return ""
+    ours = "spt-workspace: "
+    said = [line[len(ours) :] for line in outcome.lines if line.startswith(ours)]
+    said += [f"{line.rstrip('.')}." for line in outcome.lines if classify(line) == "auth"]
+    return printable(said[0]) if said else "The server refused them."
 
 
 def _words(outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from .clone import check_url, classify, git_environment, same_repository
+from .clone import check_url, classify, git_environment, refusal_in_session, same_repository
 from .contract import Failure, Paths, alone
 from .processes import Children, Outcome, end
 from .record import printable
@@ -99,6 +99,10 @@ class Dotfiles:
 
     def _refusal(self, outcome: Outcome, what: str) -> Failure:
         if classify(outcome.text) == "auth":
+            refused = refusal_in_session(outcome, self._paths)
+            if refused:
+                check = f"Check on your own machine: git ls-remote {printable(self._url)}"
+                return Failure(f"The dotfiles could not be {what} with your keys. {refused} {check}", 4, "needs-auth")
             return Failure(
                 f"The dotfiles could not be {what} without your keys. Run in a session of yours: {COMMAND}",
                 4,
