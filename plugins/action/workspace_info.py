@@ -11,7 +11,10 @@ from typing import Any
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import action as ansible_action
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as ansible_open
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.identity import journal as identity_journal
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import report as workspace_report
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace.models import Workspace
 
 
 class ActionModule(ansible_action.FlowAction):
@@ -37,8 +40,11 @@ class ActionModule(ansible_action.FlowAction):
     def _status(self) -> dict[str, Any]:
         workspaces = ansible_open.read_workspaces(self.values)
         width = ansible_values.display.columns
-        block = ["", *workspace_report.status(workspaces, width, time.time(), self.values["size"])]
-        return self.finish({"changed": False, "workspaces": [w.to_dict() for w in workspaces]}, block)
+        asked = _credentials(workspaces)
+        table = workspace_report.status(workspaces, width, time.time(), self.values["size"])
+        block = ["", *table, *workspace_report.credentials(asked)]
+        answer = {"changed": False, "workspaces": [w.to_dict() for w in workspaces], "credentials": asked}
+        return self.finish(answer, block)
 
     def _logs(self) -> dict[str, Any]:
         target = ansible_open.open_target(self.values)
@@ -55,3 +61,10 @@ class ActionModule(ansible_action.FlowAction):
             if keep:
                 kept.append(line)
         return kept
+
+
+def _credentials(workspaces: Iterable[Workspace]) -> dict[str, dict[str, int]]:
+    """Return the requests for credentials by workspace and verdict, from this machine's log (docs/identity.md)."""
+    counted = identity_journal.counts()
+    names = {workspace.name: workspace_ssh.alias(workspace) for workspace in workspaces}
+    return {name: dict(counted[alias]) for name, alias in names.items() if alias in counted}

@@ -66,6 +66,13 @@ workspaces:
   type: list
   elements: dict
   returned: success
+credentials:
+  description: >-
+    How many requests for credentials each workspace has made through this machine, by verdict (given, refused, missing
+    or failed); workspaces without a request are left out.
+  type: dict
+  returned: success
+  sample: {demo: {given: 12, refused: 1}}
 lines:
   description: Lines of the log; empty with O(follow=true).
   type: list

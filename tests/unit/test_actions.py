@@ -25,6 +25,8 @@ from ansible_collections.spt.flow.plugins.plugin_utils._ansible import open as a
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import results as ansible_results
 from ansible_collections.spt.flow.plugins.plugin_utils._ansible import values as ansible_values
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.docker.session import UNREADABLE, to_session
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.identity import journal as identity_journal
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.identity import record as identity_record
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import author as repository_author
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.repository import probe as repository_probe
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.settings import options as settings_options
@@ -722,6 +724,28 @@ def test_logs_are_printed_line_by_line(act: Any) -> None:
     act.target.log["alice", "demo"] = ["one", "two"]
     assert act("workspace_info", {"logs": True})["lines"] == ["one", "two"]
     assert act.said == ["one", "two"]
+
+
+def test_status_counts_requests_for_credentials(act: Any) -> None:
+    demo = act.target.add("demo", "example.com/o/demo")
+    act.target.add("other", "example.com/o/other")
+    for verdict in (identity_journal.GIVEN, identity_journal.REFUSED, identity_journal.GIVEN):
+        identity_journal.write(workspace_ssh.alias(demo), "git", "get example.com", verdict)
+    result = act("workspace_info")
+    assert result["credentials"] == {"demo": {"given": 2, "refused": 1}}
+    block = result["ansible_stats"]["data"]["spt_flow"]["block"]
+    assert "  note: demo: requests for credentials: 2 given, 1 refused" in block
+
+
+def test_entered_workspace_may_ask_for_its_repositorys_host(act: Any, extra: Any) -> None:
+    result = act("workspace", repo="https://git.example.com:8443/o/demo", dotfiles="https://dots.example.com/a/b")
+    name = result["workspace"]["name"]
+    key = next(iter(act.target.workspaces))
+    workspace = act.target.workspaces[key]
+    found = identity_record.read(workspace_ssh.alias(workspace))
+    assert found.own and found.hosts == ("dots.example.com", "git.example.com:8443") and name == "demo"
+    act("workspace", {"state": "absent", "confirm": True}, workspace="demo")
+    assert identity_record.read(workspace_ssh.alias(workspace)) == identity_record.Record()
 
 
 def test_exec_streams_lines_and_fails_with_the_exit_status(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:

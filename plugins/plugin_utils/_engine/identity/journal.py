@@ -39,13 +39,13 @@ def write(workspace: str, kind: str, subject: str, verdict: str) -> None:
             os.replace(path(), f"{path()}.1")
 
 
-def counts(workspace: str) -> Counter[str]:
-    """Return how many requests of ``workspace`` have which verdict."""
-    found: Counter[str] = Counter()
+def counts() -> dict[str, Counter[str]]:
+    """Return how many requests have which verdict, by workspace."""
+    found: dict[str, Counter[str]] = {}
     for name in (f"{path()}.1", path()):
         with contextlib.suppress(OSError), open(name, encoding="utf-8", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    found[str(entry["verdict"])] += entry["workspace"] == workspace
-    return +found
+                    found.setdefault(str(entry["workspace"]), Counter())[str(entry["verdict"])] += 1
+    return found

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .models import Result, Session, Workspace
 
@@ -94,6 +94,14 @@ def status(workspaces: Sequence[Workspace], width: int, now: float, sizes: bool 
             lines.append("  ".join(row[:3]))
             lines.append("  " + ", ".join(f"{name} {cell}" for name, cell in zip(head[3:], row[3:], strict=True)))
     return lines + [line for workspace in workspaces for line in _problems(workspace)]
+
+
+def credentials(asked: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a line for each workspace that has asked for credentials; ``asked`` has the number of each verdict."""
+    return [
+        f"  note: {name}: requests for credentials: {', '.join(f'{count} {word}' for word, count in counts.items())}"
+        for name, counts in asked.items()
+    ]
 
 
 def _problems(workspace: Workspace) -> list[str]:
