@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from ansible_collections.spt.flow.plugins.plugin_utils._engine.identity import messages
 from ansible_collections.spt.flow.plugins.plugin_utils._engine.workspace import ssh as workspace_ssh
 from ansible_collections.spt.flow.tests.integration import playbook_harness
 from ansible_collections.spt.flow.tests.unit import identity_harness as harness
@@ -308,6 +312,69 @@ def test_workspace_clones_and_pushes_with_the_users_git_credentials(git_server: 
         assert "get" in (books.home / "asked").read_text().split()
         log = (books.home / ".local/state/spt-flow/credentials.log").read_text()
         assert '"refused"' in log and '"given"' in log and SECRET not in log
+
+
+def test_commit_is_signed_through_the_users_gnupg_agent(tmp_path: Path) -> None:
+    """A second GnuPG home, with the public key only, reaches the first one's agent by the owner's stream."""
+    if not all(map(shutil.which, ("gpg", "gpgconf", "gpg-agent"))):
+        pytest.skip("needs GnuPG")
+    with tempfile.TemporaryDirectory(prefix="gpg-") as short:
+        mine, inside = Path(short, "mine"), Path(short, "inside")
+        mine.mkdir(mode=0o700)
+        inside.mkdir(mode=0o700)
+        user = harness.User(Path(short), harness.private(tmp_path))
+        user.record("git.example.com")
+        here = {**os.environ, **user.environment, "GNUPGHOME": str(mine)}
+        there = {**here, "GNUPGHOME": str(inside)}
+
+        def run(*words: str, environment: dict[str, str] = here, stdin: str = "") -> str:
+            done = subprocess.run(words, env=environment, input=stdin, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done
+            return done.stdout
+
+        batch = ["gpg", "--batch", "--passphrase", "", "--pinentry-mode", "loopback"]
+        try:
+            run(*batch, "--quick-generate-key", "ada@example.com", "ed25519", "sign", "never")
+            config = "[user]\n\temail = ada@example.com\n\tsigningKey = ada@example.com\n[commit]\n\tgpgSign = true\n"
+            (user.home / ".gitconfig").write_text(config)
+            with user.session(GNUPGHOME=str(mine)) as session:
+                facts = session.query(kind="signing")
+                assert (facts["format"], facts["commits"]) == ("openpgp", True)
+                assert "PRIVATE" not in str(facts)
+                run("gpg", "--batch", "--import", environment=there, stdin=facts["public_keys"])
+                run("gpg", "--batch", "--import-ownertrust", environment=there, stdin=facts["ownertrust"])
+                place = run("gpgconf", "--list-dirs", "agent-socket", environment=there).strip()
+                run("gpgconf", "--kill", "gpg-agent", environment=there)
+                harness.wait_for(lambda: not Path(place).exists(), "importing has left no agent")
+                with _relay(Path(place), user.socket):
+                    signed = ["gpg", "--batch", "--no-autostart", "--armor", "--clearsign"]
+                    signature = run(*signed, environment=there, stdin="text")
+                run("gpg", "--batch", "--verify", stdin=signature)
+            assert '"kind": "gpg"' in (user.home / "state/spt-flow/credentials.log").read_text()
+        finally:
+            for home in (here, there):
+                subprocess.run(["gpgconf", "--kill", "all"], env=home, timeout=30, check=False)
+
+
+@contextlib.contextmanager
+def _relay(place: Path, owner: Path) -> Iterator[None]:
+    """Serve ``place`` by streams of the owner, as the workspace agent does."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+
+        def join() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _address = listener.accept()
+                    with client, harness.Inside(owner) as inside:
+                        assert inside.ask(harness.extension("stream@spt.flow", {"kind": "gpg"})) == b"\x06"
+                        with contextlib.suppress(messages.Broken):
+                            messages.join(client, inside.socket)
+
+        threading.Thread(target=join, daemon=True).start()
+        yield
 
 
 def _runs(pid: int) -> bool:
