@@ -144,6 +144,7 @@ def test_failed_start_shows_its_last_lines_and_is_cleaned_up_before_a_retry(fake
     [
         ("insufficient quota", "delete a workspace"),
         ("write /var/lib/docker/x: no space left on device", "disk is full"),
+        ("did not find docker image 'spt-flow/workspace:fat-1'", "--tags host_images"),
         ("Error pinging Docker server: Cannot connect to the Docker daemon", ""),
     ],
 )

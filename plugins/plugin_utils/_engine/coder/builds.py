@@ -14,17 +14,10 @@ from ..common.progress import Progress
 from ..common.wait import Waiter
 from ..workspace.models import Workspace
 from .client import Json
-from .jobs import ENDED, follow, last_lines
+from .jobs import ENDED, advice, follow, last_lines
 from .reading import CoderReader
 
 LAST_LINES = 5
-ADVICE = {
-    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status lists yours), or request more.",
-    "detected as hung": "The server or its provisioner stopped during the build: run the command again.",
-    "no space left on device": "The disk is full, either the node's or the server's: ask the administrator to free "
-    "space, then run the command again.",
-}
-"""Hints by text of a failed build."""
 
 
 class Builder(CoderReader):
@@ -62,7 +55,7 @@ class Builder(CoderReader):
         last = last_lines(self._client, self._client.build_logs(build["id"]), LAST_LINES)
         cancelled = job["status"] == "canceled"
         reason = "the build was cancelled" if cancelled else untrusted.line(job.get("error") or job["status"])
-        hints = [advice for words, advice in ADVICE.items() if words in "\n".join([reason, *last]).lower()]
+        hints = advice(reason, *last)
         hints += ["The last lines of its build:", *last] if last else ["See the build on the server's dashboard."]
         raise Unhealthy(
             f"Coder could not {ended['transition']} workspace {workspace['name']}: {reason.rstrip('.')}.",

@@ -19,6 +19,15 @@ NOBODY = "no provisioner of the server was available"
 QUIET = 45.0
 """Seconds without a line of its log after which a job that runs may hang: Terraform writes one every ten seconds."""
 HUNG = "Coder ends a hung build after 5 minutes, then run the command again."
+ADVICE = {
+    "insufficient quota": "Your quota is used up: delete a workspace (spt.flow.status lists yours), or request more.",
+    "detected as hung": "The server or its provisioner stopped during the build: run the command again.",
+    "did not find docker image": "The node does not have the image. An administrator copies it there: "
+    "ansible-playbook site.yml --tags host_images",
+    "no space left on device": "The disk is full, either the node's or the server's: ask the administrator to free "
+    "space, then run the command again.",
+}
+"""Hints by text of a failed job."""
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -71,6 +80,12 @@ def follow(
     if ended is None:
         raise AssertionError("ended must be set here")
     return ended
+
+
+def advice(*texts: str) -> list[str]:
+    """Return the hints for a job that failed with these texts."""
+    said = "\n".join(texts).lower()
+    return [hint for words, hint in ADVICE.items() if words in said]
 
 
 def last_lines(client: CoderClient, lines: Iterable[Json], count: int) -> list[str]:

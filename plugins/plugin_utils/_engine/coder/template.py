@@ -26,7 +26,7 @@ from ..settings.workspace import Settings
 from ..workspace.models import CONTRACT
 from .admin import CoderAdmin
 from .client import DEPRECATED, Json
-from .jobs import follow, last_lines
+from .jobs import advice, follow, last_lines
 
 LONGEST_DESCRIPTION = 128
 DESCRIPTION = "Your repository with VS Code, Docker and KVM on the company's machines. A name is all you need to enter."
@@ -278,6 +278,6 @@ def _followed(client: CoderAdmin, version_id: str, wanted: Wanted, progress: Pro
     last = last_lines(client, client.version_logs(version_id), LAST_LINES)
     raise Unhealthy(
         f"Cannot import the template {wanted.name}: {version['job'].get('error') or version['job']['status']}.",
-        "\n".join(["The active version did not change. The last lines of the import:", *last]),
+        "\n".join([*advice(*last), "The active version did not change. The last lines of the import:", *last]),
         {"log": last, "error_code": version["job"].get("error_code", "")},
     )
