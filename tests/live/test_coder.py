@@ -127,12 +127,22 @@ def test_up_creates_it_and_a_second_run_changes_nothing(live_server: LiveServer,
     assert (len(containers), len(volumes)) == (1, 2)
 
 
+def listed(live_server: LiveServer) -> str:
+    """Return the state of the clone that `status` shows."""
+    found = {one.name: one for one in live_server.target().list("me", details=True)}
+    return found[SPEC.name].step("clone").state
+
+
 def test_session_has_the_clients_agent_and_exit_status(
-    live_server: LiveServer, workspace: Workspace, agent: dict[str, str]
+    live_server: LiveServer, workspace: Workspace, agent: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CODER_URL", live_server.url)
+    monkeypatch.setenv("CODER_SESSION_TOKEN", live_server.token)
     assert inside(live_server, workspace, "exit 37").returncode == 37
+    assert listed(live_server) == "needs-auth"
     done = inside(live_server, workspace, "spt-workspace clone", **agent)
     assert done.returncode == 0, done.stderr
+    assert listed(live_server) == "ok"
     done = inside(live_server, workspace, "git -C ~/demo log --format=%s; id -un; git config user.email")
     assert done.stdout.split() == ["first", "coder", "ada@example.com"], done.stderr
     searched = inside(live_server, workspace, "grep -rl 'PRIVATE KEY' /home/coder")
@@ -295,6 +305,7 @@ def test_action_pushes_the_templates_and_a_second_run_changes_nothing(live_serve
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SPT_FLOW_", "CODER_"))}
     env |= {
         "SPT_FLOW_TEMPLATE": "by-action",
+        "SPT_FLOW_PROFILE": "slim",
         "CODER_URL": live_server.url,
         "CODER_SESSION_TOKEN": live_server.admin.http.config.token,
     }

@@ -26,7 +26,8 @@ def test_second_run_changes_nothing_and_shows_no_secret(live_server: LiveServer)
 
 
 def test_token_of_the_bot_only_rolls_out_templates(live_server: LiveServer) -> None:
-    more = {"flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled", "coder_template_network": "bridge"}
+    more = {"flow_profile": "slim", "flow_cpus": 1, "flow_memory": "1g", "flow_kvm": "disabled"}
+    more |= {"coder_template_network": "bridge"}
     only = ("--tags", "coder_template")  # the reaper would be installed on this machine
     done = bootstrap(live_server, *only, playbook="servers", coder_template_name="bots", **more)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr

@@ -82,10 +82,14 @@ def test_up_creates_a_workspace_and_ends_in_the_command(playbooks: Playbooks) ->
     assert planned["changed"], planned
     assert not (playbooks.home / ".cache/spt-flow/coder").exists()
     made = playbooks.json("up", "-e", f"repo={REPO}")
-    assert made["ok"], made
-    assert (made["workspace"]["owner"], made["workspace"]["target"]) == ("ada", "coder")
-    done = playbooks.run("up", "-e", f"repo={REPO}", SPT_FLOW_COMMAND="exit 37")
+    assert (made["status"], made["error"]["kind"]) == (9, "clone"), made
+    assert "Cannot clone" in made["msg"] and "The workspace is kept and runs." in made["msg"], made
+    (kept,) = playbooks.json("status")["workspaces"]
+    assert (kept["owner"], kept["target"], kept["state"]) == ("ada", "coder", "running")
+    assert "note: playbooks: clone failed" in playbooks.run("status").stdout
+    done = playbooks.run("up", "-e", "workspace=entered", SPT_FLOW_COMMAND="exit 37")
     assert done.returncode == 37, done.stdout + done.stderr
+    assert playbooks.json("delete", "-e", "workspace=entered", "-e", "confirm=true")["changed"]
     program = (playbooks.home / ".cache/spt-flow/coder/coder").resolve()
     assert program.stat().st_mode & 0o777 == 0o755
     done = playbooks.run("ssh", SPT_FLOW_COMMAND="id -un; hostname >/dev/null; exit 0")
