@@ -222,12 +222,18 @@ def test_other_commit_than_requested_never_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("state", "waits"), [("running", True), ("ok", False), ("failed", False), ("skipped", False)])
 def test_run_waits_for_docker_inside(state: str, waits: bool) -> None:
-    watch = readiness.Watch(Progress(), ci=True)
+    watch = readiness.Watch(Progress(), ci=True, docker=True)
     lines = [line for line in ready_lines("b") if '"docker"' not in line]
     for line in [*lines, step_event("docker", state, 1.1)]:
         assert not watch.complete
         watch.feed(line)
     assert watch.complete is not waits
+
+
+def test_run_does_not_wait_for_docker_inside_where_the_log_ends_before(tmp_path: Path) -> None:
+    target = CiTarget(lambda _workspace, boot: [line for line in ready_lines(boot) if '"docker"' not in line])
+    target.log_ends_with_workspace = False
+    assert run(tmp_path, target=target)[0].status == 0
 
 
 def test_run_does_not_wait_for_the_ide(tmp_path: Path) -> None:

@@ -70,11 +70,14 @@ def clone_failed(target: Readable, workspace: Workspace) -> bool:
 class Watch:
     """State of the newest start, from its log. ``old`` are ids of earlier starts.
 
-    With ``ci``, the IDE is ignored.
+    With ``ci``, the IDE is ignored. With ``docker``, Docker inside is waited for.
     """
 
-    def __init__(self, progress: Progress, old: frozenset[str] = frozenset(), ci: bool = False) -> None:
+    def __init__(
+        self, progress: Progress, old: frozenset[str] = frozenset(), ci: bool = False, docker: bool = False
+    ) -> None:
         self._ci = ci
+        self._docker = docker
         self.steps: dict[str, Step] = {}
         self.life = Liveness()
         self.notes: list[str] = []
@@ -124,13 +127,10 @@ class Watch:
 
     @property
     def complete(self) -> bool:
-        """Return whether everything that clients wait for is done.
-
-        A job waits for Docker inside too, because its first command may need it.
-        """
+        """Return whether everything that clients wait for is done."""
         if not self.usable or self.state("clone") not in FINAL:
             return False
-        return not self._ci or self.state("clone") != "ok" or self.state("docker") in FINAL
+        return not self._docker or self.state("clone") != "ok" or self.state("docker") in FINAL
 
     @property
     def settled(self) -> bool:
@@ -188,7 +188,9 @@ def wait_ready(
             wait_until_ended(target, workspace, progress, waiter, events)
             raise Conflict(f"Workspace {workspace.name} is being stopped.", "Run the command again.")
         old = frozenset([e["boot"] for e in events if e["event"] == "start"][:-1])
-    watch = Watch(progress, old, ci=workspace.kind == "ci")
+    ci = workspace.kind == "ci"
+    # A job's first command may need Docker inside. A log that ends before the workspace may not tell when it answers.
+    watch = Watch(progress, old, ci=ci, docker=ci and target.log_ends_with_workspace)
     for line in _followed(target, workspace, waiter, progress):
         if line is not None:
             watch.feed(line)
