@@ -87,6 +87,10 @@ def test_up_creates_a_workspace_and_ends_in_the_command(playbooks: Playbooks) ->
     (kept,) = playbooks.json("status")["workspaces"]
     assert (kept["owner"], kept["target"], kept["state"]) == ("ada", "coder", "running")
     assert "note: playbooks: clone failed" in playbooks.run("status").stdout
+    client = playbooks.live_server.client(playbooks.live_server.token)
+    template = client.template("spt-flow")
+    assert template is not None
+    client.create_workspace("entered", template["id"])
     done = playbooks.run("up", "-e", "workspace=entered", SPT_FLOW_COMMAND="exit 37")
     assert done.returncode == 37, done.stdout + done.stderr
     assert playbooks.json("delete", "-e", "workspace=entered", "-e", "confirm=true")["changed"]
