@@ -113,7 +113,9 @@ def measure_live(samples: Samples, rounds: int) -> str:
     ):
         known = Path(git_server, "known_hosts").read_text()
         port = known.split("]:")[1].split()[0]
-        settings = Settings(cpus=2.0, memory=2 << 30, kvm="disabled", known_hosts=known, wait_timeout=300)
+        settings = Settings(
+            profile="slim", cpus=2.0, memory=2 << 30, kvm="disabled", known_hosts=known, wait_timeout=300
+        )
         assert live_server.admin is not None
         coder_template.roll_out(live_server.admin, live_server.wanted(settings))
         for number in range(rounds + 1):
