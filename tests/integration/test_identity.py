@@ -126,9 +126,9 @@ def test_terminal_works_through_the_owner(client: Client) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_client_leaves_neither_owner_nor_session(client: Client, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        client.argv(HOST, "echo $$; exec cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=client.environment
-    )
+    # Under nohup, OpenSSH would ignore SIGHUP.
+    argv = ["env", "--default-signal=HUP", *client.argv(HOST, "echo $$; exec cat")]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=client.environment)
     assert process.stdin is not None and process.stdout is not None
     remote = int(process.stdout.readline())
     harness.wait_for(client.socket.exists, "the owner serves")
